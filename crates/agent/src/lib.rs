@@ -1,0 +1,1 @@
+//! Agent: observe, decide, act

@@ -1,0 +1,1 @@
+//! Guard: the small process that owns the database server and its deadline

@@ -1,0 +1,30 @@
+//! Words: the plain values that every other room speaks in.
+//!
+//! PURE: no clock, no I/O, no randomness, no `HashMap`. A type for every quantity, so that a term can not be
+//! taken for a timeline nor a host for a copy.
+
+#![forbid(unsafe_code)]
+
+pub mod event;
+pub mod ids;
+pub mod message;
+pub mod observation;
+pub mod order;
+pub mod position;
+pub mod record;
+pub mod route;
+pub mod setting;
+pub mod spec;
+pub mod status;
+pub mod time;
+
+pub use event::{Event, Reason};
+pub use ids::{ClusterName, CopyId, NodeId, SystemId, Term};
+pub use message::{Answer, Message, Presence};
+pub use observation::{ServerObservation, ServerState, Walsender};
+pub use order::{Order, OrderFailure, OrderId, Outcome};
+pub use position::{Lineage, LogEnd, Lsn, Position, Timeline};
+pub use record::{ClaimState, Durability, Durable, Record, Revision, Upstream};
+pub use route::{Route, RouteState};
+pub use setting::SyncSetting;
+pub use time::{Moment, Span};

@@ -1,0 +1,63 @@
+//! What a probe of the local server saw, and when.
+
+use crate::{CopyId, Lsn, Moment, NodeId, Timeline};
+use serde::{Deserialize, Serialize};
+
+/// What the local server is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ServerState {
+    /// No process.
+    #[default]
+    Down,
+    /// A process that does not answer queries yet.
+    Starting,
+    /// In recovery, answers queries.
+    Standby,
+    /// Out of recovery.
+    Primary,
+}
+
+/// A replication connection to this server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Walsender {
+    /// The replica, from the connection's application name.
+    pub node: NodeId,
+    /// The copy it said it is.
+    pub copy: CopyId,
+    /// Up to where that copy says that it has flushed.
+    pub flush: Lsn,
+    /// Up to where it has replayed.
+    pub replay: Lsn,
+    /// It has caught up and streams.
+    pub streaming: bool,
+}
+
+/// The local server as a probe saw it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerObservation {
+    /// When the probe was sent (not when it was answered).
+    pub at: Moment,
+    /// What it does.
+    pub state: ServerState,
+    /// For how long, in milliseconds, it has given no sign of life although it should: stopped, hung, or its disk stalled.
+    pub silent: u64,
+    /// Why it is silent, for people ("server process is stopped", "write to data volume takes 4 s").
+    pub symptom: Option<String>,
+    /// The timeline it runs on.
+    pub timeline: Option<Timeline>,
+    /// Primary: end of its flushed log. Standby: end of what it has received, or replayed if that is unknown.
+    pub end: Option<Lsn>,
+    /// Standby: replayed up to here.
+    pub replay: Option<Lsn>,
+    /// Standby: the walreceiver streams now.
+    pub receiving: bool,
+    /// Primary: its replicas.
+    pub walsenders: Vec<Walsender>,
+    /// Clients other than the agent may enter.
+    pub open: bool,
+    /// Free bytes on the data volume, if known.
+    pub disk_free: Option<u64>,
+    /// The server's process.
+    pub pid: Option<u32>,
+}

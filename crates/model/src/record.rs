@@ -1,0 +1,100 @@
+//! The record: the one key of the store that says who may be primary and which copies hold what was acknowledged.
+//!
+//! One key, so that a successful raise of the term *is* the read of members and quorum (take-over protocol, 3.4).
+
+use crate::{CopyId, Lineage, Lsn, NodeId, Position, SystemId, Term, Timeline};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The store's version of a key. A later write has a higher revision. Never 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Revision(pub u64);
+
+/// How a commit is protected, as the operator asked for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// Block writes rather than acknowledge what could be lost.
+    #[default]
+    Strict,
+    /// Go on alone when no replica is left, and say so.
+    Available,
+    /// Never wait; a take-over may lose the newest writes, and reports them.
+    Async,
+}
+
+/// What the holder of the term does with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClaimState {
+    /// The cluster's first copy is being made; nothing can be lost yet.
+    Founding,
+    /// Nobody holds the term: the last holder released it, its server stopped.
+    Free,
+    /// The holder collects recruits.
+    Electing,
+    /// The holder may serve as primary while it renews.
+    Held,
+}
+
+/// The record. `leader`, `members` and `quorum` tell which copies must be asked before a next primary may open:
+/// `quorum + 1` distinct copies of `members`, or the leader itself, stopped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// The current term.
+    pub term: Term,
+    /// Who holds it; `None` when free.
+    pub holder: Option<NodeId>,
+    /// What the holder does with it.
+    pub state: ClaimState,
+    /// Changes at every attempt to renew.
+    pub grant: u64,
+    /// Who was the last to claim (state held); its log holds everything acknowledged.
+    pub leader: Option<NodeId>,
+    /// M: voters and the leader, each with its copy.
+    pub members: BTreeMap<NodeId, CopyId>,
+    /// q: an election needs q + 1 distinct answers of the members.
+    pub quorum: u32,
+    /// The last timeline number handed out.
+    pub timeline: Timeline,
+    /// The path of the leader's log before `timeline`: its last entry is where the leader left the log it was elected with.
+    pub lineage: Lineage,
+    /// Who should stand next, when a holder stepped down in favour of somebody; others hold back.
+    pub wanted: Option<NodeId>,
+    /// Commits are acknowledged without waiting while this is set (mode async).
+    pub asynchronous: bool,
+    /// The data's identity, once the first copy exists.
+    pub system: Option<SystemId>,
+}
+
+/// From whom a standby streams, and of which term that server is primary.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Upstream {
+    /// The node to stream from.
+    pub node: NodeId,
+    /// The term in which to do so; a server whose upstream's term is not the promise starts without upstream.
+    pub term: Term,
+}
+
+/// What a node keeps durably, outside the data directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Durable {
+    /// The node follows no term older than this; it never falls.
+    pub promise: Term,
+    /// Where the standby streams from; `None` = cut.
+    pub upstream: Option<Upstream>,
+    /// The copy in the data directory; `None` = none, or not whole.
+    pub copy: Option<CopyId>,
+    /// The log was found to have diverged from the leader of this term, at this end: kept until the rewind is verified.
+    pub diverged: Option<(Term, Position)>,
+}
+
+/// Where a primary's recovery ended: what must be confirmed by enough members before clients enter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoveryEnd {
+    /// The timeline the server runs on now.
+    pub timeline: Timeline,
+    /// Every byte before this must be held by |M| − q members.
+    pub lsn: Lsn,
+}

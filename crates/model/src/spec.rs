@@ -1,0 +1,186 @@
+//! What the operator wants: `mainstay.toml` as values.
+
+use crate::{ClusterName, Durability, NodeId, Span};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// The whole file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Spec {
+    /// The cluster as a whole.
+    pub cluster: Cluster,
+    /// The nodes, in the order of the file.
+    #[serde(rename = "node")]
+    pub nodes: Vec<Node>,
+    /// Times of the take-over.
+    #[serde(default)]
+    pub failover: Failover,
+    /// The proxies.
+    #[serde(default)]
+    pub proxy: Proxy,
+    /// PostgreSQL's own settings.
+    #[serde(default)]
+    pub postgres: Postgres,
+}
+
+/// The cluster as a whole.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cluster {
+    /// Its name.
+    pub name: ClusterName,
+    /// Which engine.
+    #[serde(default)]
+    pub engine: EngineKind,
+    /// How commits are protected.
+    #[serde(default)]
+    pub durability: Durability,
+}
+
+/// The engines Mainstay knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineKind {
+    /// PostgreSQL.
+    #[default]
+    Postgres,
+}
+
+/// One node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Node {
+    /// Its name.
+    pub name: NodeId,
+    /// An IP address (or a name that resolves to one).
+    pub host: String,
+    /// The failure zone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+    /// Votes and holds no data.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub witness: bool,
+    /// The database server's port.
+    #[serde(default = "default_server_port")]
+    pub port: u16,
+    /// The agent's port: peers, API (mutual TLS).
+    #[serde(default = "default_agent_port")]
+    pub agent_port: u16,
+    /// The health endpoints' port (plain HTTP, no secrets).
+    #[serde(default = "default_health_port")]
+    pub health_port: u16,
+    /// Where this node keeps its files; default `/var/lib/mainstay/<cluster>`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dir: Option<PathBuf>,
+}
+
+fn default_server_port() -> u16 {
+    5432
+}
+fn default_agent_port() -> u16 {
+    7420
+}
+fn default_health_port() -> u16 {
+    7421
+}
+
+/// Times of the take-over. All in milliseconds; each has a default.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Failover {
+    /// How often agents tell each other that they live.
+    pub ping_ms: u64,
+    /// Silence after which a holder is suspected.
+    pub suspicion_ms: u64,
+    /// How long a claim lets its holder serve without renewing it.
+    pub lease_ms: u64,
+    /// Part of the lease, in hundredths, that the guard keeps back for clock drift and its own delays.
+    pub margin_percent: u64,
+    /// How many replicas a commit waits for; default: half of the data nodes, rounded down.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sync_replicas: Option<u32>,
+}
+
+impl Default for Failover {
+    fn default() -> Self {
+        Self { ping_ms: 250, suspicion_ms: 1000, lease_ms: 3000, margin_percent: 20, sync_replicas: None }
+    }
+}
+
+impl Failover {
+    /// The lease.
+    #[must_use]
+    pub fn lease(&self) -> Span {
+        Span(self.lease_ms)
+    }
+}
+
+/// The proxies.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Proxy {
+    /// Does each node run a proxy on its own host?
+    pub on_nodes: bool,
+    /// Host on which a proxy of its own listens (`mainstay up` uses it); `None`: nodes only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// Port for writes.
+    pub write_port: u16,
+    /// Port for reads.
+    pub read_port: u16,
+    /// A replica further behind than this gets no reads. Bytes.
+    pub max_lag_bytes: u64,
+    /// For how long a new connection is held while there is no primary.
+    pub hold_ms: u64,
+    /// How many connections may be held, or open, at once.
+    pub max_connections: u32,
+}
+
+impl Default for Proxy {
+    fn default() -> Self {
+        Self {
+            on_nodes: true,
+            host: None,
+            write_port: 6432,
+            read_port: 6433,
+            max_lag_bytes: 16 * 1024 * 1024,
+            hold_ms: 15_000,
+            max_connections: 2000,
+        }
+    }
+}
+
+/// PostgreSQL's own settings.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Postgres {
+    /// Where `postgres` and `initdb` are; default: the newest of the distribution's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bin_dir: Option<PathBuf>,
+    /// Server parameters; the names that Mainstay owns are refused.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub parameters: BTreeMap<String, String>,
+    /// Lines added to `pg_hba.conf`, before the default ones.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hba: Vec<String>,
+}
+
+impl Spec {
+    /// The node of this name.
+    #[must_use]
+    pub fn node(&self, name: &NodeId) -> Option<&Node> {
+        self.nodes.iter().find(|node| &node.name == name)
+    }
+    /// Nodes that hold data, in order.
+    pub fn data_nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.iter().filter(|node| !node.witness)
+    }
+    /// n: how many replicas a commit waits for, before the mode is applied. Default ⌊data nodes / 2⌋.
+    #[must_use]
+    pub fn sync_replicas(&self) -> u32 {
+        let data = u32::try_from(self.data_nodes().count()).unwrap_or(u32::MAX);
+        self.failover.sync_replicas.unwrap_or(data / 2).min(data.saturating_sub(1))
+    }
+}

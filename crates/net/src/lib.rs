@@ -1,0 +1,1 @@
+//! Net: cluster authority, mutual TLS, framed messages between agents

@@ -1,0 +1,22 @@
+//! The clocks. Decisions use boot time only; wall time is for records that people read.
+
+use mainstay_model::Moment;
+use rustix::time::{ClockId, clock_gettime};
+
+/// `CLOCK_BOOTTIME` now: never goes back, goes on while the host is suspended.
+#[must_use]
+pub fn boot_now() -> Moment {
+    let now = clock_gettime(ClockId::Boottime);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    let millis = u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000;
+    Moment(seconds * 1000 + millis)
+}
+
+/// Milliseconds since 1970 by the wall clock. Never decide by it.
+#[must_use]
+pub fn wall_now_ms() -> u64 {
+    let now = clock_gettime(ClockId::Realtime);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    let millis = u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000;
+    seconds * 1000 + millis
+}

@@ -1,0 +1,99 @@
+//! A database engine on one node. No lowest common denominator: what an engine can not do it says in its capabilities.
+//!
+//! Contract:
+//! 1. One call that changes something runs at a time (the agent's mailbox sees to that); `probe` runs beside it.
+//! 2. A call that is dropped half-way (its future cancelled), or ends because the server was killed under it, leaves a state from
+//!    which `start_standby`, `rewind` or `clone_from` goes on; the copy's wholeness is the caller's to keep (`Durable::copy`).
+//! 3. Nothing here chooses: which upstream, which setting, which timeline all come with the order.
+//! 4. "Verified" means: seen on the server after the change, not inferred from a tool's exit status.
+
+use async_trait::async_trait;
+use mainstay_model::record::RecoveryEnd;
+use mainstay_model::{
+    CopyId, LogEnd, Lsn, Moment, NodeId, Position, ServerObservation, SyncSetting, SystemId, Term, Timeline,
+};
+use std::collections::BTreeSet;
+
+/// What an engine can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// It elects its primary by itself (MongoDB); Mainstay steers and leaves the election alone.
+    pub elects_itself: bool,
+    /// Commits can wait for a quorum of replicas.
+    pub quorum_commit: bool,
+    /// A diverged log can be rewound.
+    pub rewind: bool,
+}
+
+/// Why a call failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EngineError {
+    /// Not possible yet, nothing was destroyed; trying again may help.
+    #[error("{0}")]
+    NotYet(String),
+    /// The copy in the data directory is not whole any more.
+    #[error("the copy is not whole: {0}")]
+    Broken(String),
+    /// It failed otherwise; says what, where, why and what to do next.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// What must be in force in the server's start (checked by the guard).
+pub type Deadline = Option<(Term, Moment)>;
+
+/// A database engine on one node. See the module's contract.
+#[async_trait]
+pub trait Engine: Send + Sync {
+    /// What it can do.
+    fn capabilities(&self) -> Capabilities;
+    /// The server's version for people, `15.18`.
+    async fn version(&self) -> Result<String, EngineError>;
+    /// Looks at the server; never fails, never takes longer than about a second: what it can not see it leaves empty, and says
+    /// in `silent` and `symptom` for how long the server has not answered.
+    async fn probe(&self) -> ServerObservation;
+    /// Is there a data directory that looks whole (system identifier readable)?
+    async fn has_data(&self) -> Option<SystemId>;
+
+    /// Makes the first copy, with the application's role and database, and runs it as primary with clients out.
+    async fn bootstrap(
+        &self,
+        copy: CopyId,
+        setting: &SyncSetting,
+        deadline: Deadline,
+    ) -> Result<(SystemId, RecoveryEnd), EngineError>;
+    /// Starts the server as a standby; waits until it answers queries. No upstream: it streams from nobody.
+    async fn start_standby(&self, copy: CopyId, upstream: Option<&NodeId>) -> Result<(), EngineError>;
+    /// Cuts the stream durably, verifies that no walreceiver exists and none comes back, and reads the log to its end.
+    async fn recruit(&self) -> Result<LogEnd, EngineError>;
+    /// The exact end of the log of a running standby whose stream is cut, or of a stopped server.
+    async fn log_end(&self) -> Result<LogEnd, EngineError>;
+    /// Streams from `upstream` from now on (settings durable, then reload).
+    async fn follow(&self, copy: CopyId, upstream: &NodeId) -> Result<(), EngineError>;
+    /// Clients out, setting in the file, timeline numbers below `timeline` reserved, promote; verifies that the server runs on
+    /// exactly `timeline`, forked exactly at `fork`. The deadline is the guard's already.
+    async fn promote(
+        &self,
+        setting: &SyncSetting,
+        timeline: Timeline,
+        fork: Position,
+    ) -> Result<RecoveryEnd, EngineError>;
+    /// Lets clients in.
+    async fn open(&self) -> Result<(), EngineError>;
+    /// Keeps clients out and ends those that are in, repeated until none is left.
+    async fn close(&self) -> Result<(), EngineError>;
+    /// Changes the synchronous setting; returns when it is confirmed: a new connection shows it, and each connected walsender
+    /// has reported a flush of something written afterwards, or was ended. The returned position is the log's end after that.
+    async fn set_sync(&self, setting: &SyncSetting) -> Result<Lsn, EngineError>;
+    /// Switchover: checkpoint, end other walsenders than `keep`'s, clients out, stop in order; says where the log ends.
+    async fn stop_clean(&self, keep: &BTreeSet<NodeId>) -> Result<LogEnd, EngineError>;
+    /// Starts a crashed primary as primary again, clients out, synchronous setting untouched.
+    async fn restart_in_place(&self, deadline: Deadline) -> Result<RecoveryEnd, EngineError>;
+    /// Keeps what the diverged log holds beyond the common past, reports it, rewinds to the running primary `source`, and verifies.
+    /// The server is stopped before and after. The report is a text for the history.
+    async fn rewind(&self, source: &NodeId) -> Result<String, EngineError>;
+    /// Moves the old data directory aside and clones from the running primary `source`. The server is stopped after.
+    async fn clone_from(&self, source: &NodeId, copy: CopyId) -> Result<(), EngineError>;
+    /// Keeps a slot for each member (on the primary for streaming, on standbys advanced to `flushed`), and drops those of others.
+    async fn maintain_slots(&self, members: &[(NodeId, Option<Lsn>)]) -> Result<(), EngineError>;
+}

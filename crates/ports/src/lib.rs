@@ -1,0 +1,8 @@
+//! Doors: what a room of the workshop must do, in prose and as a trait, with a conformance suite where two rooms do the same.
+
+#![forbid(unsafe_code)]
+
+pub mod clock;
+pub mod engine;
+pub mod process;
+pub mod store;

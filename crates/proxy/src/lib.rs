@@ -1,0 +1,1 @@
+//! Proxy: client connections follow the route

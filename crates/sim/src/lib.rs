@@ -1,0 +1,1 @@
+//! Cellar: virtual clusters over the real decision code

@@ -1,0 +1,1 @@
+//! Store: memory and embedded Raft behind one trait

@@ -1,0 +1,1 @@
+//! Testkit: real clusters, faults and ledgers for tests and benchmarks
