@@ -7,6 +7,7 @@
 
 pub mod event;
 pub mod ids;
+pub mod layout;
 pub mod message;
 pub mod observation;
 pub mod order;

@@ -4,5 +4,6 @@
 
 pub mod clock;
 pub mod engine;
+pub mod peer;
 pub mod process;
 pub mod store;

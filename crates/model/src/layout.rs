@@ -1,0 +1,101 @@
+//! Where a node's and a cluster's files lie. Names only; nothing here touches a disk.
+//!
+//! A node's directory:
+//! ```text
+//! agent/     agent's user only: durable.json, raft/, node.crt, node.key, ca.crt, app.verifier, guard.sock
+//! data/      the database server's data directory (its user only)
+//! conf/      its configuration and TLS files (its user only), outside the data directory so that a rewind never overwrites them
+//! run/       its Unix socket
+//! log/       server.log, agent.log, guard.log
+//! diverged/  logs kept before a rewind or re-clone
+//! ```
+//! A cluster made by `mainstay up`:
+//! ```text
+//! mainstay.toml   pki/{ca,admin,proxy}.{crt,key}   secrets/app.password   nodes/NAME/   log/   run/supervisor.pid
+//! ```
+
+use std::path::{Path, PathBuf};
+
+/// One node's directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeLayout {
+    /// The directory itself.
+    pub dir: PathBuf,
+}
+
+/// A local cluster's directory (`mainstay up`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterLayout {
+    /// The directory itself.
+    pub dir: PathBuf,
+}
+
+macro_rules! paths {
+    ($type:ident { $($name:ident => $path:literal, $doc:literal;)* }) => {
+        impl $type {
+            /// The layout of this directory.
+            #[must_use]
+            pub fn new(dir: impl Into<PathBuf>) -> Self {
+                Self { dir: dir.into() }
+            }
+            /// The directory.
+            #[must_use]
+            pub fn dir(&self) -> &Path {
+                &self.dir
+            }
+            $(#[doc = $doc]
+            #[must_use]
+            pub fn $name(&self) -> PathBuf {
+                self.dir.join($path)
+            })*
+        }
+    };
+}
+
+paths!(NodeLayout {
+    agent => "agent", "Only the agent's user may read it.";
+    durable => "agent/durable.json", "Promise, upstream, copy.";
+    raft => "agent/raft", "The embedded store's files.";
+    node_cert => "agent/node.crt", "The agent's certificate (PEM).";
+    node_key => "agent/node.key", "The agent's key (PEM).";
+    ca_cert => "agent/ca.crt", "The cluster authority (PEM).";
+    app_verifier => "agent/app.verifier", "SCRAM verifier of the application role, for the first copy.";
+    guard_socket => "agent/guard.sock", "Where the guard listens.";
+    data => "data", "The server's data directory.";
+    conf => "conf", "The server's configuration.";
+    server_cert => "conf/server.crt", "The server's certificate.";
+    server_key => "conf/server.key", "The server's key.";
+    replication_cert => "conf/replication.crt", "The certificate with which this node's server replicates from others.";
+    replication_key => "conf/replication.key", "Its key.";
+    server_ca => "conf/ca.crt", "The cluster authority, readable by the server.";
+    run => "run", "The server's Unix socket.";
+    log => "log", "Logs.";
+    server_log => "log/server.log", "What the server prints.";
+    agent_log => "log/agent.log", "The agent's log (JSON lines).";
+    guard_log => "log/guard.log", "The guard's log.";
+    diverged => "diverged", "Logs kept before a rewind or re-clone.";
+});
+
+paths!(ClusterLayout {
+    config => "mainstay.toml", "The file that describes the cluster.";
+    pki => "pki", "The cluster authority and the certificates of people and proxies.";
+    ca_cert => "pki/ca.crt", "The cluster authority (PEM).";
+    ca_key => "pki/ca.key", "Its key: only its owner reads it.";
+    admin_cert => "pki/admin.crt", "With it the commands call the API.";
+    admin_key => "pki/admin.key", "Its key.";
+    proxy_cert => "pki/proxy.crt", "With it the proxy asks for the route.";
+    proxy_key => "pki/proxy.key", "Its key.";
+    app_password => "secrets/app.password", "The application role's password: only its owner reads it.";
+    log => "log", "Logs of the supervisor and the proxy.";
+    run => "run", "Process ids.";
+    supervisor_pid => "run/supervisor.pid", "The supervisor's process id.";
+    proxy_pid => "run/proxy.pid", "The proxy's process id.";
+});
+
+impl ClusterLayout {
+    /// A node's directory inside it.
+    #[must_use]
+    pub fn node(&self, name: &crate::NodeId) -> NodeLayout {
+        NodeLayout::new(self.dir.join("nodes").join(name.as_str()))
+    }
+}
