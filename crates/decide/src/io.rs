@@ -9,7 +9,8 @@
 //!    refuses it as `Stale` if it is lower.
 //! 3. `Deadline` goes to the guard at once, beside a running order.
 //! 4. `Cas` and `Read`: at most one of each is open; the outcome comes in as `Input::Cas` / `Input::Read` with the same id.
-//! 5. `Send` may be dropped, delayed or repeated by the network.
+//! 5. `Promote`, `RestartInPlace` and `Bootstrap` also need a deadline ahead when they begin to execute; else `Failed(NotYet)`.
+//! 6. `Send` may be dropped, delayed or repeated by the network.
 
 use mainstay_model::record::{Durability, Durable};
 use mainstay_model::{
@@ -63,6 +64,8 @@ pub enum CasResult {
 pub enum Evidence {
     /// The host answers and nobody listens on the server's port: its server is dead.
     ServerRefused,
+    /// The host answers, its server's port too, and nobody listens on the agent's: only its agent is dead.
+    AgentRefused,
     /// The host answers and nobody listens on either port: its agent and its server are dead.
     AllRefused,
 }
