@@ -44,6 +44,8 @@ pub struct Config {
     pub hang: Span,
     /// Seed for copy ids and random pauses: operating system entropy on a host, the schedule's in the simulator.
     pub seed: u64,
+    /// Faults planted on purpose; heeded only with the cargo feature `plant`. Empty outside the simulator.
+    pub plants: std::collections::BTreeSet<crate::plant::Plant>,
 }
 
 /// How a compare-and-set of the record ended.

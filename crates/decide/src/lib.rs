@@ -1,5 +1,17 @@
-//! Brain: what to do now. PURE.
+//! Brain: what to do now. PURE: no clock, no I/O, no randomness of its own, no `HashMap`.
+//!
+//! [`Mind`] is the take-over protocol as one deterministic state machine: inputs in, outputs out. The shell around it (the
+//! agent on a host, or the simulator) obeys the contract in [`io`] and makes no choice of its own.
 
 #![forbid(unsafe_code)]
 
 pub mod io;
+pub mod mind;
+pub mod plant;
+pub mod quorum;
+pub mod summary;
+
+pub use io::{CasResult, Config, Evidence, Input, Output};
+pub use mind::Mind;
+pub use plant::Plant;
+pub use summary::{PeerSummary, Role, Summary};
