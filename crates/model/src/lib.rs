@@ -5,6 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod config;
+pub mod config_check;
 pub mod event;
 pub mod ids;
 pub mod layout;

@@ -48,6 +48,22 @@ pub enum EngineKind {
     Postgres,
 }
 
+impl EngineKind {
+    /// The engine's name, as the file writes it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Postgres => "postgres",
+        }
+    }
+}
+
+impl std::fmt::Display for EngineKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
 /// One node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -160,11 +176,32 @@ pub struct Postgres {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bin_dir: Option<PathBuf>,
     /// Server parameters; the names that Mainstay owns are refused.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "plain_values")]
     pub parameters: BTreeMap<String, String>,
     /// Lines added to `pg_hba.conf`, before the default ones.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub hba: Vec<String>,
+}
+
+/// `max_connections = 200` and `jit = false` mean what they say: numbers and booleans are taken as text.
+fn plain_values<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a server parameter is a text, a number or a boolean")]
+    enum Plain {
+        Boolean(bool),
+        Whole(i64),
+        Fraction(f64),
+        Text(String),
+    }
+    let values = BTreeMap::<String, Plain>::deserialize(deserializer)?;
+    let text = |value: Plain| match value {
+        Plain::Boolean(true) => "on".to_owned(),
+        Plain::Boolean(false) => "off".to_owned(),
+        Plain::Whole(number) => number.to_string(),
+        Plain::Fraction(number) => number.to_string(),
+        Plain::Text(text) => text,
+    };
+    Ok(values.into_iter().map(|(name, value)| (name, text(value))).collect())
 }
 
 impl Spec {

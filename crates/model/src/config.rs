@@ -1,0 +1,340 @@
+//! Config text ↔ spec: reads `mainstay.toml`, names every mistake with its line, and writes a spec back as commented text.
+//!
+//! PURE, as the whole room: the text comes in as an argument. Which server parameters an engine owns comes in as an argument
+//! too, because words do not know engines. What a single setting may hold stands in [`crate::config_check`].
+
+use crate::config_check::check;
+use crate::spec::Spec;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fmt::Write as _;
+use toml::de::{DeTable, DeValue};
+
+/// One mistake in the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigProblem {
+    /// The line it stands in, counted from 1; `None` when it is not known (a key that is missing altogether).
+    pub line: Option<usize>,
+    /// The key as a path, `node.2.host` (nodes counted from 0); empty for the file as a whole.
+    pub key: String,
+    /// What is wrong, and what to write instead.
+    pub text: String,
+}
+
+impl fmt::Display for ConfigProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            Some(line) => write!(f, "line {line}: {}", self.text),
+            None => f.write_str(&self.text),
+        }
+    }
+}
+
+/// Everything that is wrong with the file, in the order of the lines. Never empty.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+pub struct ConfigError {
+    /// The mistakes.
+    pub problems: Vec<ConfigProblem>,
+}
+
+/// The keys of each table, by the table's path. A test keeps it equal to the types in [`crate::spec`].
+const KNOWN: &[(&str, &[&str])] = &[
+    ("", &["cluster", "node", "failover", "proxy", "postgres"]),
+    ("cluster", &["name", "engine", "durability"]),
+    ("node", &["name", "host", "zone", "witness", "port", "agent_port", "health_port", "dir"]),
+    ("failover", &["ping_ms", "suspicion_ms", "lease_ms", "margin_percent", "sync_replicas"]),
+    ("proxy", &["on_nodes", "host", "write_port", "read_port", "max_lag_bytes", "hold_ms", "max_connections"]),
+    ("postgres", &["bin_dir", "parameters", "hba"]),
+];
+
+/// Reads the text of a `mainstay.toml`. `owned` are the server parameters that the engine keeps for itself.
+///
+/// # Errors
+/// Every mistake that was found: unknown keys with the nearest known one, values of a wrong type, names and ports that clash,
+/// numbers out of bounds, parameters that the engine owns.
+pub fn parse(text: &str, owned: &[&str]) -> Result<Spec, ConfigError> {
+    let table = DeTable::parse(text).map_err(|error| ConfigError { problems: vec![from_toml(text, &error)] })?;
+    let mut lines = BTreeMap::new();
+    collect_lines(text, "", table.get_ref(), &mut lines);
+    let unknown = unknown_keys(&lines);
+    if !unknown.is_empty() {
+        return Err(ConfigError { problems: unknown });
+    }
+    let spec: Spec = toml::from_str(text).map_err(|error| ConfigError { problems: vec![from_toml(text, &error)] })?;
+    let mut problems = check(&spec, owned);
+    for problem in &mut problems {
+        problem.line = line_of(&lines, &problem.key);
+    }
+    problems.sort_by_key(|problem| problem.line.unwrap_or(0));
+    if problems.is_empty() { Ok(spec) } else { Err(ConfigError { problems }) }
+}
+
+/// Where each key stands, by its path.
+type Lines = BTreeMap<String, usize>;
+
+fn collect_lines(text: &str, path: &str, table: &DeTable<'_>, lines: &mut Lines) {
+    for (key, value) in table {
+        let path = if path.is_empty() { key.get_ref().to_string() } else { format!("{path}.{}", key.get_ref()) };
+        lines.insert(path.clone(), line_at(text, key.span().start));
+        match value.get_ref() {
+            DeValue::Table(inner) => collect_lines(text, &path, inner, lines),
+            DeValue::Array(items) => {
+                for (place, item) in items.iter().enumerate() {
+                    let path = format!("{path}.{place}");
+                    lines.insert(path.clone(), line_at(text, item.span().start));
+                    if let DeValue::Table(inner) = item.get_ref() {
+                        collect_lines(text, &path, inner, lines);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn line_at(text: &str, offset: usize) -> usize {
+    let before = text.as_bytes().get(..offset).unwrap_or(text.as_bytes());
+    before.iter().filter(|byte| **byte == b'\n').count() + 1
+}
+
+/// The line of a key, or of the nearest table around it that the file has.
+fn line_of(lines: &Lines, key: &str) -> Option<usize> {
+    let mut key = key;
+    loop {
+        if let Some(line) = lines.get(key) {
+            return Some(*line);
+        }
+        key = key.rsplit_once('.')?.0;
+    }
+}
+
+fn unknown_keys(lines: &Lines) -> Vec<ConfigProblem> {
+    let mut problems: Vec<ConfigProblem> = lines
+        .iter()
+        .filter_map(|(path, line)| {
+            let (table, key) = split_path(path)?;
+            let known = KNOWN.iter().find(|(name, _)| *name == table)?.1;
+            if known.contains(&key) {
+                return None;
+            }
+            let place = if table.is_empty() { "at the top of the file".to_owned() } else { format!("in [{table}]") };
+            let advice = match nearest(key, known) {
+                Some(near) => format!("did you mean {near:?}?"),
+                None => format!("known here: {}", known.join(", ")),
+            };
+            let text = format!("unknown key {key:?} {place}; {advice}");
+            Some(ConfigProblem { line: Some(*line), key: path.clone(), text })
+        })
+        .collect();
+    problems.sort_by_key(|problem| problem.line);
+    problems
+}
+
+/// `node.2.host` → (`node`, `host`); `None` for what has no fixed keys (items of a list, server parameters).
+fn split_path(path: &str) -> Option<(&str, &str)> {
+    let (table, key) = path.rsplit_once('.').unwrap_or(("", path));
+    let table = match table.rsplit_once('.') {
+        Some((list, place)) if place.bytes().all(|byte| byte.is_ascii_digit()) => list,
+        _ => table,
+    };
+    let is_item = key.bytes().all(|byte| byte.is_ascii_digit());
+    if is_item && !KNOWN.iter().any(|(name, known)| *name == table && known.contains(&key)) {
+        return None;
+    }
+    Some((table, key))
+}
+
+/// The known word that differs least from what was written, if it is near enough to be meant.
+#[must_use]
+pub fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    let best = known.iter().map(|candidate| (distance(word, candidate), *candidate)).min()?;
+    let allowed = (word.len().max(best.1.len()) / 3).max(2);
+    (best.0 <= allowed).then_some(best.1)
+}
+
+/// How many letters must be changed, added or removed (Levenshtein).
+fn distance(left: &str, right: &str) -> usize {
+    let right: Vec<char> = right.chars().collect();
+    let mut row: Vec<usize> = (0..=right.len()).collect();
+    for (i, a) in left.chars().enumerate() {
+        let mut diagonal = i;
+        let mut previous = i + 1;
+        for (j, b) in right.iter().enumerate() {
+            let above = row.get(j + 1).copied().unwrap_or(usize::MAX);
+            let value = (diagonal + usize::from(a != *b)).min(above.saturating_add(1)).min(previous + 1);
+            diagonal = above;
+            if let Some(cell) = row.get_mut(j) {
+                *cell = previous;
+            }
+            previous = value;
+        }
+        if let Some(cell) = row.last_mut() {
+            *cell = previous;
+        }
+    }
+    row.last().copied().unwrap_or(usize::MAX)
+}
+
+fn from_toml(text: &str, error: &toml::de::Error) -> ConfigProblem {
+    let start = error.span().map(|span| span.start);
+    let mut message = error.message().trim().replace('\n', "; ");
+    if let Some(missing) = message.strip_prefix("missing field ") {
+        let line = start.filter(|start| *start > 0).map(|start| line_at(text, start));
+        let text = format!("the key {missing} is missing");
+        return ConfigProblem { line, key: String::new(), text };
+    }
+    let line = start.map(|start| line_at(text, start));
+    let written = line.and_then(|line| text.lines().nth(line - 1)).map_or("", str::trim);
+    if !written.is_empty() {
+        let _ = write!(message, " (the line reads: {written})");
+    }
+    ConfigProblem { line, key: String::new(), text: message }
+}
+
+/// Writes the spec as a `mainstay.toml` that a person can read: every table with a comment, settings that stand at their
+/// default shown as comments.
+#[must_use]
+pub fn render(spec: &Spec) -> String {
+    let mut out = String::new();
+    let cluster = &spec.cluster;
+    let _ = write!(
+        out,
+        "# A Mainstay cluster. The same file on every node; unknown keys are errors.\n\n\
+         [cluster]\nname = {}\nengine = \"{}\"\n\
+         durability = \"{}\"          # strict: block rather than lose | available: go on alone, and say so | async: never wait\n",
+        quoted(cluster.name.as_str()),
+        cluster.engine,
+        cluster.durability,
+    );
+    for node in &spec.nodes {
+        render_node(&mut out, node);
+    }
+    render_failover(&mut out, spec);
+    render_proxy(&mut out, spec);
+    render_postgres(&mut out, spec);
+    out
+}
+
+fn render_node(out: &mut String, node: &crate::spec::Node) {
+    let _ = write!(out, "\n[[node]]\nname = {}\nhost = {}\n", quoted(node.name.as_str()), quoted(&node.host));
+    if let Some(zone) = &node.zone {
+        let _ = writeln!(out, "zone = {}", quoted(zone));
+    }
+    if node.witness {
+        out.push_str("witness = true               # votes, holds no data\n");
+    }
+    let _ = write!(
+        out,
+        "port = {}                  # the database server\nagent_port = {}            # peers and API, mutual TLS\n\
+         health_port = {}           # health endpoints, plain HTTP\n",
+        node.port, node.agent_port, node.health_port
+    );
+    if let Some(dir) = &node.dir {
+        let _ = writeln!(out, "dir = {}", quoted(&dir.display().to_string()));
+    }
+}
+
+/// A setting, as a comment if it stands at its default.
+fn setting<T: fmt::Display + PartialEq>(out: &mut String, key: &str, value: T, default: T, comment: &str) {
+    let mark = if value == default { "# " } else { "" };
+    let _ = writeln!(out, "{:<28} # {comment}", format!("{mark}{key} = {value}"));
+}
+
+fn render_failover(out: &mut String, spec: &Spec) {
+    let (now, default) = (&spec.failover, crate::spec::Failover::default());
+    out.push_str("\n[failover]\n");
+    setting(out, "ping_ms", now.ping_ms, default.ping_ms, "how often agents tell each other that they live");
+    setting(out, "suspicion_ms", now.suspicion_ms, default.suspicion_ms, "silence after which a primary is suspected");
+    setting(out, "lease_ms", now.lease_ms, default.lease_ms, "how long a primary serves without renewing its claim");
+    setting(
+        out,
+        "margin_percent",
+        now.margin_percent,
+        default.margin_percent,
+        "part of the lease kept back for clocks",
+    );
+    match now.sync_replicas {
+        Some(count) => {
+            let _ = writeln!(out, "sync_replicas = {count}            # how many replicas a commit waits for");
+        }
+        None => {
+            let _ = writeln!(
+                out,
+                "{:<28} # how many replicas a commit waits for; default: half of the data nodes",
+                format!("# sync_replicas = {}", spec.sync_replicas())
+            );
+        }
+    }
+}
+
+fn render_proxy(out: &mut String, spec: &Spec) {
+    let (now, default) = (&spec.proxy, crate::spec::Proxy::default());
+    out.push_str("\n[proxy]\n");
+    setting(out, "on_nodes", now.on_nodes, default.on_nodes, "does each node run a proxy of its own?");
+    if let Some(host) = &now.host {
+        let _ = writeln!(out, "{:<28} # a proxy of its own listens there", format!("host = {}", quoted(host)));
+    }
+    let _ = writeln!(out, "{:<28} # the address for writes", format!("write_port = {}", now.write_port));
+    let _ = writeln!(out, "{:<28} # the address for reads", format!("read_port = {}", now.read_port));
+    setting(out, "max_lag_bytes", now.max_lag_bytes, default.max_lag_bytes, "a replica further behind gets no reads");
+    setting(out, "hold_ms", now.hold_ms, default.hold_ms, "how long a new connection waits for a primary");
+    setting(out, "max_connections", now.max_connections, default.max_connections, "open or held at once");
+}
+
+fn render_postgres(out: &mut String, spec: &Spec) {
+    let postgres = &spec.postgres;
+    out.push_str("\n[postgres]\n");
+    match &postgres.bin_dir {
+        Some(dir) => {
+            let _ = writeln!(out, "bin_dir = {}", quoted(&dir.display().to_string()));
+        }
+        None => {
+            out.push_str("# bin_dir = \"/usr/lib/postgresql/15/bin\"   # default: the newest of the distribution's\n")
+        }
+    }
+    if postgres.hba.is_empty() {
+        out.push_str("# hba = [\"hostssl all all 10.0.0.0/8 scram-sha-256\"]   # lines before the default ones\n");
+    } else {
+        out.push_str("hba = [\n");
+        for line in &postgres.hba {
+            let _ = writeln!(out, "  {},", quoted(line));
+        }
+        out.push_str("]\n");
+    }
+    out.push_str("\n[postgres.parameters]           # server parameters; the names that Mainstay owns are refused\n");
+    for (name, value) in &postgres.parameters {
+        let _ = writeln!(out, "{} = {}", key(name), quoted(value));
+    }
+}
+
+/// A key as TOML writes it: bare where the letters allow, else quoted (extensions' parameters hold a dot).
+fn key(name: &str) -> String {
+    let bare =
+        !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
+    if bare { name.to_owned() } else { quoted(name) }
+}
+
+/// A text as a TOML basic string.
+fn quoted(text: &str) -> String {
+    let mut out = String::from("\"");
+    for character in text.chars() {
+        match character {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\t' => out.push_str("\\t"),
+            '\r' => out.push_str("\\r"),
+            control if control.is_control() => {
+                let _ = write!(out, "\\u{:04X}", u32::from(control));
+            }
+            plain => out.push(plain),
+        }
+    }
+    out.push('"');
+    out
+}
+
+#[cfg(test)]
+#[path = "config_tests.rs"]
+mod tests;

@@ -1,0 +1,227 @@
+//! What a spec must satisfy beyond its types: names and addresses that do not clash, numbers within bounds, a commit that some
+//! replica can confirm. Nothing here reads a file or resolves a name.
+
+use crate::config::{ConfigProblem, nearest};
+use crate::spec::{Node, Spec};
+use crate::{Durability, NodeId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// Checks a spec. `owned` are the server parameters that the engine keeps for itself. The problems carry no line.
+#[must_use]
+pub fn check(spec: &Spec, owned: &[&str]) -> Vec<ConfigProblem> {
+    let mut found = Found::default();
+    nodes(spec, &mut found);
+    addresses(spec, &mut found);
+    commits(spec, &mut found);
+    failover(spec, &mut found);
+    proxy(spec, &mut found);
+    postgres(spec, owned, &mut found);
+    found.0
+}
+
+#[derive(Default)]
+struct Found(Vec<ConfigProblem>);
+
+impl Found {
+    fn add(&mut self, key: impl Into<String>, text: impl Into<String>) {
+        self.0.push(ConfigProblem { line: None, key: key.into(), text: text.into() });
+    }
+
+    fn bounds(&mut self, key: &str, value: u64, least: u64, most: u64) {
+        if value < least || value > most {
+            self.add(key, format!("{key} = {value} is out of bounds: {least} to {most}"));
+        }
+    }
+}
+
+fn nodes(spec: &Spec, found: &mut Found) {
+    if spec.data_nodes().next().is_none() {
+        found.add("node", "no node holds data: add a [[node]] with a name and a host (witnesses hold none)");
+    }
+    let mut names: BTreeSet<&NodeId> = BTreeSet::new();
+    for (place, node) in spec.nodes.iter().enumerate() {
+        if !names.insert(&node.name) {
+            found.add(format!("node.{place}.name"), format!("a second node is called {:?}", node.name.as_str()));
+        }
+        if let Err(why) = check_host(&node.host) {
+            found.add(format!("node.{place}.host"), why);
+        }
+        if let Some(dir) = &node.dir
+            && !dir.is_absolute()
+        {
+            found.add(format!("node.{place}.dir"), format!("dir = {:?} must be an absolute path", dir.display()));
+        }
+        if node.zone.as_deref() == Some("") {
+            found.add(format!("node.{place}.zone"), "zone is empty: name it, or leave it out");
+        }
+    }
+}
+
+/// Is this an address, or a name that may resolve to one?
+fn check_host(host: &str) -> Result<(), String> {
+    if let Ok(address) = host.parse::<IpAddr>() {
+        let usable = !address.is_unspecified() && !address.is_multicast();
+        return if usable { Ok(()) } else { Err(format!("host = {host:?} is no address that others can reach")) };
+    }
+    if let Some((name, port)) = host.rsplit_once(':')
+        && !name.is_empty()
+        && port.bytes().all(|byte| byte.is_ascii_digit())
+    {
+        return Err(format!("host = {host:?} holds a port: write host = {name:?} and port = {port}"));
+    }
+    let label = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let numeric_end = host.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
+    if host.len() <= 253 && host.split('.').all(label) && !numeric_end {
+        return Ok(());
+    }
+    Err(format!("host = {host:?} is neither an IP address nor a host name"))
+}
+
+/// Who listens where: no two on one host and port.
+fn addresses(spec: &Spec, found: &mut Found) {
+    let mut taken: BTreeMap<(String, u16), String> = BTreeMap::new();
+    let mut claim = |host: &str, port: u16, what: String, key: String, found: &mut Found| {
+        if port == 0 {
+            found.add(key, format!("{what}: 0 is no port; 1 to 65535"));
+            return;
+        }
+        if let Some(other) = taken.insert((host.to_ascii_lowercase(), port), what.clone()) {
+            found.add(key, format!("{what} is {port} on host {host}, which is taken by {other}"));
+        }
+    };
+    for (place, node) in spec.nodes.iter().enumerate() {
+        for (field, port) in node_ports(node) {
+            claim(&node.host, port, format!("{field} of {}", node.name), format!("node.{place}.{field}"), found);
+        }
+    }
+    let proxy = &spec.proxy;
+    let mut hosts: BTreeSet<&str> = BTreeSet::new();
+    if proxy.on_nodes {
+        hosts.extend(spec.nodes.iter().map(|node| node.host.as_str()));
+    }
+    hosts.extend(proxy.host.as_deref());
+    for host in hosts {
+        claim(host, proxy.write_port, "write_port of the proxy".into(), "proxy.write_port".into(), found);
+        claim(host, proxy.read_port, "read_port of the proxy".into(), "proxy.read_port".into(), found);
+    }
+}
+
+fn node_ports(node: &Node) -> Vec<(&'static str, u16)> {
+    let mut ports = vec![("agent_port", node.agent_port), ("health_port", node.health_port)];
+    if !node.witness {
+        ports.push(("port", node.port));
+    }
+    ports
+}
+
+/// Can the replicas that a commit waits for exist?
+fn commits(spec: &Spec, found: &mut Found) {
+    let Some(wanted) = spec.failover.sync_replicas else { return };
+    let data = spec.data_nodes().count();
+    let replicas = u32::try_from(data).unwrap_or(u32::MAX).saturating_sub(1);
+    let key = "failover.sync_replicas";
+    if wanted > replicas {
+        found.add(
+            key,
+            format!(
+                "sync_replicas = {wanted}, but {data} data node{} can have {replicas} replica{} at most",
+                plural(data),
+                plural(replicas as usize)
+            ),
+        );
+    } else if wanted == 0 && replicas > 0 && spec.cluster.durability != Durability::Async {
+        found.add(
+            key,
+            format!(
+                "sync_replicas = 0 protects no commit, and durability is {:?}: say durability = \"async\", or at least 1",
+                spec.cluster.durability.as_str()
+            ),
+        );
+    }
+}
+
+fn plural(count: usize) -> &'static str {
+    if count == 1 { "" } else { "s" }
+}
+
+fn failover(spec: &Spec, found: &mut Found) {
+    let times = &spec.failover;
+    found.bounds("failover.ping_ms", times.ping_ms, 20, 10_000);
+    found.bounds("failover.suspicion_ms", times.suspicion_ms, 100, 60_000);
+    found.bounds("failover.lease_ms", times.lease_ms, 500, 600_000);
+    found.bounds("failover.margin_percent", times.margin_percent, 5, 60);
+    if times.suspicion_ms < times.ping_ms.saturating_mul(2) {
+        found.add(
+            "failover.suspicion_ms",
+            format!(
+                "suspicion_ms = {} would suspect a primary after one lost ping: at least twice ping_ms ({})",
+                times.suspicion_ms, times.ping_ms
+            ),
+        );
+    }
+    if times.lease_ms < times.ping_ms.saturating_mul(3) {
+        found.add(
+            "failover.lease_ms",
+            format!("lease_ms = {} is too short to be renewed in time: at least three times ping_ms", times.lease_ms),
+        );
+    }
+}
+
+fn proxy(spec: &Spec, found: &mut Found) {
+    let proxy = &spec.proxy;
+    if let Some(host) = &proxy.host
+        && let Err(why) = check_host(host)
+    {
+        found.add("proxy.host", why);
+    }
+    found.bounds("proxy.hold_ms", proxy.hold_ms, 0, 600_000);
+    found.bounds("proxy.max_connections", u64::from(proxy.max_connections), 1, 1_000_000);
+}
+
+fn postgres(spec: &Spec, owned: &[&str], found: &mut Found) {
+    let postgres = &spec.postgres;
+    if let Some(dir) = &postgres.bin_dir
+        && !dir.is_absolute()
+    {
+        found.add("postgres.bin_dir", format!("bin_dir = {:?} must be an absolute path", dir.display()));
+    }
+    for (name, value) in &postgres.parameters {
+        let key = format!("postgres.parameters.{name}");
+        let lower = name.to_ascii_lowercase();
+        if owned.iter().any(|own| own.eq_ignore_ascii_case(name)) {
+            let text =
+                format!("parameter {lower:?} is Mainstay's own: it would break replication or take-over; remove it");
+            found.add(key, text);
+        } else if !parameter_name(&lower) {
+            let near = nearest(&lower, owned).map(|near| format!(" ({near:?} is Mainstay's own)")).unwrap_or_default();
+            found.add(key, format!("{name:?} is not the name of a server parameter{near}"));
+        } else if value.contains(['\n', '\r', '\0']) {
+            found.add(key, format!("the value of {name:?} holds a line break"));
+        }
+    }
+    for (place, line) in postgres.hba.iter().enumerate() {
+        let first = line.split_whitespace().next().unwrap_or("");
+        let known = ["local", "host", "hostssl", "hostnossl", "hostgssenc", "hostnogssenc"].contains(&first);
+        if !known || line.contains(['\n', '\r', '\0']) {
+            found.add(
+                format!("postgres.hba.{place}"),
+                format!("{line:?} is not one line of pg_hba.conf, as \"hostssl all all 10.0.0.0/8 scram-sha-256\""),
+            );
+        }
+    }
+}
+
+fn parameter_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.split('.').all(|part| {
+            part.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase() || byte == b'_')
+                && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'$')
+        })
+}

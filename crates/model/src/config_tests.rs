@@ -1,0 +1,230 @@
+//! Golden messages: what a person sees for each mistake in `mainstay.toml`.
+
+use super::{KNOWN, nearest, parse, render};
+use crate::spec::{Cluster, EngineKind, Failover, Node, Postgres, Proxy, Spec};
+use crate::{ClusterName, Durability, NodeId};
+
+const OWNED: &[&str] = &["primary_conninfo", "synchronous_standby_names", "port"];
+
+const GOOD: &str = r#"[cluster]
+name = "orders"
+
+[[node]]
+name = "db1"
+host = "10.0.0.1"
+
+[[node]]
+name = "db2"
+host = "10.0.0.2"
+zone = "b"
+"#;
+
+fn errors(text: &str) -> Vec<String> {
+    match parse(text, OWNED) {
+        Ok(_) => Vec::new(),
+        Err(error) => error.problems.iter().map(ToString::to_string).collect(),
+    }
+}
+
+fn full() -> Spec {
+    let node = |name: &str, host: &str, witness| Node {
+        name: NodeId::new(name).unwrap(),
+        host: host.into(),
+        zone: Some("a \"quoted\" zone".into()),
+        witness,
+        port: 5433,
+        agent_port: 7430,
+        health_port: 7431,
+        dir: Some("/var/lib/x y/db".into()),
+    };
+    Spec {
+        cluster: Cluster {
+            name: ClusterName::new("orders").unwrap(),
+            engine: EngineKind::Postgres,
+            durability: Durability::Available,
+        },
+        nodes: vec![node("db1", "127.0.0.1", false), node("db2", "127.0.0.2", false), node("w", "127.0.0.3", true)],
+        failover: Failover {
+            ping_ms: 100,
+            suspicion_ms: 500,
+            lease_ms: 2000,
+            margin_percent: 25,
+            sync_replicas: Some(1),
+        },
+        proxy: Proxy {
+            on_nodes: false,
+            host: Some("127.0.0.1".into()),
+            write_port: 6500,
+            read_port: 6501,
+            max_lag_bytes: 5,
+            hold_ms: 7,
+            max_connections: 9,
+        },
+        postgres: Postgres {
+            bin_dir: Some("/usr/lib/postgresql/15/bin".into()),
+            parameters: [("work_mem".into(), "4MB".into()), ("pg_stat_statements.max".into(), "\\ \"1\"\t".into())]
+                .into(),
+            hba: vec!["hostssl all all 10.0.0.0/8 scram-sha-256".into(), "local all all peer".into()],
+        },
+    }
+}
+
+#[test]
+fn a_small_file_has_defaults_for_everything_else() {
+    let spec = parse(GOOD, OWNED).unwrap();
+    assert_eq!(spec.nodes.len(), 2);
+    assert_eq!(spec.sync_replicas(), 1);
+    assert_eq!(spec.cluster.durability, Durability::Strict);
+    assert_eq!((spec.nodes[0].port, spec.nodes[0].agent_port, spec.proxy.write_port), (5432, 7420, 6432));
+}
+
+#[test]
+fn what_is_written_reads_back_as_the_same_spec() {
+    let spec = full();
+    assert_eq!(parse(&render(&spec), OWNED).unwrap(), spec);
+    let plain = parse(GOOD, OWNED).unwrap();
+    assert_eq!(parse(&render(&plain), OWNED).unwrap(), plain);
+}
+
+#[test]
+fn known_keys_are_those_of_the_types() {
+    let value = toml::Table::try_from(full()).unwrap();
+    let keys = |table: &toml::Table| table.keys().cloned().collect::<std::collections::BTreeSet<_>>();
+    for (path, known) in KNOWN {
+        let table = match *path {
+            "" => value.clone(),
+            "node" => {
+                let mut all = value["node"][0].as_table().unwrap().clone();
+                all.extend(value["node"][2].as_table().unwrap().clone());
+                all
+            }
+            path => value[path].as_table().unwrap().clone(),
+        };
+        assert_eq!(keys(&table), known.iter().map(|key| (*key).to_owned()).collect(), "[{path}]");
+    }
+}
+
+#[test]
+fn unknown_keys_are_all_named_with_line_and_suggestion() {
+    let text = "[cluster]\nname = \"a\"\ndurabilty = \"strict\"\n[[node]]\nname = \"db1\"\nhots = \"h\"\n[fail-over]\nx = 1\n[watch]\n";
+    assert_eq!(
+        errors(text),
+        [
+            "line 3: unknown key \"durabilty\" in [cluster]; did you mean \"durability\"?",
+            "line 6: unknown key \"hots\" in [node]; did you mean \"host\"?",
+            "line 7: unknown key \"fail-over\" at the top of the file; did you mean \"failover\"?",
+            "line 9: unknown key \"watch\" at the top of the file; known here: cluster, node, failover, proxy, postgres",
+        ]
+    );
+}
+
+#[test]
+fn values_of_a_wrong_type_name_the_line() {
+    assert_eq!(
+        errors("[cluster]\nname = \"Orders\"\n[[node]]\nname = \"db1\"\nhost = \"h\"\n"),
+        [
+            "line 2: \"Orders\" is not a name: use a letter a-z, then letters, digits or '-', 40 characters at most (the line reads: name = \"Orders\")"
+        ]
+    );
+    assert_eq!(
+        errors("[cluster]\nname = \"a\"\nengine = \"oracle\"\n[[node]]\nname = \"db1\"\nhost = \"h\"\n"),
+        ["line 3: unknown variant `oracle`, expected `postgres` (the line reads: engine = \"oracle\")"]
+    );
+    assert_eq!(
+        errors("[cluster]\nname = \"a\"\n[[node]]\nname = \"db1\"\nhost = \"h\"\nport = 99999\n"),
+        ["line 6: invalid value: integer `99999`, expected u16 (the line reads: port = 99999)"]
+    );
+    let broken = errors("[cluster\nname = \"a\"\n");
+    assert!(broken.len() == 1 && broken[0].starts_with("line 1: "), "{broken:?}");
+}
+
+#[test]
+fn no_data_node_is_refused() {
+    let text = "[cluster]\nname = \"a\"\n[[node]]\nname = \"w\"\nhost = \"h\"\nwitness = true\n";
+    assert_eq!(
+        errors(text),
+        ["line 3: no node holds data: add a [[node]] with a name and a host (witnesses hold none)"]
+    );
+    assert_eq!(errors("[cluster]\nname = \"a\"\n"), ["the key `node` is missing"]);
+    assert_eq!(errors("[cluster]\nname = \"a\"\n[[node]]\nname = \"db1\"\n"), ["line 3: the key `host` is missing"]);
+}
+
+#[test]
+fn clashes_are_refused() {
+    let text = GOOD.replace("db2", "db1").replace("10.0.0.2", "10.0.0.1");
+    let found = errors(&text);
+    assert_eq!(found[0], "line 8: agent_port of db1 is 7420 on host 10.0.0.1, which is taken by agent_port of db1");
+    assert!(found.contains(&"line 9: a second node is called \"db1\"".to_owned()), "{found:?}");
+    assert_eq!(
+        errors(&format!("{GOOD}\n[proxy]\nread_port = 5432\n"))[0],
+        "line 14: read_port of the proxy is 5432 on host 10.0.0.1, which is taken by port of db1"
+    );
+}
+
+#[test]
+fn hosts_are_checked() {
+    let host = |host: &str| errors(&GOOD.replace("10.0.0.2", host));
+    assert_eq!(host("db2:5432"), ["line 10: host = \"db2:5432\" holds a port: write host = \"db2\" and port = 5432"]);
+    assert_eq!(host("0.0.0.0"), ["line 10: host = \"0.0.0.0\" is no address that others can reach"]);
+    assert_eq!(host("10.0.0.999"), ["line 10: host = \"10.0.0.999\" is neither an IP address nor a host name"]);
+    assert_eq!(host("db-2.example.org"), Vec::<String>::new());
+    assert_eq!(host("::1"), Vec::<String>::new());
+}
+
+#[test]
+fn a_commit_must_find_its_replicas() {
+    let with = |text: &str| errors(&format!("{GOOD}[failover]\nsync_replicas = {text}\n"));
+    assert_eq!(with("2"), ["line 13: sync_replicas = 2, but 2 data nodes can have 1 replica at most"]);
+    assert_eq!(
+        with("0"),
+        [
+            "line 13: sync_replicas = 0 protects no commit, and durability is \"strict\": say durability = \"async\", or at least 1"
+        ]
+    );
+    assert_eq!(with("1"), Vec::<String>::new());
+}
+
+#[test]
+fn numbers_out_of_bounds_are_refused() {
+    assert_eq!(
+        errors(&format!("{GOOD}[failover]\nlease_ms = 100\nping_ms = 30\n")),
+        ["line 13: failover.lease_ms = 100 is out of bounds: 500 to 600000"]
+    );
+    assert_eq!(
+        errors(&format!("{GOOD}[failover]\nsuspicion_ms = 300\n")),
+        ["line 13: suspicion_ms = 300 would suspect a primary after one lost ping: at least twice ping_ms (250)"]
+    );
+}
+
+#[test]
+fn parameters_that_the_engine_owns_are_refused_by_name() {
+    let text = format!(
+        "{GOOD}[postgres.parameters]\nmax_connections = 200\njit = false\nPort = 1\n\"work mem\" = \"4MB\"\n\
+         synchronous_standby_names = \"*\"\n"
+    );
+    assert_eq!(
+        errors(&text),
+        [
+            "line 15: parameter \"port\" is Mainstay's own: it would break replication or take-over; remove it",
+            "line 16: \"work mem\" is not the name of a server parameter",
+            "line 17: parameter \"synchronous_standby_names\" is Mainstay's own: it would break replication or take-over; remove it",
+        ]
+    );
+    let spec = parse(&format!("{GOOD}[postgres.parameters]\nmax_connections = 200\njit = false\n"), OWNED).unwrap();
+    assert_eq!(spec.postgres.parameters["max_connections"], "200");
+    assert_eq!(spec.postgres.parameters["jit"], "off");
+}
+
+#[test]
+fn access_lines_are_single_lines_of_the_right_kind() {
+    assert_eq!(
+        errors(&format!("{GOOD}[postgres]\nhba = [\n  \"hostssl all all all md5\",\n  \"allow everyone\",\n]\n")),
+        ["line 15: \"allow everyone\" is not one line of pg_hba.conf, as \"hostssl all all 10.0.0.0/8 scram-sha-256\""]
+    );
+}
+
+#[test]
+fn suggestions_are_near_or_absent() {
+    assert_eq!(nearest("nmae", &["name", "host"]), Some("name"));
+    assert_eq!(nearest("backup_retention", &["name", "host"]), None);
+}
