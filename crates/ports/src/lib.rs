@@ -6,4 +6,5 @@ pub mod clock;
 pub mod engine;
 pub mod peer;
 pub mod process;
+pub mod route_board;
 pub mod store;
