@@ -1,0 +1,236 @@
+//! The agent's one port: accepts, proves who calls, and hands frames to the channels' handlers or the stream to the API.
+//!
+//! Which caller may use which channel is decided here: Raft, Store, Mind and Ask belong to nodes, Route to everybody of the cluster.
+//! Whatever breaks a rule costs its own connection only.
+
+use crate::frame::{BODY_BYTES_MAX, Frame, Kind, body_max, read_frame};
+use crate::http::HttpServe;
+use crate::link::{HANDSHAKE_TIMEOUT, Outbox, lock, queue};
+use crate::mesh::PeerTable;
+use crate::socket;
+use crate::tls::{ALPN_FRAMES, caller_of};
+use mainstay_model::ClusterName;
+use mainstay_ports::peer::{Caller, Channel, Handlers};
+use std::collections::BTreeMap;
+use std::io::{Error, ErrorKind};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+
+/// An accepted TLS stream.
+pub type ServerStream = tokio_rustls::server::TlsStream<TcpStream>;
+
+/// Connections at once, proven or not.
+const CONNECTIONS_MAX: usize = 1024;
+/// Connections that may be in their handshake at once.
+const HANDSHAKES_MAX: usize = 64;
+/// Connections at once from one caller.
+const PER_CALLER_MAX: usize = 64;
+/// Requests at once on one connection.
+const REQUESTS_MAX: usize = 64;
+/// A handler that has not answered by then is dropped (long polls are shorter).
+const HANDLER_TIMEOUT: Duration = Duration::from_secs(60);
+/// A refusal's text is cut here, in bytes.
+const REFUSAL_BYTES_MAX: usize = 4096;
+
+/// What every connection needs.
+pub(crate) struct Listener {
+    pub(crate) cluster: ClusterName,
+    pub(crate) acceptor: TlsAcceptor,
+    pub(crate) handlers: Handlers,
+    pub(crate) http: Option<Arc<dyn HttpServe>>,
+    pub(crate) peers: Arc<PeerTable>,
+    pub(crate) callers: Mutex<BTreeMap<Caller, usize>>,
+}
+
+/// May this caller use this channel?
+fn allowed(caller: &Caller, channel: Channel) -> bool {
+    matches!((caller, channel), (Caller::Node(_), _) | (_, Channel::Route))
+}
+
+fn invalid(what: &str) -> Error {
+    Error::new(ErrorKind::InvalidData, what)
+}
+
+impl Listener {
+    /// Accepts for ever; dropping the future ends every connection.
+    pub(crate) async fn run(self: Arc<Self>, socket: TcpListener) {
+        let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                accepted = socket.accept() => match accepted {
+                    Ok((stream, _)) if connections.len() < CONNECTIONS_MAX => {
+                        let (listener, handshakes) = (self.clone(), handshakes.clone());
+                        connections.spawn(async move {
+                            if let Err(error) = listener.connection(stream, &handshakes).await {
+                                tracing::debug!(%error, "connection ended");
+                            }
+                        });
+                    }
+                    Ok(_) => tracing::warn!(CONNECTIONS_MAX, "too many connections; one more was closed"),
+                    Err(error) => {
+                        // Out of file descriptors, mostly: give others time to close.
+                        tracing::warn!(%error, "accept");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                },
+                Some(_) = connections.join_next() => {}
+            }
+        }
+    }
+
+    async fn connection(&self, tcp: TcpStream, handshakes: &Semaphore) -> std::io::Result<()> {
+        socket::tune(&tcp);
+        let handshake = async {
+            let _permit = handshakes.acquire().await.map_err(Error::other)?;
+            self.acceptor.accept(tcp).await
+        };
+        let stream = timeout(HANDSHAKE_TIMEOUT, handshake).await.map_err(|_| Error::from(ErrorKind::TimedOut))??;
+        let session = stream.get_ref().1;
+        let caller = caller_of(&self.cluster, session.peer_certificates());
+        let caller = caller.ok_or_else(|| invalid("the caller's certificate names nobody who may call"))?;
+        if session.alpn_protocol() == Some(ALPN_FRAMES) {
+            let _counted = self.count(&caller, true)?;
+            return self.frames(stream, caller).await;
+        }
+        let _counted = self.count(&caller, false)?;
+        if let Some(http) = &self.http {
+            http.serve(stream, caller).await;
+        }
+        Ok(())
+    }
+
+    /// Counts a connection of a caller for as long as the returned value lives.
+    fn count(&self, caller: &Caller, frames: bool) -> std::io::Result<Counted<'_>> {
+        let mut callers = lock(&self.callers);
+        let open = callers.entry(caller.clone()).or_insert(0);
+        if *open >= PER_CALLER_MAX {
+            return Err(Error::other(format!("{caller:?} has {PER_CALLER_MAX} connections already")));
+        }
+        *open += 1;
+        drop(callers);
+        let peer = match caller {
+            Caller::Node(node) if frames => self.peers.get(node),
+            _ => None,
+        };
+        if let Some(peer) = &peer {
+            peer.incoming_opened();
+        }
+        Ok(Counted { listener: self, caller: caller.clone(), frames })
+    }
+
+    async fn frames(&self, stream: ServerStream, caller: Caller) -> std::io::Result<()> {
+        let (reader, mut writer) = tokio::io::split(stream);
+        let mut hello = Vec::new();
+        Frame::bare(Kind::Hello).put(&mut hello);
+        let greet = async {
+            writer.write_all(&hello).await?;
+            writer.flush().await
+        };
+        timeout(HANDSHAKE_TIMEOUT, greet).await.map_err(|_| Error::from(ErrorKind::TimedOut))??;
+        let (outbox, mut inbox) = queue();
+        tokio::select! {
+            ended = self.read(reader, &caller, Arc::new(outbox)) => ended,
+            ended = inbox.write_to(writer) => ended,
+        }
+    }
+
+    async fn read(&self, reader: impl AsyncRead + Unpin, caller: &Caller, outbox: Arc<Outbox>) -> std::io::Result<()> {
+        let mut reader = BufReader::new(reader);
+        let mut requests = JoinSet::new();
+        loop {
+            let frame = read_frame(&mut reader).await?;
+            while requests.try_join_next().is_some() {}
+            match frame.kind {
+                Kind::Message if !allowed(caller, frame.channel) => {
+                    return Err(invalid("a message on a channel that its sender may not use"));
+                }
+                Kind::Message => {
+                    if let Some(handler) = self.handlers.get(&frame.channel) {
+                        handler.message(caller, frame.body).await;
+                    }
+                }
+                Kind::Request => self.request(frame, caller, &outbox, &mut requests)?,
+                Kind::Ping => answer(&outbox, Frame::bare(Kind::Pong))?,
+                Kind::Hello | Kind::Answer | Kind::Refused | Kind::Pong => {
+                    return Err(invalid("a frame that only the accepting side may send"));
+                }
+            }
+        }
+    }
+
+    fn request(
+        &self,
+        frame: Frame,
+        caller: &Caller,
+        outbox: &Arc<Outbox>,
+        requests: &mut JoinSet<()>,
+    ) -> std::io::Result<()> {
+        let Frame { channel, id, body, .. } = frame;
+        if !allowed(caller, channel) {
+            return answer(outbox, refusal(channel, id, &format!("{caller:?} may not use the channel {channel:?}")));
+        }
+        let Some(handler) = self.handlers.get(&channel).cloned() else {
+            return answer(outbox, refusal(channel, id, &format!("nobody answers on the channel {channel:?} here")));
+        };
+        if requests.len() >= REQUESTS_MAX {
+            return answer(outbox, refusal(channel, id, &format!("{REQUESTS_MAX} requests are open already")));
+        }
+        let (caller, outbox) = (caller.clone(), outbox.clone());
+        requests.spawn(async move {
+            let reply = match timeout(HANDLER_TIMEOUT, handler.request(&caller, body)).await {
+                Ok(Ok(body)) if body.len() <= body_max(channel) => Frame { kind: Kind::Answer, channel, id, body },
+                Ok(Ok(body)) => {
+                    refusal(channel, id, &format!("the answer is longer than allowed ({} bytes)", body.len()))
+                }
+                Ok(Err(text)) => refusal(channel, id, &text),
+                Err(_) => refusal(channel, id, "no answer was found in time"),
+            };
+            if answer(&outbox, reply).is_err() {
+                tracing::debug!(?caller, "an answer found no room in the queue");
+            }
+        });
+        Ok(())
+    }
+}
+
+fn answer(outbox: &Outbox, frame: Frame) -> std::io::Result<()> {
+    if outbox.push(frame) { Ok(()) } else { Err(Error::other("the caller does not read its answers")) }
+}
+
+fn refusal(channel: Channel, id: u64, text: &str) -> Frame {
+    const { assert!(REFUSAL_BYTES_MAX <= BODY_BYTES_MAX) };
+    let body = text.as_bytes().iter().copied().take(REFUSAL_BYTES_MAX).collect();
+    Frame { kind: Kind::Refused, channel, id, body }
+}
+
+/// One connection of a caller, counted.
+struct Counted<'a> {
+    listener: &'a Listener,
+    caller: Caller,
+    frames: bool,
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        let mut callers = lock(&self.listener.callers);
+        let left = callers.get(&self.caller).map_or(0, |open| open.saturating_sub(1));
+        if left == 0 {
+            callers.remove(&self.caller);
+        } else {
+            callers.insert(self.caller.clone(), left);
+        }
+        drop(callers);
+        if let (Caller::Node(node), true, 0) = (&self.caller, self.frames, left)
+            && let Some(peer) = self.listener.peers.get(node)
+        {
+            peer.incoming_closed();
+        }
+    }
+}

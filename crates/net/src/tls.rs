@@ -1,0 +1,281 @@
+//! TLS 1.3 with certificates on both sides, against the cluster's authority only, with roles and names compared.
+//!
+//! Absent: session resumption (each connection proves both sides anew), names from DNS (the certificate's URI is the name), the
+//! operating system's trust store, and the beginning of a certificate's validity (see [`crate::pki`]).
+
+use crate::NetError;
+use crate::identity::{Expect, Identity, parse_certificate};
+use mainstay_model::ClusterName;
+use mainstay_ports::peer::Caller;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::{
+    ClientConfig, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig, SignatureScheme,
+};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The protocol name of framed messages.
+pub const ALPN_FRAMES: &[u8] = b"mainstay/1";
+/// The protocol name of the API.
+pub const ALPN_HTTP: &[u8] = b"http/1.1";
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(ring::default_provider())
+}
+
+/// Makes `ring` the process's default, for libraries that do not take a provider. Call it first in `main`; a second call does nothing.
+pub fn install_provider() {
+    // An `Err` says that one is installed already, which is what we want.
+    let _ = ring::default_provider().install_default();
+}
+
+fn wrong(error: impl std::fmt::Display) -> NetError {
+    NetError::Certificate(error.to_string())
+}
+
+pub(crate) fn read(path: &Path) -> Result<String, NetError> {
+    std::fs::read_to_string(path).map_err(|source| NetError::File { what: "read", path: path.to_owned(), source })
+}
+
+pub(crate) fn read_key(path: &Path) -> Result<String, NetError> {
+    let text = read(path)?;
+    let metadata = std::fs::metadata(path);
+    let metadata = metadata.map_err(|source| NetError::File { what: "look at", path: path.to_owned(), source })?;
+    let mode = metadata.permissions().mode() & 0o777;
+    if mode & 0o077 == 0 { Ok(text) } else { Err(NetError::LooseKey { path: path.to_owned(), mode }) }
+}
+
+pub(crate) fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, NetError> {
+    CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(wrong)
+}
+
+/// What a process shows and trusts: certificate, key, authority.
+pub struct Credentials {
+    identity: Identity,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    roots: Arc<RootCertStore>,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credentials").field("identity", &self.identity).finish_non_exhaustive()
+    }
+}
+
+impl Credentials {
+    /// Reads the three files.
+    ///
+    /// # Errors
+    /// When one can not be read, the key is readable by others, or the certificate is another cluster's.
+    pub fn load(cluster: &ClusterName, ca: &Path, cert: &Path, key: &Path) -> Result<Arc<Self>, NetError> {
+        let with_path = |error: NetError, path: &Path| match error {
+            NetError::Certificate(reason) => NetError::Certificate(format!("{}: {reason}", path.display())),
+            other => other,
+        };
+        Self::from_pem(cluster, &read(ca)?, &read(cert)?, &read_key(key)?).map_err(|error| with_path(error, cert))
+    }
+
+    /// Takes the three texts.
+    ///
+    /// # Errors
+    /// When one can not be read, or the certificate is another cluster's.
+    pub fn from_pem(cluster: &ClusterName, ca: &str, cert: &str, key: &str) -> Result<Arc<Self>, NetError> {
+        let mut roots = RootCertStore::empty();
+        for root in certificates(ca.as_bytes())? {
+            roots.add(root).map_err(wrong)?;
+        }
+        let chain = certificates(cert.as_bytes())?;
+        let own = chain.first().ok_or_else(|| NetError::Certificate("no certificate in the file".to_owned()))?;
+        let identity = Identity::of_certificate(own)?;
+        if identity.cluster != *cluster {
+            return Err(NetError::Certificate(format!("{identity} is not of the cluster {cluster}")));
+        }
+        let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(wrong)?;
+        Ok(Arc::new(Self { identity, chain, key, roots: Arc::new(roots) }))
+    }
+
+    /// Who this is.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Configuration for accepting callers of the cluster. Both protocols are offered.
+    ///
+    /// # Errors
+    /// When certificate and key do not belong together.
+    pub fn server_config(&self) -> Result<Arc<ServerConfig>, NetError> {
+        let chain =
+            WebPkiClientVerifier::builder_with_provider(self.roots.clone(), provider()).build().map_err(wrong)?;
+        let verifier = CallerVerifier { chain, cluster: self.identity.cluster.clone() };
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(wrong)?
+            .with_client_cert_verifier(Arc::new(verifier))
+            .with_single_cert(self.chain.clone(), self.key.clone_key())
+            .map_err(wrong)?;
+        config.alpn_protocols = vec![ALPN_FRAMES.to_vec(), ALPN_HTTP.to_vec()];
+        config.send_tls13_tickets = 0;
+        Ok(Arc::new(config))
+    }
+
+    /// Configuration for calling an agent, with one of the two protocols ([`ALPN_FRAMES`], [`ALPN_HTTP`]).
+    ///
+    /// # Errors
+    /// When certificate and key do not belong together.
+    pub fn client_config(&self, expect: Expect, alpn: &[u8]) -> Result<Arc<ClientConfig>, NetError> {
+        let verifier = AgentVerifier {
+            roots: self.roots.clone(),
+            algorithms: provider().signature_verification_algorithms,
+            cluster: self.identity.cluster.clone(),
+            expect,
+        };
+        let mut config = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(wrong)?
+            .dangerous() // only in that the verifier is ours; it verifies the chain, the role and the name
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_client_auth_cert(self.chain.clone(), self.key.clone_key())
+            .map_err(wrong)?;
+        config.alpn_protocols = vec![alpn.to_vec()];
+        config.resumption = Resumption::disabled();
+        Ok(Arc::new(config))
+    }
+}
+
+/// The time to judge a certificate by: now, or its own beginning if the clock stands before it.
+fn judged_at(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<UnixTime, Error> {
+    let begins = parse_certificate(certificate).map_err(refused)?.validity().not_before.timestamp();
+    let begins = Duration::from_secs(u64::try_from(begins).unwrap_or(0));
+    Ok(if now.as_secs() < begins.as_secs() { UnixTime::since_unix_epoch(begins) } else { now })
+}
+
+fn refused(error: NetError) -> Error {
+    tracing::debug!(%error, "certificate refused");
+    Error::General(error.to_string())
+}
+
+/// Who shows this certificate, if it is of this cluster.
+fn identity_in(cluster: &ClusterName, certificate: &CertificateDer<'_>) -> Result<Identity, Error> {
+    let identity = Identity::of_certificate(certificate).map_err(refused)?;
+    if identity.cluster == *cluster {
+        return Ok(identity);
+    }
+    Err(refused(NetError::Certificate(format!("{identity} is not of the cluster {cluster}"))))
+}
+
+/// Who is at the other end of an accepted connection.
+pub(crate) fn caller_of(cluster: &ClusterName, chain: Option<&[CertificateDer<'_>]>) -> Option<Caller> {
+    let certificate = chain?.first()?;
+    identity_in(cluster, certificate).ok()?.role.caller()
+}
+
+/// For accepting: the chain is the cluster authority's, and the role may call agents.
+#[derive(Debug)]
+struct CallerVerifier {
+    chain: Arc<dyn ClientCertVerifier>,
+    cluster: ClusterName,
+}
+
+impl ClientCertVerifier for CallerVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let verified = self.chain.verify_client_cert(end_entity, intermediates, judged_at(end_entity, now)?)?;
+        let identity = identity_in(&self.cluster, end_entity)?;
+        if identity.role.caller().is_some() {
+            return Ok(verified);
+        }
+        Err(refused(NetError::Certificate(format!("{identity} may not call agents"))))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.chain.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.chain.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chain.supported_verify_schemes()
+    }
+}
+
+/// For calling: the chain is the cluster authority's, and role and name are the expected ones.
+#[derive(Debug)]
+struct AgentVerifier {
+    roots: Arc<RootCertStore>,
+    algorithms: WebPkiSupportedAlgorithms,
+    cluster: ClusterName,
+    expect: Expect,
+}
+
+impl ServerCertVerifier for AgentVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let parsed = ParsedCertificate::try_from(end_entity)?;
+        let now = judged_at(end_entity, now)?;
+        let algorithms = self.algorithms.all;
+        verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)?;
+        let identity = identity_in(&self.cluster, end_entity)?;
+        if self.expect.accepts(&identity.role) {
+            return Ok(ServerCertVerified::assertion());
+        }
+        Err(refused(NetError::Certificate(format!("{identity} answered, {:?} was expected", self.expect))))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("TLS 1.3 is required".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
