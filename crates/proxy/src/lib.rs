@@ -1,1 +1,28 @@
-//! Proxy: client connections follow the route
+//! Proxy: client connections follow the route.
+//!
+//! Whole TCP connections go to the primary (writes) or to replicas within a lag bound (reads). What the agents say decides,
+//! never a poll of a server. The path of a report: [`feed`] asks one agent and dates its word, [`RouteTable`] (pure) merges
+//! them, the registry cuts what may no longer stand, and new connections follow or are held.
+//!
+//! Absent: any knowledge of SQL, pooling, TLS termination (TLS passes through), a check of the server's role, and a cancel
+//! request's way back to its own server on the read address.
+
+#![forbid(unsafe_code)]
+
+mod accept;
+pub mod feed;
+mod hold;
+mod options;
+mod proxy;
+mod registry;
+mod relay;
+mod socket;
+mod stats;
+pub mod table;
+pub mod wire;
+
+pub use feed::{RouteReport, TimedReport, feed};
+pub use options::ProxyOptions;
+pub use proxy::{Proxy, ProxyError, run};
+pub use stats::{Snapshot, Stats};
+pub use table::{Hearing, Held, RouteTable, Target, View};

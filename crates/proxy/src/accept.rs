@@ -1,0 +1,106 @@
+//! Accepting, limits, and the life of one connection. A fault in one ends that one only.
+//! Absent: the search for a server (`hold`) and copying (`relay`).
+
+use crate::hold::{Found, Kind, Shared, find, full};
+use crate::registry::{Cut, Place};
+use crate::relay::{Ended, farewell, relay};
+use crate::socket::tune;
+use crate::stats::{Gauge, add};
+use crate::wire;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::{JoinError, JoinSet};
+use tracing::{debug, error, warn};
+
+/// Clients over the limit that are told so at the same time; more are just closed.
+pub(crate) const POLITE_MAX: usize = 64;
+/// After a failure to accept (no descriptors left, mostly).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// The two limits on connections.
+#[derive(Clone, Debug)]
+pub(crate) struct Slots {
+    pub(crate) served: Arc<Semaphore>,
+    pub(crate) polite: Arc<Semaphore>,
+}
+
+/// Accepts for ever. Dropping it ends its connections.
+pub(crate) async fn accept(shared: Arc<Shared>, kind: Kind, listener: TcpListener, slots: Slots) {
+    let mut tasks = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((client, _)) => admit(&shared, kind, client, &slots, &mut tasks),
+                Err(error) => {
+                    warn!(%error, "cannot accept a connection; see the limit of open files");
+                    add(&shared.stats.accept_failed);
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            Some(ended) = tasks.join_next() => note(&shared, ended),
+        }
+    }
+}
+
+fn note(shared: &Shared, ended: Result<(), JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        add(&shared.stats.panicked);
+        error!(%error, "a fault in the proxy ended one connection; please report it");
+    }
+}
+
+fn admit(shared: &Arc<Shared>, kind: Kind, client: TcpStream, slots: &Slots, tasks: &mut JoinSet<()>) {
+    add(&shared.stats.accepted);
+    let shared = Arc::clone(shared);
+    if let Ok(slot) = Arc::clone(&slots.served).try_acquire_owned() {
+        tasks.spawn(serve(shared, kind, client, slot));
+        return;
+    }
+    add(&shared.stats.refused_full);
+    if let Ok(slot) = Arc::clone(&slots.polite).try_acquire_owned() {
+        tasks.spawn(turn_away(client, full(shared.options.max_connections), Some(slot)));
+    }
+}
+
+async fn turn_away(mut client: TcpStream, refusal: wire::Refusal, slot: Option<OwnedSemaphorePermit>) {
+    if let Err(error) = wire::refuse(&mut client, &refusal).await {
+        debug!(%error, "a client did not hear its refusal");
+    }
+    farewell(&mut client).await;
+    drop(slot);
+}
+
+async fn serve(shared: Arc<Shared>, kind: Kind, mut client: TcpStream, _slot: OwnedSemaphorePermit) {
+    tune(&client, shared.options.peer_timeout);
+    // The client speaks first. One that does not, a health check or a scan, must not cost a server process.
+    let first = tokio::time::timeout(shared.options.first_byte, client.peek(&mut [0; 1])).await;
+    if !matches!(first, Ok(Ok(1))) {
+        add(&shared.stats.silent);
+        return;
+    }
+    let (mut server, mut ticket) = match find(&shared, kind, &client).await {
+        Found::Server(server, ticket) => (server, ticket),
+        Found::GaveUp(refusal) => return turn_away(client, refusal, None).await,
+        Found::Left => return,
+    };
+    let stats = &shared.stats;
+    let (open, connected) = match kind {
+        Kind::Write => (&stats.write_open, &stats.write_connected),
+        Kind::Read => (&stats.read_open, &stats.read_connected),
+    };
+    add(connected);
+    if kind == Kind::Read && matches!(ticket.place, Place::Primary(_)) {
+        add(&stats.read_on_primary);
+    }
+    let _open = Gauge::new(open);
+    match relay(&mut client, &mut server, &mut ticket.cut, stats).await {
+        Ended::Closed => {}
+        Ended::Cut(Cut::Epoch) => add(&stats.cut_by_epoch),
+        Ended::Cut(Cut::Fence) => add(&stats.cut_by_fence),
+        Ended::Cut(Cut::Replica) => add(&stats.cut_replica),
+    }
+}
