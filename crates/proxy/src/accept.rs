@@ -104,3 +104,35 @@ async fn serve(shared: Arc<Shared>, kind: Kind, mut client: TcpStream, _slot: Ow
         Ended::Cut(Cut::Replica) => add(&stats.cut_replica),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hold::Gate;
+    use crate::registry::Registry;
+    use crate::table::{Held, RouteTable};
+    use mainstay_model::{Moment, Span};
+    use std::sync::atomic::Ordering;
+
+    fn shared() -> Arc<Shared> {
+        let registry = Registry::new(RouteTable::new(0, Span(0)).view(Moment(1)));
+        let news = tokio::sync::watch::channel(Held::Silence).1;
+        Arc::new(Shared { options: Default::default(), stats: Arc::default(), registry, news, gate: Gate::default() })
+    }
+
+    #[tokio::test]
+    async fn a_fault_in_one_connection_is_counted_and_gives_back_what_it_held() {
+        let shared = shared();
+        let slots = Arc::new(Semaphore::new(1));
+        let mut tasks = JoinSet::new();
+        let (slot, faulty) = (Arc::clone(&slots).try_acquire_owned().unwrap(), Arc::clone(&shared));
+        tasks.spawn(async move {
+            let _held = (slot, Gauge::new(&faulty.stats.held));
+            panic!("planted");
+        });
+        let ended = tasks.join_next().await.unwrap();
+        note(&shared, ended);
+        assert_eq!(shared.stats.panicked.load(Ordering::Relaxed), 1);
+        assert_eq!((slots.available_permits(), shared.stats.snapshot().held), (1, 0));
+    }
+}

@@ -150,3 +150,51 @@ fn verdict(view: &View, place: &Place) -> Option<Cut> {
         Place::Replica(_) => Some(Cut::Replica),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mainstay_model::Term;
+    use std::net::SocketAddr;
+
+    fn target(epoch: u64, name: &str) -> Target {
+        let address = SocketAddr::from(([127, 0, 0, 1], 5000));
+        Target { epoch: Term(epoch), node: NodeId::new(name).unwrap(), address }
+    }
+
+    fn view(epoch: u64, write: Option<Target>, reads: Vec<Target>) -> View {
+        let held = if write.is_some() { Held::No } else { Held::NoPrimary };
+        let keep_reads = reads.iter().map(|read| (read.node.clone(), read.address)).collect();
+        View { epoch: Term(epoch), keep: write.clone(), write, held, reads, keep_reads }
+    }
+
+    #[test]
+    fn nobody_enters_once_the_promise_ended_even_before_the_view_says_so() {
+        let registry = Registry::new(view(0, None, vec![]));
+        assert_eq!(registry.enter_primary(Moment(1)).unwrap_err(), Held::NoPrimary);
+        registry.allow(&view(1, Some(target(1, "db1")), vec![]), Moment(100));
+        assert!(registry.enter_primary(Moment(99)).is_ok());
+        assert_eq!(registry.enter_primary(Moment(100)).unwrap_err(), Held::Stale);
+    }
+
+    #[test]
+    fn each_cut_has_its_reason_and_leaves_no_trace() {
+        let replica = target(1, "db2");
+        let open = view(1, Some(target(1, "db1")), vec![replica.clone()]);
+        let cases = [
+            (view(2, None, vec![replica.clone()]), vec![Cut::Epoch]),
+            (view(1, None, vec![replica]), vec![Cut::Fence]),
+            (view(1, Some(target(1, "db1")), vec![]), vec![Cut::Replica]),
+        ];
+        for (next, cuts) in cases {
+            let registry = Registry::new(open.clone());
+            registry.allow(&open, Moment(100));
+            let mut tickets = [registry.enter_primary(Moment(1)).unwrap(), registry.enter_replica(&[]).unwrap()];
+            assert_eq!(registry.allow(&next, Moment(100)), cuts);
+            let told: Vec<Cut> = tickets.iter_mut().filter_map(|ticket| ticket.cut.try_recv().ok()).collect();
+            assert_eq!(told, cuts);
+            drop(tickets);
+            assert!(registry.lock().entries.is_empty() && registry.lock().counts.is_empty());
+        }
+    }
+}
