@@ -1,2 +1,79 @@
-//! What contributors run.
-fn main() {}
+//! What contributors run: `cargo xtask tidy | test | sim | demo | bench`.
+//!
+//! Nothing here is part of the program. Each command says what it is about to do before it does it, how long each step took, and
+//! stops at the first that fails.
+
+mod packages;
+mod step;
+mod suite;
+mod tidy;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+/// Checks and glue for working on Mainstay.
+#[derive(Parser)]
+#[command(name = "cargo xtask", disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Checks the house's rules: floors, sources, licences, banned crates
+    Tidy,
+    /// Runs everything: packages, format, tidy, lints, tests, simulator, end to end
+    Test,
+    /// Runs the simulator, optimised: `cargo xtask sim --seeds 20000`, `--plant all`
+    Sim {
+        /// Passed on to the simulator
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// The main job: a three-node cluster under load, its primary's server killed, the take-over shown and measured
+    Demo {
+        /// Passed on: `--down` takes the cluster down at the end, `--dir DIR` says where it lives
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Measures: `cargo xtask bench failover [--trials N] [--only FAULT] [--json]`
+    Bench {
+        /// What to measure
+        #[command(subcommand)]
+        what: Bench,
+    },
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// The longest gap between acknowledged writes when something dies
+    Failover {
+        /// Passed on: `--trials N`, `--only server-kill|node-kill|server-stop|switchover`, `--json`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+}
+
+fn run() -> Result<()> {
+    let root = step::root()?;
+    match Arguments::parse().command {
+        Command::Tidy => tidy::check(&root),
+        Command::Test => suite::test(&root),
+        Command::Sim { arguments } => suite::sim(&root, &arguments),
+        Command::Demo { arguments } => suite::testkit(&root, "demo", &arguments),
+        Command::Bench { what: Bench::Failover { arguments } } => suite::testkit(&root, "bench-failover", &arguments),
+    }
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

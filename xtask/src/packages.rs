@@ -1,0 +1,105 @@
+//! The distribution packages that the tests and the demonstration need, installed if they are missing (Debian and Ubuntu).
+//!
+//! The package `postgresql` normally makes and starts a server of its own; the packages' setting against that is written first.
+
+use crate::step::{finish, step};
+use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const CREATE_CLUSTER: &str = "/etc/postgresql-common/createcluster.conf";
+
+/// Where the servers of the distribution's packages are, newest first.
+fn servers() -> Vec<PathBuf> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let mut found: Vec<(u32, PathBuf)> = versions
+        .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path().join("bin"))))
+        .filter(|(version, bin)| *version >= 15 && ["postgres", "initdb", "psql"].iter().all(|p| bin.join(p).exists()))
+        .collect();
+    found.sort();
+    found.into_iter().rev().map(|(_, bin)| bin).collect()
+}
+
+/// Makes sure that PostgreSQL 15 or newer is installed; says what it does.
+pub(crate) fn ensure() -> Result<()> {
+    if let Some(bin) = servers().first() {
+        println!("── packages: PostgreSQL is in {}", bin.display());
+        return Ok(());
+    }
+    let by_hand = format!(
+        "echo 'create_main_cluster = false' >> {CREATE_CLUSTER}   # so that no server is started\n    \
+         apt-get update && apt-get install postgresql"
+    );
+    if !is_root()? {
+        bail!("PostgreSQL 15 or newer is not installed, and only root can install it. As root:\n    {by_hand}");
+    }
+    if !Path::new("/usr/bin/apt-get").exists() {
+        bail!(
+            "PostgreSQL 15 or newer is not installed, and this system has no apt-get: install it (server and client) by its own means"
+        );
+    }
+    println!("PostgreSQL is missing. Now, as root:\n    {by_hand}");
+    step("packages", install)?;
+    let bin = servers().into_iter().next();
+    let bin = bin.context("the packages are installed, but no server of version 15 or newer came with them")?;
+    println!("── packages: PostgreSQL is in {}", bin.display());
+    Ok(())
+}
+
+fn is_root() -> Result<bool> {
+    let status = std::fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
+    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
+    Ok(uids.split_whitespace().nth(1) == Some("0"))
+}
+
+fn install() -> Result<()> {
+    no_server_of_its_own(Path::new(CREATE_CLUSTER))?;
+    let apt = |arguments: &[&str]| {
+        let mut command = Command::new("/usr/bin/apt-get");
+        command.env("DEBIAN_FRONTEND", "noninteractive").args(["-q", "-o", "Dpkg::Options::=--force-confold"]);
+        command.args(arguments);
+        finish(&mut command)
+    };
+    apt(&["update"])?;
+    apt(&["install", "-y", "postgresql"])
+}
+
+/// Writes `create_main_cluster = false`, unless the administrator has decided otherwise.
+fn no_server_of_its_own(file: &Path) -> Result<()> {
+    let mut text = std::fs::read_to_string(file).unwrap_or_default();
+    let decided = text.lines().any(|line| line.trim_start().starts_with("create_main_cluster"));
+    if decided {
+        println!("{} already says whether a server is made; left as it is", file.display());
+        return Ok(());
+    }
+    if !text.is_empty() && !text.ends_with('\n') {
+        text.push('\n');
+    }
+    text.push_str("# Mainstay makes its own servers.\ncreate_main_cluster = false\n");
+    if let Some(dir) = file.parent() {
+        std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+    }
+    std::fs::write(file, text).with_context(|| format!("write {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_setting_is_added_once_and_a_decision_is_kept() {
+        let dir = std::env::temp_dir().join(format!("xtask-packages-{}", std::process::id()));
+        let file = dir.join("etc/createcluster.conf");
+        no_server_of_its_own(&file).unwrap();
+        no_server_of_its_own(&file).unwrap();
+        let text = std::fs::read_to_string(&file).unwrap();
+        assert_eq!(text.matches("create_main_cluster = false").count(), 1);
+        std::fs::write(&file, "#create_main_cluster = true").unwrap();
+        no_server_of_its_own(&file).unwrap();
+        assert!(std::fs::read_to_string(&file).unwrap().contains("= true\n# Mainstay"));
+        std::fs::write(&file, "create_main_cluster = true\n").unwrap();
+        no_server_of_its_own(&file).unwrap();
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "create_main_cluster = true\n");
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}

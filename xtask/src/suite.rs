@@ -1,0 +1,182 @@
+//! The whole suite in its order, and the two programs that stand behind `demo` and `bench`.
+
+use crate::step::{answers, cargo, finish, run, run_kept, step};
+use crate::{packages, tidy};
+use anyhow::{Context, Result, bail};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+/// How many schedules the simulator runs in every run of the suite.
+const SEEDS: &str = "20000";
+/// The crate whose tests drive the built program from outside; they run last, and by themselves.
+const END_TO_END: &str = "mainstay-testkit";
+
+/// Everything, in the order in which a failure is cheapest.
+pub(crate) fn test(root: &Path) -> Result<()> {
+    let began = Instant::now();
+    packages::ensure()?;
+    tools(root)?;
+    run("format", &mut cargo(root, &["fmt", "--all", "--check"]))?;
+    step("tidy", || tidy::check(root))?;
+    let lints = ["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
+    run("lints", &mut cargo(root, &lints))?;
+    let mut closing = vec![unit(root)?];
+    for (name, arguments) in [("sim", ["--seeds", SEEDS]), ("plants", ["--plant", "all"])] {
+        let output = run_kept(name, &mut sim_command(root, &arguments.map(OsString::from)))?;
+        closing.push(last_line(name, &output));
+    }
+    closing.push(end_to_end(root)?);
+    println!();
+    closing.iter().for_each(|line| println!("{line}"));
+    println!("all passed in {:.0} s", began.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// The formatter and the linter may be absent from a minimal toolchain.
+fn tools(root: &Path) -> Result<()> {
+    for (subcommand, component) in [("fmt", "rustfmt"), ("clippy", "clippy")] {
+        if answers(&mut cargo(root, &[subcommand, "--version"])) {
+            continue;
+        }
+        if !answers(Command::new("rustup").arg("--version")) {
+            bail!(
+                "`cargo {subcommand}` is missing and there is no rustup: install {component} by your toolchain's means"
+            );
+        }
+        let mut add = Command::new("rustup");
+        add.current_dir(root).args(["component", "add", component]);
+        run(&format!("{component} is missing: rustup component add {component}"), &mut add)?;
+    }
+    Ok(())
+}
+
+fn has_nextest(root: &Path) -> bool {
+    answers(&mut cargo(root, &["nextest", "--version"]))
+}
+
+/// Unit, property and conformance tests of every crate but the end-to-end one.
+fn unit(root: &Path) -> Result<String> {
+    let runner: &[&str] = if has_nextest(root) { &["nextest", "run"] } else { &["test", "--no-fail-fast"] };
+    let mut command = cargo(root, runner);
+    command.args(["--workspace", "--exclude", END_TO_END]);
+    let counted = count(&run_kept("tests", &mut command)?);
+    closing_line("tests", counted)
+}
+
+/// The tests that drive the built program. One at a time: they measure.
+fn end_to_end(root: &Path) -> Result<String> {
+    build(root)?;
+    let mut command = cargo(root, &["test", "-p", END_TO_END, "--release", "--", "--test-threads=1"]);
+    command.env("MAINSTAY_BIN", binary(root, "mainstay")?);
+    let counted = count(&run_kept("end to end", &mut command)?);
+    closing_line("end to end", counted)
+}
+
+/// How many passed and failed, from what `cargo test` or `nextest` printed.
+fn count(output: &str) -> (u64, u64) {
+    let number_before = |line: &str, word: &str| {
+        let words: Vec<&str> =
+            line.split_whitespace().map(|w| w.trim_matches(|c: char| !c.is_alphanumeric())).collect();
+        let place = words.iter().position(|each| *each == word)?;
+        words.get(place.checked_sub(1)?)?.parse::<u64>().ok()
+    };
+    let lines = output.lines().map(without_colours).filter(|line| {
+        line.starts_with("test result:") || (line.trim_start().starts_with("Summary") && line.contains("run"))
+    });
+    lines.fold((0, 0), |(passed, failed), line| {
+        let more = |word| number_before(&line, word).unwrap_or(0);
+        (passed + more("passed"), failed + more("failed"))
+    })
+}
+
+fn without_colours(line: &str) -> String {
+    let mut plain = String::new();
+    let mut in_escape = false;
+    for c in line.chars() {
+        match c {
+            '\u{1b}' => in_escape = true,
+            'm' if in_escape => in_escape = false,
+            _ if in_escape => {}
+            _ => plain.push(c),
+        }
+    }
+    plain
+}
+
+/// A runner that passed without running anything has not passed.
+fn closing_line(name: &str, (passed, failed): (u64, u64)) -> Result<String> {
+    if passed == 0 {
+        bail!("{name}: no test ran");
+    }
+    Ok(format!("{name}: {passed} passed, {failed} failed"))
+}
+
+fn last_line(name: &str, output: &str) -> String {
+    let last = output.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("no output");
+    if last.starts_with(name) { last.to_owned() } else { format!("{name}: {last}") }
+}
+
+fn sim_command(root: &Path, arguments: &[OsString]) -> Command {
+    let mut command = cargo(root, &["run", "--release", "--quiet", "--package", "mainstay-sim", "--"]);
+    command.args(arguments);
+    command
+}
+
+/// The simulator with these arguments.
+pub(crate) fn sim(root: &Path, arguments: &[OsString]) -> Result<()> {
+    finish(&mut sim_command(root, arguments))
+}
+
+/// Builds the program and the end-to-end tools, optimised.
+fn build(root: &Path) -> Result<()> {
+    let arguments = ["build", "--release", "--package", "mainstay", "--package", END_TO_END];
+    run("build", &mut cargo(root, &arguments))
+}
+
+/// Where the build put a program.
+fn binary(root: &Path, name: &str) -> Result<PathBuf> {
+    let metadata = tidy::metadata(root)?;
+    let path = Path::new(&metadata.target_directory).join("release").join(name);
+    if !path.exists() {
+        bail!("the build left no {}", path.display());
+    }
+    Ok(path)
+}
+
+/// One of the end-to-end tools' commands, after installing and building what it needs.
+pub(crate) fn testkit(root: &Path, command: &str, arguments: &[OsString]) -> Result<()> {
+    // With --json the last line of standard output belongs to the tool; ours come before it.
+    packages::ensure()?;
+    build(root)?;
+    let mainstay = binary(root, "mainstay")?;
+    let mut tool = Command::new(binary(root, "testkit")?);
+    tool.arg(command).args(arguments).env("MAINSTAY_BIN", mainstay);
+    finish(&mut tool).with_context(|| format!("{command} failed"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_runners_results_are_counted() {
+        let cargo = "test result: ok. 18 passed; 0 failed; 1 ignored; 0 measured\nnoise 9 passed\ntest result: ok. 2 passed; 1 failed;";
+        assert_eq!(count(cargo), (20, 1));
+        let nextest = "\u{1b}[32;1m     Summary\u{1b}[0m [   5.6s] \u{1b}[1m39\u{1b}[0m tests run: \u{1b}[1m38\u{1b}[0m \u{1b}[32;1mpassed\u{1b}[0m, 1 failed, 0 skipped";
+        assert_eq!(count(nextest), (38, 1));
+    }
+
+    #[test]
+    fn nothing_run_is_not_passed() {
+        assert!(closing_line("tests", (0, 0)).is_err());
+        assert_eq!(closing_line("tests", (3, 0)).unwrap(), "tests: 3 passed, 0 failed");
+    }
+
+    #[test]
+    fn the_simulators_own_closing_line_is_kept() {
+        assert_eq!(last_line("sim", "a\nsim: 5 passed, 0 failed\n\n"), "sim: 5 passed, 0 failed");
+        assert_eq!(last_line("sim", "20000 schedules, 0 violations"), "sim: 20000 schedules, 0 violations");
+    }
+}
