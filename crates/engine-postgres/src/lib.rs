@@ -1,1 +1,126 @@
-//! PostgreSQL behind the Engine trait
+//! PostgreSQL 15 to 18 behind the [`Engine`] trait: one server on one node, started and ended through its guard.
+//!
+//! Absent: choosing anything (that is `decide`), and watching the server's process (that is the guard). The agent's sessions go over
+//! the Unix socket with peer authentication, replication goes by client certificate, so no superuser password exists. Settings live
+//! outside the data directory. What PostgreSQL does in a take-over was measured; each fact has a test under `tests/`.
+
+#![forbid(unsafe_code)]
+
+mod bootstrap;
+mod clients;
+mod clone;
+mod config;
+mod diverged;
+mod files;
+mod options;
+mod probe;
+mod proc;
+mod promote;
+mod recruit;
+mod rewind;
+mod server;
+mod slots;
+mod source;
+mod sql;
+mod standby;
+mod stop;
+mod sync;
+mod tools;
+mod wal;
+
+pub use options::{OptionsError, PostgresOptions, find_bin_dir, owned_parameters};
+pub use server::Postgres;
+
+use async_trait::async_trait;
+use mainstay_model::record::RecoveryEnd;
+use mainstay_model::{CopyId, LogEnd, Lsn, NodeId, Position, ServerObservation, SyncSetting, SystemId, Timeline};
+use mainstay_ports::engine::{Capabilities, Deadline, Engine, EngineError};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+#[async_trait]
+impl Engine for Postgres {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { elects_itself: false, quorum_commit: true, rewind: true }
+    }
+
+    async fn version(&self) -> Result<String, EngineError> {
+        let ran = self.run("postgres", &["--version".to_owned()], Duration::from_secs(5)).await?;
+        let version = ran.out.split_whitespace().nth(2).map(str::to_owned);
+        version.ok_or_else(|| EngineError::Failed(format!("postgres --version says {:?}", ran.out.trim())))
+    }
+
+    async fn probe(&self) -> ServerObservation {
+        self.look().await
+    }
+
+    async fn has_data(&self) -> Option<SystemId> {
+        tools::system_id(&self.data())
+    }
+
+    async fn bootstrap(
+        &self,
+        copy: CopyId,
+        setting: &SyncSetting,
+        deadline: Deadline,
+    ) -> Result<(SystemId, RecoveryEnd), EngineError> {
+        self.found(copy, setting, deadline).await
+    }
+
+    async fn start_standby(&self, copy: CopyId, upstream: Option<&NodeId>) -> Result<(), EngineError> {
+        self.run_standby(copy, upstream).await
+    }
+
+    async fn recruit(&self) -> Result<LogEnd, EngineError> {
+        self.cut_and_read().await
+    }
+
+    async fn log_end(&self) -> Result<LogEnd, EngineError> {
+        self.end_of_log().await
+    }
+
+    async fn follow(&self, copy: CopyId, upstream: &NodeId) -> Result<(), EngineError> {
+        self.follow_upstream(copy, upstream).await
+    }
+
+    async fn promote(
+        &self,
+        setting: &SyncSetting,
+        timeline: Timeline,
+        fork: Position,
+    ) -> Result<RecoveryEnd, EngineError> {
+        self.become_primary(setting, timeline, fork).await
+    }
+
+    async fn open(&self) -> Result<(), EngineError> {
+        self.let_in().await
+    }
+
+    async fn close(&self) -> Result<(), EngineError> {
+        self.keep_out().await.map(drop)
+    }
+
+    async fn set_sync(&self, setting: &SyncSetting) -> Result<Lsn, EngineError> {
+        self.change_sync(setting).await
+    }
+
+    async fn stop_clean(&self, keep: &BTreeSet<NodeId>) -> Result<LogEnd, EngineError> {
+        self.step_down(keep).await
+    }
+
+    async fn restart_in_place(&self, deadline: Deadline) -> Result<RecoveryEnd, EngineError> {
+        self.run_primary_again(deadline).await
+    }
+
+    async fn rewind(&self, source: &NodeId) -> Result<String, EngineError> {
+        self.rewind_to(source).await
+    }
+
+    async fn clone_from(&self, source: &NodeId, copy: CopyId) -> Result<(), EngineError> {
+        self.clone_source(source, copy).await
+    }
+
+    async fn maintain_slots(&self, members: &[(NodeId, Option<Lsn>)]) -> Result<(), EngineError> {
+        self.keep_slots(members).await
+    }
+}

@@ -1,0 +1,93 @@
+//! The cluster's first copy: `initdb`, the roles, the application's database. Runs once in a cluster's life.
+
+use crate::config::REPLICATOR;
+use crate::files;
+use crate::server::{Postgres, STATEMENT, failed};
+use crate::sql::{Session, literal};
+use mainstay_model::record::RecoveryEnd;
+use mainstay_model::{CopyId, SyncSetting, SystemId};
+use mainstay_ports::engine::{Deadline, EngineError};
+use std::time::Duration;
+
+/// There while the first copy is being made: what lies in the data directory is then half-made and may be wiped.
+const HALF_MADE: &str = "bootstrapping";
+
+impl Postgres {
+    /// See [`mainstay_ports::engine::Engine::bootstrap`].
+    pub(crate) async fn found(
+        &self,
+        copy: CopyId,
+        setting: &SyncSetting,
+        deadline: Deadline,
+    ) -> Result<(SystemId, RecoveryEnd), EngineError> {
+        if self.server_pid().await?.is_some() {
+            return Err(failed("a server runs already; it must be stopped before a first copy is made"));
+        }
+        self.init_data().await?;
+        self.write(Some(false), |live| {
+            live.copy = Some(copy);
+            live.upstream = None;
+            live.setting = SyncSetting::default();
+            live.blocked = false;
+        })
+        .await?;
+        let session = self.launch(deadline).await?;
+        self.make_roles(&session).await?;
+        self.change_sync(setting).await?;
+        let end = self.recovery_end(&session).await?;
+        let system = crate::tools::system_id(&self.data()).ok_or_else(|| failed("the new data has no identity"))?;
+        let conf = self.options.layout.conf();
+        files::remove(&conf, HALF_MADE).map_err(|error| failed(format!("{}/{HALF_MADE}: {error}", conf.display())))?;
+        Ok((system, end))
+    }
+
+    async fn init_data(&self) -> Result<(), EngineError> {
+        let (data, conf) = (self.data(), self.options.layout.conf());
+        let say = |error: std::io::Error| failed(format!("could not prepare {}: {error}", data.display()));
+        let is_empty = std::fs::read_dir(&data).map_or(true, |mut entries| entries.next().is_none());
+        if !is_empty && !conf.join(HALF_MADE).exists() {
+            return Err(failed(format!("{} is not empty; a first copy is never made over data", data.display())));
+        }
+        files::ensure_dir(&conf, 0o700, self.owner()).map_err(say)?;
+        files::write_atomic(&conf, HALF_MADE, b"", 0o600, self.owner()).map_err(say)?;
+        if data.exists() {
+            std::fs::remove_dir_all(&data).map_err(say)?;
+        }
+        files::ensure_dir(&data, 0o700, self.owner()).map_err(say)?;
+        let arguments = [
+            "-D",
+            &data.display().to_string(),
+            "--username=postgres",
+            "--data-checksums",
+            "--auth-local=peer",
+            "--auth-host=scram-sha-256",
+            "--encoding=UTF8",
+            "--locale=C.UTF-8",
+        ];
+        let ran = self.run("initdb", &arguments.map(str::to_owned), Duration::from_secs(120)).await?;
+        if ran.success { Ok(()) } else { Err(failed(format!("initdb failed: {} {}", ran.err.trim(), ran.out.trim()))) }
+    }
+
+    async fn make_roles(&self, session: &Session) -> Result<(), EngineError> {
+        let verifier = &self.options.app_verifier;
+        if !verifier.starts_with("SCRAM-SHA-256$") {
+            return Err(failed("the application role's verifier is not a SCRAM-SHA-256 verifier"));
+        }
+        let functions = "pg_ls_dir(text, boolean, boolean), pg_stat_file(text, boolean), pg_read_binary_file(text), \
+             pg_read_binary_file(text, bigint, bigint, boolean)";
+        let statements = [
+            // Nothing of the verifier in the log, not even when the statement fails.
+            "set log_min_error_statement = panic".to_owned(),
+            format!("create role app login password {}", literal(verifier)),
+            format!("create role {REPLICATOR} login replication"),
+            format!("grant execute on function {functions} to {REPLICATOR}"),
+            // So that the one who rewinds can ask for the checkpoint without which pg_rewind sees no divergence.
+            format!("grant pg_checkpoint to {REPLICATOR}"),
+            "create database app owner app".to_owned(),
+        ];
+        for statement in statements {
+            session.rows(&statement, STATEMENT * 4).await?;
+        }
+        Ok(())
+    }
+}

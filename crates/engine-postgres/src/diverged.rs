@@ -1,0 +1,203 @@
+//! What a diverged log alone holds: its files are kept outside the data directory, bounded in size, and its content is summed up for
+//! the history. Rows can not be decoded without a logical slot older than the fork; transactions and operations can be counted.
+
+use crate::files;
+use crate::server::{Postgres, failed};
+use crate::wal::Wal;
+use mainstay_model::{LogEnd, Position};
+use mainstay_ports::clock::wall_now_ms;
+use mainstay_ports::engine::EngineError;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// No more than this is kept of all diverged logs together; the oldest go first.
+const KEEP: u64 = 512 * 1024 * 1024;
+/// How many transactions and relations are named.
+const NAMED: usize = 20;
+/// How long summing up may take.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// What the lines of `pg_waldump` add up to.
+#[derive(Default)]
+struct Sum {
+    committed: u64,
+    first: Vec<String>,
+    times: Option<(String, String)>,
+    operations: BTreeMap<String, u64>,
+    relations: BTreeSet<String>,
+    more_relations: bool,
+}
+
+impl Sum {
+    /// Takes a line such as `rmgr: Heap len (rec/tot): 59/ 59, tx: 735, lsn: 0/0, prev 0/0, desc: INSERT off 1 …, blkref #0: rel 1663/5/16385 …`.
+    fn take(&mut self, line: &str) {
+        let after = |mark: &str| line.split_once(mark).map(|(_, rest)| rest);
+        let Some(manager) = after("rmgr: ").and_then(|rest| rest.split_whitespace().next()) else { return };
+        let Some(description) = after("desc: ") else { return };
+        let verb = description.split_whitespace().next().unwrap_or_default();
+        if manager == "Transaction" && verb.starts_with("COMMIT") {
+            self.committed += 1;
+            if self.first.len() < NAMED {
+                let xid = after("tx:").and_then(|rest| rest.split(',').next()).unwrap_or_default().trim();
+                self.first.push(xid.to_owned());
+            }
+            let when = description.split(';').next().unwrap_or_default().trim_start_matches(verb).trim().to_owned();
+            let begin = self.times.take().map_or_else(|| when.clone(), |(begin, _)| begin);
+            self.times = Some((begin, when));
+        }
+        if matches!(manager, "Heap" | "Heap2")
+            && ["INSERT", "UPDATE", "DELETE", "HOT_UPDATE", "MULTI_INSERT", "TRUNCATE"]
+                .iter()
+                .any(|v| verb.starts_with(v))
+        {
+            *self.operations.entry(verb.to_lowercase()).or_default() += 1;
+            for part in description.split("rel ").skip(1) {
+                let name = part.split_whitespace().next().unwrap_or_default().trim_end_matches([',', ';']);
+                if self.relations.len() < NAMED {
+                    self.relations.insert(name.to_owned());
+                } else {
+                    self.more_relations |= !self.relations.contains(name);
+                }
+            }
+        }
+    }
+
+    fn report(&self) -> String {
+        let times = self.times.as_ref().map(|(from, to)| format!(" from {from} to {to}")).unwrap_or_default();
+        let operations: Vec<String> = self.operations.iter().map(|(name, count)| format!("{name} {count}")).collect();
+        let relations: Vec<&str> = self.relations.iter().map(String::as_str).collect();
+        let dots = |more: bool| if more { ", …" } else { "" };
+        format!(
+            "{} committed transactions{times} (ids {}{}); operations: {}; relations (tablespace/database/file): {}{}",
+            self.committed,
+            self.first.join(", "),
+            dots(self.committed > self.first.len() as u64),
+            if operations.is_empty() { "none".to_owned() } else { operations.join(", ") },
+            if relations.is_empty() { "none".to_owned() } else { relations.join(", ") },
+            dots(self.more_relations),
+        )
+    }
+}
+
+impl Postgres {
+    /// Copies the log from the fork on, and says what it holds.
+    pub(crate) async fn keep_diverged(&self, mine: &LogEnd, fork: Position) -> Result<String, EngineError> {
+        let data = self.data();
+        let aside = self.options.layout.diverged();
+        let place = aside.join(format!("{}-{}", wall_now_ms(), mine.position.to_string().replace('/', "_")));
+        let (end, into, from) = (mine.position, place.clone(), data.clone());
+        let copied = tokio::task::spawn_blocking(move || copy_log(&from, &aside, &into, end, fork)).await;
+        let left_out = copied
+            .map_err(failed)?
+            .map_err(|error| failed(format!("could not keep the diverged log in {}: {error}", place.display())))?;
+        let mut sum = Sum::default();
+        let mut from = fork;
+        let mut failures = Vec::new();
+        // Along each timeline of our own since the fork.
+        let later = mine.lineage.0.iter().filter(|left| left.timeline >= fork.timeline).chain([&mine.position]);
+        for left in later {
+            let arguments = [
+                "--path".to_owned(),
+                data.join("pg_wal").display().to_string(),
+                format!("--timeline={}", left.timeline),
+                format!("--start={}", from.lsn),
+                format!("--end={}", left.lsn),
+            ];
+            if left.lsn > from.lsn {
+                let ran = self.run_lines("pg_waldump", &arguments, LIMIT, &mut |line| sum.take(line)).await?;
+                if !ran.success {
+                    failures.push(ran.err.trim().to_owned());
+                }
+            }
+            from = *left;
+        }
+        let mut report = format!("the log beyond {fork} is kept in {} and holds {}", place.display(), sum.report());
+        if left_out > 0 {
+            report.push_str(&format!("; its {left_out} newest files were left out, the bound is {} MiB", KEEP >> 20));
+        }
+        if !failures.is_empty() {
+            report.push_str(&format!("; not all could be read: {}", failures.join("; ")));
+        }
+        report.truncate(report.floor_char_boundary(4000));
+        Ok(report)
+    }
+}
+
+/// Copies the files of the log from the fork on, and the control file; says how many did not fit.
+fn copy_log(data: &Path, aside: &Path, into: &Path, end: Position, fork: Position) -> std::io::Result<usize> {
+    files::ensure_dir(aside, 0o700, None)?;
+    make_room(aside)?;
+    files::ensure_dir(into, 0o700, None)?;
+    let mut wal = Wal::list(data).map_err(std::io::Error::other)?;
+    wal.follow(end.timeline).map_err(std::io::Error::other)?;
+    let mut budget = KEEP;
+    let segments = wal.segments_from(fork.lsn.0.saturating_sub(1));
+    let total = segments.len();
+    let mut done = 0;
+    for file in segments {
+        let size = file.metadata()?.len();
+        if size > budget {
+            break;
+        }
+        budget -= size;
+        copy_durably(&file, into)?;
+        done += 1;
+    }
+    for history in std::fs::read_dir(data.join("pg_wal"))?.flatten().map(|entry| entry.path()) {
+        if history.extension().is_some_and(|ending| ending == "history") {
+            copy_durably(&history, into)?;
+        }
+    }
+    copy_durably(&data.join("global/pg_control"), into)?;
+    files::sync_dir(into)?;
+    files::sync_dir(aside)?;
+    Ok(total - done)
+}
+
+fn copy_durably(file: &Path, into: &Path) -> std::io::Result<()> {
+    let name = file.file_name().ok_or_else(|| std::io::Error::other("a file without a name"))?;
+    let copy = into.join(name);
+    std::fs::copy(file, &copy)?;
+    std::fs::File::open(copy)?.sync_all()
+}
+
+/// Removes the oldest kept logs until there is room for one more within the bound.
+fn make_room(aside: &Path) -> std::io::Result<()> {
+    let mut kept: Vec<PathBuf> =
+        std::fs::read_dir(aside)?.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+    // Names begin with the time in milliseconds, of equal length for the next two centuries.
+    kept.sort();
+    let size = |dir: &PathBuf| -> u64 {
+        let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        files.filter_map(|file| file.metadata().ok()).map(|is| is.len()).sum()
+    };
+    let mut total: u64 = kept.iter().map(size).sum();
+    for dir in kept {
+        if total <= KEEP {
+            break;
+        }
+        total -= size(&dir);
+        std::fs::remove_dir_all(&dir)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commits_operations_and_relations_are_summed_up() {
+        let mut sum = Sum::default();
+        sum.take("rmgr: Heap        len (rec/tot):     59/    59, tx:        735, lsn: 0/015A5B38, prev 0/015A5B00, desc: INSERT off 1 flags 0x08, blkref #0: rel 1663/5/16385 blk 0");
+        sum.take("rmgr: Transaction len (rec/tot):     34/    34, tx:        735, lsn: 0/015A5B78, prev 0/015A5B38, desc: COMMIT 2026-11-22 23:41:20.123 UTC");
+        sum.take("rmgr: Standby     len (rec/tot):     50/    50, tx:          0, lsn: 0/015A5BA0, prev 0/015A5B78, desc: RUNNING_XACTS nextXid 736");
+        let report = sum.report();
+        assert!(report.contains("1 committed transactions from 2026-11-22 23:41:20.123 UTC"), "{report}");
+        assert!(
+            report.contains("ids 735") && report.contains("insert 1") && report.contains("1663/5/16385"),
+            "{report}"
+        );
+    }
+}

@@ -1,0 +1,35 @@
+//! Stopping in order for a switchover: bounded at each step, so that the caller can undo or fence.
+
+use crate::config::parse_copy_name;
+use crate::server::{Postgres, STATEMENT, not_yet};
+use mainstay_model::{LogEnd, NodeId};
+use mainstay_ports::engine::EngineError;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// How long each step may take.
+const STEP: Duration = Duration::from_secs(3);
+
+impl Postgres {
+    /// See [`mainstay_ports::engine::Engine::stop_clean`].
+    pub(crate) async fn step_down(&self, keep: &BTreeSet<NodeId>) -> Result<LogEnd, EngineError> {
+        let session = self.session(STEP).await?;
+        if session.in_recovery(STATEMENT).await? {
+            return Err(not_yet("the server is not primary"));
+        }
+        // Now, while clients still work, so that the one at the end of the shutdown has little to write.
+        session.rows("checkpoint", STEP).await?;
+        let session = self.keep_out().await?;
+        // A fast shutdown waits until every walsender's replica has received the last record, also the one that does not answer.
+        let rows = session.rows("select pid, application_name from pg_stat_replication", STATEMENT).await?;
+        for row in rows {
+            let text = |at: usize| row.get(at).and_then(Option::as_deref).unwrap_or_default();
+            if parse_copy_name(text(1)).is_none_or(|(node, _)| !keep.contains(&node)) {
+                session.value(&format!("select pg_terminate_backend({})", text(0)), STATEMENT).await?;
+            }
+        }
+        drop(session);
+        self.stop(STEP).await?;
+        self.end_of_stopped().await
+    }
+}
