@@ -5,11 +5,23 @@
 
 #![forbid(unsafe_code)]
 
+mod candidate;
+mod explain;
+mod found;
 pub mod io;
-pub mod mind;
+mod mind;
+mod orders;
+mod peers;
 pub mod plant;
 pub mod quorum;
+mod random;
+mod recruit;
+mod reign;
+mod server;
 pub mod summary;
+mod switchover;
+mod sync;
+mod view;
 
 pub use io::{CasResult, Config, Evidence, Input, Output};
 pub use mind::Mind;

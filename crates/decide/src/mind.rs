@@ -1,48 +1,156 @@
-//! The machine's one entry and its state.
+//! The machine: its state, its one entry, and the order in which rules are looked at.
+//!
+//! The rules are state-driven: an input changes what is known, then every rule looks at what is known and may give one order, one
+//! write, and messages. A machine that is restarted between any two outputs therefore goes on from what it finds.
 
+use crate::candidate::{Candidacy, Suspect};
+use crate::explain::Explain;
 use crate::io::{Config, Input, Output};
-use crate::summary::Summary;
-use mainstay_model::{Durable, Moment, Span, SystemId};
+use crate::orders::Orders;
+use crate::peers::Peer;
+use crate::plant::Plant;
+use crate::random::Random;
+use crate::reign::{Leave, Reign};
+use crate::server::Server;
+use crate::view::View;
+use mainstay_model::{Durable, Moment, NodeId, Record, Revision, Span, SystemId, Term};
+use std::collections::BTreeMap;
 
 /// One node's decisions. See the crate's documentation.
 #[derive(Clone, Debug)]
 pub struct Mind {
-    config: Config,
-    durable: Option<Durable>,
-    data: Option<SystemId>,
-    life: u64,
+    pub(crate) config: Config,
+    pub(crate) life: u64,
+    pub(crate) now: Moment,
+    pub(crate) born: Option<Moment>,
+    pub(crate) durable: Durable,
+    /// The promise is not known yet: read the record first, act on nothing.
+    pub(crate) lost: bool,
+    pub(crate) data: Option<SystemId>,
+    pub(crate) view: View,
+    pub(crate) server: Server,
+    pub(crate) orders: Orders,
+    pub(crate) reign: Option<Reign>,
+    pub(crate) leave: Option<Leave>,
+    pub(crate) candidacy: Option<Candidacy>,
+    pub(crate) suspect: Option<Suspect>,
+    /// No standing before this (a random pause after a failed try).
+    pub(crate) pause_until: Moment,
+    /// The candidate that waits for this node's answer.
+    pub(crate) asked: Option<(NodeId, Term)>,
+    pub(crate) peers: BTreeMap<NodeId, Peer>,
+    pub(crate) presence_at: Moment,
+    pub(crate) random: Random,
+    pub(crate) explain: Explain,
+    /// When the primary was found lost, for the length of the gap.
+    pub(crate) loss: Option<Moment>,
+    /// To whom this node handed the role in a switchover, and when.
+    pub(crate) handed: Option<(NodeId, Moment)>,
+    pub(crate) route: Option<(Term, mainstay_model::RouteState, Moment)>,
+    /// Why this node stays out altogether.
+    pub(crate) problem: Option<String>,
+    pub(crate) out: Vec<Output>,
+    pub(crate) wake: Option<Moment>,
 }
 
 impl Mind {
-    /// A machine that begins a process life. `durable` is what the node kept: `None`, or a promise of 0 beside a copy, means that the
-    /// promise was lost, and the record is read linearizably before anything else. `data` is the identity of the data directory
-    /// if it looks whole. `life` is random per process life.
+    /// A machine that begins a process life. `durable` is what the node kept: `None`, or a promise of 0, means that the
+    /// promise was lost (or never given), and the record is read linearizably before anything else. `data` is the identity of
+    /// the data directory if it looks whole. `life` is random per process life.
     #[must_use]
     pub fn new(config: Config, durable: Option<Durable>, data: Option<SystemId>, life: u64) -> Mind {
-        Mind { config, durable, data, life }
+        let durable = durable.unwrap_or_default();
+        let random = Random::new(config.seed, life, config.me.as_str());
+        let peers = config.data_nodes.keys().filter(|node| **node != config.me);
+        let peers = peers.map(|node| (node.clone(), Peer::default())).collect();
+        let lost = durable.promise == Term(0) && !planted_in(&config, Plant::PromiseReset);
+        Mind {
+            life,
+            now: Moment(0),
+            born: None,
+            lost,
+            durable,
+            data,
+            view: View::default(),
+            server: Server::default(),
+            orders: Orders::default(),
+            reign: None,
+            leave: None,
+            candidacy: None,
+            suspect: None,
+            pause_until: Moment(0),
+            asked: None,
+            peers,
+            presence_at: Moment(0),
+            random,
+            explain: Explain::default(),
+            loss: None,
+            handed: None,
+            route: None,
+            problem: None,
+            out: Vec::new(),
+            wake: None,
+            config,
+        }
     }
 
-    /// Takes one input and says what to do. `now` never goes back.
-    pub fn step(&mut self, _now: Moment, _input: Input) -> Vec<Output> {
-        Vec::new()
+    /// Takes one input and says what to do. `now` never goes back. The only entry.
+    pub fn step(&mut self, now: Moment, input: Input) -> Vec<Output> {
+        self.now = self.now.max(now);
+        if self.born.is_none() {
+            self.born = Some(self.now);
+        }
+        self.wake = None;
+        self.take(input);
+        self.plan();
+        std::mem::take(&mut self.out)
+    }
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Tick => {}
+            Input::Watched(revision, record) => self.take_record(revision, record),
+            Input::Read(id, answer) => self.on_read(id, answer),
+            Input::Cas(id, result) => self.on_cas(id, result),
+            Input::Observed(observation) => self.on_observed(observation),
+            Input::ServerExited => self.on_exit("the server's process ended"),
+            Input::Fenced(why) => self.on_fenced(&why),
+            Input::Ordered(id, outcome) => self.on_ordered(id, outcome),
+            Input::Peer(node, message) => self.on_message(&node, message),
+            Input::PeerLink(node, up) => self.on_link(&node, up),
+            Input::Evidence(node, evidence) => self.on_evidence(&node, evidence),
+            Input::Switchover { by, to } => self.on_switchover(&by, to),
+        }
+    }
+
+    /// Every rule, the most urgent first. Order matters: what ends service goes before what prolongs it.
+    fn plan(&mut self) {
+        self.plan_read();
+        if !self.lost {
+            self.check_system();
+            self.plan_standing_down();
+            self.plan_reign();
+            self.plan_leave();
+            self.plan_candidate();
+            self.plan_founding();
+            self.plan_server();
+            self.answer_recruit();
+            self.plan_candidate();
+            self.plan_stand();
+        }
+        self.plan_presence();
     }
 
     /// The latest moment at which the next `Tick` must come.
     #[must_use]
     pub fn wake(&self) -> Option<Moment> {
-        None
+        self.wake
     }
 
-    /// How often the server should be probed now.
-    #[must_use]
-    pub fn probe_interval(&self) -> Span {
-        Span(500)
-    }
-
-    /// What the machine thinks now.
-    #[must_use]
-    pub fn summary(&self) -> Summary {
-        Summary { copy: self.durable.as_ref().and_then(|durable| durable.copy), ..Summary::default() }
+    /// Asks for a tick at this moment or before.
+    pub(crate) fn until(&mut self, at: Moment) {
+        let at = at.max(self.now + Span(1));
+        self.wake = Some(self.wake.map_or(at, |known| known.min(at)));
     }
 
     /// The configuration it decides by.
@@ -51,9 +159,47 @@ impl Mind {
         &self.config
     }
 
-    /// The identity of the data directory, and this process life's number.
-    #[must_use]
-    pub fn identity(&self) -> (Option<SystemId>, u64) {
-        (self.data, self.life)
+    /// Changes at run time which nodes may not become primary nor count for commits.
+    pub fn set_excluded(&mut self, excluded: std::collections::BTreeSet<NodeId>) {
+        self.config.excluded = excluded;
     }
+
+    pub(crate) fn planted(&self, plant: Plant) -> bool {
+        planted_in(&self.config, plant)
+    }
+
+    pub(crate) fn record(&self) -> Option<&Record> {
+        self.view.newest.as_ref().map(|(_, record)| record)
+    }
+
+    pub(crate) fn revision(&self) -> Revision {
+        self.view.newest.as_ref().map_or(Revision(0), |(revision, _)| *revision)
+    }
+
+    pub(crate) fn record_term(&self) -> Term {
+        self.record().map_or(self.durable.promise, |record| record.term.max(self.durable.promise))
+    }
+
+    pub(crate) fn is_me(&self, node: Option<&NodeId>) -> bool {
+        node == Some(&self.config.me)
+    }
+
+    pub(crate) fn has_data_role(&self) -> bool {
+        self.config.data_nodes.contains_key(&self.config.me)
+    }
+
+    /// Changes the durable state, and has it made durable before anything later.
+    pub(crate) fn persist(&mut self, change: impl FnOnce(&mut Durable)) {
+        let mut next = self.durable.clone();
+        change(&mut next);
+        next.promise = next.promise.max(self.durable.promise);
+        if next != self.durable {
+            self.durable = next;
+            self.out.push(Output::Persist(self.durable.clone()));
+        }
+    }
+}
+
+fn planted_in(config: &Config, plant: Plant) -> bool {
+    cfg!(feature = "plant") && config.plants.contains(&plant)
 }

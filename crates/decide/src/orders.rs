@@ -1,0 +1,225 @@
+//! Orders to the local server: one at a time, a kill beside it; and what their outcomes mean.
+
+use crate::io::Output;
+use crate::mind::Mind;
+use mainstay_model::{Moment, Order, OrderFailure, OrderId, Outcome, ServerState, Term};
+
+/// An order that runs.
+#[derive(Clone, Debug)]
+pub(crate) struct Running {
+    id: OrderId,
+    pub(crate) order: Order,
+    pub(crate) since: Moment,
+}
+
+/// What runs now.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Orders {
+    next: u64,
+    pub(crate) running: Option<Running>,
+    kill: Option<(OrderId, Moment)>,
+}
+
+impl Orders {
+    pub(crate) fn busy(&self) -> bool {
+        self.running.is_some() || self.kill.is_some()
+    }
+    pub(crate) fn killing(&self) -> bool {
+        self.kill.is_some()
+    }
+    /// The kind of the running order, and since when.
+    pub(crate) fn kind(&self) -> Option<(&'static str, Moment)> {
+        if let Some((_, since)) = self.kill {
+            return Some(("kill", since));
+        }
+        self.running.as_ref().map(|running| (kind(&running.order), running.since))
+    }
+}
+
+fn kind(order: &Order) -> &'static str {
+    match order {
+        Order::Kill => "kill",
+        Order::StartStandby => "start-standby",
+        Order::Recruit => "recruit",
+        Order::ReadEnd => "read-end",
+        Order::Follow { .. } => "follow",
+        Order::Promote { .. } => "promote",
+        Order::Open => "open",
+        Order::Close => "close",
+        Order::SetSync { .. } => "set-sync",
+        Order::StopClean { .. } => "stop-clean",
+        Order::RestartInPlace => "restart-in-place",
+        Order::Rewind { .. } => "rewind",
+        Order::Clone { .. } => "clone",
+        Order::Bootstrap { .. } => "bootstrap",
+    }
+}
+
+impl Mind {
+    /// Gives an order. The caller checked that none runs.
+    pub(crate) fn order(&mut self, term: Term, order: Order) {
+        let id = self.next_order();
+        self.orders.running = Some(Running { id, order: order.clone(), since: self.now });
+        self.out.push(Output::Order(id, term, order));
+    }
+
+    /// Ends the server, whatever runs.
+    pub(crate) fn order_kill(&mut self) {
+        if self.orders.kill.is_some() {
+            return;
+        }
+        let id = self.next_order();
+        self.orders.kill = Some((id, self.now));
+        self.out.push(Output::Order(id, self.durable.promise, Order::Kill));
+    }
+
+    fn next_order(&mut self) -> OrderId {
+        self.orders.next += 1;
+        OrderId(self.orders.next)
+    }
+
+    pub(crate) fn on_ordered(&mut self, id: OrderId, outcome: Outcome) {
+        if self.orders.kill.is_some_and(|(kill, _)| kill == id) {
+            self.orders.kill = None;
+            self.killed(&outcome);
+            return;
+        }
+        let Some(running) = self.orders.running.take_if(|running| running.id == id) else { return };
+        self.outcome(running.order, outcome);
+    }
+
+    fn killed(&mut self, outcome: &Outcome) {
+        if let Outcome::Failed(failure) = outcome {
+            self.reason("kill", format!("the server could not be ended ({failure:?}): trying again"));
+            self.order_kill();
+            return;
+        }
+        // What the guard ended without an outcome is over.
+        self.orders.running = None;
+        self.server.set(self.now, ServerState::Down);
+    }
+
+    fn outcome(&mut self, order: Order, outcome: Outcome) {
+        let failure = match &outcome {
+            Outcome::Failed(failure) => Some(failure.clone()),
+            _ => None,
+        };
+        if let Some(failure) = &failure {
+            self.reason(kind(&order), format!("{} did not succeed: {}", kind(&order), words(failure)));
+        }
+        match (order, outcome) {
+            (Order::StartStandby, outcome) => self.started(failure.is_none() && outcome == Outcome::Done),
+            (Order::Recruit | Order::ReadEnd, Outcome::Ended(end)) => self.end_known(end),
+            (Order::Recruit | Order::ReadEnd, _) => self.end_unknown(failure),
+            (Order::Follow { .. }, Outcome::Done) => self.server.set(self.now, ServerState::Standby),
+            (Order::Follow { .. }, _) => self.follow_failed(failure),
+            (Order::Rewind { .. }, Outcome::Done) => {
+                let copy = self.server.rewinding;
+                self.server.set(self.now, ServerState::Down);
+                self.copy_made(copy);
+                self.tell("rewound", "the diverged log was kept and reported, and the copy rewound");
+            }
+            (Order::Rewind { .. }, _) => self.rewind_failed(failure),
+            (Order::Clone { copy, .. }, Outcome::Done) => {
+                self.server.set(self.now, ServerState::Down);
+                self.copy_made(Some(copy));
+                self.tell("cloned", format!("a new copy was cloned: {copy}"));
+            }
+            (Order::Clone { .. }, _) => {
+                self.server.cloning = None;
+                self.server.set(self.now, ServerState::Down);
+                self.back_off(500);
+            }
+            (order, outcome) => self.primary_outcome(order, outcome, failure),
+        }
+    }
+
+    fn primary_outcome(&mut self, order: Order, outcome: Outcome, failure: Option<OrderFailure>) {
+        match (order, outcome) {
+            (Order::Promote { .. }, Outcome::Promoted(end)) => self.promoted(end),
+            (Order::Promote { .. }, _) => self.not_promoted(failure),
+            (Order::RestartInPlace, Outcome::Restarted(end)) => self.restarted(end),
+            (Order::RestartInPlace, _) => self.not_restarted(failure),
+            (Order::SetSync { setting }, Outcome::Confirmed(at)) => self.setting_confirmed(setting, at),
+            (Order::SetSync { .. }, _) => self.setting_failed(),
+            (Order::Open, Outcome::Done) => self.opened(),
+            (Order::Open, _) => self.open_failed(),
+            (Order::StopClean { .. }, Outcome::Ended(end)) => self.stopped(end),
+            (Order::StopClean { .. }, _) => self.not_stopped(failure),
+            (Order::Bootstrap { copy, .. }, Outcome::Founded { system, end }) => self.founded(copy, system, end),
+            (Order::Bootstrap { .. }, _) => self.not_founded(),
+            _ => {}
+        }
+    }
+
+    fn started(&mut self, done: bool) {
+        if !done {
+            self.server.set(self.now, ServerState::Down);
+            self.server.failures = self.server.failures.max(1);
+            self.back_off(200);
+            if !self.orders.killing() {
+                // Whatever the attempt left must be gone before the next one.
+                self.order_kill();
+            }
+            return;
+        }
+        self.server.set(self.now, ServerState::Standby);
+        if self.durable.upstream.is_none() {
+            self.server.is_cut();
+        } else {
+            self.server.forget_end();
+        }
+    }
+
+    fn end_known(&mut self, end: mainstay_model::LogEnd) {
+        if self.durable.upstream.is_some() {
+            return;
+        }
+        self.server.set(self.now, ServerState::Standby);
+        self.server.ended(end);
+    }
+
+    fn end_unknown(&mut self, failure: Option<OrderFailure>) {
+        match failure {
+            Some(OrderFailure::Stale) => self.server.retry_at = self.now,
+            Some(OrderFailure::NotYet(_)) => self.server.retry_at = self.now + mainstay_model::Span(50),
+            _ => self.back_off(100),
+        }
+        let at = self.server.retry_at;
+        self.until(at);
+    }
+
+    fn follow_failed(&mut self, failure: Option<OrderFailure>) {
+        if failure == Some(OrderFailure::Aborted) {
+            return;
+        }
+        // Where it streams from is not certain: cut, and look again.
+        if self.candidacy.is_none() {
+            self.persist(|durable| durable.upstream = None);
+        }
+        self.server.forget_end();
+        self.back_off(100);
+    }
+
+    fn rewind_failed(&mut self, failure: Option<OrderFailure>) {
+        self.server.set(self.now, ServerState::Down);
+        let untouched = matches!(failure, Some(OrderFailure::NotYet(_) | OrderFailure::Stale));
+        if untouched {
+            let copy = self.server.rewinding.take();
+            self.persist(|durable| durable.copy = copy);
+            self.back_off(200);
+        } else {
+            self.give_up_copy("the rewind broke half-way");
+        }
+    }
+}
+
+fn words(failure: &OrderFailure) -> String {
+    match failure {
+        OrderFailure::Stale => "its term is older than the promise".to_owned(),
+        OrderFailure::Aborted => "a kill ended it".to_owned(),
+        OrderFailure::NotYet(text) => format!("not yet ({text})"),
+        OrderFailure::Broken(text) => format!("the copy is not whole ({text})"),
+        OrderFailure::Error(text) => text.clone(),
+    }
+}

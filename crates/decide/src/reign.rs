@@ -1,0 +1,661 @@
+//! Being primary: renewing, promoting, opening, standing down, and what a crash of the server leads to.
+
+use crate::io::Output;
+use crate::mind::Mind;
+use crate::plant::Plant;
+use crate::quorum;
+use crate::switchover::Switch;
+use crate::view::Intent;
+use mainstay_model::record::RecoveryEnd;
+use mainstay_model::{
+    ClaimState, CopyId, Durability, Lsn, Message, Moment, NodeId, Order, OrderFailure, Record, RouteState, ServerState,
+    Span, SyncSetting, Term,
+};
+use std::collections::BTreeMap;
+
+const RETRY_MS: u64 = 50;
+const RESTARTS_MAX: u32 = 3;
+const RESTART_PAUSE_MS: u64 = 300;
+
+/// What the holder of the term is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// The server ran as primary when this process life began; not believed until a write of this life succeeded.
+    Adopting,
+    /// The first copy is being made.
+    Founding,
+    /// The first copy exists; the record is to say so.
+    Founded,
+    /// The server is being promoted.
+    Promoting,
+    /// The server runs as primary.
+    Serving,
+    /// The server died; orphans are killed, then it is handed over or started again.
+    Crashed,
+    /// The server is being started again in place.
+    Restarting,
+    /// The server is being stopped for a switchover.
+    Stopping,
+}
+
+/// One term as its holder.
+#[derive(Clone, Debug)]
+pub(crate) struct Reign {
+    pub(crate) term: Term,
+    pub(crate) phase: Phase,
+    /// What clients may not see before enough members hold it.
+    pub(crate) end: Option<RecoveryEnd>,
+    pub(crate) deadline: Option<Moment>,
+    pub(crate) renew_at: Moment,
+    /// Settings that may be in force; the last one is the newest.
+    pub(crate) settings: Vec<SyncSetting>,
+    /// The log's end when the only setting in force was confirmed.
+    pub(crate) confirmed: Option<Lsn>,
+    /// What was in force before this life is not known until a setting of this life is confirmed.
+    pub(crate) adopted: bool,
+    pub(crate) setting_at: Moment,
+    pub(crate) opened: bool,
+    pub(crate) open_at: Moment,
+    /// Since when the server runs in this phase.
+    pub(crate) since: Moment,
+    /// Replicas that streamed, with their copy and when that was seen last.
+    pub(crate) streaming: BTreeMap<NodeId, (CopyId, Moment)>,
+    /// What they had flushed, by the last observation.
+    pub(crate) flushed: BTreeMap<NodeId, (CopyId, Lsn)>,
+    /// Who streamed in the newest observation, and when that was.
+    pub(crate) streams_now: quorum::Members,
+    pub(crate) observed_at: Option<Moment>,
+    /// Members as last told in events.
+    pub(crate) told_members: Option<quorum::Members>,
+    pub(crate) degraded: bool,
+    pub(crate) switch: Option<Switch>,
+    restarts: u32,
+    restart_at: Moment,
+    /// A renewal sent at this moment or later is fresh enough for a restart in place.
+    fresh_from: Option<Moment>,
+    fresh: bool,
+    pub(crate) founding: Option<(CopyId, mainstay_model::SystemId)>,
+}
+
+impl Reign {
+    pub(crate) fn new(now: Moment, term: Term, phase: Phase) -> Reign {
+        Reign {
+            term,
+            phase,
+            end: None,
+            deadline: None,
+            renew_at: now,
+            settings: Vec::new(),
+            confirmed: None,
+            adopted: false,
+            setting_at: now,
+            opened: false,
+            open_at: now,
+            since: now,
+            streaming: BTreeMap::new(),
+            flushed: BTreeMap::new(),
+            streams_now: BTreeMap::new(),
+            observed_at: None,
+            told_members: None,
+            degraded: false,
+            switch: None,
+            restarts: 0,
+            restart_at: now,
+            fresh_from: None,
+            fresh: false,
+            founding: None,
+        }
+    }
+
+    pub(crate) fn promoting(now: Moment, term: Term, deadline: Moment, setting: SyncSetting, lease: Span) -> Reign {
+        let mut reign = Reign::new(now, term, Phase::Promoting);
+        reign.deadline = Some(deadline);
+        reign.renew_at = now + Span(lease.0 / 6);
+        reign.settings = vec![setting];
+        reign
+    }
+}
+
+/// A term to be given back as soon as the server is known not to be primary.
+#[derive(Clone, Debug)]
+pub(crate) struct Leave {
+    pub(crate) term: Term,
+    pub(crate) wanted: Option<NodeId>,
+}
+
+impl Mind {
+    // ---- standing down -----------------------------------------------------------------------------------------------
+
+    /// Ends this reign because another one has the right, or this one's has lapsed. Nothing is released.
+    pub(crate) fn fence(&mut self, why: &str) {
+        let Some(reign) = self.reign.take() else { return };
+        self.tell("fenced", format!("standing down from term {}: {why}", reign.term));
+        self.close_route(reign.term);
+        self.server.forget_end();
+        if !self.server.is(ServerState::Down) || self.orders.busy() {
+            self.order_kill();
+        }
+    }
+
+    /// Ends this reign or candidacy and gives the term back.
+    pub(crate) fn abdicate(&mut self, why: &str, wanted: Option<NodeId>) {
+        let term = self.record().map_or(self.durable.promise, |record| record.term);
+        let text = wanted.as_ref().map_or_else(String::new, |node| format!(", in favour of {node}"));
+        self.tell("released", format!("giving term {term} back{text}: {why}"));
+        if let Some(reign) = self.reign.take() {
+            self.close_route(reign.term);
+            if reign.phase != Phase::Stopping {
+                self.server.forget_end();
+            }
+            if self.server.is(ServerState::Primary) || self.orders.busy() {
+                self.order_kill();
+            }
+            self.loss.get_or_insert(self.now);
+        }
+        self.candidacy = None;
+        let pause = self.random.between(100, 400);
+        self.pause_until = self.pause_until.max(self.now + Span(pause));
+        if !self.planted(Plant::NeverRelease) {
+            self.leave = Some(Leave { term, wanted });
+        }
+    }
+
+    /// Writes the release once the server is known not to be primary.
+    pub(crate) fn plan_leave(&mut self) {
+        let Some(leave) = self.leave.clone() else { return };
+        let mine = self.record().is_some_and(|record| {
+            record.term == leave.term
+                && self.is_me(record.holder.as_ref())
+                && matches!(record.state, ClaimState::Held | ClaimState::Electing)
+        });
+        if !mine && self.view.cas.is_none() {
+            self.leave = None;
+            return;
+        }
+        let stopped = matches!(self.server.state, Some(ServerState::Down | ServerState::Standby));
+        if !stopped || self.orders.killing() || self.reign.is_some() || !self.can_write() {
+            return;
+        }
+        let Some(mut record) = self.record().cloned() else { return };
+        record.state = ClaimState::Free;
+        record.holder = None;
+        record.wanted = leave.wanted.filter(|node| !self.config.excluded.contains(node));
+        self.write(Intent::Release, record);
+    }
+
+    pub(crate) fn released(&mut self) {
+        self.leave = None;
+    }
+
+    /// The rules that end service: a newer term, another holder, a deadline that passed.
+    pub(crate) fn plan_standing_down(&mut self) {
+        let Some(reign) = &self.reign else { return };
+        let (term, adopting) = (reign.term, reign.phase == Phase::Adopting);
+        let founding = matches!(reign.phase, Phase::Founding | Phase::Founded);
+        if self.durable.promise > term && !self.planted(Plant::AnswerWhilePrimary) && !adopting {
+            self.fence("a newer term was promised");
+            return;
+        }
+        if !adopting {
+            let deadline = reign.deadline;
+            if let Some(text) = self.record().and_then(|record| self.lost_claim(record, term, founding)) {
+                self.fence(&text);
+                return;
+            }
+            if let Some(deadline) = deadline {
+                self.check_deadline(deadline);
+            }
+        }
+    }
+
+    fn lost_claim(&self, record: &Record, term: Term, founding: bool) -> Option<String> {
+        let state = record.state == ClaimState::Held || (founding && record.state == ClaimState::Founding);
+        if record.term > term {
+            return Some(format!("the record says term {}", record.term));
+        }
+        (!self.is_me(record.holder.as_ref()) || !state).then(|| "the record no longer names this node".to_owned())
+    }
+
+    fn check_deadline(&mut self, deadline: Moment) {
+        let Some(reign) = &self.reign else { return };
+        // Without a running server nothing serves: a renewal may still succeed, and a restart needs a fresh one anyway.
+        let serverless = reign.phase == Phase::Crashed;
+        if self.now <= deadline {
+            self.until(deadline + Span(1));
+        } else if !serverless {
+            self.fence("the lease ran out: no renewal succeeded in time");
+        } else if self.now > deadline + self.config.lease {
+            self.fence("the claim could not be renewed");
+        }
+    }
+
+    pub(crate) fn close_route(&mut self, term: Term) {
+        let now = self.now;
+        self.set_route(term, RouteState::Closed, now);
+    }
+
+    pub(crate) fn set_route(&mut self, term: Term, state: RouteState, until: Moment) {
+        let closed_before = self.route.is_none_or(|(_, known, _)| known == RouteState::Closed);
+        if (state == RouteState::Closed && closed_before) || self.route == Some((term, state, until)) {
+            return;
+        }
+        self.route = Some((term, state, until));
+        self.out.push(Output::Route(term, state, until));
+    }
+
+    /// The term of which my own write of this life says that I am primary, with the deadline ahead and the server running.
+    pub(crate) fn primary_of(&self) -> Option<Term> {
+        let reign = self.reign.as_ref()?;
+        let runs = self.server.is(ServerState::Primary) && matches!(reign.phase, Phase::Serving);
+        (runs && reign.deadline.is_some_and(|deadline| self.now < deadline)).then_some(reign.term)
+    }
+
+    // ---- renewing ----------------------------------------------------------------------------------------------------
+
+    pub(crate) fn plan_reign(&mut self) {
+        if self.reign.is_none() {
+            return;
+        }
+        self.plan_adoption();
+        self.plan_renewal();
+        let Some(phase) = self.reign.as_ref().map(|reign| reign.phase.clone()) else { return };
+        match phase {
+            Phase::Serving => {
+                self.check_server();
+                self.plan_switchover();
+                self.plan_open();
+                self.plan_sync();
+            }
+            Phase::Crashed => self.plan_crashed(),
+            Phase::Stopping => self.watch_stopping(),
+            _ => {}
+        }
+    }
+
+    fn plan_renewal(&mut self) {
+        let Some(reign) = &self.reign else { return };
+        let at = reign.renew_at;
+        if matches!(reign.phase, Phase::Founded) {
+            self.write_founded();
+            return;
+        }
+        if reign.phase == Phase::Adopting && !self.may_adopt() {
+            return;
+        }
+        if self.now < at {
+            self.until(at);
+            return;
+        }
+        if !self.can_write() {
+            return;
+        }
+        let Some(mut record) = self.record().cloned() else { return };
+        record.grant = self.next_grant();
+        let next = self.now + Span(self.config.lease.0 / 6);
+        if let Some(reign) = self.reign.as_mut() {
+            reign.renew_at = next;
+        }
+        self.until(next);
+        self.write(Intent::Renew, record);
+    }
+
+    /// A write of mine succeeded: the deadline counts from its sending.
+    pub(crate) fn renewed(&mut self, sent: Moment) {
+        let deadline = sent + self.config.lease - self.config.margin;
+        let next = sent + Span(self.config.lease.0 / 6);
+        let Some(reign) = self.reign.as_mut() else { return };
+        let deadline = reign.deadline.map_or(deadline, |known| known.max(deadline));
+        reign.deadline = Some(deadline);
+        reign.renew_at = next;
+        if reign.fresh_from.is_some_and(|from| sent >= from) {
+            reign.fresh = true;
+        }
+        let term = reign.term;
+        let state = match (&reign.switch, reign.opened) {
+            (_, false) => None,
+            (Some(_), true) => Some(RouteState::Draining),
+            (None, true) => Some(RouteState::Open),
+        };
+        let adopting = reign.phase == Phase::Adopting;
+        self.out.push(Output::Deadline(term, deadline));
+        if adopting {
+            self.adopted();
+        } else if let Some(state) = state {
+            self.set_route(term, state, deadline);
+        }
+    }
+
+    pub(crate) fn not_renewed(&mut self) {
+        let at = self.now;
+        if let Some(reign) = self.reign.as_mut() {
+            reign.renew_at = at;
+        }
+    }
+
+    // ---- adopting a server that ran before this life -------------------------------------------------------------------
+
+    pub(crate) fn adopt_primary(&mut self) {
+        if self.reign.is_none() {
+            self.reason("adopt", "a primary runs here from before this process: it is believed after a renewal");
+            self.reign = Some(Reign::new(self.now, self.durable.promise, Phase::Adopting));
+        }
+    }
+
+    /// Before the first write: does a linearizable read say that this node may try?
+    fn may_adopt(&mut self) -> bool {
+        self.view.read_once || (self.planted(Plant::PlanFromReadRecord) && self.record().is_some())
+    }
+
+    fn plan_adoption(&mut self) {
+        if self.reign.as_ref().is_none_or(|reign| reign.phase != Phase::Adopting) || !self.may_adopt() {
+            return;
+        }
+        let claim = self.record().is_some_and(|record| {
+            record.state == ClaimState::Held
+                && self.is_me(record.holder.as_ref())
+                && self.is_me(record.leader.as_ref())
+                && record.term == self.durable.promise
+                && record.members.get(&self.config.me).is_some_and(|copy| Some(*copy) == self.durable.copy)
+        });
+        if !claim {
+            self.fence("a primary runs here, and the record does not give it the term");
+            return;
+        }
+        if self.planted(Plant::PlanFromReadRecord) && self.reign.as_ref().is_some_and(|reign| reign.deadline.is_none())
+        {
+            self.adopted();
+        }
+    }
+
+    /// The renewal succeeded: the server is mine, if it runs on the timeline that the record reserved.
+    fn adopted(&mut self) {
+        let Some(record) = self.record().cloned() else { return };
+        let seen = self.server.seen.clone().unwrap_or_default();
+        if seen.timeline.is_some_and(|timeline| timeline != record.timeline) {
+            self.abdicate("the server that ran before this process is on another timeline than the record's", None);
+            return;
+        }
+        let setting = self.first_setting(&record, true);
+        let now = self.now;
+        let Some(reign) = self.reign.as_mut() else { return };
+        reign.term = record.term;
+        reign.phase = Phase::Serving;
+        reign.since = now;
+        reign.adopted = true;
+        reign.settings = vec![setting];
+        reign.end = seen.end.map(|lsn| RecoveryEnd { timeline: record.timeline, lsn });
+        reign.opened = seen.open;
+        let route = reign.opened.then_some(reign.deadline).flatten();
+        self.tell("adopted", format!("adopted the running primary of term {}", record.term));
+        if let Some(deadline) = route {
+            self.set_route(record.term, RouteState::Open, deadline);
+        }
+        self.note_streams();
+    }
+
+    // ---- promoting and opening -----------------------------------------------------------------------------------------
+
+    /// `ANY max(|M| − q − 1, n)` of the other members, in force before the promotion.
+    pub(crate) fn first_setting(&self, record: &Record, member: bool) -> SyncSetting {
+        let mut copies = record.members.clone();
+        copies.remove(&self.config.me);
+        if record.asynchronous {
+            return SyncSetting::default();
+        }
+        let size = u32::try_from(record.members.len()).unwrap_or(u32::MAX);
+        let mut need = size.saturating_sub(1 + record.quorum);
+        if self.planted(Plant::OutsiderSmallNeed) && !member {
+            need = need.saturating_sub(1);
+        } else {
+            need = need.max(self.wanted_need());
+        }
+        if self.planted(Plant::FirstSettingAnyOne) {
+            need = 1;
+        }
+        SyncSetting { need, copies }
+    }
+
+    /// n as configured, for the mode.
+    pub(crate) fn wanted_need(&self) -> u32 {
+        if self.config.durability == Durability::Async { 0 } else { self.config.sync_replicas }
+    }
+
+    pub(crate) fn promoted(&mut self, end: RecoveryEnd) {
+        self.server.set(self.now, ServerState::Primary);
+        let reserved = self.record().map(|record| record.timeline);
+        let now = self.now;
+        let Some(reign) = self.reign.as_mut().filter(|reign| reign.phase == Phase::Promoting) else { return };
+        if Some(end.timeline) != reserved {
+            self.abdicate("the server came up on another timeline than the reserved one", None);
+            return;
+        }
+        reign.phase = Phase::Serving;
+        reign.end = Some(end);
+        reign.confirmed = Some(end.lsn);
+        reign.since = now;
+        let term = reign.term;
+        self.tell(
+            "promoted",
+            format!("primary of term {term} on timeline {}; recovery ended at {}", end.timeline, end.lsn),
+        );
+        self.send_data_nodes(&Message::Open { term, timeline: end.timeline });
+        self.presence_at = self.now;
+    }
+
+    pub(crate) fn not_promoted(&mut self, failure: Option<OrderFailure>) {
+        if self.reign.as_ref().is_some_and(|reign| reign.phase == Phase::Promoting) {
+            let text = failure.map_or_else(|| "unexpected outcome".to_owned(), |failure| format!("{failure:?}"));
+            self.server.state = Some(ServerState::Primary); // perhaps half-way: end it
+            self.abdicate(&format!("the promotion did not succeed: {text}"), None);
+        }
+    }
+
+    /// How many members must hold the end of recovery before clients enter.
+    fn open_need(&self, record: &Record) -> u32 {
+        let size = u32::try_from(record.members.len()).unwrap_or(u32::MAX);
+        let strict = self.config.durability == Durability::Strict;
+        let least = if strict { self.config.sync_replicas + 1 } else { 1 };
+        size.saturating_sub(record.quorum).max(least)
+    }
+
+    fn plan_open(&mut self) {
+        let Some(reign) = &self.reign else { return };
+        if reign.opened || reign.switch.is_some() || self.orders.busy() {
+            return;
+        }
+        let (term, open_at, flushed) = (reign.term, reign.open_at, reign.flushed.clone());
+        let Some(end) = reign.end.or_else(|| self.end_now()) else { return };
+        if self.now < open_at {
+            self.until(open_at);
+            return;
+        }
+        let Some(record) = self.own_record() else { return };
+        let (need, held) =
+            (self.open_need(record), quorum::holders(&record.members, &self.config.me, end.lsn, &flushed));
+        if held >= need || self.planted(Plant::OpenWithoutConfirmation) {
+            self.order(term, Order::Open);
+        } else {
+            self.reason(
+                "open",
+                format!("clients wait: {held} of {need} members hold the end of recovery at {}", end.lsn),
+            );
+        }
+    }
+
+    fn end_now(&self) -> Option<RecoveryEnd> {
+        let seen = self.server.seen.as_ref()?;
+        Some(RecoveryEnd { timeline: seen.timeline?, lsn: seen.end? })
+    }
+
+    pub(crate) fn opened(&mut self) {
+        let Some(reign) = self.reign.as_mut().filter(|reign| reign.phase == Phase::Serving) else { return };
+        reign.opened = true;
+        let (term, deadline) = (reign.term, reign.deadline);
+        if let Some(deadline) = deadline {
+            self.set_route(term, RouteState::Open, deadline);
+        }
+        let gap =
+            self.loss.take().map_or_else(String::new, |at| format!(", {} after the loss was seen", self.now.since(at)));
+        self.tell("primary-opened", format!("{} serves as primary of term {term}{gap}", self.config.me));
+    }
+
+    pub(crate) fn open_failed(&mut self) {
+        let at = self.now + Span(RETRY_MS);
+        if let Some(reign) = self.reign.as_mut() {
+            reign.open_at = at;
+        }
+        self.until(at);
+    }
+
+    // ---- the server dies -----------------------------------------------------------------------------------------------
+
+    fn check_server(&mut self) {
+        if self.orders.busy() {
+            return;
+        }
+        match self.server.state {
+            Some(ServerState::Down) => self.on_exit("the server is down"),
+            Some(ServerState::Standby) => self.abdicate("the server is a standby although it should be primary", None),
+            _ => {}
+        }
+    }
+
+    pub(crate) fn on_fenced(&mut self, why: &str) {
+        self.tell("fenced", format!("the guard ended the server: {why}"));
+        self.on_exit("the guard ended the server");
+    }
+
+    /// The server's process is gone, or is to be treated so.
+    pub(crate) fn on_exit(&mut self, why: &str) {
+        let Some(phase) = self.reign.as_ref().map(|reign| reign.phase.clone()) else {
+            self.standby_exited();
+            return;
+        };
+        match phase {
+            Phase::Serving | Phase::Adopting => {
+                self.tell("primary-lost", format!("{}: {why}", self.config.me));
+                self.loss.get_or_insert(self.now);
+                let adopting = phase == Phase::Adopting;
+                let now = self.now;
+                if let Some(reign) = self.reign.as_mut() {
+                    reign.phase = Phase::Crashed;
+                    reign.opened = false;
+                    reign.switch = None;
+                    reign.restart_at = now;
+                    let term = reign.term;
+                    self.close_route(term);
+                }
+                if adopting {
+                    self.reign = None;
+                }
+                self.server.forget_end();
+                self.order_kill();
+            }
+            Phase::Promoting => self.abdicate(&format!("during the promotion: {why}"), None),
+            // The order that runs says how it ended; an exit is expected in each of these.
+            Phase::Stopping | Phase::Restarting | Phase::Founding | Phase::Founded | Phase::Crashed => {}
+        }
+    }
+
+    fn standby_exited(&mut self) {
+        if self.orders.busy() || self.server.state.is_none() {
+            // An order's outcome tells; before the first observation a probe does.
+            if self.server.state.is_none() {
+                self.server.set(self.now, ServerState::Down);
+            }
+            return;
+        }
+        if !self.server.is(ServerState::Down) {
+            self.reason("exit", "the server's process ended: ending what it left, then starting it again");
+            self.back_off(50);
+            self.order_kill();
+        }
+    }
+
+    /// Hand over to a replica that streamed until the end, or start again in place.
+    fn plan_crashed(&mut self) {
+        if self.orders.busy() {
+            return;
+        }
+        if let Some(wanted) = self.fit_replica() {
+            self.abdicate("the server died and a member that streamed can take over", Some(wanted));
+            return;
+        }
+        let now = self.now;
+        let Some(reign) = self.reign.as_mut() else { return };
+        if now < reign.restart_at {
+            let at = reign.restart_at;
+            self.until(at);
+            return;
+        }
+        if reign.fresh_from.is_none() {
+            reign.fresh_from = Some(now);
+            reign.fresh = false;
+            reign.renew_at = now;
+            self.reason("restart", "no member can take over: renewing the claim, then starting the server in place");
+            self.plan_renewal();
+            return;
+        }
+        let skip = cfg!(feature = "plant") && self.config.plants.contains(&Plant::RestartWithoutCheck);
+        let ahead = reign.deadline.is_some_and(|deadline| now <= deadline);
+        let fresh = reign.fresh && ahead && self.durable.promise <= reign.term;
+        if !fresh && !skip {
+            return;
+        }
+        reign.phase = Phase::Restarting;
+        reign.fresh_from = None;
+        let term = reign.term;
+        self.order(term, Order::RestartInPlace);
+    }
+
+    /// The member with the highest flush that streamed in the last observation and is not known to be gone.
+    pub(crate) fn fit_replica(&self) -> Option<NodeId> {
+        let reign = self.reign.as_ref()?;
+        let record = self.record()?;
+        let fit = |node: &NodeId, copy: &CopyId| {
+            let gone = self.peers.get(node).is_some_and(|peer| peer.link == Some(false) || peer.evidence.is_some());
+            record.members.get(node) == Some(copy)
+                && reign.streams_now.get(node) == Some(copy)
+                && !gone
+                && !self.config.excluded.contains(node)
+        };
+        let place = |node: &NodeId| std::cmp::Reverse(self.config.data_nodes.get(node).copied().unwrap_or(u32::MAX));
+        let fit = reign.flushed.iter().filter(|(node, (copy, _))| fit(node, copy));
+        fit.max_by_key(|(node, (_, flush))| (*flush, place(node))).map(|(node, _)| node.clone())
+    }
+
+    pub(crate) fn restarted(&mut self, end: RecoveryEnd) {
+        self.server.set(self.now, ServerState::Primary);
+        let reserved = self.record().map(|record| record.timeline);
+        let now = self.now;
+        let Some(reign) = self.reign.as_mut().filter(|reign| reign.phase == Phase::Restarting) else { return };
+        if Some(end.timeline) != reserved {
+            self.abdicate("the restarted server is on another timeline than the record's", None);
+            return;
+        }
+        reign.phase = Phase::Serving;
+        reign.end = Some(end);
+        reign.since = now;
+        reign.restarts = 0;
+        reign.flushed.clear();
+        reign.streams_now.clear();
+        let term = reign.term;
+        self.tell("restarted", format!("restarted in place as primary of term {term}; recovery ended at {}", end.lsn));
+        self.send_data_nodes(&Message::Open { term, timeline: end.timeline });
+    }
+
+    pub(crate) fn not_restarted(&mut self, failure: Option<OrderFailure>) {
+        let now = self.now;
+        let Some(reign) = self.reign.as_mut().filter(|reign| reign.phase == Phase::Restarting) else { return };
+        reign.restarts += 1;
+        reign.phase = Phase::Crashed;
+        reign.fresh_from = None;
+        reign.restart_at = now + Span(RESTART_PAUSE_MS * u64::from(reign.restarts));
+        let give_up = reign.restarts >= RESTARTS_MAX;
+        self.server.forget_end();
+        self.order_kill();
+        if give_up {
+            self.abdicate(&format!("the server could not be started in place: {failure:?}"), None);
+        }
+    }
+}

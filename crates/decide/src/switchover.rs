@@ -1,0 +1,179 @@
+//! Handing the primary's role over on request: hold work, stop in order, release in favour of the target, which then stands like
+//! any candidate.
+
+use crate::mind::Mind;
+use crate::reign::Phase;
+use mainstay_model::{LogEnd, Message, Moment, NodeId, Order, OrderFailure, RouteState, ServerState, Span};
+use std::collections::BTreeSet;
+
+const DRAIN_MS: u64 = 30;
+const PHASE_MAX_MS: u64 = 2000;
+const STOP_MAX_MS: u64 = 4000;
+const BEHIND_MAX_BYTES: u64 = 1 << 20;
+
+/// A switchover that is under way at the primary.
+#[derive(Clone, Debug)]
+pub(crate) struct Switch {
+    pub(crate) target: NodeId,
+    since: Moment,
+}
+
+impl Mind {
+    pub(crate) fn on_switchover(&mut self, by: &str, to: Option<NodeId>) {
+        let serving = self.reign.as_ref().is_some_and(|reign| reign.phase == Phase::Serving && reign.opened);
+        if !serving {
+            self.pass_on(by, to);
+            return;
+        }
+        if self.reign.as_ref().is_some_and(|reign| reign.switch.is_some()) {
+            self.tell("switchover-refused", "a switchover is under way already");
+            return;
+        }
+        match self.choose_target(to) {
+            Ok(target) => self.begin_switchover(by, target),
+            Err(why) => self.tell("switchover-refused", why),
+        }
+    }
+
+    fn pass_on(&mut self, by: &str, to: Option<NodeId>) {
+        if self.other_leader().is_some() && !by.is_empty() {
+            if let Some((leader, _)) = self.other_leader() {
+                // An empty name marks a request that was passed on once: it is not passed on again.
+                self.reason("switchover", format!("passing the request of {by} on to {leader}"));
+                self.send(leader, Message::Switchover { by: String::new(), to });
+            }
+        } else {
+            self.tell("switchover-refused", "this node is not an open primary");
+        }
+    }
+
+    fn choose_target(&self, to: Option<NodeId>) -> Result<NodeId, String> {
+        let able = |node: &NodeId| -> Result<(), String> {
+            let reign = self.reign.as_ref().ok_or("this node is not primary")?;
+            let copy = self.record().and_then(|record| record.members.get(node));
+            if *node == self.config.me {
+                return Err(format!("{node} is primary already"));
+            }
+            if self.config.excluded.contains(node) {
+                return Err(format!("{node} may not become primary"));
+            }
+            if copy.is_none() || reign.streams_now.get(node) != copy {
+                return Err(format!("{node} is not a streaming member of the sync set"));
+            }
+            if self.peers.get(node).is_some_and(|peer| peer.link == Some(false)) {
+                return Err(format!("{node}'s agent is not connected"));
+            }
+            Ok(())
+        };
+        if let Some(node) = to {
+            return able(&node).map(|()| node);
+        }
+        let reign = self.reign.as_ref().ok_or("this node is not primary")?;
+        let best = reign.flushed.iter().filter(|(node, _)| able(node).is_ok()).max_by_key(|(_, (_, flush))| *flush);
+        best.map(|(node, _)| node.clone()).ok_or_else(|| "no replica is fit to take over".to_owned())
+    }
+
+    fn begin_switchover(&mut self, by: &str, target: NodeId) {
+        let who = if by.is_empty() { "an operator" } else { by };
+        self.tell("switchover-begun", format!("{who} asked to hand over to {target}: holding new work"));
+        let now = self.now;
+        let Some(reign) = self.reign.as_mut() else { return };
+        reign.switch = Some(Switch { target, since: now });
+        let (term, deadline) = (reign.term, reign.deadline.unwrap_or(now));
+        self.set_route(term, RouteState::Draining, deadline);
+    }
+
+    pub(crate) fn plan_switchover(&mut self) {
+        let Some(reign) = &self.reign else { return };
+        let Some(switch) = reign.switch.clone() else { return };
+        if self.now.since(switch.since).0 > PHASE_MAX_MS {
+            self.undo_switchover("the target did not catch up in time");
+            return;
+        }
+        let drained = switch.since + Span(DRAIN_MS);
+        let seen_since = reign.observed_at.is_some_and(|at| at > switch.since);
+        let end = self.server.seen.as_ref().and_then(|seen| seen.end);
+        let flush = reign.flushed.get(&switch.target).map(|(_, flush)| *flush);
+        let near = match (end, flush) {
+            (Some(end), Some(flush)) => end.0.saturating_sub(flush.0) <= BEHIND_MAX_BYTES,
+            _ => false,
+        };
+        let streams = reign.streams_now.contains_key(&switch.target);
+        let term = reign.term;
+        self.until(drained.max(self.now + Span(10)).min(switch.since + Span(PHASE_MAX_MS + 1)));
+        if self.now < drained || !seen_since || !near || !streams || self.orders.busy() {
+            return;
+        }
+        let keep = self.keep(&switch.target);
+        if let Some(reign) = self.reign.as_mut() {
+            reign.phase = Phase::Stopping;
+            reign.since = self.now;
+        }
+        self.order(term, Order::StopClean { keep });
+    }
+
+    /// The target, and the best others that commits may still wait for.
+    fn keep(&self, target: &NodeId) -> BTreeSet<NodeId> {
+        let mut keep = BTreeSet::from([target.clone()]);
+        if let Some(reign) = &self.reign {
+            let mut others: Vec<_> = reign.flushed.iter().filter(|(node, _)| *node != target).collect();
+            others.sort_by_key(|(_, (_, flush))| std::cmp::Reverse(*flush));
+            let need = reign.settings.iter().map(|setting| setting.need).max().unwrap_or(0) as usize;
+            keep.extend(others.into_iter().take(need.saturating_sub(1)).map(|(node, _)| node.clone()));
+        }
+        keep
+    }
+
+    fn undo_switchover(&mut self, why: &str) {
+        self.tell("switchover-refused", format!("{why}: work goes on here"));
+        let Some(reign) = self.reign.as_mut() else { return };
+        reign.switch = None;
+        reign.phase = Phase::Serving;
+        let (term, deadline, opened) = (reign.term, reign.deadline, reign.opened);
+        if let (Some(deadline), true) = (deadline, opened) {
+            self.set_route(term, RouteState::Open, deadline);
+        }
+    }
+
+    /// The stop takes too long: what is left of the server is killed, and the target takes over as after a crash.
+    pub(crate) fn watch_stopping(&mut self) {
+        let Some(since) = self.reign.as_ref().map(|reign| reign.since) else { return };
+        if self.now.since(since).0 > STOP_MAX_MS {
+            self.reason("switchover", "stopping in order takes too long: ending the server");
+            self.order_kill();
+        } else {
+            self.until(since + Span(STOP_MAX_MS + 1));
+        }
+    }
+
+    pub(crate) fn stopped(&mut self, end: LogEnd) {
+        self.server.set(self.now, ServerState::Down);
+        self.server.ended(end);
+        if let Some(target) = self.switch_target() {
+            self.handed = Some((target.clone(), self.now));
+            self.abdicate("switchover: the server is stopped", Some(target));
+        }
+    }
+
+    fn switch_target(&self) -> Option<NodeId> {
+        let reign = self.reign.as_ref().filter(|reign| reign.phase == Phase::Stopping)?;
+        reign.switch.as_ref().map(|switch| switch.target.clone())
+    }
+
+    pub(crate) fn not_stopped(&mut self, failure: Option<OrderFailure>) {
+        let Some(target) = self.switch_target() else { return };
+        if let Some(OrderFailure::NotYet(why)) = failure {
+            if let Some(reign) = self.reign.as_mut() {
+                reign.opened = false;
+            }
+            self.undo_switchover(&why);
+            return;
+        }
+        self.server.state = Some(ServerState::Primary); // perhaps it still runs: end it
+        self.handed = Some((target.clone(), self.now));
+        if let Some(reign) = self.reign.as_mut() {
+            reign.phase = Phase::Crashed;
+        }
+        self.abdicate("switchover: the server did not stop in order and is ended", Some(target));
+    }
+}

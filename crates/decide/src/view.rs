@@ -1,0 +1,338 @@
+//! The record as this node knows it: taking newer ones, reads, compare-and-sets, and what counts as my own.
+
+use crate::io::{CasResult, Output};
+use crate::mind::Mind;
+use crate::plant::Plant;
+use mainstay_model::{ClaimState, Moment, NodeId, Record, Revision, Span, Term};
+
+const READ_RETRY_MS: u64 = 100;
+const READ_TIMEOUT_MS: u64 = 2000;
+const WRITE_RETRY_MS: u64 = 50;
+const BEHIND_MS: u64 = 300;
+
+/// What an open write is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Intent {
+    Renew,
+    Sync,
+    Release,
+    Raise,
+    Early,
+    Claim,
+    Found,
+    Founded,
+}
+
+/// The one open write.
+#[derive(Clone, Debug)]
+pub(crate) struct OpenCas {
+    id: u64,
+    pub(crate) sent: Moment,
+    pub(crate) intent: Intent,
+    record: Record,
+}
+
+/// The newest record, and this life's own writes.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct View {
+    pub(crate) newest: Option<(Revision, Record)>,
+    /// A linearizable read said that the key does not exist.
+    pub(crate) absent: bool,
+    /// A linearizable read was answered in this life.
+    pub(crate) read_once: bool,
+    /// The revision that my last successful write of this life made, if nothing was unknown or refused since.
+    own: Option<Revision>,
+    pub(crate) cas: Option<OpenCas>,
+    /// No write before this.
+    pub(crate) write_at: Moment,
+    next_id: u64,
+    last_grant: u64,
+    read: Option<(u64, Moment)>,
+    read_at: Moment,
+    behind_since: Option<Moment>,
+    /// When the newest record came.
+    pub(crate) since: Moment,
+    /// When its holder was first seen in its term.
+    pub(crate) holder_since: Moment,
+    /// From when a lease that may still run is counted; `None` = the last holder is known to have stopped.
+    pub(crate) lease_from: Option<Moment>,
+}
+
+impl Mind {
+    /// Takes a record if it is newer than the one held.
+    pub(crate) fn take_record(&mut self, revision: Revision, record: Record) {
+        if revision <= self.revision() && !(self.planted(Plant::StaleWatch) && revision != self.revision()) {
+            return;
+        }
+        self.view.absent = false;
+        let old = self.record();
+        let same_holder = old.is_some_and(|old| old.holder == record.holder && old.term == record.term);
+        let same_grant = same_holder && old.is_some_and(|old| old.grant == record.grant && old.state == record.state);
+        let leap = old.is_none_or(|old| record.term > old.term.next());
+        if !same_holder {
+            self.view.holder_since = self.now;
+        }
+        match record.state {
+            ClaimState::Free => self.view.lease_from = None,
+            ClaimState::Held if self.is_me(record.holder.as_ref()) => self.view.lease_from = None,
+            ClaimState::Held if !same_grant => self.view.lease_from = Some(self.now),
+            ClaimState::Electing if leap => self.view.lease_from = Some(self.now),
+            _ => {}
+        }
+        self.view.since = self.now;
+        self.view.newest = Some((revision, record));
+        self.after_record();
+    }
+
+    /// What follows from a newer record at once.
+    fn after_record(&mut self) {
+        let Some(record) = self.record() else { return };
+        let (term, state, holder) = (record.term, record.state, record.holder.clone());
+        if self.suspect.as_ref().is_some_and(|suspect| suspect.term != term || Some(&suspect.holder) != holder.as_ref())
+        {
+            self.suspect = None;
+        }
+        if state == ClaimState::Free && self.loss.is_none() {
+            self.loss = Some(self.now);
+        }
+        if state == ClaimState::Held && !self.is_me(holder.as_ref()) {
+            self.loss = None;
+            if let (Some((target, at)), Some(holder)) = (self.handed.take(), holder) {
+                let gap = self.now.since(at);
+                self.tell(
+                    "switchover-done",
+                    format!("{holder} took over from here ({target} was to), {gap} after the stop"),
+                );
+            }
+        }
+    }
+
+    /// The record that my last successful write of this life made, if nothing is open, unknown or newer.
+    pub(crate) fn own_record(&self) -> Option<&Record> {
+        if self.planted(Plant::PlanFromReadRecord) {
+            return self.record();
+        }
+        let (revision, record) = self.view.newest.as_ref()?;
+        (self.view.cas.is_none() && self.view.own == Some(*revision)).then_some(record)
+    }
+
+    /// Holds the lease of the last holder that did not stop, as far as this node can know?
+    pub(crate) fn lease_over(&self) -> bool {
+        let wait = self.config.lease + self.config.margin;
+        self.view.lease_from.is_none_or(|from| self.now >= from + wait)
+    }
+
+    /// May a write be begun now?
+    pub(crate) fn can_write(&mut self) -> bool {
+        if self.view.cas.is_some() {
+            return false;
+        }
+        if self.now < self.view.write_at {
+            let at = self.view.write_at;
+            self.until(at);
+            return false;
+        }
+        true
+    }
+
+    /// Writes `record` over the newest one. The caller checked `can_write`.
+    pub(crate) fn write(&mut self, intent: Intent, record: Record) {
+        let expected = self.view.newest.as_ref().map(|(revision, _)| *revision);
+        self.view.next_id += 1;
+        let id = self.view.next_id;
+        self.view.cas = Some(OpenCas { id, sent: self.now, intent, record: record.clone() });
+        self.out.push(Output::Cas(id, expected, record));
+    }
+
+    /// A value that no attempt of mine has written yet.
+    pub(crate) fn next_grant(&mut self) -> u64 {
+        let known = self.record().map_or(0, |record| record.grant);
+        self.view.last_grant = self.view.last_grant.max(known) + 1;
+        self.view.last_grant
+    }
+
+    pub(crate) fn on_cas(&mut self, id: u64, result: CasResult) {
+        let Some(open) = self.view.cas.take_if(|open| open.id == id) else { return };
+        match result {
+            CasResult::Done(revision) => {
+                self.view.write_at = self.now;
+                self.take_record(revision, open.record.clone());
+                if self.revision() == revision {
+                    self.view.own = Some(revision);
+                    self.on_written(&open);
+                } else {
+                    self.view.own = None;
+                    self.on_not_written(open.intent, true);
+                }
+            }
+            CasResult::Conflict(current) => {
+                self.view.own = None;
+                self.view.write_at = self.now;
+                if let Some((revision, record)) = current {
+                    if revision <= self.revision() {
+                        // The answer is older than what the watch showed since: try again on the newer revision.
+                        self.view.write_at = self.now + Span(5);
+                    }
+                    self.take_record(revision, record);
+                } else {
+                    self.reason("store", "the store says that the record does not exist; nothing can be claimed");
+                    self.view.write_at = self.now + Span(WRITE_RETRY_MS);
+                }
+                self.on_not_written(open.intent, true);
+            }
+            CasResult::Unknown if self.planted(Plant::UnknownTakenForFailed) => {
+                self.view.write_at = self.now + Span(WRITE_RETRY_MS);
+                self.on_not_written(open.intent, false);
+            }
+            CasResult::Unknown => {
+                self.view.own = None;
+                self.view.write_at = self.now + Span(WRITE_RETRY_MS);
+                self.reason("store", "a write was not answered: unknown until a later one of mine succeeds");
+                self.on_not_written(open.intent, false);
+            }
+            CasResult::Unavailable => {
+                self.view.write_at = self.now + Span(WRITE_RETRY_MS);
+                self.reason("store", "the store did not take a write");
+                self.on_not_written(open.intent, false);
+            }
+        }
+    }
+
+    fn on_written(&mut self, open: &OpenCas) {
+        let sent = if self.planted(Plant::LeaseFromReply) { self.now } else { open.sent };
+        match open.intent {
+            Intent::Renew | Intent::Sync => {
+                self.renewed(sent);
+                self.tell_members();
+            }
+            Intent::Founded => {
+                self.founded_written(sent);
+                self.tell_members();
+            }
+            Intent::Found => self.founding_begun(sent),
+            Intent::Raise => self.raised(),
+            Intent::Early => self.early_done(),
+            Intent::Claim => self.claimed(sent),
+            Intent::Release => self.released(),
+        }
+    }
+
+    /// A write failed (`refused`: another one was first) or was not answered.
+    fn on_not_written(&mut self, intent: Intent, refused: bool) {
+        match intent {
+            Intent::Renew | Intent::Sync | Intent::Founded => self.not_renewed(),
+            Intent::Raise => self.not_raised(refused),
+            Intent::Early | Intent::Claim | Intent::Release | Intent::Found => {}
+        }
+    }
+
+    pub(crate) fn on_read(&mut self, id: u64, answer: Option<Option<(Revision, Record)>>) {
+        if self.view.read.take_if(|(open, _)| *open == id).is_none() {
+            return;
+        }
+        let Some(found) = answer else {
+            self.view.read_at = self.now + Span(READ_RETRY_MS);
+            self.reason("store", "the record could not be read");
+            return;
+        };
+        self.view.read_once = true;
+        self.view.behind_since = None;
+        let term = found.as_ref().map_or(Term(0), |(_, record)| record.term);
+        match found {
+            Some((revision, record)) => self.take_record(revision, record),
+            None => {
+                self.view.absent = self.view.newest.is_none();
+                self.view.read_at = self.now + Span(500);
+            }
+        }
+        self.check_system();
+        if self.lost && self.problem.is_none() {
+            self.lost = false;
+            self.persist(|durable| {
+                durable.promise = term;
+                if durable.upstream.as_ref().is_some_and(|upstream| upstream.term != term) {
+                    durable.upstream = None;
+                }
+            });
+            self.reason("start", format!("no promise was kept here; the record's term {term} replaces it"));
+        }
+        self.adopt_copy();
+    }
+
+    /// A node that leads the record, and whose note of its copy is gone (or was never made: founding), has the copy that the record
+    /// names. Rewinding or cloning would have taken a newer term than the record's.
+    fn adopt_copy(&mut self) {
+        let Some(record) = self.record() else { return };
+        let mine = record.members.get(&self.config.me).copied();
+        let leads = self.is_me(record.leader.as_ref()) && record.state != ClaimState::Founding;
+        let intact = self.data.is_some() && record.system == self.data && record.term >= self.durable.promise;
+        if leads && intact && self.durable.copy.is_none() && self.durable.diverged.is_none() {
+            self.reason("start", "this node leads the record: its data are the copy that the record names");
+            self.persist(|durable| durable.copy = mine);
+        }
+    }
+
+    /// Reads at the start of a life, while no record is known, and when a peer knows a newer one for a while.
+    pub(crate) fn plan_read(&mut self) {
+        if let Some((_, sent)) = self.view.read {
+            if self.now.since(sent).0 < READ_TIMEOUT_MS {
+                self.until(sent + Span(READ_TIMEOUT_MS));
+                return;
+            }
+            self.view.read = None;
+        }
+        let newest = self.revision();
+        let behind =
+            self.peers.values().any(|peer| peer.presence.as_ref().is_some_and(|presence| presence.revision > newest));
+        match (behind, self.view.behind_since) {
+            (true, None) => self.view.behind_since = Some(self.now),
+            (false, _) => self.view.behind_since = None,
+            _ => {}
+        }
+        let late = self.view.behind_since.map(|since| since + Span(BEHIND_MS));
+        let due = !self.view.read_once || self.view.newest.is_none() || late.is_some_and(|at| at <= self.now);
+        if !due {
+            if let Some(at) = late {
+                self.until(at);
+            }
+            return;
+        }
+        if self.now < self.view.read_at {
+            let at = self.view.read_at;
+            self.until(at);
+            return;
+        }
+        self.view.next_id += 1;
+        let id = self.view.next_id;
+        self.view.read = Some((id, self.now));
+        self.view.read_at = self.now + Span(READ_RETRY_MS);
+        self.until(self.now + Span(READ_TIMEOUT_MS));
+        self.out.push(Output::Read(id));
+    }
+
+    /// The record's holder and its term, if it is held by another node that leads it.
+    pub(crate) fn other_leader(&self) -> Option<(NodeId, Term)> {
+        let record = self.record()?;
+        let holder = record.holder.as_ref()?;
+        let leads = record.state == ClaimState::Held && record.leader.as_ref() == Some(holder);
+        (leads && *holder != self.config.me).then(|| (holder.clone(), record.term))
+    }
+
+    /// Data of another cluster must not be touched.
+    pub(crate) fn check_system(&mut self) {
+        let expected = self.record().and_then(|record| record.system);
+        let foreign = match (expected, self.data) {
+            // Without a copy, and with a promise of its own: the remains of a first copy that another node was quicker to make.
+            (Some(expected), Some(found)) if expected != found => self.durable.copy.is_some() || self.lost,
+            _ => false,
+        };
+        if foreign && self.problem.is_none() {
+            let text = "the data directory belongs to another cluster (its system identifier differs from the record's): \
+                        move it away by hand, then restart this node";
+            self.problem = Some(text.to_owned());
+            self.tell("foreign-data", text);
+        } else if !foreign {
+            self.problem = None;
+        }
+    }
+}
