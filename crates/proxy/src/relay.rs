@@ -7,7 +7,6 @@
 use crate::registry::Cut;
 use crate::stats::Stats;
 use std::cell::RefCell;
-use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
@@ -38,6 +37,13 @@ pub(crate) enum Ended {
     Cut(Cut),
 }
 
+/// Which side of a direction failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failed {
+    Reading,
+    Writing,
+}
+
 /// Copies until the end. A cut resets the server's side, so that nothing under way arrives there, and closes the client's.
 pub(crate) async fn relay(
     client: &mut TcpStream,
@@ -51,16 +57,16 @@ pub(crate) async fn relay(
         let up = Pump::new(from_client, to_server, &stats.bytes_to_server);
         let down = Pump::new(from_server, to_client, &stats.bytes_to_client);
         let (mut up, mut down) = (std::pin::pin!(up.run()), std::pin::pin!(down.run()));
-        let mut half_closed = false;
+        let mut up_ended = false;
         loop {
             tokio::select! {
                 biased;
                 Ok(why) = &mut cut => break Ended::Cut(why),
                 _ = &mut down => break Ended::Closed,
-                result = &mut up, if !half_closed => match result {
-                    // The client has said everything; the server may still have to answer.
-                    Ok(()) => half_closed = true,
-                    Err(_) => break Ended::Closed,
+                result = &mut up, if !up_ended => match result {
+                    Err(Failed::Reading) => break Ended::Closed,
+                    // The client has said everything, or the server takes no more; it may still have said something.
+                    Ok(()) | Err(Failed::Writing) => up_ended = true,
                 },
             }
         }
@@ -104,12 +110,12 @@ impl<'a> Pump<'a> {
         Self { from, to, bytes, rest: Vec::new(), written: 0 }
     }
 
-    async fn run(mut self) -> io::Result<()> {
+    async fn run(mut self) -> Result<(), Failed> {
         std::future::poll_fn(|context| self.poll(context)).await?;
-        self.to.shutdown().await
+        self.to.shutdown().await.map_err(|_| Failed::Writing)
     }
 
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Failed>> {
         for _ in 0..CHUNKS_PER_TURN {
             ready!(self.write_rest(context))?;
             let more = BUFFER.with(|buffer| match buffer.try_borrow_mut() {
@@ -125,16 +131,16 @@ impl<'a> Pump<'a> {
     }
 
     /// Reads once and writes what the receiver takes. `false` at the end of input.
-    fn step(&mut self, buffer: &mut [u8], context: &mut Context<'_>) -> Poll<io::Result<bool>> {
+    fn step(&mut self, buffer: &mut [u8], context: &mut Context<'_>) -> Poll<Result<bool, Failed>> {
         let mut read = ReadBuf::new(buffer);
-        ready!(Pin::new(&mut self.from).poll_read(context, &mut read))?;
+        ready!(Pin::new(&mut self.from).poll_read(context, &mut read)).map_err(|_| Failed::Reading)?;
         let got = read.filled();
         if got.is_empty() {
             return Poll::Ready(Ok(false));
         }
         self.bytes.fetch_add(got.len() as u64, Ordering::Relaxed);
         let taken = match Pin::new(&mut self.to).poll_write(context, got) {
-            Poll::Ready(taken) => taken?,
+            Poll::Ready(taken) => taken.map_err(|_| Failed::Writing)?,
             Poll::Pending => 0,
         };
         if taken < got.len() {
@@ -143,12 +149,10 @@ impl<'a> Pump<'a> {
         Poll::Ready(Ok(true))
     }
 
-    fn write_rest(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn write_rest(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Failed>> {
         while self.written < self.rest.len() {
-            let taken = ready!(Pin::new(&mut self.to).poll_write(context, &self.rest[self.written..]))?;
-            if taken == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
+            let taken = ready!(Pin::new(&mut self.to).poll_write(context, &self.rest[self.written..]));
+            let taken = taken.ok().filter(|taken| *taken > 0).ok_or(Failed::Writing)?;
             self.written += taken;
         }
         if self.written > 0 {

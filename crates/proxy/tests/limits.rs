@@ -148,3 +148,16 @@ async fn a_server_s_last_words_arrive_though_the_client_still_talks() {
     assert_eq!(client.end().await, b"db1:last words\n");
     until("closed", async || bench.now().write_open == 0).await;
 }
+
+#[tokio::test]
+async fn a_server_that_says_goodbye_is_heard_by_a_client_that_is_still_sending() {
+    let (bench, server) = (Bench::start(options()), Server::start("db1").await);
+    bench.open(&server, 1, vec![]).await;
+    for _ in 0..50 {
+        let mut client = Client::connect(bench.write).await;
+        client.send(&[&b"bye\n"[..], &b"too late\n".repeat(20_000)].concat()).await;
+        let mut rest = Vec::new();
+        client.0.read_to_end(&mut rest).await.expect("a clean end, no reset");
+        assert_eq!(rest, b"bye\n");
+    }
+}

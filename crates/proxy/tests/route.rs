@@ -7,6 +7,7 @@ use mainstay_ports::clock::boot_now;
 use mainstay_ports::route_board::{RouteBoard, RouteRequest};
 use mainstay_proxy::{ProxyOptions, feed};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use support::{Bench, Client, SOON, Server, options, ssl_request, startup, until};
 use tokio::time::Instant;
@@ -100,6 +101,7 @@ async fn a_higher_epoch_cuts_both_sides_within_50_ms() {
     until("the old server's side is cut", async || old.open() == 0).await;
     assert!(begun.elapsed() < ms(100), "{:?}", begun.elapsed());
     assert_eq!(bench.now().cut_by_epoch, 20);
+    assert_eq!(old.resets.load(Ordering::SeqCst), 20, "nothing under way may reach the old server");
     bench.say(&old, 1, RouteState::Open, 60_000, vec![]).await;
     let mut late = Client::hello(bench.write).await;
     assert!(late.is_open_after(ms(100)).await, "the old leader's word counts no more");
@@ -188,19 +190,24 @@ async fn reads_spread_over_fit_replicas_and_fall_back_to_the_primary() {
     let mut clients = Vec::new();
     for _ in 0..20 {
         let mut client = Client::hello(bench.read).await;
-        client.line().await;
-        clients.push(client);
+        let name = client.line().await;
+        clients.push((name, client));
     }
     assert_eq!((primary.open(), a.open(), b.open(), behind.open()), (0, 10, 10, 0));
-    clients.drain(..).take(6).for_each(drop);
-    until("some left", async || bench.now().read_open == 0).await;
-    // The least loaded one gets the next, and one that is down is passed over.
+    // The least loaded one gets the next; one that is down is passed over.
+    clients.retain(|(name, _)| name == "db2:hello\n");
+    until("half have left", async || bench.now().read_open == 10).await;
+    for _ in 0..10 {
+        let mut client = Client::hello(bench.read).await;
+        assert_eq!(client.line().await, "db3:hello\n");
+        clients.push((String::new(), client));
+    }
     let b_member = b.member(0);
     b.kill().await;
     for _ in 0..3 {
         let mut client = Client::hello(bench.read).await;
         assert_eq!(client.line().await, "db2:hello\n");
-        clients.push(client);
+        clients.push((String::new(), client));
     }
     bench.say(&primary, 1, RouteState::Open, 60_000, vec![behind.member(5000), b_member]).await;
     until("passed on", async || bench.reports.capacity() == 64).await;

@@ -26,6 +26,7 @@ pub struct Server {
     pub address: SocketAddr,
     pub open: Arc<AtomicUsize>,
     pub accepted: Arc<Mutex<Vec<Instant>>>,
+    pub resets: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
 
@@ -38,8 +39,9 @@ impl Server {
         let listener = TcpListener::bind(address).await.unwrap();
         let (open, accepted) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(Vec::new())));
         let address = listener.local_addr().unwrap();
-        let serving = serve(listener, name.to_owned(), Arc::clone(&open), Arc::clone(&accepted));
-        Self { name: name.to_owned(), address, open, accepted, task: tokio::spawn(serving) }
+        let resets = Arc::new(AtomicUsize::new(0));
+        let serving = serve(listener, name.to_owned(), Arc::clone(&open), Arc::clone(&accepted), Arc::clone(&resets));
+        Self { name: name.to_owned(), address, open, accepted, resets, task: tokio::spawn(serving) }
     }
 
     pub fn open(&self) -> usize {
@@ -69,21 +71,30 @@ impl Drop for Server {
     }
 }
 
-async fn serve(listener: TcpListener, name: String, open: Arc<AtomicUsize>, accepted: Arc<Mutex<Vec<Instant>>>) {
+async fn serve(
+    listener: TcpListener,
+    name: String,
+    open: Arc<AtomicUsize>,
+    accepted: Arc<Mutex<Vec<Instant>>>,
+    resets: Arc<AtomicUsize>,
+) {
     let mut tasks = JoinSet::new();
     loop {
         let (stream, _) = listener.accept().await.unwrap();
         accepted.lock().unwrap().push(Instant::now());
         open.fetch_add(1, Ordering::SeqCst);
-        let (name, open) = (name.clone(), Arc::clone(&open));
+        let (name, open, resets) = (name.clone(), Arc::clone(&open), Arc::clone(&resets));
         tasks.spawn(async move {
-            let _ = echo(stream, &name).await;
+            let end = echo(stream, &name).await.map_err(|error| error.kind());
+            if end == Err(std::io::ErrorKind::ConnectionReset) {
+                resets.fetch_add(1, Ordering::SeqCst);
+            }
             open.fetch_sub(1, Ordering::SeqCst);
         });
     }
 }
 
-/// `flood N` is answered with N bytes, `eat` with the number of bytes until the end of input.
+/// `bye` ends it. `flood N` is answered with N bytes, `eat` with the number of bytes until the end of input.
 async fn echo(stream: TcpStream, name: &str) -> std::io::Result<()> {
     let mut stream = BufReader::new(stream);
     let mut line = String::new();
@@ -96,6 +107,8 @@ async fn echo(stream: TcpStream, name: &str) -> std::io::Result<()> {
             stream.read_to_end(&mut bytes).await?;
             let whole = bytes == pattern(bytes.len());
             stream.write_all(format!("{} {whole}\n", bytes.len()).as_bytes()).await?;
+        } else if line == "bye\n" {
+            return stream.write_all(b"bye\n").await;
         } else {
             stream.write_all(format!("{name}:{line}").as_bytes()).await?;
         }
