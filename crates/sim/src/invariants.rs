@@ -1,0 +1,232 @@
+//! What must hold, checked at every event that could break it: S1, S2', S3, S4, S5 and "what was visible stays". Knows the truth
+//! of the whole virtual world; nothing in it reaches a decision.
+
+use crate::event::Node;
+use crate::server::{Entry, Process};
+use crate::shape::Micros;
+use crate::world::World;
+use mainstay_model::record::ClaimState;
+use mainstay_model::{Durability, Record, Term};
+use std::collections::BTreeMap;
+
+/// How late a guard may be and still counts as punctual, after it or its host stood still.
+const GRACE: Micros = 25_000;
+
+/// A broken promise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Which one: `S1`, `S3`, `L1` …
+    pub rule: &'static str,
+    /// When, in microseconds.
+    pub at: Micros,
+    /// What was seen.
+    pub what: String,
+}
+
+/// A log that was opened to clients.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    /// In which term.
+    pub term: Term,
+    /// Where.
+    pub node: Node,
+    /// The ids of its records at that moment, rising.
+    pub entries: Vec<u64>,
+}
+
+/// What clients were told and could see.
+#[derive(Clone, Debug, Default)]
+pub struct Ledger {
+    /// Acknowledged commits: id and the term that acknowledged it.
+    pub acknowledged: BTreeMap<u64, Term>,
+    /// Records that were visible at an opening, with its term.
+    pub visible: BTreeMap<u64, Term>,
+    /// The opening of the highest term.
+    pub newest: Option<Opened>,
+    /// Who was primary of a term.
+    pub primaries: BTreeMap<Term, Node>,
+    /// When the last commit was acknowledged.
+    pub last_ack: Micros,
+}
+
+fn has(entries: &[u64], id: u64) -> bool {
+    entries.binary_search(&id).is_ok()
+}
+
+impl World {
+    /// A rule is broken; the first time counts.
+    pub(crate) fn violate(&mut self, rule: &'static str, what: String) {
+        self.trace(None, || format!("VIOLATION {rule}: {what}"));
+        if self.violation.is_none() {
+            self.violation = Some(Violation { rule, at: self.now, what });
+        }
+    }
+
+    fn synchronous(&self) -> bool {
+        self.shape.durability != Durability::Async
+    }
+
+    /// A server left recovery as primary of this term.
+    pub(crate) fn primary_of_term(&mut self, node: Node, term: Term) {
+        self.trace(Some(node), || format!("server is primary of term {term}"));
+        let first = *self.ledger.primaries.entry(term).or_insert(node);
+        if first != node {
+            self.violate("S3", format!("n{first} and n{node} are both primary of term {term}"));
+        }
+    }
+
+    /// Clients may enter.
+    pub(crate) fn opened(&mut self, node: Node) {
+        self.counters.openings += 1;
+        let server = &self.nodes[node].server;
+        let term = server.term;
+        let entries: Vec<u64> = server.log.iter().map(|entry| entry.id).collect();
+        self.trace(Some(node), || format!("OPENS in term {term} with {} records", entries.len()));
+        let others_open = (0..self.nodes.len()).any(|other| other != node && self.is_open(other));
+        if others_open {
+            self.counters.double_openings += 1;
+            let punctual = (0..self.nodes.len()).all(|one| self.punctual(one));
+            if !self.synchronous() && punctual {
+                self.violate("S2", format!("n{node} opens in term {term} while another is open, in async mode"));
+            }
+        }
+        if self.synchronous() {
+            let lost = |of: &BTreeMap<u64, Term>| {
+                of.iter().find(|(id, by)| **by <= term && !has(&entries, **id)).map(|(id, by)| (*id, *by))
+            };
+            let acknowledged = lost(&self.ledger.acknowledged);
+            let visible = lost(&self.ledger.visible);
+            if let Some((id, by)) = acknowledged {
+                let what = format!("n{node} opens in term {term} without commit {id}, acknowledged in term {by}");
+                self.violate("S1", what);
+            }
+            if let Some((id, by)) = visible {
+                self.violate("V", format!("n{node} opens in term {term} without record {id}, visible in term {by}"));
+            }
+        }
+        for id in &entries {
+            let seen = self.ledger.visible.entry(*id).or_insert(term);
+            *seen = (*seen).min(term);
+        }
+        if self.ledger.newest.as_ref().is_none_or(|newest| newest.term <= term) {
+            self.ledger.newest = Some(Opened { term, node, entries });
+        }
+    }
+
+    /// Commits from `from` up to `upto` in this server's log are acknowledged.
+    pub(crate) fn acknowledge(&mut self, node: Node, from: usize, upto: usize) {
+        let server = &self.nodes[node].server;
+        let term = server.term;
+        let told: Vec<u64> =
+            server.log[from..upto].iter().filter(|entry| entry.term == term).map(|entry| entry.id).collect();
+        self.check_lease(node, "acknowledges");
+        let newer = self.ledger.newest.as_ref().filter(|newest| newest.term > term);
+        let mut lost = None;
+        if let Some(newest) = newer {
+            self.counters.late_acks += told.len() as u64;
+            lost = told.iter().find(|id| !has(&newest.entries, **id)).map(|id| (*id, newest.term));
+        }
+        if let Some((id, newest)) = lost
+            && self.synchronous()
+        {
+            let what = format!(
+                "n{node} of term {term} acknowledges commit {id}, which the log opened in term {newest} has not"
+            );
+            self.violate("S1", what);
+        }
+        for id in told {
+            self.counters.acknowledged += 1;
+            self.ledger.last_ack = self.now;
+            self.ledger.acknowledged.insert(id, term);
+        }
+    }
+
+    /// Is this server open to clients?
+    pub(crate) fn is_open(&self, node: Node) -> bool {
+        let server = &self.nodes[node].server;
+        server.process == Process::Primary && server.open && self.server_runs(node)
+    }
+
+    /// Has this host's guard been able to act in time?
+    fn punctual(&self, node: Node) -> bool {
+        let host = &self.nodes[node];
+        let stood_still = host.guard.late_until.max(host.guard.paused_until).max(host.frozen_until);
+        self.now >= stood_still + GRACE
+    }
+
+    /// S5 for one server.
+    pub(crate) fn check_lease(&mut self, node: Node, doing: &str) {
+        if !self.punctual(node) {
+            return;
+        }
+        let lease = self.shape.lease.0 * 1000 * 104 / 100;
+        let renewed = self.nodes[node].renewed;
+        if renewed.is_none_or(|sent| self.now > sent + lease) {
+            let since = renewed.map_or(0, |sent| self.now - sent) / 1000;
+            self.violate("S5", format!("n{node} {doing} {since} ms after its last renewal was sent"));
+        }
+    }
+
+    /// S5 for every server, at every event.
+    pub(crate) fn check_open(&mut self) {
+        for node in 0..self.nodes.len() {
+            if self.nodes[node].server.open && self.is_open(node) {
+                self.check_lease(node, "is open");
+            }
+        }
+    }
+
+    /// Everything from `keep` on leaves this log: no acknowledged commit may lose its last copy.
+    pub(crate) fn truncate(&mut self, node: Node, keep: usize) {
+        let log = &self.nodes[node].server.log;
+        let gone: Vec<Entry> = log[keep.min(log.len())..].to_vec();
+        if self.synchronous() {
+            let lost = gone
+                .iter()
+                .find(|entry| self.ledger.acknowledged.contains_key(&entry.id) && !self.elsewhere(node, entry.id));
+            if let Some(entry) = lost.copied() {
+                self.violate("S4", format!("n{node} drops the last copy of acknowledged commit {}", entry.id));
+            }
+        }
+        let server = &mut self.nodes[node].server;
+        server.log.truncate(keep);
+        server.flushed = server.flushed.min(keep);
+        server.replayed = server.replayed.min(keep);
+    }
+
+    fn elsewhere(&self, node: Node, id: u64) -> bool {
+        (0..self.nodes.len()).any(|other| {
+            other != node && self.nodes[other].server.log.binary_search_by(|entry| entry.id.cmp(&id)).is_ok()
+        })
+    }
+
+    /// The store took a write: counts it, checks the term, and lets a fault follow.
+    pub(crate) fn record_written(&mut self, node: Node, sent: Micros, before: Option<&Record>, after: &Record) {
+        self.trace(Some(node), || format!("STORE {}", crate::host::brief(after)));
+        let mine = after.holder.as_ref() == Some(&self.names[node]);
+        if mine && matches!(after.state, ClaimState::Held | ClaimState::Founding) {
+            let renewed = &mut self.nodes[node].renewed;
+            *renewed = Some(renewed.unwrap_or(0).max(sent));
+        }
+        let Some(before) = before else { return };
+        if after.term < before.term {
+            self.violate("S3", format!("the term falls from {} to {}", before.term, after.term));
+        }
+        if after.term > before.term {
+            self.counters.elections += 1;
+        }
+        if after.state == ClaimState::Held && before.state != ClaimState::Held {
+            self.counters.claims += 1;
+            self.protocol_step(node, "claim");
+        } else if after.members != before.members || after.quorum != before.quorum {
+            self.counters.sync_writes += 1;
+            if after.members.len() == 1 && before.members.len() > 1 {
+                self.counters.degradations += 1;
+            }
+            self.protocol_step(node, "sync");
+        }
+        if after.state == ClaimState::Free && after.wanted.is_some() && before.state == ClaimState::Held {
+            self.counters.switchovers += 1;
+        }
+    }
+}

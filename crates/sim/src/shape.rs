@@ -1,0 +1,92 @@
+//! What a schedule is drawn from: how many nodes, which durability, how bad the weather is. One seed fixes all of it.
+
+use crate::rng::Rng;
+use mainstay_decide::Plant;
+use mainstay_model::{Durability, Span};
+use std::collections::BTreeSet;
+
+/// Microseconds of virtual time.
+pub type Micros = u64;
+
+/// One millisecond.
+pub const MS: Micros = 1000;
+
+/// The fixed part of a schedule.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    /// Data nodes.
+    pub nodes: usize,
+    /// n: how many replicas a commit waits for.
+    pub sync_replicas: u32,
+    /// How commits are protected.
+    pub durability: Durability,
+    /// The lease.
+    pub lease: Span,
+    /// Kept back by the guard.
+    pub margin: Span,
+    /// Each clock's rate, in millionths.
+    pub clock_rates: Vec<u64>,
+    /// Store requests and replies lost, in 1/10 000.
+    pub store_loss: u64,
+    /// Store requests and replies late by up to three seconds, in 1/10 000.
+    pub store_late: u64,
+    /// Watch deliveries late, in 1/10 000.
+    pub watch_late: u64,
+    /// Messages between nodes lost, in 1/10 000.
+    pub peer_loss: u64,
+    /// The slowest delay of a message between nodes.
+    pub peer_delay: Micros,
+    /// Begin from no data at all.
+    pub found: bool,
+    /// Mean pause between faults.
+    pub fault_pause: Micros,
+    /// When faults end.
+    pub heal_at: Micros,
+    /// When the schedule ends at the latest.
+    pub end_at: Micros,
+    /// Chance of a fault after each of the protocol's own steps, in 1/10 000.
+    pub targeted: u64,
+    /// How many such faults at most.
+    pub targeted_most: u32,
+}
+
+impl Shape {
+    /// Draws the shape of a schedule.
+    #[must_use]
+    pub fn draw(rng: &mut Rng, plants: &BTreeSet<Plant>) -> Shape {
+        let nodes = match rng.below(100) {
+            0..20 => 2,
+            20..70 => 3,
+            70..80 => 4,
+            _ => 5,
+        };
+        let sync_replicas = if nodes > 2 && rng.chance(4000) { 2 } else { 1 };
+        let durability = match rng.below(100) {
+            0..60 => Durability::Strict,
+            60..90 => Durability::Available,
+            _ => Durability::Async,
+        };
+        let drift = if plants.contains(&Plant::NoMargin) { 100_000 } else { 20_000 };
+        let clock_rates = (0..nodes).map(|_| rng.range(1_000_000 - drift, 1_000_000 + drift)).collect();
+        let heal_at = rng.range(5_000, 11_000) * MS;
+        Shape {
+            nodes,
+            sync_replicas,
+            durability,
+            lease: Span(1200),
+            margin: if plants.contains(&Plant::NoMargin) { Span(0) } else { Span(240) },
+            clock_rates,
+            store_loss: rng.below(1200),
+            store_late: rng.range(50, 500),
+            watch_late: rng.range(50, 1500),
+            peer_loss: rng.below(300),
+            peer_delay: rng.range(1, 12) * MS,
+            found: rng.chance(700),
+            fault_pause: rng.range(150, 1200) * MS,
+            heal_at,
+            end_at: heal_at + 9_000 * MS,
+            targeted: *[0, 300, 1000, 2500].get(rng.index(4)).unwrap_or(&0),
+            targeted_most: rng.range(1, 8) as u32,
+        }
+    }
+}
