@@ -8,3 +8,5 @@ pub mod peer;
 pub mod process;
 pub mod route_board;
 pub mod store;
+#[cfg(feature = "suite")]
+pub mod store_suite;

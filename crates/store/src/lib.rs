@@ -1,1 +1,31 @@
-//! Store: memory and embedded Raft behind one trait
+//! Store: memory and embedded Raft behind one trait ([`mainstay_ports::store::Store`]).
+//!
+//! ```text
+//!  callers ──► RaftStore ──► driver thread (the only owner of the Raft state) ──► peers
+//!                 ▲  watch        │  batches            ▲ persisted
+//!                 └───────────────┴──► writer thread ───┘ (journal: append, fsync, checkpoint)
+//! ```
+//!
+//! Absent: transport (it comes in as [`mainstay_ports::peer::Peers`]), leases and any other meaning of the values.
+
+#![forbid(unsafe_code)]
+
+mod codec;
+mod command;
+mod driver;
+mod driver_ready;
+mod driver_requests;
+mod frame;
+mod handler;
+mod journal;
+mod log_bridge;
+pub mod memory;
+mod mirror;
+mod raft_store;
+mod request;
+mod shared;
+mod state;
+mod writer;
+
+pub use memory::MemoryStore;
+pub use raft_store::{Member, RaftError, RaftOptions, RaftStore, StartError};

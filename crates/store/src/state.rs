@@ -1,0 +1,156 @@
+//! The replicated state: keys with their revisions, and who the members are. A pure function of the log.
+//!
+//! A revision is the index of the log entry that wrote it: it rises with each write, over restarts and changes of leader.
+
+use crate::codec::{In, Malformed, Out};
+use crate::command::Command;
+use mainstay_model::{NodeId, Revision};
+use mainstay_ports::store::Versioned;
+use std::collections::BTreeMap;
+
+/// Keys and values together may hold this much: a snapshot must fit into one message between members.
+pub(crate) const STATE_BYTES_MAX: usize = 3 * 1024 * 1024;
+
+/// What counts for a key besides its bytes.
+const KEY_OVERHEAD: usize = 32;
+
+const FORMAT: u8 = 1;
+
+/// The number by which Raft knows a node: a hash of its name (FNV-1a), never 0.
+pub(crate) fn raft_id(node: &NodeId) -> u64 {
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    for byte in node.as_str().bytes() {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+    hash.max(1)
+}
+
+/// How a command ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Applied {
+    Done { key: String, revision: u64 },
+    Conflict(Option<Versioned>),
+    Refused(String),
+}
+
+/// The state. See the module's doc.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct State {
+    /// Index of the last entry that is in here.
+    pub(crate) applied: u64,
+    pub(crate) values: BTreeMap<String, Versioned>,
+    /// Voters and learners, by Raft's number.
+    pub(crate) members: BTreeMap<u64, NodeId>,
+    bytes: usize,
+}
+
+fn cost(key: &str, value: &[u8]) -> usize {
+    key.len() + value.len() + KEY_OVERHEAD
+}
+
+impl State {
+    /// The state before the first entry.
+    pub(crate) fn initial(applied: u64, voters: &[NodeId]) -> Self {
+        let members = voters.iter().map(|node| (raft_id(node), node.clone())).collect();
+        Self { applied, members, ..Self::default() }
+    }
+
+    /// Carries out the command of the entry at `index`.
+    pub(crate) fn apply(&mut self, index: u64, data: &[u8]) -> Applied {
+        let Ok(command) = Command::decode(data) else {
+            return Applied::Refused("this entry is not understood: upgrade every member".to_owned());
+        };
+        let present = self.values.get(&command.key);
+        if present.map(|versioned| versioned.revision.0) != command.expected {
+            return Applied::Conflict(present.cloned());
+        }
+        let freed = present.map_or(0, |versioned| cost(&command.key, &versioned.value));
+        let bytes = self.bytes - freed + cost(&command.key, &command.value);
+        if bytes > STATE_BYTES_MAX {
+            return Applied::Refused(format!("the store is full: {STATE_BYTES_MAX} bytes over all keys"));
+        }
+        self.bytes = bytes;
+        let versioned = Versioned { revision: Revision(index), value: command.value };
+        self.values.insert(command.key.clone(), versioned);
+        Applied::Done { key: command.key, revision: index }
+    }
+
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = Out::default().u8(FORMAT).u64(self.applied).u64(self.members.len() as u64);
+        for node in self.members.values() {
+            out = out.bytes(node.as_str().as_bytes());
+        }
+        out = out.u64(self.values.len() as u64);
+        for (key, versioned) in &self.values {
+            out = out.bytes(key.as_bytes()).u64(versioned.revision.0).bytes(&versioned.value);
+        }
+        out.0
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let mut input = In(bytes);
+        if input.u8()? != FORMAT {
+            return Err(Malformed);
+        }
+        let mut state = Self { applied: input.u64()?, ..Self::default() };
+        for _ in 0..input.u64()? {
+            let node = NodeId::new(input.text()?).map_err(|_| Malformed)?;
+            state.members.insert(raft_id(&node), node);
+        }
+        for _ in 0..input.u64()? {
+            let key = input.text()?;
+            let versioned = Versioned { revision: Revision(input.u64()?), value: input.bytes()?.to_vec() };
+            state.bytes += cost(&key, &versioned.value);
+            state.values.insert(key, versioned);
+        }
+        input.end()?;
+        Ok(state)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(key: &str, expected: Option<u64>, value: Vec<u8>) -> Vec<u8> {
+        Command { key: key.into(), expected, value }.encode()
+    }
+
+    #[test]
+    fn a_write_needs_the_present_revision() {
+        let mut state = State::initial(1, &[]);
+        assert!(matches!(state.apply(2, &set("k", None, b"a".to_vec())), Applied::Done { .. }));
+        assert!(matches!(state.apply(3, &set("k", None, b"b".to_vec())), Applied::Conflict(Some(_))));
+        assert!(matches!(state.apply(4, &set("k", Some(2), b"c".to_vec())), Applied::Done { .. }));
+        assert!(matches!(state.apply(5, &set("x", Some(2), b"c".to_vec())), Applied::Conflict(None)));
+        assert_eq!(state.values["k"], Versioned { revision: Revision(4), value: b"c".to_vec() });
+    }
+
+    #[test]
+    fn a_snapshot_gives_the_same_state() {
+        let voters = ["a", "b"].map(|name| NodeId::new(name).unwrap());
+        let mut state = State::initial(1, &voters);
+        state.apply(2, &set("k", None, vec![1; 100]));
+        state.applied = 2;
+        let bytes = state.encode();
+        assert_eq!(State::decode(&bytes), Ok(state));
+        assert_eq!(State::decode(&bytes[..bytes.len() - 1]), Err(Malformed));
+    }
+
+    #[test]
+    fn the_whole_state_is_bounded() {
+        let mut state = State::initial(1, &[]);
+        let mut index = 2;
+        let refused = loop {
+            let outcome = state.apply(index, &set(&format!("k{index}"), None, vec![0; 200_000]));
+            if matches!(outcome, Applied::Refused(_)) {
+                break index;
+            }
+            index += 1;
+        };
+        assert_eq!(refused, 2 + (STATE_BYTES_MAX / 200_000) as u64);
+        assert!(state.encode().len() <= STATE_BYTES_MAX + 1024);
+        // Replacing a value by a shorter one still works.
+        assert!(matches!(state.apply(99, &set("k2", Some(2), vec![])), Applied::Done { .. }));
+    }
+}
