@@ -1,1 +1,31 @@
-//! Agent: observe, decide, act
+//! Agent: the daemon on a node. It observes, lets `mainstay-decide` decide, and carries out what was decided.
+//!
+//! ```text
+//!  probes ─┐                                          ┌─► executor ─► engine, guard
+//!  links ──┤                                          ├─► store (record, history)
+//!  peers ──┼─► inputs ─► mind_loop ─► decide::Mind ───┼─► peers
+//!  store ──┤            (one task)                    ├─► routes ─► proxies
+//!  orders ─┘                                          └─► reasons, events ─► API
+//! ```
+//! Nothing here chooses: which node, term, setting or moment, all come out of the decision.
+
+#![forbid(unsafe_code)]
+
+pub mod api;
+pub mod deadline;
+pub mod durable;
+pub mod evidence;
+pub mod executor;
+pub mod handlers;
+pub mod health;
+pub mod history;
+pub mod keeper;
+pub mod leadership;
+pub mod mind_loop;
+pub mod probes;
+pub mod record;
+pub mod routes;
+pub mod setup;
+pub mod status;
+
+pub use setup::{AgentOptions, run};

@@ -1,0 +1,245 @@
+//! The API: what people and programs ask an agent, over mutual TLS; and what agents ask each other to answer it.
+
+use crate::history;
+use crate::mind_loop::{Question, Snapshot};
+use crate::status::{self, DatedReason, Extras, LocalStatus, NodeReasons};
+use async_trait::async_trait;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Extension, Json, Router};
+use hyper_util::service::TowerToHyperService;
+use mainstay_decide::io::Input;
+use mainstay_model::spec::Spec;
+use mainstay_model::status::Status;
+use mainstay_model::{Message, NodeId, ServerObservation};
+use mainstay_net::ServerStream;
+use mainstay_net::http::{HttpServe, serve_service};
+use mainstay_ports::engine::Engine;
+use mainstay_ports::peer::{Caller, Channel, Handler, Peers};
+use mainstay_ports::process::ServerProcess;
+use mainstay_ports::store::Store;
+use mainstay_store::RaftStore;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{OnceCell, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tracing::info;
+
+/// A node that does not answer within this counts as unreachable in a status.
+const ASK_TIMEOUT: Duration = Duration::from_millis(700);
+
+/// What the API needs. Shared by all its handlers.
+pub struct Api {
+    /// Who answers.
+    pub me: NodeId,
+    /// The cluster.
+    pub spec: Arc<Spec>,
+    /// Base address, as clients see it.
+    pub address: String,
+    /// Questions to the loop.
+    pub questions: mpsc::Sender<Question>,
+    /// Orders from operators to the loop.
+    pub inputs: mpsc::Sender<Input>,
+    /// The other agents.
+    pub peers: Arc<dyn Peers>,
+    /// The store.
+    pub store: Arc<RaftStore>,
+    /// The guard.
+    pub process: Arc<dyn ServerProcess>,
+    /// The engine.
+    pub engine: Arc<dyn Engine>,
+    /// The last probe.
+    pub observed: watch::Receiver<ServerObservation>,
+    /// The server's version, once known.
+    pub version: OnceCell<String>,
+}
+
+/// What agents ask each other.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum AgentQuestion {
+    Status,
+    Reasons,
+}
+
+/// A wish for a switchover.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SwitchoverWish {
+    to: Option<NodeId>,
+    #[serde(default)]
+    by: String,
+}
+
+impl Api {
+    /// What the loop knows now.
+    pub async fn snapshot(&self) -> Option<Snapshot> {
+        let (question, answer) = oneshot::channel();
+        self.questions.send(question).await.ok()?;
+        tokio::time::timeout(ASK_TIMEOUT, answer).await.ok()?.ok()
+    }
+
+    /// This node's own status; `None` while the loop does not answer.
+    pub async fn local(&self) -> Option<LocalStatus> {
+        let snapshot = self.snapshot().await?;
+        let guard = self.process.status().await.unwrap_or_default();
+        let engine = &self.engine;
+        let version = self.version.get_or_try_init(|| async { engine.version().await }).await;
+        let extras = Extras {
+            guard_pid: (guard.guard_pid != 0).then_some(guard.guard_pid),
+            server_pid: guard.server_pid,
+            version: version.cloned().unwrap_or_default(),
+            store_leader: self.store.leader(),
+        };
+        Some(status::local(self.me.clone(), &snapshot, self.observed.borrow().clone(), extras))
+    }
+
+    async fn reasons(&self) -> NodeReasons {
+        let reasons = self.snapshot().await.map(|snapshot| snapshot.reasons).unwrap_or_default();
+        let dated = reasons.into_iter().map(|(wall_ms, reason)| DatedReason { wall_ms, reason }).collect();
+        NodeReasons { node: self.me.clone(), reasons: dated }
+    }
+
+    /// Asks every other node the same question, side by side; leaves out those that do not answer.
+    async fn ask_all<T: serde::de::DeserializeOwned + Send + 'static>(
+        &self,
+        question: AgentQuestion,
+    ) -> BTreeMap<NodeId, T> {
+        let Ok(body) = serde_json::to_vec(&question) else { return BTreeMap::new() };
+        let mut asked = JoinSet::new();
+        for node in self.spec.nodes.iter().filter(|node| node.name != self.me) {
+            let (peers, body, name) = (Arc::clone(&self.peers), body.clone(), node.name.clone());
+            asked.spawn(async move {
+                let answer = peers.request(&name, Channel::Ask, body, ASK_TIMEOUT).await.ok()?;
+                Some((name, serde_json::from_slice::<T>(&answer).ok()?))
+            });
+        }
+        asked.join_all().await.into_iter().flatten().collect()
+    }
+
+    /// The whole cluster's status.
+    pub async fn status(&self) -> Status {
+        let (mine, mut answers) = tokio::join!(self.local(), self.ask_all::<LocalStatus>(AgentQuestion::Status));
+        if let Some(mine) = mine {
+            answers.insert(self.me.clone(), mine);
+        }
+        status::merge(&self.spec, self.address.clone(), &answers)
+    }
+
+    async fn switchover(
+        &self,
+        wish: SwitchoverWish,
+        caller: &Caller,
+    ) -> Result<serde_json::Value, (StatusCode, String)> {
+        let status = self.status().await;
+        let Some(primary) = status.cluster.primary.clone() else {
+            return Err((
+                StatusCode::CONFLICT,
+                "there is no open primary to switch from; see `mainstay status`".to_owned(),
+            ));
+        };
+        if let Some(to) = &wish.to {
+            let target = status.nodes.iter().find(|node| &node.name == to);
+            let fit = match target {
+                None => return Err((StatusCode::BAD_REQUEST, format!("there is no node {to}; see `mainstay status`"))),
+                Some(_) if *to == primary => Err(format!("{to} is the primary already")),
+                Some(node) if node.state != "streaming" => Err(format!("{to} is {}, not streaming", node.state)),
+                Some(_) => Ok(()),
+            };
+            fit.map_err(|why| (StatusCode::CONFLICT, why))?;
+        } else if !status.nodes.iter().any(|node| node.role == "replica" && node.state == "streaming") {
+            return Err((StatusCode::CONFLICT, "no replica streams, so there is nobody to switch to".to_owned()));
+        }
+        let by = if wish.by.is_empty() { format!("{caller:?}") } else { wish.by.chars().take(80).collect() };
+        info!(%by, to = ?wish.to, "switchover asked for");
+        if primary == self.me {
+            let _ = self.inputs.send(Input::Switchover { by, to: wish.to }).await;
+        } else if let Ok(body) = serde_json::to_vec(&Message::Switchover { by, to: wish.to }) {
+            self.peers.send(&primary, Channel::Mind, body);
+        }
+        Ok(json!({ "from": primary, "term": status.cluster.term }))
+    }
+}
+
+/// Answers other agents on [`Channel::Ask`].
+pub struct AskHandler(pub Arc<Api>);
+
+#[async_trait]
+impl Handler for AskHandler {
+    async fn message(&self, _from: &Caller, _body: Vec<u8>) {}
+
+    async fn request(&self, _from: &Caller, body: Vec<u8>) -> Result<Vec<u8>, String> {
+        let question = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
+        let answer = match question {
+            AgentQuestion::Status => match self.0.local().await {
+                Some(local) => serde_json::to_vec(&local),
+                None => return Err("the agent's loop does not answer".to_owned()),
+            },
+            AgentQuestion::Reasons => serde_json::to_vec(&self.0.reasons().await),
+        };
+        answer.map_err(|error| error.to_string())
+    }
+}
+
+/// Serves the API on connections that the mesh accepted.
+pub struct ApiServer(pub Router);
+
+#[async_trait]
+impl HttpServe for ApiServer {
+    async fn serve(&self, stream: ServerStream, caller: Caller) {
+        serve_service(stream, caller, TowerToHyperService::new(self.0.clone())).await;
+    }
+}
+
+/// The API's routes. Each connection adds its [`Caller`] as an extension.
+pub fn router(api: Arc<Api>) -> Router {
+    Router::new()
+        .route("/v1/status", get(get_status))
+        .route("/v1/history", get(get_history))
+        .route("/v1/why", get(get_why))
+        .route("/v1/switchover", post(post_switchover))
+        .layer(axum::extract::DefaultBodyLimit::max(64 * 1024))
+        .with_state(api)
+}
+
+fn refusal(code: StatusCode, why: &str) -> Response {
+    (code, Json(json!({ "error": why }))).into_response()
+}
+
+async fn get_status(State(api): State<Arc<Api>>) -> Json<Status> {
+    Json(api.status().await)
+}
+
+async fn get_history(State(api): State<Arc<Api>>) -> Response {
+    match history::read(&*api.store as &dyn Store).await {
+        Ok(events) => Json(json!({ "events": events })).into_response(),
+        Err(error) => refusal(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
+    }
+}
+
+async fn get_why(State(api): State<Arc<Api>>) -> Response {
+    let (mine, others) = tokio::join!(api.reasons(), api.ask_all::<NodeReasons>(AgentQuestion::Reasons));
+    let mut nodes: Vec<NodeReasons> = others.into_values().collect();
+    nodes.push(mine);
+    nodes.sort_by(|a, b| a.node.cmp(&b.node));
+    Json(json!({ "nodes": nodes })).into_response()
+}
+
+async fn post_switchover(
+    State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
+    Json(wish): Json<SwitchoverWish>,
+) -> Response {
+    if !matches!(caller, Caller::Admin(_)) {
+        return refusal(StatusCode::FORBIDDEN, "only an admin certificate may change the cluster");
+    }
+    match api.switchover(wish, &caller).await {
+        Ok(accepted) => (StatusCode::ACCEPTED, Json(accepted)).into_response(),
+        Err((code, why)) => refusal(code, &why),
+    }
+}

@@ -1,0 +1,159 @@
+//! Carries out orders on the local server, one at a time; a kill goes first and ends a running one. Makes no choice.
+
+use crate::deadline::Deadlines;
+use crate::durable::Gate;
+use futures_util::FutureExt;
+use mainstay_decide::io::Input;
+use mainstay_model::{NodeId, Order, OrderFailure, OrderId, Outcome, Term};
+use mainstay_ports::clock::boot_now;
+use mainstay_ports::engine::{Engine, EngineError};
+use mainstay_ports::process::ServerProcess;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tracing::{info, warn};
+
+/// For how long a promotion waits until the guard has confirmed the deadline.
+const DEADLINE_WAIT: Duration = Duration::from_millis(500);
+
+/// What an order needs. Clones share everything.
+#[derive(Clone)]
+pub struct Hands {
+    /// The engine.
+    pub engine: Arc<dyn Engine>,
+    /// The server's process.
+    pub process: Arc<dyn ServerProcess>,
+    /// The durable promise.
+    pub gate: Gate,
+    /// The guard's deadline.
+    pub deadlines: Deadlines,
+    /// Where outcomes go.
+    pub inputs: mpsc::Sender<Input>,
+}
+
+/// Runs one order at a time.
+pub struct Executor {
+    hands: Hands,
+    running: Option<(OrderId, JoinHandle<()>)>,
+}
+
+impl Executor {
+    /// An idle executor.
+    #[must_use]
+    pub fn new(hands: Hands) -> Self {
+        Self { hands, running: None }
+    }
+
+    /// Begins an order. The decision gives no second one before the first one's outcome came, except a kill.
+    pub fn begin(&mut self, id: OrderId, term: Term, order: Order) {
+        let before = self.running.take();
+        let hands = self.hands.clone();
+        let task = tokio::spawn(async move {
+            if let Some((earlier, handle)) = before {
+                if matches!(order, Order::Kill) {
+                    handle.abort();
+                }
+                if handle.await.is_err_and(|ended| ended.is_cancelled()) {
+                    let aborted = Outcome::Failed(OrderFailure::Aborted);
+                    let _ = hands.inputs.send(Input::Ordered(earlier, aborted)).await;
+                }
+            }
+            let started = boot_now();
+            info!(order = id.0, term = term.0, what = ?order, "order begins");
+            // A panic inside an order is a bug: it is caught here, at the task's border, and becomes that order's failure.
+            let outcome = AssertUnwindSafe(hands.carry_out(term, order)).catch_unwind().await.unwrap_or_else(|_| {
+                Outcome::Failed(OrderFailure::Error("the order panicked, which is a bug; see the log".to_owned()))
+            });
+            info!(order = id.0, term = term.0, took_ms = boot_now().since(started).0, ?outcome, "order ended");
+            let _ = hands.inputs.send(Input::Ordered(id, outcome)).await;
+        });
+        self.running = Some((id, task));
+    }
+}
+
+fn failed(error: EngineError) -> Outcome {
+    Outcome::Failed(match error {
+        EngineError::NotYet(why) => OrderFailure::NotYet(why),
+        EngineError::Broken(why) => OrderFailure::Broken(why),
+        EngineError::Failed(why) => OrderFailure::Error(why),
+    })
+}
+
+fn done(result: Result<(), EngineError>) -> Outcome {
+    result.map_or_else(failed, |()| Outcome::Done)
+}
+
+impl Hands {
+    async fn carry_out(&self, term: Term, order: Order) -> Outcome {
+        // A kill is always safe: it takes a server away and never gives one.
+        if !matches!(order, Order::Kill) && !self.gate.admits(term).await {
+            return Outcome::Failed(OrderFailure::Stale);
+        }
+        let copy = self.gate.durable().await.copy;
+        match order {
+            Order::Kill => self.kill().await,
+            Order::StartStandby => match copy {
+                Some(copy) => done(self.engine.start_standby(copy, self.upstream().await.as_ref()).await),
+                None => Outcome::Failed(OrderFailure::Broken("no whole copy to start".to_owned())),
+            },
+            Order::Recruit => self.engine.recruit().await.map_or_else(failed, Outcome::Ended),
+            Order::ReadEnd => self.engine.log_end().await.map_or_else(failed, Outcome::Ended),
+            Order::Follow { upstream } => match copy {
+                Some(copy) => done(self.engine.follow(copy, &upstream).await),
+                None => Outcome::Failed(OrderFailure::Broken("no whole copy to follow with".to_owned())),
+            },
+            Order::Open => done(self.engine.open().await),
+            Order::Close => done(self.engine.close().await),
+            Order::SetSync { setting } => self.engine.set_sync(&setting).await.map_or_else(failed, Outcome::Confirmed),
+            Order::StopClean { keep } => self.engine.stop_clean(&keep).await.map_or_else(failed, Outcome::Ended),
+            Order::Rewind { source } => match self.engine.rewind(&source).await {
+                Ok(report) => {
+                    warn!(%report, "rewound; what the diverged log held is kept");
+                    Outcome::Done
+                }
+                Err(error) => failed(error),
+            },
+            Order::Clone { source, copy } => done(self.engine.as_ref().clone_from(&source, copy).await),
+            order => self.as_primary(term, order).await,
+        }
+    }
+
+    /// Orders after which a server is primary: the guard must hold a deadline that lies ahead.
+    async fn as_primary(&self, term: Term, order: Order) -> Outcome {
+        // A promotion changes a running server, whose guard must have the deadline already; the others start one with it.
+        let wait = matches!(order, Order::Promote { .. }).then_some(DEADLINE_WAIT);
+        let Some(deadline) = self.deadlines.ahead(term, wait).await else {
+            let why = format!("the guard holds no deadline ahead for term {term}");
+            return Outcome::Failed(OrderFailure::NotYet(why));
+        };
+        let deadline = Some((term, deadline));
+        match order {
+            Order::Promote { setting, timeline, fork } => {
+                self.engine.promote(&setting, timeline, fork).await.map_or_else(failed, Outcome::Promoted)
+            }
+            Order::RestartInPlace => {
+                self.engine.restart_in_place(deadline).await.map_or_else(failed, Outcome::Restarted)
+            }
+            Order::Bootstrap { copy, setting } => match self.engine.bootstrap(copy, &setting, deadline).await {
+                Ok((system, end)) => Outcome::Founded { system, end },
+                Err(error) => failed(error),
+            },
+            other => Outcome::Failed(OrderFailure::Error(format!("{other:?} is no order for a primary"))),
+        }
+    }
+
+    async fn kill(&self) -> Outcome {
+        match self.process.fence("ordered by the agent".to_owned()).await {
+            Ok(()) => Outcome::Done,
+            Err(error) => Outcome::Failed(OrderFailure::Error(error.to_string())),
+        }
+    }
+
+    /// The durable upstream, if it is of the promised term.
+    async fn upstream(&self) -> Option<NodeId> {
+        let durable = self.gate.durable().await;
+        durable.upstream.filter(|upstream| upstream.term == durable.promise).map(|upstream| upstream.node)
+    }
+}

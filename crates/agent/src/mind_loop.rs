@@ -1,0 +1,203 @@
+//! The loop: one task that feeds inputs to the decision and carries its outputs out, in order. It chooses nothing.
+
+use crate::durable::DurableError;
+use crate::executor::{Executor, Hands};
+use crate::record;
+use crate::routes::Routes;
+use crate::status::Standing;
+use mainstay_decide::Mind;
+use mainstay_decide::io::{Input, Output};
+use mainstay_decide::summary::Summary;
+use mainstay_model::{Event, Message, Moment, Reason, ServerObservation, Span};
+use mainstay_ports::clock::{boot_now, wall_now_ms};
+use mainstay_ports::peer::{Channel, Peers};
+use mainstay_ports::store::Store;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tracing::{debug, info, warn};
+
+/// How many inputs may wait. When it is full the senders wait, which slows probes and peers down, never decisions.
+pub const INPUTS_MAX: usize = 1024;
+/// How many reasons are kept for `why`.
+const REASONS_MAX: usize = 300;
+
+/// What the loop works with.
+pub struct Parts {
+    /// The decision.
+    pub mind: Mind,
+    /// What orders need.
+    pub hands: Hands,
+    /// The store.
+    pub store: Arc<dyn Store>,
+    /// The other agents.
+    pub peers: Arc<dyn Peers>,
+    /// What proxies are told.
+    pub routes: Routes,
+    /// Facts for the history.
+    pub events: mpsc::Sender<Event>,
+    /// The wanted pause between probes.
+    pub probe_interval: watch::Sender<Span>,
+    /// Asks for a probe now.
+    pub probe_now: Arc<Notify>,
+    /// Tells that a server was started.
+    pub server_started: Arc<Notify>,
+}
+
+/// A question to the loop.
+pub type Question = oneshot::Sender<Snapshot>;
+
+/// What the loop knows at one moment, for status pages.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// The decision's own summary.
+    pub summary: Summary,
+    /// Reasons with the wall time at which they came, oldest first.
+    pub reasons: Vec<(u64, Reason)>,
+    /// Since when (wall time, ms) the role and state are as they are.
+    pub since_ms: u64,
+}
+
+struct Loop {
+    parts: Parts,
+    executor: Executor,
+    reasons: VecDeque<(u64, Reason)>,
+    last_observed: ServerObservation,
+    /// What the node was doing when last looked at, and since when (wall time).
+    standing: (Standing, u64),
+    standing_looked: Moment,
+}
+
+/// Runs until `stop` turns true or the promise can not be made durable.
+///
+/// # Errors
+/// When the node's promise can not be written: it must not act any more, and its lease runs out.
+pub async fn run(
+    parts: Parts,
+    mut inputs: mpsc::Receiver<Input>,
+    mut questions: mpsc::Receiver<Question>,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), DurableError> {
+    let executor = Executor::new(parts.hands.clone());
+    let mut the_loop = Loop {
+        parts,
+        executor,
+        reasons: VecDeque::new(),
+        last_observed: ServerObservation::default(),
+        standing: (Standing::default(), wall_now_ms()),
+        standing_looked: Moment(0),
+    };
+    the_loop.step(Input::Tick).await?;
+    loop {
+        let pause = the_loop.pause();
+        tokio::select! {
+            biased;
+            changed = stop.wait_for(|stop| *stop) => {
+                drop(changed);
+                return Ok(());
+            }
+            input = inputs.recv() => match input {
+                Some(input) => the_loop.step(input).await?,
+                None => return Ok(()),
+            },
+            question = questions.recv() => if let Some(question) = question {
+                let _ = question.send(the_loop.snapshot());
+            },
+            () = tokio::time::sleep(pause) => the_loop.step(Input::Tick).await?,
+        }
+    }
+}
+
+impl Loop {
+    fn pause(&self) -> Duration {
+        let now = boot_now();
+        let longest = Moment(now.0 + 1000);
+        self.parts.mind.wake().unwrap_or(longest).min(longest).since(now).to_std().max(Duration::from_millis(1))
+    }
+
+    async fn step(&mut self, input: Input) -> Result<(), DurableError> {
+        if let Input::Ordered(..) = &input {
+            self.parts.probe_now.notify_one();
+            self.parts.server_started.notify_one();
+        }
+        if let Input::Observed(observation) = &input {
+            self.last_observed.clone_from(observation);
+            self.parts.routes.observed(observation);
+        }
+        debug!(?input, "input");
+        let outputs = self.parts.mind.step(boot_now(), input);
+        for output in outputs {
+            self.carry_out(output).await?;
+        }
+        self.note_standing();
+        let interval = self.parts.mind.probe_interval();
+        self.parts.probe_interval.send_if_modified(|held| {
+            let changed = *held != interval;
+            *held = interval;
+            changed
+        });
+        Ok(())
+    }
+
+    async fn carry_out(&mut self, output: Output) -> Result<(), DurableError> {
+        match output {
+            Output::Persist(durable) => self.parts.hands.gate.persist(durable).await?,
+            Output::Read(id) => {
+                let (store, inputs) = (Arc::clone(&self.parts.store), self.parts.hands.inputs.clone());
+                tokio::spawn(async move { inputs.send(Input::Read(id, record::read(store).await)).await });
+            }
+            Output::Cas(id, expected, wanted) => {
+                let (store, inputs) = (Arc::clone(&self.parts.store), self.parts.hands.inputs.clone());
+                tokio::spawn(async move {
+                    let result = record::compare_and_set(store, expected, wanted).await;
+                    inputs.send(Input::Cas(id, result)).await
+                });
+            }
+            Output::Send(to, message) => self.send(&to, &message),
+            Output::Deadline(term, until) => self.parts.hands.deadlines.extend(term, until),
+            Output::Order(id, term, order) => self.executor.begin(id, term, order),
+            Output::Route(term, state, until) => self.parts.routes.say(term, state, until),
+            Output::Event(event) => {
+                if self.parts.events.try_send(event).is_err() {
+                    warn!("too many events at once; one is not in the history");
+                }
+            }
+            Output::Reason(reason) => {
+                info!(rule = %reason.rule, term = reason.term.0, text = %reason.text, "reason");
+                self.reasons.push_back((wall_now_ms(), reason));
+                while self.reasons.len() > REASONS_MAX {
+                    self.reasons.pop_front();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn send(&self, to: &mainstay_model::NodeId, message: &Message) {
+        if let Ok(body) = serde_json::to_vec(message) {
+            self.parts.peers.send(to, Channel::Mind, body);
+        }
+    }
+
+    /// Remembers since when the node does what it does; looks a few times a second, since a summary is not free.
+    fn note_standing(&mut self) {
+        let now = boot_now();
+        if now.since(self.standing_looked) < Span(200) {
+            return;
+        }
+        self.standing_looked = now;
+        let standing = Standing::of(&self.parts.mind.summary(), &self.last_observed);
+        if standing != self.standing.0 {
+            self.standing = (standing, wall_now_ms());
+        }
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            summary: self.parts.mind.summary(),
+            reasons: self.reasons.iter().cloned().collect(),
+            since_ms: self.standing.1,
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! What one node knows of itself, and how the answers of all nodes become one status.
+
+use crate::mind_loop::Snapshot;
+use mainstay_decide::summary::{Role, Summary};
+use mainstay_model::record::Durability;
+use mainstay_model::spec::{Node, Spec};
+use mainstay_model::status::{ClusterStatus, NodeStatus, Problem, RouteAddresses, Status};
+use mainstay_model::{ClaimState, NodeId, Reason, RouteState, ServerObservation, ServerState, Term};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Role and state of a node, in the words of `status`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// `primary`, `replica`, `witness` or `none`.
+    pub role: String,
+    /// `running`, `streaming`, `starting`, `stopped` …
+    pub state: String,
+}
+
+impl Standing {
+    /// What a node does by its decision's summary and the last probe.
+    #[must_use]
+    pub fn of(summary: &Summary, observed: &ServerObservation) -> Self {
+        let role = match summary.role {
+            Role::Primary if summary.open => "primary",
+            Role::Witness => "witness",
+            Role::Replica => "replica",
+            _ => "none",
+        };
+        let order = summary.order.map(|(kind, _)| kind.to_lowercase()).unwrap_or_default();
+        let state = if summary.problem.is_some() {
+            "stays-out"
+        } else if role == "witness" {
+            "running"
+        } else if order.contains("rewind") {
+            "rewinding"
+        } else if order.contains("clone") {
+            "cloning"
+        } else if order.contains("bootstrap") {
+            "founding"
+        } else if observed.silent > 1000 {
+            "silent"
+        } else {
+            Self::server_state(summary, observed)
+        };
+        Self { role: role.to_owned(), state: state.to_owned() }
+    }
+
+    fn server_state(summary: &Summary, observed: &ServerObservation) -> &'static str {
+        match (observed.state, summary.role) {
+            (ServerState::Down, _) => "stopped",
+            (ServerState::Starting, _) => "starting",
+            (ServerState::Standby, Role::Candidate | Role::Promoting) | (ServerState::Primary, Role::Promoting) => {
+                "promoting"
+            }
+            (ServerState::Standby, _) if observed.receiving => "streaming",
+            (ServerState::Standby, _) => "detached",
+            (ServerState::Primary, Role::Primary) if summary.open => "running",
+            (ServerState::Primary, _) => "waiting",
+        }
+    }
+
+    fn healthy(&self) -> bool {
+        matches!(self.state.as_str(), "running" | "streaming")
+    }
+}
+
+/// What one agent says of its node. A contract between agents of different versions: fields are added, never renamed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LocalStatus {
+    /// Who.
+    pub node: NodeId,
+    /// Its agent's process.
+    pub agent_pid: u32,
+    /// Its guard's.
+    pub guard_pid: Option<u32>,
+    /// Its server's.
+    pub server_pid: Option<u32>,
+    /// The server's version.
+    pub version: String,
+    /// What it does.
+    pub standing: Standing,
+    /// Since when, milliseconds since 1970.
+    pub since_ms: u64,
+    /// The newest term it has seen.
+    pub term: Term,
+    /// It is primary of this term and its deadline lies ahead.
+    pub primary_of: Option<Term>,
+    /// Clients may write there now.
+    pub open: bool,
+    /// Commits block for want of replicas.
+    pub blocked: bool,
+    /// Commits are acknowledged with fewer replicas than wanted.
+    pub degraded: bool,
+    /// Replicas whose confirmation counts, by the setting in force.
+    pub sync: BTreeSet<NodeId>,
+    /// The record as it knows it, in words: state and holder.
+    pub claim: Option<(ClaimState, Option<NodeId>)>,
+    /// The last probe.
+    pub observed: ServerObservation,
+    /// Why it stays out altogether.
+    pub problem: Option<String>,
+    /// Who leads the embedded store, as it knows.
+    pub store_leader: Option<NodeId>,
+}
+
+/// What else an agent adds to its own status.
+#[derive(Clone, Debug, Default)]
+pub struct Extras {
+    /// The guard's process.
+    pub guard_pid: Option<u32>,
+    /// The server's.
+    pub server_pid: Option<u32>,
+    /// The server's version.
+    pub version: String,
+    /// The store's leader.
+    pub store_leader: Option<NodeId>,
+}
+
+/// One node's own status.
+#[must_use]
+pub fn local(node: NodeId, snapshot: &Snapshot, observed: ServerObservation, extras: Extras) -> LocalStatus {
+    let summary = &snapshot.summary;
+    let record = summary.record.as_ref().map(|(_, record)| record);
+    LocalStatus {
+        node,
+        agent_pid: std::process::id(),
+        guard_pid: extras.guard_pid,
+        server_pid: extras.server_pid,
+        version: extras.version,
+        standing: Standing::of(summary, &observed),
+        since_ms: snapshot.since_ms,
+        term: record.map_or(summary.promise, |record| record.term),
+        primary_of: summary.primary_of,
+        open: summary.open && summary.route == RouteState::Open,
+        blocked: summary.blocked,
+        degraded: summary.degraded,
+        sync: summary.setting.as_ref().map(|setting| setting.copies.keys().cloned().collect()).unwrap_or_default(),
+        claim: record.map(|record| (record.state, record.holder.clone())),
+        observed,
+        problem: summary.problem.clone(),
+        store_leader: extras.store_leader,
+    }
+}
+
+/// Reasons of one node, for `why`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NodeReasons {
+    /// Who decided.
+    pub node: NodeId,
+    /// Its reasons, oldest first.
+    pub reasons: Vec<DatedReason>,
+}
+
+/// A reason with the wall time at which it came.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DatedReason {
+    /// Milliseconds since 1970, by that host's clock.
+    pub wall_ms: u64,
+    /// The reason.
+    #[serde(flatten)]
+    pub reason: Reason,
+}
+
+/// Milliseconds since 1970 as RFC 3339 in UTC.
+#[must_use]
+pub fn rfc3339(wall_ms: u64) -> String {
+    let seconds = i64::try_from(wall_ms / 1000).unwrap_or(0);
+    let (days, rest) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    // Civil date from days since 1970 (H. Hinnant, "chrono-compatible low-level date algorithms").
+    let z = days + 719_468;
+    let era = z.div_euclid(146_097);
+    let day_of_era = z.rem_euclid(146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    let (hour, minute, second) = (rest / 3600, rest % 3600 / 60, rest % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", wall_ms % 1000)
+}
+
+/// Merges the answers of all nodes (those missing did not answer) into one status.
+#[must_use]
+pub fn merge(spec: &Spec, api: String, answers: &BTreeMap<NodeId, LocalStatus>) -> Status {
+    let primary = answers
+        .values()
+        .filter(|answer| answer.primary_of.is_some() && answer.open)
+        .max_by_key(|answer| answer.primary_of);
+    let term = answers.values().map(|answer| answer.term).max().unwrap_or_default();
+    let version =
+        answers.values().map(|answer| answer.version.clone()).find(|text| !text.is_empty()).unwrap_or_default();
+    let write_host =
+        spec.proxy.host.clone().or_else(|| spec.nodes.first().map(|node| node.host.clone())).unwrap_or_default();
+    Status {
+        cluster: ClusterStatus {
+            name: spec.cluster.name.to_string(),
+            engine: "postgres".to_owned(),
+            version,
+            term,
+            primary: primary.map(|answer| answer.node.clone()),
+            durability: durability_name(spec.cluster.durability).to_owned(),
+            writable: primary.is_some_and(|answer| !answer.blocked),
+        },
+        routes: RouteAddresses {
+            write: format!("{write_host}:{}", spec.proxy.write_port),
+            read: format!("{write_host}:{}", spec.proxy.read_port),
+        },
+        api,
+        nodes: spec.nodes.iter().map(|node| node_status(node, answers.get(&node.name), primary)).collect(),
+        problems: problems(spec, answers, primary),
+    }
+}
+
+fn durability_name(durability: Durability) -> &'static str {
+    match durability {
+        Durability::Strict => "strict",
+        Durability::Available => "available",
+        Durability::Async => "async",
+    }
+}
+
+fn node_status(node: &Node, answer: Option<&LocalStatus>, primary: Option<&LocalStatus>) -> NodeStatus {
+    let data_dir = node.dir.as_ref().map(|dir| dir.join("data").display().to_string()).unwrap_or_default();
+    let mut status = NodeStatus {
+        name: node.name.clone(),
+        host: node.host.clone(),
+        role: "none".to_owned(),
+        state: "unreachable".to_owned(),
+        healthy: false,
+        sync: false,
+        timeline: None,
+        position: None,
+        lag_bytes: None,
+        agent_pid: None,
+        guard_pid: None,
+        server_pid: None,
+        data_dir,
+        since: None,
+    };
+    let Some(answer) = answer else { return status };
+    let sender = primary.and_then(|primary| primary.observed.walsenders.iter().find(|sender| sender.node == node.name));
+    status.role.clone_from(&answer.standing.role);
+    status.state.clone_from(&answer.standing.state);
+    status.healthy = answer.standing.healthy();
+    status.sync = primary.is_some_and(|primary| primary.sync.contains(&node.name))
+        && sender.is_some_and(|sender| sender.streaming);
+    status.timeline = answer.observed.timeline;
+    status.position = answer.observed.end;
+    status.lag_bytes = match (primary.and_then(|primary| primary.observed.end), sender) {
+        _ if answer.primary_of.is_some() => Some(0),
+        (Some(end), Some(sender)) => Some(end.0.saturating_sub(sender.flush.0)),
+        _ => None,
+    };
+    status.agent_pid = Some(answer.agent_pid);
+    status.guard_pid = answer.guard_pid;
+    status.server_pid = answer.server_pid;
+    status.since = Some(rfc3339(answer.since_ms));
+    status
+}
+
+fn problems(spec: &Spec, answers: &BTreeMap<NodeId, LocalStatus>, primary: Option<&LocalStatus>) -> Vec<Problem> {
+    let mut list = Vec::new();
+    let mut add = |name: &str, severity: &str, evidence: String, since: Option<u64>| {
+        let since = since.map(rfc3339);
+        list.push(Problem { name: name.to_owned(), severity: severity.to_owned(), evidence, since });
+    };
+    match primary {
+        None => {
+            let claim = answers.values().max_by_key(|answer| answer.term).and_then(|answer| answer.claim.clone());
+            let claim = match claim {
+                None => "the store shows no record".to_owned(),
+                Some((state, None)) => format!("the claim is {state:?}"),
+                Some((state, Some(holder))) => format!("the claim is {state:?} by {holder}"),
+            };
+            let evidence = format!("no node is an open primary; {claim} (see `mainstay why`)");
+            add("no-primary", "critical", evidence, None);
+        }
+        Some(primary) if primary.blocked => {
+            let evidence =
+                format!("{} has too few replicas that confirm: commits wait (durability strict)", primary.node);
+            add("writes-blocked", "critical", evidence, None);
+        }
+        Some(primary) if primary.degraded => {
+            let evidence = format!("{} acknowledges commits with fewer replicas than wanted", primary.node);
+            add("degraded", "warning", evidence, None);
+        }
+        Some(_) => {}
+    }
+    for node in &spec.nodes {
+        let Some(answer) = answers.get(&node.name) else {
+            let evidence = format!("the agent of {} at {}:{} does not answer", node.name, node.host, node.agent_port);
+            add("node-unreachable", "warning", evidence, None);
+            continue;
+        };
+        let since = Some(answer.since_ms);
+        if let Some(problem) = &answer.problem {
+            add("node-stays-out", "critical", format!("{}: {problem}", node.name), since);
+        } else if let Some(symptom) = &answer.observed.symptom {
+            add("server-silent", "warning", format!("{}: {symptom}", node.name), since);
+        } else if !answer.standing.healthy() && primary.is_some_and(|primary| primary.node != node.name) {
+            add("replica-not-streaming", "warning", format!("{} is {}", node.name, answer.standing.state), since);
+        }
+    }
+    list
+}
+
+#[cfg(test)]
+mod tests {
+    use super::rfc3339;
+
+    #[test]
+    fn wall_time_prints_as_rfc_3339() {
+        assert_eq!(rfc3339(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(rfc3339(1_709_164_800_123), "2024-02-29T00:00:00.123Z");
+        assert_eq!(rfc3339(1_795_391_999_000), "2026-11-22T23:59:59.000Z");
+    }
+}
