@@ -1,2 +1,54 @@
-//! The front door.
-fn main() {}
+//! The front door: takes the command line apart, runs one command, turns its result into an exit status.
+//!
+//! One file per command under `commands/`. Nothing here decides about a cluster; commands ask agents and start processes.
+
+#![forbid(unsafe_code)]
+
+mod cli;
+mod client;
+mod commands;
+mod failure;
+mod local;
+mod output;
+mod target;
+
+use clap::Parser;
+use failure::Failure;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // A guard starts its server through this program: then nothing else of it may run, and this does not return.
+    mainstay_guard::intercept();
+    let cli = match cli::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let json = cli.global.json;
+    match commands::run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => report(&failure, json),
+    }
+}
+
+/// Help and version go to standard output and are no failure; a wrong command line is, with one object if `--json` was there.
+fn usage(error: &clap::Error) -> ExitCode {
+    let _ = error.print();
+    if !error.use_stderr() {
+        return ExitCode::SUCCESS;
+    }
+    let json = std::env::args_os().take_while(|argument| argument != "--").any(|argument| argument == "--json");
+    if json {
+        let text = error.render().to_string();
+        let first = text.lines().next().unwrap_or("wrong command line").trim_start_matches("error: ");
+        output::object(&Failure::usage(first).to_json());
+    }
+    ExitCode::from(failure::USAGE)
+}
+
+fn report(failure: &Failure, json: bool) -> ExitCode {
+    failure.print();
+    if json {
+        output::object(&failure.to_json());
+    }
+    ExitCode::from(failure.status)
+}

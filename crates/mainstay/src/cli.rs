@@ -1,0 +1,312 @@
+//! The command line: every verb with its options, help and examples. Nothing is done here.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use mainstay_model::{ClusterName, Durability, NodeId};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Keeps a database cluster up.
+#[derive(Debug, Parser)]
+#[command(
+    name = "mainstay",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true,
+    after_help = "Examples:\n  mainstay up                    a cluster of three nodes on this machine\n  \
+                  mainstay status                how it is\n  mainstay connect               psql as the application\n  \
+                  mainstay switchover            hand the primary's role to a replica\n  \
+                  mainstay down --destroy        end it and remove its files\n\n\
+                  Exit status: 0 done, 1 failed, 2 wrong command line or file, 3 not now (the reason is said)."
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every verb.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct Global {
+    /// Answer every question with yes
+    #[arg(long, short = 'y', global = true)]
+    pub(crate) yes: bool,
+    /// The last line of standard output is one JSON object, also when it fails
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make and start a cluster on this machine, or start it again
+    Up(Up),
+    /// Stop a cluster on this machine
+    Down(Down),
+    /// Show how the cluster is
+    Status(Status),
+    /// Show what happened
+    History(Which),
+    /// Show why it decided as it did
+    Why(Why),
+    /// Hand the primary's role to a replica
+    Switchover(Switchover),
+    /// Open psql on the cluster, or print its address
+    Connect(Connect),
+    /// Run the agent of one node (daemon)
+    Agent(Agent),
+    /// Run the guard of one node's server (daemon; the agent starts it)
+    #[command(hide = true)]
+    Guard(Guard),
+    /// Run a proxy (daemon)
+    Proxy(Proxy),
+    /// Start the daemons of a cluster on this machine, and start them again when they die
+    #[command(hide = true)]
+    Supervise(Supervise),
+}
+
+/// Which cluster is meant.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct Which {
+    /// The cluster's directory, as `up` made it [default: where `up` puts it]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["config", "name"])]
+    pub(crate) dir: Option<PathBuf>,
+    /// The cluster's mainstay.toml [env: MAINSTAY_CONFIG]
+    #[arg(long, value_name = "FILE", conflicts_with = "name")]
+    pub(crate) config: Option<PathBuf>,
+    /// The name of a cluster on this machine, in the standard place
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<ClusterName>,
+}
+
+/// `up`.
+#[derive(Args, Clone, Debug)]
+#[command(
+    after_help = "Without --dir the cluster lies in /var/lib/mainstay/NAME (root) or ~/.local/share/mainstay/NAME.\n\
+                        In a directory that holds a cluster already, `up` starts it as it was.\n\n\
+                        Examples:\n  mainstay up\n  mainstay up --name orders --nodes 5 --durability available\n  \
+                        mainstay up --dir /srv/pg --bin-dir /usr/lib/postgresql/17/bin --json"
+)]
+pub(crate) struct Up {
+    /// Where everything of the cluster is kept
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+    /// The cluster's name [default: main]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<ClusterName>,
+    /// How many nodes, 1 to 9 [default: 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=9))]
+    pub(crate) nodes: Option<u8>,
+    /// The database engine [default: postgres]
+    #[arg(long, value_enum)]
+    pub(crate) engine: Option<Engine>,
+    /// Where `postgres` and `initdb` are [default: the newest of the distribution's]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) bin_dir: Option<PathBuf>,
+    /// How commits are protected [default: strict]
+    #[arg(long, value_enum)]
+    pub(crate) durability: Option<Protection>,
+    /// Stay in the foreground; end the cluster with Ctrl-C
+    #[arg(long)]
+    pub(crate) foreground: bool,
+    /// How many seconds to wait for writes and replicas
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) wait: u64,
+}
+
+/// The engines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Engine {
+    /// PostgreSQL
+    Postgres,
+}
+
+/// How commits are protected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Protection {
+    /// Block writes rather than acknowledge what could be lost
+    Strict,
+    /// Go on alone when no replica is left, and say so
+    Available,
+    /// Never wait; a take-over may lose the newest writes, and reports them
+    Async,
+}
+
+impl From<Protection> for Durability {
+    fn from(protection: Protection) -> Self {
+        match protection {
+            Protection::Strict => Durability::Strict,
+            Protection::Available => Durability::Available,
+            Protection::Async => Durability::Async,
+        }
+    }
+}
+
+/// `down`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:\n  mainstay down\n  mainstay down --dir /srv/pg --destroy --yes")]
+pub(crate) struct Down {
+    /// The cluster's directory [default: where `up` puts it]
+    #[arg(long, value_name = "DIR", conflicts_with = "name")]
+    pub(crate) dir: Option<PathBuf>,
+    /// The name of a cluster in the standard place
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<ClusterName>,
+    /// Remove the directory with all data afterwards (asks first)
+    #[arg(long)]
+    pub(crate) destroy: bool,
+}
+
+/// `status`.
+#[derive(Args, Clone, Debug)]
+#[command(
+    after_help = "Examples:\n  mainstay status\n  mainstay status --watch\n  mainstay status --json | jq .cluster.primary"
+)]
+pub(crate) struct Status {
+    #[command(flatten)]
+    pub(crate) which: Which,
+    /// Show it again each second, until interrupted
+    #[arg(long, short = 'w')]
+    pub(crate) watch: bool,
+}
+
+/// `why`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:\n  mainstay why\n  mainstay why --node db2 --json")]
+pub(crate) struct Why {
+    #[command(flatten)]
+    pub(crate) which: Which,
+    /// Only this node's reasons
+    #[arg(long, value_name = "NODE")]
+    pub(crate) node: Option<NodeId>,
+}
+
+/// `switchover`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:\n  mainstay switchover\n  mainstay switchover --to db2 --yes")]
+pub(crate) struct Switchover {
+    #[command(flatten)]
+    pub(crate) which: Which,
+    /// The next primary [default: the best replica]
+    #[arg(long, value_name = "NODE")]
+    pub(crate) to: Option<NodeId>,
+}
+
+/// `connect`.
+#[derive(Args, Clone, Debug)]
+#[command(
+    after_help = "Examples:\n  mainstay connect\n  mainstay connect --read -- -c 'select count(*) from orders'\n  \
+                        psql \"$(mainstay connect --uri)\""
+)]
+pub(crate) struct Connect {
+    #[command(flatten)]
+    pub(crate) which: Which,
+    /// Use the address for reads
+    #[arg(long)]
+    pub(crate) read: bool,
+    /// Print the address instead of opening psql (it holds the password)
+    #[arg(long)]
+    pub(crate) uri: bool,
+    /// The database role
+    #[arg(value_name = "ROLE", default_value = "app")]
+    pub(crate) role: String,
+    /// Arguments for psql
+    #[arg(last = true, value_name = "PSQL ARGUMENTS")]
+    pub(crate) psql: Vec<OsString>,
+}
+
+/// `agent`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Agent {
+    /// The cluster's mainstay.toml
+    #[arg(long, value_name = "FILE", env = "MAINSTAY_CONFIG")]
+    pub(crate) config: PathBuf,
+    /// Which of its nodes this is
+    #[arg(long, value_name = "NODE")]
+    pub(crate) node: NodeId,
+}
+
+/// `guard`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Guard {
+    /// The socket on which it listens
+    #[arg(long, value_name = "FILE")]
+    pub(crate) socket: PathBuf,
+    /// Its log
+    #[arg(long, value_name = "FILE")]
+    pub(crate) log: PathBuf,
+}
+
+/// `proxy`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Proxy {
+    /// The cluster's mainstay.toml; pki/proxy.crt and proxy.key lie next to it
+    #[arg(long, value_name = "FILE", env = "MAINSTAY_CONFIG")]
+    pub(crate) config: PathBuf,
+}
+
+/// `supervise`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Supervise {
+    /// The cluster's directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+    /// Become a session of its own
+    #[arg(long)]
+    pub(crate) detach: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Cli, Command};
+    use clap::{CommandFactory as _, Parser as _};
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_takes_yes_and_json() {
+        for verb in ["up", "down", "status", "history", "why", "switchover", "connect"] {
+            let cli = parse(&format!("mainstay {verb} --yes --json")).unwrap();
+            assert!(cli.global.yes && cli.global.json, "{verb}");
+            parse(&format!("mainstay {verb} --name orders")).unwrap();
+            parse(&format!("mainstay {verb} --dir /tmp/x")).unwrap();
+        }
+        for verb in ["status", "history", "why", "switchover", "connect"] {
+            parse(&format!("mainstay {verb} --config /tmp/mainstay.toml")).unwrap();
+        }
+    }
+
+    #[test]
+    fn bad_values_are_usage_errors() {
+        for line in [
+            "mainstay up --nodes 0",
+            "mainstay up --nodes 10",
+            "mainstay up --engine oracle",
+            "mainstay up --name Orders",
+            "mainstay up --durability none",
+            "mainstay switchover --to DB2",
+            "mainstay status --dir a --config b",
+            "mainstay frobnicate",
+        ] {
+            let error = parse(line).unwrap_err();
+            assert!(error.use_stderr(), "{line}");
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn psql_arguments_stand_after_two_dashes() {
+        let cli = parse("mainstay connect --read reporting -- -c select").unwrap();
+        let Command::Connect(connect) = cli.command else { panic!("not connect") };
+        assert_eq!((connect.read, connect.role.as_str(), connect.psql.len()), (true, "reporting", 2));
+        let Command::Connect(connect) = parse("mainstay connect").unwrap().command else { panic!("not connect") };
+        assert_eq!((connect.role.as_str(), connect.psql.len()), ("app", 0));
+    }
+}

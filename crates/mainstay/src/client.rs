@@ -1,0 +1,174 @@
+//! Asks the cluster's agents over their API (HTTPS, certificates on both sides). Any agent may answer; all are asked side by side.
+
+use crate::failure::{Failure, Outcome};
+use crate::target::Target;
+use mainstay_model::NodeId;
+use mainstay_model::spec::Node;
+use mainstay_model::status::Status;
+use mainstay_net::{Credentials, Expect, http};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::lookup_host;
+use tokio::task::JoinSet;
+
+/// How long one agent may take. It asks the others itself, and waits for those for most of a second.
+const ANSWER: Duration = Duration::from_millis(1500);
+/// How long the slower agents are waited for once one has answered.
+const LATER: Duration = Duration::from_millis(150);
+
+/// What an agent answered.
+#[derive(Clone, Debug)]
+pub(crate) struct Answer {
+    /// The HTTP status.
+    pub(crate) status: u16,
+    /// The body.
+    pub(crate) body: Value,
+}
+
+impl Answer {
+    /// The reason that a refusal gives.
+    pub(crate) fn error(&self) -> String {
+        match self.body.get("error").and_then(Value::as_str) {
+            Some(text) => text.to_owned(),
+            None => format!("it answered with status {}", self.status),
+        }
+    }
+}
+
+/// The agents of one cluster.
+pub(crate) struct Agents {
+    nodes: Vec<Node>,
+    credentials: Arc<Credentials>,
+}
+
+impl Agents {
+    /// Reads the certificate with which people call.
+    ///
+    /// # Errors
+    /// When it can not be read: the caller may not operate this cluster.
+    pub(crate) fn of(target: &Target) -> Outcome<Agents> {
+        let layout = &target.layout;
+        let cluster = &target.spec.cluster.name;
+        let credentials = Credentials::load(cluster, &layout.ca_cert(), &layout.admin_cert(), &layout.admin_key())
+            .map_err(|error| {
+                Failure::failed(format!("the cluster's API can not be called: {error}"))
+                    .hint("run this as the user that owns the cluster's files (root, if root made them)")
+            })?;
+        Ok(Agents { nodes: target.spec.nodes.clone(), credentials })
+    }
+
+    /// Asks one agent once.
+    ///
+    /// # Errors
+    /// Why there was no answer.
+    pub(crate) async fn ask(
+        &self,
+        node: &NodeId,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Answer, String> {
+        let node = self.nodes.iter().find(|known| known.name == *node).ok_or("it is not in the file")?;
+        ask(node, &self.credentials, (method, path), body).await
+    }
+
+    /// Asks every agent; returns what came within a short time after the first answer, and why the others did not.
+    pub(crate) async fn ask_all(&self, path: &'static str) -> (BTreeMap<NodeId, Answer>, BTreeMap<NodeId, String>) {
+        let mut asked = JoinSet::new();
+        for node in self.nodes.clone() {
+            let credentials = Arc::clone(&self.credentials);
+            asked.spawn(async move {
+                let answer = ask(&node, &credentials, ("GET", path), None).await;
+                (node.name, answer)
+            });
+        }
+        let (mut answers, mut silent) = (BTreeMap::new(), BTreeMap::new());
+        let mut until = tokio::time::Instant::now() + ANSWER + LATER;
+        while let Ok(Some(Ok((node, answer)))) = tokio::time::timeout_at(until, asked.join_next()).await {
+            match answer {
+                Ok(answer) => {
+                    if answers.is_empty() {
+                        until = tokio::time::Instant::now() + LATER;
+                    }
+                    answers.insert(node, answer);
+                }
+                Err(why) => {
+                    silent.insert(node, why);
+                }
+            }
+        }
+        (answers, silent)
+    }
+
+    /// The cluster's status: of several answers the one that knows the highest term, then the one that shows most nodes well.
+    ///
+    /// # Errors
+    /// When no agent answers.
+    pub(crate) async fn status(&self) -> Outcome<Status> {
+        let (answers, silent) = self.ask_all("/v1/status").await;
+        let statuses = answers.into_values().filter_map(|answer| decode::<Status>(&answer));
+        let best = statuses.max_by_key(|status| {
+            let well = status.nodes.iter().filter(|node| node.healthy).count();
+            (status.cluster.term, status.cluster.writable, well)
+        });
+        best.ok_or_else(|| nobody(&silent))
+    }
+}
+
+async fn ask(
+    node: &Node,
+    credentials: &Credentials,
+    (method, path): (&str, &str),
+    body: Option<&Value>,
+) -> Result<Answer, String> {
+    let exchange = async {
+        let host = (node.host.as_str(), node.agent_port);
+        let mut addresses = lookup_host(host).await.map_err(|error| format!("{}: {error}", node.host))?;
+        let address = addresses.next().ok_or_else(|| format!("{} has no address", node.host))?;
+        let expect = Expect::Node(node.name.clone());
+        http::request(credentials, address, expect, (method, path), body, ANSWER)
+            .await
+            .map_err(|error| error.to_string())
+    };
+    let (status, bytes) = match tokio::time::timeout(ANSWER, exchange).await {
+        Ok(answered) => answered?,
+        Err(_) => return Err(format!("no answer within {} ms", ANSWER.as_millis())),
+    };
+    let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+    Ok(Answer { status, body })
+}
+
+/// The answer's body, if it is a good one.
+pub(crate) fn decode<T: DeserializeOwned>(answer: &Answer) -> Option<T> {
+    if answer.status != 200 {
+        return None;
+    }
+    serde_json::from_value(answer.body.clone()).ok()
+}
+
+/// No agent answered, and why.
+pub(crate) fn nobody(silent: &BTreeMap<NodeId, String>) -> Failure {
+    let reasons: Vec<String> = silent.iter().map(|(node, why)| format!("{node}: {why}")).collect();
+    let reasons = if reasons.is_empty() { "no usable answer".to_owned() } else { reasons.join("\n") };
+    Failure::failed(format!("no agent of the cluster answers\n{reasons}"))
+}
+
+/// Adds what to do when no agent of a cluster on this machine answers.
+pub(crate) fn with_advice(failure: Failure, target: &Target) -> Failure {
+    if failure.hint.is_some() {
+        return failure;
+    }
+    let dir = target.layout.dir().display();
+    if !target.layout.run().is_dir() {
+        return failure.hint("are the agents running, and reachable from here?");
+    }
+    match crate::local::processes::supervisor(target.layout.dir()) {
+        Some(_) => {
+            failure.hint(format!("its daemons run; their logs: {dir}/nodes/*/log/agent.log, {dir}/log/supervisor.log"))
+        }
+        None => failure.hint(format!("it is not running: start it with `mainstay up --dir {dir}`")),
+    }
+}

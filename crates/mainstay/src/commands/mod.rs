@@ -1,0 +1,87 @@
+//! One file per command, and the runtime that each needs: none for the guard, one thread for commands, few for daemons.
+
+mod agent;
+mod connect;
+mod down;
+mod guard;
+mod history;
+mod proxy;
+mod status;
+mod supervise;
+mod switchover;
+mod up;
+mod why;
+
+pub(crate) use proxy::NAME as PROXY_NAME;
+
+use crate::cli::{Cli, Command};
+use crate::failure::{Failure, Outcome};
+use std::future::Future;
+
+/// Runs the command.
+///
+/// # Errors
+/// Why it did not do what was asked.
+pub(crate) fn run(cli: Cli) -> Outcome {
+    let global = cli.global;
+    match cli.command {
+        Command::Up(options) => up::run(&options, global),
+        Command::Down(options) => down::run(&options, global),
+        Command::Status(options) => one_thread(status::run(options, global)),
+        Command::History(which) => one_thread(history::run(which, global)),
+        Command::Why(options) => one_thread(why::run(options, global)),
+        Command::Switchover(options) => one_thread(switchover::run(options, global)),
+        Command::Connect(options) => connect::run(&options, global),
+        Command::Agent(options) => agent::run(&options),
+        Command::Guard(options) => guard::run(&options),
+        Command::Proxy(options) => proxy::run(&options),
+        Command::Supervise(options) => supervise::run(&options),
+    }
+}
+
+/// Runs a command to its end on this thread.
+pub(crate) fn one_thread<T>(work: impl Future<Output = Outcome<T>>) -> Outcome<T> {
+    mainstay_net::install_provider();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| Failure::failed(format!("no runtime: {error}")))?.block_on(work)
+}
+
+/// Runs a daemon with a few threads.
+pub(crate) fn few_threads(workers: usize, work: impl Future<Output = Outcome>) -> Outcome {
+    mainstay_net::install_provider();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::failed(format!("no runtime: {error}")))?;
+    let outcome = runtime.block_on(work);
+    // A task that hangs in a system call must not keep a daemon from ending.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    outcome
+}
+
+/// Logs of a daemon: JSON lines on standard error, which the supervisor or systemd keeps. MAINSTAY_LOG filters them.
+pub(crate) fn start_log() {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_env("MAINSTAY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    // Fails only if a log was started before, which no command does.
+    let _ = tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .try_init();
+}
+
+/// Completes when the daemon is asked to end.
+///
+/// # Errors
+/// When the signals can not be waited for.
+pub(crate) async fn end_signal() -> Outcome {
+    use tokio::signal::unix::{SignalKind, signal};
+    let wrong = |error: std::io::Error| Failure::failed(format!("signals can not be waited for: {error}"));
+    let mut terminate = signal(SignalKind::terminate()).map_err(wrong)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(wrong)?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}

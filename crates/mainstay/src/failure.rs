@@ -1,0 +1,84 @@
+//! What a command ends with when it did not do what was asked: the text, a hint what to do next, and the exit status.
+
+use crate::output;
+use serde_json::json;
+use std::fmt;
+
+/// Exit status: it failed.
+pub(crate) const FAILED: u8 = 1;
+/// Exit status: the command line, or the file, is wrong; nothing was changed.
+pub(crate) const USAGE: u8 = 2;
+/// Exit status: not now; the reason is said, nothing was changed.
+pub(crate) const NOT_NOW: u8 = 3;
+
+/// How every command ends.
+pub(crate) type Outcome<T = ()> = Result<T, Failure>;
+
+/// Why a command did not do what was asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Failure {
+    /// The exit status.
+    pub(crate) status: u8,
+    /// What, where, why.
+    pub(crate) error: String,
+    /// What to do next.
+    pub(crate) hint: Option<String>,
+}
+
+impl Failure {
+    fn new(status: u8, error: impl Into<String>) -> Self {
+        Self { status, error: error.into(), hint: None }
+    }
+
+    /// It failed.
+    pub(crate) fn failed(error: impl Into<String>) -> Self {
+        Self::new(FAILED, error)
+    }
+
+    /// It was asked wrongly.
+    pub(crate) fn usage(error: impl Into<String>) -> Self {
+        Self::new(USAGE, error)
+    }
+
+    /// It can not be done now.
+    pub(crate) fn not_now(error: impl Into<String>) -> Self {
+        Self::new(NOT_NOW, error)
+    }
+
+    /// Adds what to do next.
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// The failure as the last line of `--json`.
+    pub(crate) fn to_json(&self) -> serde_json::Value {
+        json!({ "error": self.error, "hint": self.hint })
+    }
+
+    /// Says it on standard error.
+    pub(crate) fn print(&self) {
+        let word = output::paint_error(output::Colour::Red, "error:");
+        output::errline(&format!("{word} {}", indent(&self.error)));
+        if let Some(hint) = &self.hint {
+            output::errline(&format!("{} {}", output::paint_error(output::Colour::Cyan, "next:"), indent(hint)));
+        }
+    }
+}
+
+/// Further lines stand under the first one.
+fn indent(text: &str) -> String {
+    text.trim_end().replace('\n', "\n       ")
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.error)
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::failed(format!("{error:#}"))
+    }
+}

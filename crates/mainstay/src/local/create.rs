@@ -1,0 +1,271 @@
+//! Makes a cluster's directory: plan first (nothing is touched), then directories, certificates, secrets, and the file last.
+//! What was made is removed again when something fails half-way.
+
+use super::place::{self, Place, UNFINISHED};
+use super::user::User;
+use super::{engine, ports, secrets};
+use crate::cli::Up;
+use crate::failure::{Failure, Outcome};
+use crate::output::progress::Progress;
+use crate::target;
+use mainstay_model::layout::{ClusterLayout, NodeLayout};
+use mainstay_model::spec::{Cluster, EngineKind, Failover, Node, Postgres, Proxy, Spec};
+use mainstay_model::{ClusterName, NodeId, config, config_check};
+use mainstay_net::{Authority, Role, write_file};
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+/// How many nodes a cluster has when nobody said.
+pub(crate) const NODES: u8 = 3;
+/// Where the proxy listens.
+const PROXY_HOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
+
+/// What is going to be made.
+pub(crate) struct Plan {
+    /// Where.
+    pub(crate) layout: ClusterLayout,
+    /// What.
+    pub(crate) spec: Spec,
+    /// As whom the servers run; `None`: as whoever starts them.
+    user: Option<User>,
+    /// Held until the ports are in use.
+    _turn: ports::Turn,
+}
+
+/// Works out what to make, and checks that it can be made. Touches nothing.
+///
+/// # Errors
+/// When a name, an option, the directory or this machine does not allow it.
+pub(crate) fn plan(up: &Up, dir: &Path) -> Outcome<Plan> {
+    let user = super::user::server_user()?;
+    let programs = engine::find(up.bin_dir.as_deref())?;
+    place::check_reachable(dir, user.as_ref())?;
+    let count = up.nodes.unwrap_or(NODES);
+    let hosts: Vec<Ipv4Addr> = (0..count).map(ports::loopback).collect();
+    let turn = ports::Turn::take();
+    let ports = ports::choose(&turn, &hosts, &neighbours(dir))?;
+    let spec = spec(up, dir, &hosts, ports, up.bin_dir.is_some().then_some(programs.bin_dir))?;
+    let problems = config_check::check(&spec, engine::owned_parameters());
+    if let Some(problem) = problems.first() {
+        return Err(Failure::usage(problem.to_string()));
+    }
+    Ok(Plan { layout: ClusterLayout::new(dir), spec, user, _turn: turn })
+}
+
+fn spec(up: &Up, dir: &Path, hosts: &[Ipv4Addr], ports: ports::Ports, bin_dir: Option<PathBuf>) -> Outcome<Spec> {
+    let wrong = |error: mainstay_model::ids::BadName| Failure::usage(error.to_string());
+    let layout = ClusterLayout::new(dir);
+    let nodes = hosts.iter().zip(1..).map(|(host, number)| {
+        let name = NodeId::new(format!("db{number}")).map_err(wrong)?;
+        Ok(Node {
+            dir: Some(layout.node(&name).dir().to_owned()),
+            name,
+            host: host.to_string(),
+            zone: None,
+            witness: false,
+            port: ports.server,
+            agent_port: ports.agent,
+            health_port: ports.health,
+        })
+    });
+    let name = match &up.name {
+        Some(name) => name.clone(),
+        None => ClusterName::new(target::DEFAULT_NAME).map_err(wrong)?,
+    };
+    Ok(Spec {
+        cluster: Cluster {
+            name,
+            engine: EngineKind::Postgres,
+            durability: up.durability.map(Into::into).unwrap_or_default(),
+        },
+        nodes: nodes.collect::<Outcome<Vec<Node>>>()?,
+        failover: Failover::default(),
+        proxy: Proxy {
+            on_nodes: false,
+            host: Some(PROXY_HOST.to_string()),
+            write_port: ports.write,
+            read_port: ports.read,
+            ..Proxy::default()
+        },
+        postgres: Postgres { bin_dir, ..Postgres::default() },
+    })
+}
+
+/// Ports that stopped clusters beside this one have in their files.
+fn neighbours(dir: &Path) -> BTreeSet<u16> {
+    let Some(place) = dir.parent() else { return BTreeSet::new() };
+    let specs = target::clusters_in(place)
+        .into_iter()
+        .filter_map(|neighbour| target::Target::read(&ClusterLayout::new(neighbour).config()).ok());
+    let ports = specs.flat_map(|found| {
+        let proxy = [found.spec.proxy.write_port, found.spec.proxy.read_port];
+        found
+            .spec
+            .nodes
+            .into_iter()
+            .flat_map(|node| [node.port, node.agent_port, node.health_port])
+            .chain(proxy)
+            .collect::<Vec<_>>()
+    });
+    ports.collect()
+}
+
+/// Makes what was planned.
+///
+/// # Errors
+/// When the disk refuses or randomness is missing; what was made is removed again, or what is left is named.
+pub(crate) fn make(plan: &Plan, progress: &mut Progress) -> Outcome<super::processes::Lock> {
+    let dir = plan.layout.dir();
+    let made = first_missing(dir);
+    make_parents(dir)?;
+    let lock = super::processes::Lock::directory(dir)?
+        .ok_or_else(|| Failure::not_now(format!("another `mainstay up` is at work in {}", dir.display())))?;
+    match place::look(dir)? {
+        Place::Empty => {}
+        Place::Unfinished => {
+            progress.say(&format!("{}: an earlier `up` was interrupted; starting over", dir.display()));
+            empty(dir)?;
+        }
+        Place::Ours | Place::Absent => {
+            return Err(Failure::not_now(format!("another `mainstay up` has just used {}", dir.display())));
+        }
+    }
+    match fill(plan, progress) {
+        Ok(()) => Ok(lock),
+        Err(failure) => {
+            progress.fail();
+            Err(undo(failure, dir, made.as_deref()))
+        }
+    }
+}
+
+/// Removes what was made; says so, or what is left.
+fn undo(failure: Failure, dir: &Path, made: Option<&Path>) -> Failure {
+    let removed = match made {
+        Some(top) => std::fs::remove_dir_all(top).map_err(|error| format!("{}: {error}", top.display())),
+        None => empty(dir).map_err(|left| left.error),
+    };
+    match removed {
+        Ok(()) => failure.hint("what had been made was removed again"),
+        Err(left) => {
+            failure.hint(format!("what had been made could not be removed ({left}): remove {} yourself", dir.display()))
+        }
+    }
+}
+
+/// Removes everything inside a directory.
+///
+/// # Errors
+/// When the disk refuses.
+pub(crate) fn empty(dir: &Path) -> Outcome {
+    let wrong = |error: std::io::Error| Failure::failed(format!("{} can not be emptied: {error}", dir.display()));
+    for entry in std::fs::read_dir(dir).map_err(wrong)? {
+        let path = entry.map_err(wrong)?.path();
+        let is_dir = std::fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir());
+        if is_dir { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) }.map_err(wrong)?;
+    }
+    Ok(())
+}
+
+/// The topmost directory on the way to `dir` that does not exist.
+fn first_missing(dir: &Path) -> Option<PathBuf> {
+    dir.ancestors().take_while(|path| !path.exists()).last().map(Path::to_owned)
+}
+
+fn make_parents(dir: &Path) -> Outcome {
+    let mut missing: Vec<&Path> = dir.ancestors().take_while(|path| !path.exists()).collect();
+    missing.reverse();
+    for path in missing {
+        make_dir(path, if path == dir { 0o711 } else { 0o755 }, None)?;
+    }
+    Ok(())
+}
+
+/// A directory with exactly this mode and owner.
+fn make_dir(path: &Path, mode: u32, owner: Option<&User>) -> Outcome {
+    let wrong = |error: std::io::Error| Failure::failed(format!("{} can not be made: {error}", path.display()));
+    std::fs::DirBuilder::new().mode(0o700).create(path).map_err(wrong)?;
+    if let Some(owner) = owner {
+        std::os::unix::fs::lchown(path, Some(owner.uid), Some(owner.gid)).map_err(wrong)?;
+    }
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(wrong)
+}
+
+fn fill(plan: &Plan, progress: &mut Progress) -> Outcome {
+    let layout = &plan.layout;
+    write(&layout.dir().join(UNFINISHED), b"", 0o600)?;
+    progress.step("Making directories");
+    std::fs::set_permissions(layout.dir(), std::fs::Permissions::from_mode(0o711))
+        .map_err(|error| Failure::failed(format!("{}: {error}", layout.dir().display())))?;
+    for path in [layout.pki(), layout.run(), layout.log(), layout.dir().join("secrets")] {
+        make_dir(&path, 0o700, None)?;
+    }
+    make_dir(&layout.dir().join("nodes"), 0o711, None)?;
+    for node in &plan.spec.nodes {
+        make_node(&layout.node(&node.name), plan.user.as_ref())?;
+    }
+    progress.step("Making certificates and the application's password");
+    certificates(plan)?;
+    let password = secrets::password()?;
+    write(&layout.app_password(), format!("{password}\n").as_bytes(), 0o600)?;
+    let verifier = secrets::verifier(&password);
+    for node in &plan.spec.nodes {
+        write(&layout.node(&node.name).app_verifier(), verifier.as_bytes(), 0o600)?;
+    }
+    write(&layout.config(), config::render(&plan.spec).as_bytes(), 0o644)?;
+    std::fs::remove_file(layout.dir().join(UNFINISHED))
+        .map_err(|error| Failure::failed(format!("{}: {error}", layout.dir().display())))?;
+    progress.finish("");
+    Ok(())
+}
+
+fn make_node(node: &NodeLayout, user: Option<&User>) -> Outcome {
+    make_dir(node.dir(), 0o711, None)?;
+    make_dir(&node.agent(), 0o700, None)?;
+    make_dir(&node.log(), 0o700, None)?;
+    for path in [node.data(), node.conf(), node.run(), node.diverged()] {
+        make_dir(&path, 0o700, user)?;
+    }
+    Ok(())
+}
+
+fn net(error: mainstay_net::NetError) -> Failure {
+    Failure::failed(error.to_string())
+}
+
+fn write(path: &Path, bytes: &[u8], mode: u32) -> Outcome {
+    write_file(path, bytes, mode, None, false).map_err(net)
+}
+
+/// The authority, and a certificate for each that needs one. Servers' keys belong to the servers' user, agents' to the agents'.
+fn certificates(plan: &Plan) -> Outcome {
+    let layout = &plan.layout;
+    let authority = Authority::create(&plan.spec.cluster.name).map_err(net)?;
+    authority.write(&layout.ca_cert(), &layout.ca_key()).map_err(net)?;
+    let people = [
+        (Role::Admin("admin".to_owned()), layout.admin_cert(), layout.admin_key()),
+        (Role::Proxy(crate::commands::PROXY_NAME.to_owned()), layout.proxy_cert(), layout.proxy_key()),
+    ];
+    for (role, cert, key) in people {
+        authority.issue(&role, &[]).and_then(|issued| issued.write(&cert, &key, None, false)).map_err(net)?;
+    }
+    let owner = plan.user.as_ref().map(|user| (user.uid, user.gid));
+    for node in &plan.spec.nodes {
+        let files = layout.node(&node.name);
+        // Clients reach a server through the proxy's address as well, and may compare the name.
+        let hosts = [node.host.clone(), PROXY_HOST.to_string(), "localhost".to_owned()];
+        let hosts: BTreeSet<String> = hosts.into_iter().collect();
+        let hosts: Vec<String> = hosts.into_iter().collect();
+        let agent = authority.issue(&Role::Node(node.name.clone()), std::slice::from_ref(&node.host)).map_err(net)?;
+        agent.write(&files.node_cert(), &files.node_key(), None, false).map_err(net)?;
+        write(&files.ca_cert(), authority.cert_pem().as_bytes(), 0o644)?;
+        let server = authority.issue(&Role::Server(node.name.clone()), &hosts).map_err(net)?;
+        server.write(&files.server_cert(), &files.server_key(), owner, false).map_err(net)?;
+        let replication = authority.issue(&Role::Replication(engine::REPLICATION_ROLE.to_owned()), &[]).map_err(net)?;
+        replication.write(&files.replication_cert(), &files.replication_key(), owner, false).map_err(net)?;
+        write_file(&files.server_ca(), authority.cert_pem().as_bytes(), 0o644, owner, false).map_err(net)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,122 @@
+//! Which cluster a command means, and its file. `--dir`, then `--config`, then `--name`, then MAINSTAY_CONFIG, then the standard
+//! place: `main`, or the only cluster there.
+
+use crate::cli::Which;
+use crate::failure::{Failure, Outcome};
+use mainstay_model::layout::ClusterLayout;
+use mainstay_model::spec::Spec;
+use std::path::{Path, PathBuf};
+
+/// The name of a cluster that nobody named.
+pub(crate) const DEFAULT_NAME: &str = "main";
+
+/// A cluster's file, read.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    /// The file.
+    pub(crate) config: PathBuf,
+    /// What it says.
+    pub(crate) spec: Spec,
+    /// The directory it stands in: certificates and secrets lie next to it.
+    pub(crate) layout: ClusterLayout,
+}
+
+/// Where `up` keeps clusters that were given no directory.
+///
+/// # Errors
+/// When there is no home directory.
+pub(crate) fn standard_place() -> Outcome<PathBuf> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(PathBuf::from("/var/lib/mainstay"));
+    }
+    let data = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    let home = || std::env::var_os("HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    data.or_else(|| home().map(|home| home.join(".local/share")))
+        .map(|data| data.join("mainstay"))
+        .ok_or_else(|| Failure::usage("there is no home directory (HOME is not set): say --dir DIR"))
+}
+
+/// The directory that is meant, without `--config`.
+pub(crate) fn directory(dir: Option<&Path>, name: Option<&str>) -> Outcome<PathBuf> {
+    if let Some(dir) = dir {
+        return absolute(dir);
+    }
+    let place = standard_place()?;
+    if let Some(name) = name {
+        return Ok(place.join(name));
+    }
+    let main = place.join(DEFAULT_NAME);
+    if has_config(&main) {
+        return Ok(main);
+    }
+    let mut others = clusters_in(&place).into_iter();
+    match (others.next(), others.next()) {
+        (Some(only), None) => Ok(only),
+        _ => Ok(main),
+    }
+}
+
+/// The directories with a cluster's file in this directory, in order of their names.
+pub(crate) fn clusters_in(place: &Path) -> Vec<PathBuf> {
+    let entries =
+        std::fs::read_dir(place).map(|entries| entries.flatten().take(1000).collect()).unwrap_or_else(|_| Vec::new());
+    let mut found: Vec<PathBuf> = entries.into_iter().map(|entry| entry.path()).filter(|dir| has_config(dir)).collect();
+    found.sort();
+    found
+}
+
+fn has_config(dir: &Path) -> bool {
+    ClusterLayout::new(dir).config().is_file()
+}
+
+/// The path from the root on, so that daemons with another working directory find it too.
+pub(crate) fn absolute(path: &Path) -> Outcome<PathBuf> {
+    let path = std::path::absolute(path).map_err(|error| Failure::usage(format!("{}: {error}", path.display())))?;
+    let plain: PathBuf = path.components().collect();
+    if plain.components().any(|part| part == std::path::Component::ParentDir) {
+        return Ok(plain.canonicalize().unwrap_or(plain));
+    }
+    Ok(plain)
+}
+
+impl Target {
+    /// Finds and reads the cluster that is meant.
+    ///
+    /// # Errors
+    /// When there is none, its file can not be read, or holds mistakes.
+    pub(crate) fn find(which: &Which) -> Outcome<Target> {
+        let config = match (&which.dir, &which.config, &which.name) {
+            (Some(dir), _, _) => ClusterLayout::new(absolute(dir)?).config(),
+            (_, Some(config), _) => absolute(config)?,
+            (_, _, Some(name)) => ClusterLayout::new(directory(None, Some(name.as_str()))?).config(),
+            _ => match std::env::var_os("MAINSTAY_CONFIG").filter(|value| !value.is_empty()) {
+                Some(config) => absolute(Path::new(&config))?,
+                None => ClusterLayout::new(directory(None, None)?).config(),
+            },
+        };
+        Self::read(&config)
+    }
+
+    /// Reads a cluster's file.
+    ///
+    /// # Errors
+    /// When it can not be read, or holds mistakes.
+    pub(crate) fn read(config: &Path) -> Outcome<Target> {
+        let text = std::fs::read_to_string(config).map_err(|error| no_file(config, &error))?;
+        let spec = mainstay_model::config::parse(&text, crate::local::engine::owned_parameters())
+            .map_err(|error| Failure::usage(format!("{} holds mistakes:\n{error}", config.display())))?;
+        let dir = config.parent().unwrap_or(Path::new("/"));
+        Ok(Target { config: config.to_owned(), spec, layout: ClusterLayout::new(dir) })
+    }
+}
+
+fn no_file(config: &Path, error: &std::io::Error) -> Failure {
+    let name = config.display();
+    match error.kind() {
+        std::io::ErrorKind::NotFound => Failure::failed(format!("there is no cluster: {name} does not exist"))
+            .hint("make one with `mainstay up`, or say which with --dir, --config or MAINSTAY_CONFIG"),
+        std::io::ErrorKind::PermissionDenied => Failure::failed(format!("{name} can not be read: {error}"))
+            .hint("run it as the user that owns the cluster (root, if root made it)"),
+        _ => Failure::failed(format!("{name} can not be read: {error}")),
+    }
+}
