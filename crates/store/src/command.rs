@@ -1,4 +1,4 @@
-//! What a log entry holds: one compare-and-set.
+//! What a log entry holds: one compare-and-set, or the number of a member's directory.
 
 use crate::codec::{In, Malformed, Out};
 use mainstay_ports::store::VALUE_BYTES_MAX;
@@ -7,6 +7,7 @@ use mainstay_ports::store::VALUE_BYTES_MAX;
 pub(crate) const KEY_BYTES_MAX: usize = 256;
 
 const CAS: u8 = 1;
+const COPY: u8 = 2;
 
 /// A compare-and-set as it stands in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +44,35 @@ impl Command {
     }
 }
 
+/// What a log entry says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Logged {
+    Cas(Command),
+    /// The leader has met the member with this Raft number, and its directory's number is this.
+    Copy {
+        id: u64,
+        copy: u64,
+    },
+}
+
+impl Logged {
+    pub(crate) fn copy(id: u64, copy: u64) -> Vec<u8> {
+        Out::default().u8(COPY).u64(id).u64(copy).0
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let mut input = In(bytes);
+        match input.u8()? {
+            CAS => Command::decode(bytes).map(Logged::Cas),
+            COPY => {
+                let logged = Logged::Copy { id: input.u64()?, copy: input.u64()? };
+                input.end().map(|()| logged)
+            }
+            _ => Err(Malformed),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -53,7 +83,8 @@ mod tests {
         let bytes = command.encode();
         assert_eq!(Command::decode(&bytes), Ok(command));
         for cut in 0..bytes.len() {
-            assert_eq!(Command::decode(&bytes[..cut]), Err(Malformed), "cut at {cut}");
+            assert_eq!(Logged::decode(&bytes[..cut]), Err(Malformed), "cut at {cut}");
         }
+        assert_eq!(Logged::decode(&Logged::copy(3, 4)), Ok(Logged::Copy { id: 3, copy: 4 }));
     }
 }

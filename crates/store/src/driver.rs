@@ -3,9 +3,9 @@
 //!
 //! Absent: blocking on the disk (the writer does that), on the network (`Peers::send` never blocks), or on callers.
 
+use crate::command::Logged;
 use crate::driver_requests::{Pending, Reads};
 use crate::frame::Frame;
-use crate::journal::{Pin, Records};
 use crate::mirror::Mirror;
 use crate::shared::{Event, Queued, Shared};
 use crate::state::raft_id;
@@ -25,6 +25,8 @@ const EVENTS_PER_ROUND: usize = 256;
 const NAMES_MAX: usize = 64;
 /// A snapshot that was not confirmed after this long is sent again.
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(2);
+/// How often the leader looks for directories that it should write down.
+const COPIES_EVERY: Duration = Duration::from_millis(200);
 /// After the leader's connection closed, the first follower stands after this long, each further one a step later.
 const STAND_FIRST: Duration = Duration::from_millis(20);
 const STAND_STEP: Duration = Duration::from_millis(60);
@@ -49,7 +51,8 @@ pub(crate) struct Driver {
     pub(crate) setup: Setup,
     pub(crate) events: Receiver<Queued>,
     pub(crate) writer: Sender<Job>,
-    pub(crate) pins: BTreeMap<u64, Pin>,
+    /// The directories of the peers that this process has met; those that the leader has met too stand in the state.
+    pub(crate) met: BTreeMap<u64, u64>,
     pub(crate) names: BTreeMap<u64, NodeId>,
     pub(crate) pending: BTreeMap<u64, Pending>,
     pub(crate) reads: Reads,
@@ -59,6 +62,8 @@ pub(crate) struct Driver {
     pub(crate) checkpoint_running: bool,
     pub(crate) bytes_since_snapshot: usize,
     pub(crate) snapshots_sent: BTreeMap<u64, Instant>,
+    pub(crate) snapshot_wanted: bool,
+    copies_told: Option<Instant>,
     next_tick: Instant,
     stand_at: Option<Instant>,
     warned: Option<Instant>,
@@ -81,7 +86,7 @@ impl Driver {
             setup,
             events,
             writer,
-            pins: BTreeMap::new(),
+            met: BTreeMap::new(),
             names: BTreeMap::new(),
             pending: BTreeMap::new(),
             reads: Reads::default(),
@@ -90,6 +95,8 @@ impl Driver {
             checkpoint_running: false,
             bytes_since_snapshot: 0,
             snapshots_sent: BTreeMap::new(),
+            snapshot_wanted: false,
+            copies_told: None,
             next_tick,
             stand_at: None,
             warned: None,
@@ -162,13 +169,12 @@ impl Driver {
             let why = "this member's directory is not the one its peers know: remove the member and add it again";
             return self.warn(from, why);
         }
-        match self.pins.get(&id) {
-            Some(pin) if pin.copy != frame.from_copy => {
-                let why = "its directory is not the one known here: remove that member and add it again";
-                return self.warn(from, why);
-            }
-            Some(_) => {}
-            None => self.pin(id, frame.from_copy),
+        if self.known_copy(id).is_some_and(|known| known != frame.from_copy) {
+            let why = "its directory is not the one known here: remove that member and add it again";
+            return self.warn(from, why);
+        }
+        if self.names.contains_key(&id) || self.names.len() < NAMES_MAX {
+            self.met.insert(id, frame.from_copy);
         }
         if self.names.len() < NAMES_MAX {
             self.names.entry(id).or_insert_with(|| from.clone());
@@ -181,12 +187,30 @@ impl Driver {
         }
     }
 
-    fn pin(&mut self, id: u64, copy: u64) {
-        let pin = Pin { copy, since: self.node.raft.raft_log.applied };
-        self.pins.insert(id, pin);
-        let mut records = Records::default();
-        records.pin(id, pin);
-        self.submit(Job { number: self.last_number, records, checkpoint: false, messages: Vec::new() });
+    /// The directory that this member must have, if it is one and has been met.
+    pub(crate) fn known_copy(&self, id: u64) -> Option<u64> {
+        let visible = self.shared.visible();
+        let member = visible.state.members.contains_key(&id);
+        visible.state.copies.get(&id).copied().or_else(|| self.met.get(&id).copied().filter(|_| member))
+    }
+
+    /// The leader writes into the log which directories it has met, so that every member knows them.
+    fn tell_copies(&mut self, now: Instant) {
+        let lately = self.copies_told.is_some_and(|told| now - told < COPIES_EVERY);
+        if lately || self.node.raft.state != StateRole::Leader || !self.node.raft.commit_to_current_term() {
+            return;
+        }
+        self.copies_told = Some(now);
+        let me = (self.node.raft.id, self.setup.copy);
+        let visible = self.shared.visible();
+        let met = self.met.iter().map(|(id, copy)| (*id, *copy)).chain([me]);
+        let news =
+            met.filter(|(id, _)| visible.state.members.contains_key(id) && !visible.state.copies.contains_key(id));
+        let news: Vec<(u64, u64)> = news.collect();
+        drop(visible);
+        for (id, copy) in news {
+            let _ = self.node.propose(Vec::new(), Logged::copy(id, copy));
+        }
     }
 
     /// A peer's connection is evidence, faster than any time-out: a follower whose leader hung up asks for votes soon (pre-vote:
@@ -235,6 +259,7 @@ impl Driver {
             self.node.tick();
         }
         self.expire(now);
+        self.tell_copies(now);
         self.retry_snapshots(now);
     }
 

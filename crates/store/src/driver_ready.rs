@@ -86,7 +86,6 @@ impl Driver {
     fn submit_checkpoint(&mut self, number: u64, messages: Vec<(NodeId, Vec<u8>)>) {
         let mut contents = self.node.store().contents();
         contents.copy = self.setup.copy;
-        contents.pins = self.pins.clone();
         self.checkpoint_running = true;
         self.bytes_since_snapshot = 0;
         self.submit(Job { number, records: Records::checkpoint(&contents), checkpoint: true, messages });
@@ -100,7 +99,7 @@ impl Driver {
             if message.get_msg_type() == MessageType::MsgSnapshot {
                 self.snapshots_sent.insert(to, Instant::now());
             }
-            let to_copy = self.pins.get(&to).map_or(0, |pin| pin.copy);
+            let to_copy = self.known_copy(to).unwrap_or(0);
             encoded.push((name, Frame { from_copy: self.setup.copy, to_copy, message }.encode()));
         }
         encoded
@@ -157,24 +156,25 @@ impl Driver {
         self.node.apply_conf_change(&change).map_err(|error| format!("a change of members: {error}"))?;
         self.change_members(change.get_change_type(), id, name.clone());
         self.names.insert(id, name);
-        // A member that left may come back with another directory.
-        let left = change.get_change_type() == ConfChangeType::RemoveNode;
-        if left && self.pins.get(&id).is_some_and(|pin| pin.since < entry.index) {
-            self.pins.remove(&id);
-            let mut records = Records::default();
-            records.unpin(id);
-            self.submit(Job { number: self.last_number, records, checkpoint: false, messages: Vec::new() });
-        }
+        self.met.remove(&id);
+        // A new member needs a snapshot that names it: those of before would not let it in.
+        self.snapshot_wanted |= change.get_change_type() == ConfChangeType::AddLearnerNode;
         self.show_members();
         Ok(Answer::Started)
     }
 
     fn change_members(&self, change: ConfChangeType, id: u64, name: NodeId) {
-        let members = &mut self.shared.visible().state.members;
+        let state = &mut self.shared.visible().state;
         match change {
-            ConfChangeType::RemoveNode => members.remove(&id),
-            ConfChangeType::AddNode | ConfChangeType::AddLearnerNode => members.insert(id, name),
-        };
+            ConfChangeType::RemoveNode => {
+                state.members.remove(&id);
+                // It may come back with another directory.
+                state.copies.remove(&id);
+            }
+            ConfChangeType::AddNode | ConfChangeType::AddLearnerNode => {
+                state.members.insert(id, name);
+            }
+        }
     }
 
     pub(crate) fn show_members(&self) {
@@ -188,10 +188,12 @@ impl Driver {
     fn maybe_snapshot(&mut self) -> Result<(), Fatal> {
         let applied = self.node.raft.raft_log.applied;
         let since = applied.saturating_sub(self.node.store().snapshot.get_metadata().index);
-        let due = since >= self.setup.snapshot_every || (since > 0 && self.bytes_since_snapshot >= SNAPSHOT_BYTES);
+        let heavy = self.bytes_since_snapshot >= SNAPSHOT_BYTES;
+        let due = since >= self.setup.snapshot_every || (since > 0 && (heavy || self.snapshot_wanted));
         if !due || self.checkpoint_running {
             return Ok(());
         }
+        self.snapshot_wanted = false;
         let term = self.node.raft.raft_log.term(applied).map_err(|error| format!("the log at {applied}: {error}"))?;
         let mut snapshot = Snapshot::default();
         let meta = snapshot.mut_metadata();
@@ -213,5 +215,6 @@ fn apply_command(visible: &mut Visible, entry: &Entry) -> Answer {
         }
         Applied::Conflict(present) => Answer::Conflict(present),
         Applied::Refused(why) => Answer::Never(why),
+        Applied::Noted => Answer::Started,
     }
 }

@@ -16,7 +16,6 @@
 use crate::codec::{In, Malformed, Out};
 use raft::eraftpb::{Entry, HardState, Snapshot};
 use rustix::fs::{FlockOperation, flock};
-use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
@@ -31,9 +30,7 @@ const COPY: u8 = 1;
 const HARD: u8 = 2;
 const ENTRY: u8 = 3;
 const SNAPSHOT: u8 = 4;
-const PIN: u8 = 5;
-const UNPIN: u8 = 6;
-const TRIMMED: u8 = 7;
+const TRIMMED: u8 = 5;
 
 /// Makes a file's data durable; replaced in tests by disks that fail or stall.
 pub(crate) type Sync = Arc<dyn Fn(&File) -> io::Result<()> + Send + std::marker::Sync>;
@@ -49,14 +46,6 @@ pub(crate) enum OpenError {
     Damaged { path: PathBuf, at: u64 },
 }
 
-/// Which directory of a peer this member has met: a peer whose directory was lost is another one and must not vote as the old one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Pin {
-    pub(crate) copy: u64,
-    /// The index that was applied when they met; a later removal of the peer ends the pin.
-    pub(crate) since: u64,
-}
-
 /// Everything that the journal says.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Contents {
@@ -67,7 +56,6 @@ pub(crate) struct Contents {
     /// Index and term of the entry before the first in `entries`.
     pub(crate) trimmed: (u64, u64),
     pub(crate) entries: Vec<Entry>,
-    pub(crate) pins: BTreeMap<u64, Pin>,
 }
 
 /// Collects records for one frame.
@@ -89,12 +77,6 @@ impl Records {
     pub(crate) fn entry(&mut self, entry: &Entry) {
         self.add_message(ENTRY, entry);
     }
-    pub(crate) fn pin(&mut self, id: u64, pin: Pin) {
-        self.add(PIN, &Out::default().u64(id).u64(pin.copy).u64(pin.since).0);
-    }
-    pub(crate) fn unpin(&mut self, id: u64) {
-        self.add(UNPIN, &Out::default().u64(id).0);
-    }
     /// Everything, as the head of a new file.
     pub(crate) fn checkpoint(contents: &Contents) -> Self {
         let mut records = Self::default();
@@ -102,9 +84,6 @@ impl Records {
         records.add_message(SNAPSHOT, &contents.snapshot);
         records.add(TRIMMED, &Out::default().u64(contents.trimmed.0).u64(contents.trimmed.1).0);
         records.hard(&contents.hard);
-        for (id, pin) in &contents.pins {
-            records.pin(*id, *pin);
-        }
         for entry in &contents.entries {
             records.entry(entry);
         }
@@ -139,12 +118,6 @@ impl Contents {
                 self.entries.clear();
             }
             TRIMMED => self.trimmed = (input.u64()?, input.u64()?),
-            PIN => {
-                self.pins.insert(input.u64()?, Pin { copy: input.u64()?, since: input.u64()? });
-            }
-            UNPIN => {
-                self.pins.remove(&input.u64()?);
-            }
             ENTRY => self.entry(parse(bytes)?)?,
             _ => return Err(Malformed),
         }

@@ -12,6 +12,8 @@
 
 mod codec;
 mod command;
+#[cfg(test)]
+mod disk_tests;
 mod driver;
 mod driver_ready;
 mod driver_requests;

@@ -182,7 +182,7 @@ impl RaftStore {
         loop {
             match self.ask(&Request::Transfer { to: to.clone() }, deadline).await {
                 Asked::Answer(Answer::Never(why)) => return Err(RaftError::Refused(why)),
-                Asked::NotAsked(why) => return Err(RaftError::Late(why)),
+                Asked::Unasked(why) => return Err(RaftError::Late(why)),
                 _ => {}
             }
             // Raft gives an attempt up after one election time-out: then ask again.
@@ -208,7 +208,7 @@ impl RaftStore {
                 Ok((true, true, _)) => return Ok(()),
                 Ok((false, ..)) => self.change(Change::AddLearner, node, deadline).await?,
                 Ok((true, false, lag)) if lag <= CAUGHT_UP => self.change(Change::AddVoter, node, deadline).await?,
-                Ok((true, false, lag)) => last = format!("{node} is {lag} entries behind"),
+                Ok((true, false, _)) => last = format!("{node} has not caught up"),
                 Err(why) => last = why,
             }
             sleep(ASK_AGAIN).await;
@@ -249,9 +249,10 @@ impl RaftStore {
     async fn progress(&self, node: &NodeId, deadline: Instant) -> Result<(bool, bool, u64), String> {
         match self.ask(&Request::Progress { node: node.clone() }, deadline).await {
             Asked::Answer(Answer::Progress { member, voter, matched, committed }) => {
-                Ok((member, voter, committed.saturating_sub(matched)))
+                let lag = if matched == 0 { u64::MAX } else { committed.saturating_sub(matched) };
+                Ok((member, voter, lag))
             }
-            Asked::NotAsked(why) => Err(why),
+            Asked::Unasked(why) => Err(why),
             Asked::Answer(_) | Asked::Lost => Err("the leader did not answer".to_owned()),
         }
     }
@@ -270,18 +271,18 @@ impl RaftStore {
         let mut leader = self.watch_leader();
         loop {
             if let Some(why) = self.shared.failure() {
-                return Asked::NotAsked(why.clone());
+                return Asked::Unasked(why.clone());
             }
             let to = leader.borrow_and_update().clone();
             let refused = match to {
                 None => "no leader".to_owned(),
                 Some(to) => match self.ask_node(&to, request, deadline).await {
-                    Asked::Answer(Answer::NotProposed(why)) | Asked::NotAsked(why) => why,
+                    Asked::Answer(Answer::NotProposed(why)) | Asked::Unasked(why) => why,
                     asked => return asked,
                 },
             };
             if timeout_at(deadline, timeout(ASK_AGAIN, leader.changed())).await.is_err() {
-                return Asked::NotAsked(refused);
+                return Asked::Unasked(refused);
             }
         }
     }
@@ -289,14 +290,14 @@ impl RaftStore {
     async fn ask_node(&self, to: &NodeId, request: &Request, deadline: Instant) -> Asked {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Asked::NotAsked("no time left".to_owned());
+            return Asked::Unasked("no time left".to_owned());
         }
         if *to == self.shared.me {
             return ask_driver(&self.shared, request.clone(), left).await.map_or(Asked::Lost, Asked::Answer);
         }
         match timeout_at(deadline, self.peers.request(to, Channel::Store, request.encode(left), left)).await {
             Ok(Ok(body)) => Answer::decode(&body).map_or(Asked::Lost, Asked::Answer),
-            Ok(Err(error @ PeerError::NotConnected(_))) => Asked::NotAsked(error.to_string()),
+            Ok(Err(error @ PeerError::NotConnected(_))) => Asked::Unasked(error.to_string()),
             // A refusal comes from that side's listener; how far the request got there is not known.
             Ok(Err(PeerError::NoAnswer(_) | PeerError::Refused(_))) | Err(_) => Asked::Lost,
         }
@@ -307,7 +308,7 @@ impl RaftStore {
 enum Asked {
     Answer(Answer),
     /// Nobody has proposed it, nor ever will.
-    NotAsked(String),
+    Unasked(String),
     /// It was sent and nothing came back.
     Lost,
 }
@@ -328,7 +329,7 @@ impl Store for RaftStore {
             let attempt = deadline.min(Instant::now() + self.election * 2);
             let why = match self.ask(&request, attempt).await {
                 Asked::Answer(Answer::Value(value)) => return Ok(value),
-                Asked::Answer(Answer::Never(why)) | Asked::NotAsked(why) => why,
+                Asked::Answer(Answer::Never(why)) | Asked::Unasked(why) => why,
                 Asked::Answer(_) | Asked::Lost => "the leader did not answer".to_owned(),
             };
             if Instant::now() >= deadline || self.shared.failure().is_some() {
@@ -351,7 +352,7 @@ impl Store for RaftStore {
         match self.ask(&Request::Cas(command), Instant::now() + timeout).await {
             Asked::Answer(Answer::Done(revision)) => CasOutcome::Done(Revision(revision)),
             Asked::Answer(Answer::Conflict(present)) => CasOutcome::Conflict(present),
-            Asked::Answer(Answer::Never(why)) | Asked::NotAsked(why) => CasOutcome::Unavailable(why),
+            Asked::Answer(Answer::Never(why)) | Asked::Unasked(why) => CasOutcome::Unavailable(why),
             Asked::Answer(_) | Asked::Lost => CasOutcome::Unknown,
         }
     }
@@ -448,7 +449,6 @@ fn launch(
         copy: contents.copy,
     };
     let mut driver = Driver::new(Arc::clone(&shared), node, Arc::clone(&peers), setup, queue, writer);
-    driver.pins = contents.pins;
     driver.names.extend(names);
     driver.names.extend(members);
     driver.show_members();

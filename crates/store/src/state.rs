@@ -3,7 +3,7 @@
 //! A revision is the index of the log entry that wrote it: it rises with each write, over restarts and changes of leader.
 
 use crate::codec::{In, Malformed, Out};
-use crate::command::Command;
+use crate::command::Logged;
 use mainstay_model::{NodeId, Revision};
 use mainstay_ports::store::Versioned;
 use std::collections::BTreeMap;
@@ -28,9 +28,14 @@ pub(crate) fn raft_id(node: &NodeId) -> u64 {
 /// How a command ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Applied {
-    Done { key: String, revision: u64 },
+    Done {
+        key: String,
+        revision: u64,
+    },
     Conflict(Option<Versioned>),
     Refused(String),
+    /// Nobody waits for it.
+    Noted,
 }
 
 /// The state. See the module's doc.
@@ -41,6 +46,9 @@ pub(crate) struct State {
     pub(crate) values: BTreeMap<String, Versioned>,
     /// Voters and learners, by Raft's number.
     pub(crate) members: BTreeMap<u64, NodeId>,
+    /// The number of each member's directory, once the leader has met it. A member that comes with another one has lost what it
+    /// promised, and is ignored until it is removed and added again.
+    pub(crate) copies: BTreeMap<u64, u64>,
     bytes: usize,
 }
 
@@ -57,8 +65,17 @@ impl State {
 
     /// Carries out the command of the entry at `index`.
     pub(crate) fn apply(&mut self, index: u64, data: &[u8]) -> Applied {
-        let Ok(command) = Command::decode(data) else {
-            return Applied::Refused("this entry is not understood: upgrade every member".to_owned());
+        let command = match Logged::decode(data) {
+            Ok(Logged::Cas(command)) => command,
+            Ok(Logged::Copy { id, copy }) => {
+                if self.members.contains_key(&id) {
+                    self.copies.entry(id).or_insert(copy);
+                }
+                return Applied::Noted;
+            }
+            Err(error) => {
+                return Applied::Refused(format!("this entry is not understood ({error}): upgrade every member"));
+            }
         };
         let present = self.values.get(&command.key);
         if present.map(|versioned| versioned.revision.0) != command.expected {
@@ -77,8 +94,8 @@ impl State {
 
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Out::default().u8(FORMAT).u64(self.applied).u64(self.members.len() as u64);
-        for node in self.members.values() {
-            out = out.bytes(node.as_str().as_bytes());
+        for (id, node) in &self.members {
+            out = out.bytes(node.as_str().as_bytes()).optional(self.copies.get(id).copied());
         }
         out = out.u64(self.values.len() as u64);
         for (key, versioned) in &self.values {
@@ -95,6 +112,9 @@ impl State {
         let mut state = Self { applied: input.u64()?, ..Self::default() };
         for _ in 0..input.u64()? {
             let node = NodeId::new(input.text()?).map_err(|_| Malformed)?;
+            if let Some(copy) = input.optional()? {
+                state.copies.insert(raft_id(&node), copy);
+            }
             state.members.insert(raft_id(&node), node);
         }
         for _ in 0..input.u64()? {
@@ -111,6 +131,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::command::Command;
 
     fn set(key: &str, expected: Option<u64>, value: Vec<u8>) -> Vec<u8> {
         Command { key: key.into(), expected, value }.encode()
@@ -131,10 +152,22 @@ mod tests {
         let voters = ["a", "b"].map(|name| NodeId::new(name).unwrap());
         let mut state = State::initial(1, &voters);
         state.apply(2, &set("k", None, vec![1; 100]));
-        state.applied = 2;
+        state.apply(3, &Logged::copy(raft_id(&voters[0]), 77));
+        state.applied = 3;
         let bytes = state.encode();
         assert_eq!(State::decode(&bytes), Ok(state));
         assert_eq!(State::decode(&bytes[..bytes.len() - 1]), Err(Malformed));
+    }
+
+    #[test]
+    fn the_first_directory_of_a_member_counts() {
+        let member = NodeId::new("a").unwrap();
+        let mut state = State::initial(1, std::slice::from_ref(&member));
+        for (index, copy) in [(2, 5), (3, 6)] {
+            assert_eq!(state.apply(index, &Logged::copy(raft_id(&member), copy)), Applied::Noted);
+        }
+        state.apply(4, &Logged::copy(1234, 7));
+        assert_eq!(state.copies, BTreeMap::from([(raft_id(&member), 5)]));
     }
 
     #[test]

@@ -3,4 +3,6 @@
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 pub mod cluster;
+pub mod process;
+pub mod tcp;
 pub mod wire;
