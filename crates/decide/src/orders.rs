@@ -10,6 +10,8 @@ pub(crate) struct Running {
     id: OrderId,
     pub(crate) order: Order,
     pub(crate) since: Moment,
+    /// The durable state named no upstream when the order was given.
+    cut: bool,
 }
 
 /// What runs now.
@@ -59,7 +61,8 @@ impl Mind {
     /// Gives an order. The caller checked that none runs.
     pub(crate) fn order(&mut self, term: Term, order: Order) {
         let id = self.next_order();
-        self.orders.running = Some(Running { id, order: order.clone(), since: self.now });
+        let cut = self.durable.upstream.is_none();
+        self.orders.running = Some(Running { id, order: order.clone(), since: self.now, cut });
         self.out.push(Output::Order(id, term, order));
     }
 
@@ -85,7 +88,7 @@ impl Mind {
             return;
         }
         let Some(running) = self.orders.running.take_if(|running| running.id == id) else { return };
-        self.outcome(running.order, outcome);
+        self.outcome(running.order, outcome, running.cut);
     }
 
     fn killed(&mut self, outcome: &Outcome) {
@@ -99,7 +102,7 @@ impl Mind {
         self.server.set(self.now, ServerState::Down);
     }
 
-    fn outcome(&mut self, order: Order, outcome: Outcome) {
+    fn outcome(&mut self, order: Order, outcome: Outcome, cut: bool) {
         let failure = match &outcome {
             Outcome::Failed(failure) => Some(failure.clone()),
             _ => None,
@@ -108,10 +111,13 @@ impl Mind {
             self.reason(kind(&order), format!("{} did not succeed: {}", kind(&order), words(failure)));
         }
         match (order, outcome) {
-            (Order::StartStandby, outcome) => self.started(failure.is_none() && outcome == Outcome::Done),
+            (Order::StartStandby, _) => self.started(failure, cut),
             (Order::Recruit | Order::ReadEnd, Outcome::Ended(end)) => self.end_known(end),
             (Order::Recruit | Order::ReadEnd, _) => self.end_unknown(failure),
-            (Order::Follow { .. }, Outcome::Done) => self.server.set(self.now, ServerState::Standby),
+            (Order::Follow { .. }, Outcome::Done) => {
+                self.server.set(self.now, ServerState::Standby);
+                self.server.pointed = true;
+            }
             (Order::Follow { .. }, _) => self.follow_failed(failure),
             (Order::Rewind { .. }, Outcome::Done) => {
                 let copy = self.server.rewinding;
@@ -152,21 +158,34 @@ impl Mind {
         }
     }
 
-    fn started(&mut self, done: bool) {
-        if !done {
-            self.server.set(self.now, ServerState::Down);
-            self.server.failures = self.server.failures.max(1);
-            self.back_off(200);
-            if !self.orders.killing() {
+    /// `cut`: it was to start without upstream, by the durable state of that moment.
+    fn started(&mut self, failure: Option<OrderFailure>, cut: bool) {
+        match failure {
+            None => self.server.set(self.now, ServerState::Standby),
+            Some(OrderFailure::Stale) => {
+                self.server.set(self.now, ServerState::Down);
+                return;
+            }
+            // It may still be reading its log: what runs is left alone, and probes say what becomes of it.
+            Some(OrderFailure::NotYet(_)) => {
+                self.server.set(self.now, ServerState::Starting);
+                self.back_off(200);
+            }
+            Some(_) => {
+                self.server.set(self.now, ServerState::Down);
+                self.back_off(200);
                 // Whatever the attempt left must be gone before the next one.
                 self.order_kill();
+                return;
             }
-            return;
         }
-        self.server.set(self.now, ServerState::Standby);
-        if self.durable.upstream.is_none() {
+        if self.durable.upstream.is_some() {
+            self.server.forget_end();
+            self.server.pointed = true;
+        } else if cut {
             self.server.is_cut();
         } else {
+            // Recruited while it started: it may stream from the upstream that it started with.
             self.server.forget_end();
         }
     }

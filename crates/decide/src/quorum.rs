@@ -131,7 +131,9 @@ impl Situation<'_> {
     /// This record, with the smallest quorum that is allowed, unless it is the present one.
     fn record_step(&self, members: Members) -> Option<Step> {
         let quorum = self.smallest_allowed(&members);
-        ((&members, quorum) != (self.members, self.quorum)).then_some(Step::Record(members, quorum))
+        // With the same members, a higher quorum would only make elections harder.
+        let better = members != *self.members || quorum < self.quorum;
+        better.then_some(Step::Record(members, quorum))
     }
 
     fn setting_step(&self, setting: SyncSetting) -> Option<Step> {
@@ -153,12 +155,12 @@ impl Situation<'_> {
         if (self.members, self.quorum) != (&members, quorum) && self.record_allowed(&members, quorum) {
             return Some(Step::Record(members, quorum));
         }
+        let there = (self.members, self.quorum) == (&members, quorum);
         let reached = self.settings.last() == Some(&setting);
         let mut both = self.members.clone();
         both.extend(members.clone());
         self.setting_step(setting)
-            .or_else(|| self.record_step(both))
-            .or_else(|| self.record_step(members.clone()))
+            .or_else(|| if there { None } else { self.record_step(both).or_else(|| self.record_step(members.clone())) })
             .or_else(|| if reached { None } else { self.widening_step(&members) })
     }
 

@@ -15,6 +15,8 @@ use std::collections::BTreeMap;
 
 const RETRY_MS: u64 = 50;
 const RESTARTS_MAX: u32 = 3;
+const PROMOTE_MAX_MS: u64 = 15_000;
+const RESTART_MAX_MS: u64 = 120_000;
 const RESTART_PAUSE_MS: u64 = 300;
 
 /// What the holder of the term is doing.
@@ -268,7 +270,19 @@ impl Mind {
             }
             Phase::Crashed => self.plan_crashed(),
             Phase::Stopping => self.watch_stopping(),
+            Phase::Promoting => self.watch_order(PROMOTE_MAX_MS, "the promotion does not end"),
+            Phase::Restarting => self.watch_order(RESTART_MAX_MS, "the restart in place does not end"),
             _ => {}
+        }
+    }
+
+    /// An order that never ends must not keep the term for ever.
+    fn watch_order(&mut self, limit_ms: u64, why: &str) {
+        let Some((_, since)) = self.orders.kind() else { return };
+        if self.now.since(since).0 > limit_ms && !self.orders.killing() {
+            self.abdicate(why, None);
+        } else {
+            self.until(since + Span(limit_ms + 1));
         }
     }
 

@@ -28,6 +28,8 @@ pub(crate) struct Server {
     pub(crate) end: Option<LogEnd>,
     pub(crate) retry_at: Moment,
     pub(crate) failures: u32,
+    /// This life has seen, or made, the running server stream from the durable upstream.
+    pub(crate) pointed: bool,
     starting_since: Option<Moment>,
     stalled_since: Option<Moment>,
     stalls: u32,
@@ -56,6 +58,7 @@ impl Server {
     pub(crate) fn forget_end(&mut self) {
         self.end = None;
         self.cut = false;
+        self.pointed = false;
     }
     pub(crate) fn ended(&mut self, end: LogEnd) {
         self.cut = true;
@@ -235,6 +238,13 @@ impl Mind {
         }
         let wanted = Upstream { node: leader.clone(), term };
         if self.durable.upstream.as_ref() == Some(&wanted) {
+            let receiving = self.server.seen.as_ref().map(|seen| seen.receiving);
+            if !self.server.pointed && receiving == Some(false) && self.may_retry() {
+                // The last life may have died between making the upstream durable (after its test) and giving the order.
+                self.order(term, Order::Follow { upstream: leader });
+                return;
+            }
+            self.server.pointed |= receiving == Some(true);
             self.watch_stream(&leader, term);
             return;
         }
