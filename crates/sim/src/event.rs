@@ -48,6 +48,8 @@ pub enum Happening {
     Promoting(Node, u32, bool),
     /// A standby tries to connect to its upstream.
     Connect(Node, u32),
+    /// A standby sees that this connection of its is over.
+    Lost(Node, u64),
     /// The connection of this number looks for records to send.
     Pump(Node, u64),
     /// Records reach a standby.

@@ -147,7 +147,7 @@ impl World {
                 self.server_ends(node, "killed");
             }
             Fault::SlowDisk => self.nodes[node].slow_disk_until = until,
-            Fault::StreamBreaks => self.cut_receiver(node),
+            Fault::StreamBreaks => self.lose_connection(node),
             Fault::Switchover => self.ask_switchover(node),
             Fault::Exclude | Fault::Include => self.change_excluded(fault, node),
             _ => self.strike_network(fault, node, until),

@@ -5,7 +5,7 @@ use crate::orders::Running;
 use crate::server::Server;
 use crate::shape::{MS, Micros};
 use crate::world::World;
-use mainstay_decide::{Config, Input, Mind, Output, Plant};
+use mainstay_decide::{CasResult, Config, Input, Mind, Output, Plant};
 use mainstay_model::{Durable, Message, Moment, Record, RouteState, Span, Term};
 
 /// Most inputs that wait for a stopped agent; a real one's queues are bounded too.
@@ -219,7 +219,10 @@ impl World {
             }
             Output::Read(id) => self.ask_store(node, id, None),
             Output::Cas(id, expected, record) => {
-                self.trace(Some(node), || format!("  write {id} at {expected:?}: {}", brief(&record)));
+                if self.trace.on && !renews(self.store.newest().map(|(_, newest)| newest), &record) {
+                    let at = expected.map_or(0, |revision| revision.0);
+                    self.trace(Some(node), || format!("  write {id} at {at}: {}", brief(&record)));
+                }
                 self.ask_store(node, id, Some((expected, record)));
             }
             Output::Send(to, message) => {
@@ -238,7 +241,9 @@ impl World {
             }
             Output::Order(id, term, order) => self.begin_order(node, id, term, order),
             Output::Route(term, state, _) => {
-                self.trace(Some(node), || format!("  route {state:?} term {term}"));
+                if self.nodes[node].route != state {
+                    self.trace(Some(node), || format!("  route {state:?} term {term}"));
+                }
                 self.nodes[node].route = state;
             }
             Output::Event(event) => self.trace(Some(node), || format!("  event {}: {}", event.kind, event.text)),
@@ -371,7 +376,14 @@ impl World {
 }
 
 fn interesting(input: &Input) -> bool {
-    !matches!(input, Input::Tick | Input::Observed(_) | Input::Watched(..) | Input::Peer(_, Message::Presence(_)))
+    let dull =
+        matches!(input, Input::Tick | Input::Observed(_) | Input::Watched(..) | Input::Cas(_, CasResult::Done(_)));
+    !dull && !matches!(input, Input::Peer(_, Message::Presence(_)))
+}
+
+/// Does a write only renew?
+pub(crate) fn renews(before: Option<&Record>, after: &Record) -> bool {
+    before.is_some_and(|before| Record { grant: after.grant, ..before.clone() } == *after)
 }
 
 /// A record in one line.

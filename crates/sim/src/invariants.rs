@@ -80,8 +80,8 @@ impl World {
         self.counters.openings += 1;
         let server = &self.nodes[node].server;
         let term = server.term;
-        let entries: Vec<u64> = server.log.iter().map(|entry| entry.id).collect();
-        self.trace(Some(node), || format!("OPENS in term {term} with {} records", entries.len()));
+        let entries: Vec<u64> = server.log.iter().filter(|entry| entry.client).map(|entry| entry.id).collect();
+        self.trace(Some(node), || format!("OPENS in term {term} with {} commits", entries.len()));
         let others_open = (0..self.nodes.len()).any(|other| other != node && self.is_open(other));
         if others_open {
             self.counters.double_openings += 1;
@@ -117,8 +117,11 @@ impl World {
     pub(crate) fn acknowledge(&mut self, node: Node, from: usize, upto: usize) {
         let server = &self.nodes[node].server;
         let term = server.term;
-        let told: Vec<u64> =
-            server.log[from..upto].iter().filter(|entry| entry.term == term).map(|entry| entry.id).collect();
+        let told: Vec<u64> = server.log[from..upto]
+            .iter()
+            .filter(|entry| entry.client && entry.term == term)
+            .map(|entry| entry.id)
+            .collect();
         self.check_lease(node, "acknowledges");
         let newer = self.ledger.newest.as_ref().filter(|newest| newest.term > term);
         let mut lost = None;
@@ -202,7 +205,9 @@ impl World {
 
     /// The store took a write: counts it, checks the term, and lets a fault follow.
     pub(crate) fn record_written(&mut self, node: Node, sent: Micros, before: Option<&Record>, after: &Record) {
-        self.trace(Some(node), || format!("STORE {}", crate::host::brief(after)));
+        if self.trace.on && !crate::host::renews(before, after) {
+            self.trace(Some(node), || format!("STORE {}", crate::host::brief(after)));
+        }
         let mine = after.holder.as_ref() == Some(&self.names[node]);
         if mine && matches!(after.state, ClaimState::Held | ClaimState::Founding) {
             let renewed = &mut self.nodes[node].renewed;

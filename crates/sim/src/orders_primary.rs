@@ -55,9 +55,9 @@ impl World {
         server.setting = setting.clone();
         server.setting_number += 1;
         (server.view, server.view_number) = (server.setting.clone(), server.setting_number);
-        server.senders.clear();
         server.process = Process::Promoting(timeline, running.term);
         let life = server.life;
+        self.close_senders(node, |_| false);
         let takes = self.rng.range(20, 300) * MS;
         self.queue.push(self.now + takes / 2, Happening::Promoting(node, life, false));
         self.queue.push(self.now + takes, Happening::Promoting(node, life, true));
@@ -110,15 +110,14 @@ impl World {
         if self.now > running.until {
             // Whoever has not confirmed is ended.
             let marker = running.marker.unwrap_or(usize::MAX);
-            let server = &mut self.nodes[node].server;
-            server.senders.retain(|_, sender| sender.view_number == number && sender.flush >= marker);
+            self.close_senders(node, |sender| sender.view_number == number && sender.flush >= marker);
         }
         let server = &self.nodes[node].server;
         let adopted =
             server.view_number == number && server.senders.values().all(|sender| sender.view_number == number);
         let Some(marker) = running.marker else {
             if adopted {
-                self.append(node);
+                self.append(node, false);
                 let server = &mut self.nodes[node].server;
                 server.flushed = server.log.len();
                 let marker = server.flushed;
@@ -140,8 +139,8 @@ impl World {
         if running.marker.is_none() {
             let server = &mut self.nodes[node].server;
             server.open = false;
-            server.senders.retain(|_, sender| keep.contains(&sender.standby));
-            self.append(node);
+            self.close_senders(node, |sender| keep.contains(&sender.standby));
+            self.append(node, false);
             let server = &mut self.nodes[node].server;
             server.flushed = server.log.len();
             let (life, end) = (server.life, server.flushed);

@@ -20,6 +20,8 @@ pub struct Entry {
     pub timeline: Timeline,
     /// In which term.
     pub term: Term,
+    /// A client's commit; else the server's or the agent's own record.
+    pub client: bool,
 }
 
 /// What the server's process does.
@@ -244,7 +246,7 @@ impl World {
         } else {
             let server = &mut self.nodes[node].server;
             (server.timeline, server.term) = (timeline, term);
-            self.append(node);
+            self.append(node, false);
             let server = &mut self.nodes[node].server;
             server.flushed = server.log.len();
         }
@@ -252,7 +254,9 @@ impl World {
 
     fn become_primary(&mut self, node: Node) {
         let server = &mut self.nodes[node].server;
-        if server.process == Process::Starting(true) {
+        if let Process::Promoting(timeline, term) = server.process {
+            (server.timeline, server.term) = (timeline, term);
+        } else {
             server.timeline = server.log.last().map_or(Timeline(1), |entry| entry.timeline);
         }
         server.process = Process::Primary;
@@ -260,7 +264,7 @@ impl World {
         server.open = false;
         server.view = server.setting.clone();
         server.view_number = server.setting_number;
-        self.append(node);
+        self.append(node, false);
         let server = &mut self.nodes[node].server;
         server.flushed = server.log.len();
         server.replayed = server.flushed;
@@ -269,14 +273,13 @@ impl World {
         self.primary_of_term(node, term);
     }
 
-    /// Writes one record; returns its id.
-    pub(crate) fn append(&mut self, node: Node) -> u64 {
+    /// Writes one record, of a client or of the server itself.
+    pub(crate) fn append(&mut self, node: Node, client: bool) {
         self.last_entry += 1;
         let id = self.last_entry;
         let server = &mut self.nodes[node].server;
-        let entry = Entry { id, timeline: server.timeline, term: server.term };
+        let entry = Entry { id, timeline: server.timeline, term: server.term, client };
         server.log.push(entry);
-        id
     }
 
     /// Ends the process (by whatever), and tells the agent.
@@ -290,7 +293,7 @@ impl World {
         server.open = false;
         server.stopped_until = 0;
         server.receiver = None;
-        server.senders.clear();
+        self.close_senders(node, |_| false);
         self.nodes[node].guard.deadline = None;
         if why == "deadline passed" {
             self.counters.fences += 1;

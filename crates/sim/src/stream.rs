@@ -41,8 +41,8 @@ impl World {
         self.nodes[node].server.receiver = Some(Receiver { conn, upstream, upstream_life });
         let at = end.position.lsn.0 as usize;
         let now = self.now;
+        self.close_senders(upstream, |sender| sender.standby != node);
         let theirs = &mut self.nodes[upstream].server;
-        theirs.senders.retain(|_, sender| sender.standby != node);
         let (view, view_number) = (theirs.view.clone(), theirs.view_number);
         let behind = view_number != theirs.setting_number;
         let sender = Sender {
@@ -74,7 +74,28 @@ impl World {
         self.nodes[node].server.receiver = None;
     }
 
-    fn lose_connection(&mut self, node: Node) {
+    /// An upstream closes the connections that are not to be kept; the standbys see it soon, or when nothing comes any more.
+    pub(crate) fn close_senders(&mut self, node: Node, keep: impl Fn(&Sender) -> bool) {
+        let senders = &mut self.nodes[node].server.senders;
+        let closed: Vec<(u64, Node)> =
+            senders.iter().filter(|(_, sender)| !keep(sender)).map(|(conn, sender)| (*conn, sender.standby)).collect();
+        senders.retain(|_, sender| keep(sender));
+        for (conn, standby) in closed {
+            let seen = self.nodes[node].up && self.net.both(self.now, node, standby);
+            let delay = if seen { self.rng.range(200, 5 * MS) } else { STREAM_TIMEOUT };
+            self.queue.push(self.now + delay, Happening::Lost(standby, conn));
+        }
+    }
+
+    /// A standby's connection is over.
+    pub(crate) fn lost(&mut self, node: Node, conn: u64) {
+        if self.nodes[node].server.receiver.is_some_and(|receiver| receiver.conn == conn) {
+            self.lose_connection(node);
+        }
+    }
+
+    /// Ends a standby's connection; it tries again.
+    pub(crate) fn lose_connection(&mut self, node: Node) {
         self.cut_receiver(node);
         let life = self.nodes[node].server.life;
         let delay = self.rng.range(20, 150) * MS;
@@ -245,7 +266,7 @@ impl World {
             if !open || self.nodes[node].route == RouteState::Draining {
                 continue;
             }
-            self.append(node);
+            self.append(node, true);
             let server = &mut self.nodes[node].server;
             server.flushed = server.log.len();
             server.replayed = server.flushed;

@@ -121,7 +121,8 @@ impl World {
     /// A cluster that has run before: equal logs, the first term free.
     fn populate(&mut self) {
         let system = SystemId(self.rng.draw());
-        let log: Vec<Entry> = (1..=20).map(|id| Entry { id, timeline: Timeline(1), term: Term(1) }).collect();
+        let log: Vec<Entry> =
+            (1..=20).map(|id| Entry { id, timeline: Timeline(1), term: Term(1), client: true }).collect();
         self.last_entry = 20;
         let mut members = BTreeMap::new();
         for node in 0..self.nodes.len() {
@@ -227,6 +228,7 @@ impl World {
             Happening::Replayed(node, life) => self.server_replayed(node, life),
             Happening::Promoting(node, life, finished) => self.promoting(node, life, finished),
             Happening::Connect(node, life) => self.connect(node, life),
+            Happening::Lost(node, conn) => self.lost(node, conn),
             Happening::Pump(node, conn) => self.pump(node, conn),
             Happening::Batch { from, to, conn, at, entries } => self.batch(from, to, conn, at, entries),
             Happening::Flushed { node, life, conn, upto } => self.standby_flushed(node, life, conn, upto),
