@@ -3,6 +3,7 @@
 mod floors;
 mod licences;
 mod packages;
+mod pages;
 mod sources;
 
 pub(crate) use packages::metadata;
@@ -17,6 +18,7 @@ pub(crate) fn check(root: &Path) -> Result<()> {
     breaches.extend(licences::breaches(&metadata));
     let (files, in_sources) = sources::breaches(root, &metadata)?;
     breaches.extend(in_sources);
+    breaches.extend(pages::breaches(root)?);
     if breaches.is_empty() {
         let (ours, all) = (metadata.workspace_members.len(), metadata.packages.len());
         println!("tidy: {files} files in {ours} crates, {} dependencies, no breach", all - ours);
