@@ -27,8 +27,9 @@ pub(crate) fn ensure() -> Result<()> {
         return Ok(());
     }
     let by_hand = format!(
-        "echo 'create_main_cluster = false' >> {CREATE_CLUSTER}   # so that no server is started\n    \
-         apt-get update && apt-get install postgresql"
+        "apt-get update && apt-get install postgresql-common\n    \
+         echo 'create_main_cluster = false' >> {CREATE_CLUSTER}   # so that the next package starts no server\n    \
+         apt-get install postgresql"
     );
     if !is_root()? {
         bail!("PostgreSQL 15 or newer is not installed, and only root can install it. As root:\n    {by_hand}");
@@ -52,15 +53,16 @@ fn is_root() -> Result<bool> {
     Ok(uids.split_whitespace().nth(1) == Some("0"))
 }
 
+/// The common package first: it brings the file with all its other settings, and no server. Then ours, then the server.
 fn install() -> Result<()> {
-    no_server_of_its_own(Path::new(CREATE_CLUSTER))?;
     let apt = |arguments: &[&str]| {
         let mut command = Command::new("/usr/bin/apt-get");
-        command.env("DEBIAN_FRONTEND", "noninteractive").args(["-q", "-o", "Dpkg::Options::=--force-confold"]);
-        command.args(arguments);
+        command.env("DEBIAN_FRONTEND", "noninteractive").env("UCF_FORCE_CONFFOLD", "1").arg("-q").args(arguments);
         finish(&mut command)
     };
     apt(&["update"])?;
+    apt(&["install", "-y", "postgresql-common"])?;
+    no_server_of_its_own(Path::new(CREATE_CLUSTER))?;
     apt(&["install", "-y", "postgresql"])
 }
 
