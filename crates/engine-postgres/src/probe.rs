@@ -142,7 +142,7 @@ impl Postgres {
         let at = boot_now();
         let mut seen = ServerObservation { at, open: self.is_open().await, ..ServerObservation::default() };
         self.watch.disk.asked.store(at.0, Ordering::Relaxed);
-        seen.disk_free = rustix::fs::statvfs(&self.data()).ok().map(|is| is.f_bavail.saturating_mul(is.f_frsize));
+        seen.disk_free = rustix::fs::statvfs(self.data()).ok().map(|is| is.f_bavail.saturating_mul(is.f_frsize));
         let status = tokio::time::timeout(LIMIT, self.process.status()).await;
         let known = match status {
             Ok(Ok(status)) => status.server_pid,
@@ -218,12 +218,19 @@ impl Postgres {
             let mut held = self.watch.held.lock().await;
             // Taken out: a probe that is dropped half-way must not leave a connection with an answer under way.
             let mut current = held.take().filter(|(session, _)| !session.is_closed());
-            if current.is_none() {
-                let session = self.session(LIMIT).await?;
-                let statement = session.prepare(QUERY, LIMIT).await?;
-                current = Some((session, statement));
+            if let Some((session, statement)) = current.take() {
+                match session.prepared(&statement, LIMIT).await {
+                    Ok(row) => {
+                        *held = Some((session, statement));
+                        return Ok(row);
+                    }
+                    // The connection may be that of a server of before, or its session was ended by somebody.
+                    Err(SqlError::Gone(_)) => {}
+                    Err(other) => return Err(other),
+                }
             }
-            let Some((session, statement)) = current else { return Err(SqlError::Gone("no connection".into())) };
+            let session = self.session(LIMIT).await?;
+            let statement = session.prepare(QUERY, LIMIT).await?;
             let row = session.prepared(&statement, LIMIT).await?;
             *held = Some((session, statement));
             Ok(row)

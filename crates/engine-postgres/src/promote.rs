@@ -51,18 +51,22 @@ impl Postgres {
             return Err(error);
         }
         removed.map_err(|error| failed(format!("could not remove the promote file: {error}")))?;
-        match self.verify(&session, timeline, fork).await {
-            Ok(end) => {
-                self.end_clients(&session).await?;
-                self.prove_waiting(&session).await?;
-                Ok(end)
-            }
+        match self.settle(&session, timeline, fork).await {
+            Ok(end) => Ok(end),
             Err(error) => {
                 let reason = format!("a promotion went wrong: {error}");
                 self.process.fence(reason).await.map_err(crate::server::process_failed)?;
                 Err(error)
             }
         }
+    }
+
+    /// What must hold before the promotion counts.
+    async fn settle(&self, session: &Session, timeline: Timeline, fork: Position) -> Result<RecoveryEnd, EngineError> {
+        let end = self.verify(session, timeline, fork).await?;
+        self.end_clients(session).await?;
+        self.prove_waiting(session).await?;
+        Ok(end)
     }
 
     /// Replay stands at the fork, so the new timeline will leave the old one there.

@@ -140,6 +140,9 @@ impl Postgres {
             return Err(not_yet(format!("the log still grows: it is streamed from {upstream}")));
         }
         let session = self.session(STATEMENT).await?;
+        if session.generation(STATEMENT).await? < self.live().await.generation {
+            return Err(not_yet("the server has not read yet that it streams from nobody"));
+        }
         self.read_to_end(&session).await
     }
 

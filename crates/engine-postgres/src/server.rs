@@ -73,7 +73,9 @@ impl Postgres {
             Err(error) => Err(OptionsError::Files(format!("{}: {error}", conf.join(name).display()))),
             Ok(text) => Ok(text),
         };
-        let live = config::parse_live(&read("postgresql.conf")?).unwrap_or_default();
+        // Without a file of ours nobody knows which setting was in force: until one is ordered, commits wait for ever.
+        let unknown = Live { blocked: true, ..Live::default() };
+        let live = config::parse_live(&read("postgresql.conf")?).unwrap_or(unknown);
         let open = config::hba_is_open(&read("pg_hba.conf")?);
         let socket_dir = socket_dir(&options);
         let watch = Watch::new(&options);
@@ -141,7 +143,7 @@ impl Postgres {
     /// Writes the configuration and has the running server read it; returns a session that was opened under it.
     ///
     /// That session proves that the postmaster has read both files and has told every process of the server: it reads the settings,
-    /// then `pg_hba.conf`, then signals its children, all before it accepts the next connection.
+    /// signals its children and reads `pg_hba.conf`, all before it accepts the next connection.
     pub(crate) async fn apply(&self, open: Option<bool>, edit: impl FnOnce(&mut Live)) -> Result<Session, EngineError> {
         let generation = self.write(open, edit).await?;
         let began = Instant::now();

@@ -23,7 +23,10 @@ impl Postgres {
         };
         let session = if self.server_pid().await?.is_some() {
             // An earlier start that was given up while the server still read its log.
-            let _ = self.wait_for_answers().await?;
+            let session = self.wait_for_answers().await?;
+            if !session.in_recovery(STATEMENT).await? {
+                return self.not_a_standby().await;
+            }
             self.apply(Some(true), edit).await?
         } else {
             self.require_data()?;
@@ -35,11 +38,14 @@ impl Postgres {
         if session.in_recovery(STATEMENT).await? {
             return Ok(());
         }
-        self.process
-            .fence("started as a standby, it came up as a primary".into())
-            .await
-            .map_err(crate::server::process_failed)?;
-        Err(failed("the server came up as a primary although it was to be a standby; it was killed"))
+        self.not_a_standby().await
+    }
+
+    /// A primary where a standby was ordered has no right to be one.
+    async fn not_a_standby(&self) -> Result<(), EngineError> {
+        let reason = "it was to be a standby and is a primary";
+        self.process.fence(reason.into()).await.map_err(crate::server::process_failed)?;
+        Err(failed("the server was a primary although it was to be a standby; it was killed"))
     }
 
     /// See [`mainstay_ports::engine::Engine::follow`].

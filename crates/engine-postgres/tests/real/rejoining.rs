@@ -1,0 +1,78 @@
+//! Rewinding a diverged log, and cloning.
+
+use crate::support::{Cluster, is, setting, until, value};
+use mainstay_model::{ServerState, Timeline};
+use mainstay_ports::engine::{Engine, EngineError};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_diverged_log_is_kept_reported_and_rewound() {
+    let cluster = Cluster::running(2).await;
+    let (first, second) = (&cluster.nodes[0], &cluster.nodes[1]);
+    first.write(100).await;
+    let flushed = first.flushed().await;
+    until("received", || async { second.pg.probe().await.end >= Some(flushed) }).await;
+    let (end, _) = second.recruit().await;
+    // The old primary goes on alone, then crashes.
+    let client = first.admin().await;
+    value(&client, "insert into ledger (note) select 'lost' from generate_series(1, 37)").await;
+    first.process.kill_all();
+    until("gone", || is(first, ServerState::Down)).await;
+    second.promote(&setting(0, &[]), &end, 2).await;
+    second.pg.open().await.unwrap();
+    // Straight after the promotion, when pg_rewind on its own would say that nothing is to be done.
+    let report = first.pg.rewind(&second.id).await.unwrap();
+    println!("{report}");
+    assert!(report.contains("1 committed transactions") && report.contains("insert 37"), "{report}");
+    assert!(report.contains("rewound from 1@"), "{report}");
+    let kept = std::fs::read_dir(first.options.layout.diverged()).unwrap().flatten().next().unwrap().path();
+    assert!(
+        kept.join("pg_control").exists() && kept.join("000000010000000000000001").exists()
+            || std::fs::read_dir(&kept).unwrap().count() >= 2
+    );
+    assert!(first.options.layout.data().join("standby.signal").exists());
+    assert!(is(first, ServerState::Down).await);
+    first.pg.start_standby(first.copy(), Some(&second.id)).await.unwrap();
+    first.until_receiving().await;
+    second.write(1).await;
+    let flushed = second.flushed().await;
+    until("replayed", || async { first.pg.probe().await.replay >= Some(flushed) }).await;
+    assert_eq!(first.sql("select count(*) from ledger where note = 'lost'").await, "0");
+    assert_eq!(first.sql("select count(*) from ledger").await, "101");
+    assert_eq!(first.pg.probe().await.timeline, Some(Timeline(2)));
+    assert_eq!(first.sql("show port").await, first.options.port.to_string());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_is_a_prefix_is_left_as_it_is() {
+    let cluster = Cluster::running(2).await;
+    let (first, second) = (&cluster.nodes[0], &cluster.nodes[1]);
+    second.pg.recruit().await.unwrap();
+    first.write(10).await;
+    let report = second.pg.rewind(&first.id).await.unwrap();
+    assert!(report.contains("nothing to rewind"), "{report}");
+    assert!(!second.options.layout.diverged().exists());
+    second.pg.start_standby(second.copy(), Some(&first.id)).await.unwrap();
+    second.until_receiving().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clone_keeps_the_old_data_aside_and_a_source_that_is_gone_changes_nothing() {
+    let cluster = Cluster::running(2).await;
+    let (first, second) = (&cluster.nodes[0], &cluster.nodes[1]);
+    let before = second.copy();
+    second.clone_from(first).await;
+    assert_ne!(second.copy(), before);
+    let dir = second.options.layout.dir();
+    assert!(dir.join("data.old/PG_VERSION").exists() && !dir.join("data.new").exists());
+    until("the new copy is known", || async {
+        first.pg.probe().await.walsenders.iter().any(|w| w.copy == second.copy())
+    })
+    .await;
+    first.process.kill_all();
+    until("gone", || is(first, ServerState::Down)).await;
+    let failed = (*second.pg).clone_from(&first.id, before).await;
+    assert!(matches!(failed, Err(EngineError::NotYet(_))), "{failed:?}");
+    let failed = second.pg.rewind(&first.id).await;
+    assert!(matches!(failed, Err(EngineError::NotYet(_))), "{failed:?}");
+    assert!(second.pg.has_data().await.is_some());
+}
