@@ -225,7 +225,9 @@ fn make_node(node: &NodeLayout, user: Option<&User>) -> Outcome {
     make_dir(node.dir(), 0o711, None)?;
     make_dir(&node.agent(), 0o700, None)?;
     make_dir(&node.log(), 0o700, None)?;
-    for path in [node.data(), node.conf(), node.run(), node.diverged()] {
+    // The agent keeps here what it takes out of the data directory: the servers' user has no business with it.
+    make_dir(&node.diverged(), 0o700, None)?;
+    for path in [node.data(), node.conf(), node.run()] {
         make_dir(&path, 0o700, user)?;
     }
     Ok(())
