@@ -7,7 +7,7 @@
 //! conf/      its configuration and TLS files (its user only), outside the data directory so that a rewind never overwrites them
 //! run/       its Unix socket
 //! log/       server.log, agent.log, guard.log
-//! diverged/  logs kept before a rewind or re-clone
+//! diverged/  logs kept before a rewind or re-clone (the agent's user only)
 //! ```
 //! A cluster made by `mainstay up`:
 //! ```text
