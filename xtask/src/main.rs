@@ -57,11 +57,11 @@ enum Bench {
     },
 }
 
-fn run() -> Result<()> {
+fn run() -> Result<ExitCode> {
     let root = step::root()?;
     match Arguments::parse().command {
-        Command::Tidy => tidy::check(&root),
-        Command::Test => suite::test(&root),
+        Command::Tidy => tidy::check(&root).map(|()| ExitCode::SUCCESS),
+        Command::Test => suite::test(&root).map(|()| ExitCode::SUCCESS),
         Command::Sim { arguments } => suite::sim(&root, &arguments),
         Command::Demo { arguments } => suite::testkit(&root, "demo", &arguments),
         Command::Bench { what: Bench::Failover { arguments } } => suite::testkit(&root, "bench-failover", &arguments),
@@ -70,7 +70,7 @@ fn run() -> Result<()> {
 
 fn main() -> ExitCode {
     match run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("xtask: {error:#}");
             ExitCode::FAILURE

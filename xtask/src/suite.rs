@@ -1,11 +1,11 @@
 //! The whole suite in its order, and the two programs that stand behind `demo` and `bench`.
 
-use crate::step::{answers, cargo, finish, run, run_kept, step};
+use crate::step::{answers, cargo, pass, run, run_kept, step};
 use crate::{packages, tidy};
 use anyhow::{Context, Result, bail};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 /// How many schedules the simulator runs in every run of the suite.
@@ -143,8 +143,8 @@ fn sim_command(root: &Path, arguments: &[OsString]) -> Command {
 }
 
 /// The simulator with these arguments.
-pub(crate) fn sim(root: &Path, arguments: &[OsString]) -> Result<()> {
-    finish(&mut sim_command(root, arguments))
+pub(crate) fn sim(root: &Path, arguments: &[OsString]) -> Result<ExitCode> {
+    pass(&mut sim_command(root, arguments))
 }
 
 /// Builds the program and the end-to-end tools, optimised.
@@ -164,14 +164,14 @@ fn binary(root: &Path, name: &str) -> Result<PathBuf> {
 }
 
 /// One of the end-to-end tools' commands, after installing and building what it needs.
-pub(crate) fn testkit(root: &Path, command: &str, arguments: &[OsString]) -> Result<()> {
+pub(crate) fn testkit(root: &Path, command: &str, arguments: &[OsString]) -> Result<ExitCode> {
     // With --json the last line of standard output belongs to the tool; ours come before it.
     packages::ensure()?;
     build(root)?;
     let mainstay = binary(root, "mainstay")?;
     let mut tool = Command::new(binary(root, "testkit")?);
     tool.arg(command).args(arguments).env("MAINSTAY_BIN", mainstay);
-    finish(&mut tool).with_context(|| format!("{command} failed"))
+    pass(&mut tool)
 }
 
 #[cfg(test)]
