@@ -106,6 +106,9 @@ impl Mind {
             return;
         }
         let Some(record) = self.record().cloned() else { return };
+        if record.term < self.durable.promise {
+            return; // this view is behind the store: a newer record comes, or is read
+        }
         let mine = self.is_me(record.holder.as_ref());
         if !self.may_ever_stand() {
             if mine && matches!(record.state, ClaimState::Held | ClaimState::Electing) && !self.orders.busy() {
@@ -260,7 +263,7 @@ impl Mind {
             return;
         }
         let Some(mut record) = self.record().cloned() else { return };
-        record.term = record.term.next().max(self.durable.promise.next());
+        record.term = record.term.next();
         record.holder = Some(self.config.me.clone());
         record.state = ClaimState::Electing;
         self.reason("stand", format!("{why}: raising the term to {}", record.term));

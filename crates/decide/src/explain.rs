@@ -6,7 +6,7 @@ use mainstay_model::{Event, Moment, Reason, Term};
 use std::collections::{BTreeMap, VecDeque};
 
 const KEPT: usize = 32;
-const REPEAT_MS: u64 = 1000;
+const REPEAT_MS: u64 = 60_000;
 
 /// The last reason of each rule (rules are few and fixed), and the newest ones for people.
 #[derive(Clone, Debug, Default)]

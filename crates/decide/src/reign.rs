@@ -389,7 +389,12 @@ impl Mind {
             self.abdicate("the server that ran before this process is on another timeline than the record's", None);
             return;
         }
-        let setting = self.first_setting(&record, true);
+        let mut setting = self.first_setting(&record, true);
+        if self.config.durability == Durability::Available {
+            // What the record covers is enough: a degraded primary must not block because its agent was restarted.
+            let size = u32::try_from(record.members.len()).unwrap_or(u32::MAX);
+            setting.need = size.saturating_sub(1 + record.quorum);
+        }
         let now = self.now;
         let Some(reign) = self.reign.as_mut() else { return };
         reign.term = record.term;

@@ -86,6 +86,7 @@ impl Mind {
 
     /// What follows from a newer record at once.
     fn after_record(&mut self) {
+        self.adopt_copy();
         let Some(record) = self.record() else { return };
         let (term, state, holder) = (record.term, record.state, record.holder.clone());
         if self.suspect.as_ref().is_some_and(|suspect| suspect.term != term || Some(&suspect.holder) != holder.as_ref())
@@ -265,7 +266,8 @@ impl Mind {
         let Some(record) = self.record() else { return };
         let mine = record.members.get(&self.config.me).copied();
         let leads = self.is_me(record.leader.as_ref()) && record.state != ClaimState::Founding;
-        let intact = self.data.is_some() && record.system == self.data && record.term >= self.durable.promise;
+        let intact =
+            !self.lost && self.data.is_some() && record.system == self.data && record.term >= self.durable.promise;
         if leads && intact && self.durable.copy.is_none() && self.durable.diverged.is_none() {
             self.reason("start", "this node leads the record: its data are the copy that the record names");
             self.persist(|durable| durable.copy = mine);

@@ -480,7 +480,6 @@ impl World {
     fn execute(&mut self, name: &NodeId, order: Order) -> Outcome {
         let not_yet = |text: &str| Outcome::Failed(OrderFailure::NotYet(text.to_owned()));
         let source_runs = |world: &World, source: &NodeId| world.nodes[source].db.state == ServerState::Primary;
-        let now = Moment(self.now);
         self.systems += 1;
         let systems = self.systems;
         match &order {
@@ -518,6 +517,22 @@ impl World {
                 db.upstream = Some(upstream);
                 Outcome::Done
             }
+            Order::Rewind { .. } | Order::Clone { .. } => {
+                assert_eq!(db.state, ServerState::Down, "the server is stopped before a rewind or clone");
+                db.end = source_end.unwrap_or_default();
+                node.data = system;
+                Outcome::Done
+            }
+            order => self.execute_as_primary(name, order, systems),
+        }
+    }
+
+    fn execute_as_primary(&mut self, name: &NodeId, order: Order, systems: u64) -> Outcome {
+        let not_yet = |text: &str| Outcome::Failed(OrderFailure::NotYet(text.to_owned()));
+        let now = Moment(self.now);
+        let node = self.nodes.get_mut(name).unwrap();
+        let db = &mut node.db;
+        match order {
             Order::Promote { setting, timeline, fork } => {
                 if db.state != ServerState::Standby || db.deadline.is_none_or(|at| now > at) || db.end.position != fork
                 {
@@ -549,12 +564,6 @@ impl World {
                 db.open = false;
                 db.end.position.lsn.0 += 10;
                 Outcome::Restarted(RecoveryEnd { timeline: db.end.position.timeline, lsn: db.end.position.lsn })
-            }
-            Order::Rewind { .. } | Order::Clone { .. } => {
-                assert_eq!(db.state, ServerState::Down, "the server is stopped before a rewind or clone");
-                db.end = source_end.unwrap_or_default();
-                node.data = system;
-                Outcome::Done
             }
             Order::Bootstrap { copy, setting } => {
                 let end = LogEnd {
