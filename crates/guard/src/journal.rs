@@ -7,6 +7,8 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// Lines that wait at most.
 const QUEUE: usize = 256;
@@ -17,6 +19,7 @@ const MAX_BYTES: u64 = 4 * 1024 * 1024;
 pub(crate) struct Journal {
     queue: SyncSender<String>,
     dropped: u64,
+    writer: JoinHandle<()>,
 }
 
 impl Journal {
@@ -28,11 +31,11 @@ impl Journal {
         let file = open_log(path, None)?;
         let (queue, lines) = sync_channel(QUEUE);
         let path = path.to_path_buf();
-        std::thread::Builder::new()
+        let writer = std::thread::Builder::new()
             .name("guard-log".to_owned())
             .stack_size(128 * 1024)
             .spawn(move || write_lines(path, file, &lines))?;
-        Ok(Journal { queue, dropped: 0 })
+        Ok(Journal { queue, dropped: 0, writer })
     }
 
     /// Adds a line. Never blocks.
@@ -44,6 +47,15 @@ impl Journal {
             self.dropped += 1;
         } else {
             self.dropped = 0;
+        }
+    }
+
+    /// Ends the writer, and waits a moment for the last lines to be written.
+    pub(crate) fn finish(self) {
+        drop(self.queue);
+        let begun = Instant::now();
+        while !self.writer.is_finished() && begun.elapsed() < Duration::from_millis(500) {
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 }

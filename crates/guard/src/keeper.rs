@@ -88,6 +88,11 @@ impl Keeper {
         self.journal.say(text);
     }
 
+    /// The end: the last lines of the log are written.
+    pub(crate) fn finish(self) {
+        self.journal.finish();
+    }
+
     /// Answers that are ready to be sent.
     pub(crate) fn take_answers(&mut self) -> Vec<(Ticket, Answer)> {
         std::mem::take(&mut self.answers)

@@ -2,15 +2,17 @@
 
 use crate::journal::open_log;
 use crate::keeper::Ticket;
-use crate::processes::Home;
+use crate::processes::{Home, is_zombie};
 use crate::stage::{self, Ordinary};
 use mainstay_model::Moment;
 use mainstay_ports::clock::boot_now;
 use mainstay_ports::process::StartCommand;
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::io::Read as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// The longest word of a stage that failed, in bytes.
@@ -75,6 +77,24 @@ impl Report {
     }
 }
 
+/// PostgreSQL's lock file.
+const LOCK_FILE: &str = "postmaster.pid";
+
+/// Removes the server's lock file if it names a process that has ended but was never collected. In a container whose first
+/// process collects nobody, the orphan of a killed guard stays such a zombie for ever, and the server would wait for
+/// it as for a living one. The caller has made sure that nobody works in the data directory.
+fn clear_lock_of_zombie(data_dir: &Path) {
+    let path = data_dir.join(LOCK_FILE);
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let Ok(opened) = rustix::fs::open(&path, flags, Mode::empty()) else { return };
+    let mut text = String::new();
+    let _ = std::fs::File::from(opened).take(64).read_to_string(&mut text);
+    let named = text.lines().next().and_then(|line| line.trim().parse::<u32>().ok());
+    if named.is_some_and(is_zombie) {
+        let _ = std::fs::remove_file(&path);
+    }
+}
+
 /// Starts the stage that becomes the server.
 ///
 /// # Errors
@@ -100,6 +120,7 @@ pub(crate) fn launch(
         // The standard library drops the supplementary groups too when root changes the user.
         stage.uid(user).gid(group);
     }
+    clear_lock_of_zombie(&command.data_dir);
     let started = boot_now();
     let mut child = stage.spawn().map_err(|e| format!("cannot start a process: {e}"))?;
     drop(stage);

@@ -96,6 +96,7 @@ pub fn run(options: &GuardOptions) -> Result<(), GuardError> {
     let _ = (processes::kill_descendants(), processes::at_home(&processes::Home::of(&socket)));
     let mut keeper = keeper::Keeper::new(journal, prepared.ordinary);
     let served = serve::serve(&listener, &signals, &mut keeper);
+    keeper.finish();
     let _ = std::fs::remove_file(&socket);
     Ok(served?)
 }

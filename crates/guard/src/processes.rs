@@ -56,6 +56,11 @@ fn stat(pid: u32) -> Option<Stat> {
     Some(Stat { state, parent, terminal })
 }
 
+/// It has ended, and nobody has collected its exit status.
+pub(crate) fn is_zombie(pid: u32) -> bool {
+    stat(pid).is_some_and(|stat| stat.state == 'Z')
+}
+
 /// Every process id there is now.
 fn all() -> Vec<u32> {
     let Ok(list) = std::fs::read_dir("/proc") else { return Vec::new() };

@@ -87,10 +87,14 @@ impl Node {
         }
     }
 
-    /// Starts the family and waits until all six are there.
+    /// Starts the family and waits until all six are there: five that sleep and the shell that ignores signals.
     pub(crate) async fn start_family(&self, primary: Option<(mainstay_model::Term, Moment)>) -> u32 {
         let pid = self.client.start(self.family(), primary).await.unwrap();
-        eventually("the family is complete", Duration::from_secs(5), async || self.at_home().len() == 6).await;
+        eventually("the family is complete", Duration::from_secs(5), async || {
+            let family = self.at_home();
+            family.len() == 6 && family.into_iter().filter(|pid| name(*pid) == "sleep").count() == 5
+        })
+        .await;
         pid
     }
 
@@ -138,6 +142,11 @@ pub(crate) fn at_home(data: &Path) -> Vec<u32> {
 pub(crate) fn state(pid: u32) -> Option<char> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     text.rsplit_once(')')?.1.trim().chars().next()
+}
+
+/// The name of a process's program.
+pub(crate) fn name(pid: u32) -> String {
+    std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
 }
 
 pub(crate) fn signal(pid: u32, signal: Signal) {
