@@ -25,19 +25,30 @@ pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
 /// Writes a file so that after a crash either the old or the new content is there; returns when it is durable.
 pub(crate) fn write_atomic(dir: &Path, name: &str, bytes: &[u8], mode: u32, owner: Owner) -> io::Result<()> {
     let dir = open_dir(dir)?;
+    replace(&dir, name, bytes, mode, owner, true)?;
+    Ok(rustix::fs::fsync(dir)?)
+}
+
+/// Replaces a file whole for every reader; after a crash of the host its content is unknown. For what is written anew before use.
+pub(crate) fn write_quickly(dir: &Path, name: &str, bytes: &[u8], mode: u32, owner: Owner) -> io::Result<()> {
+    replace(&open_dir(dir)?, name, bytes, mode, owner, false)
+}
+
+fn replace(dir: &OwnedFd, name: &str, bytes: &[u8], mode: u32, owner: Owner, durable: bool) -> io::Result<()> {
     let temporary = format!(".{name}.new");
-    match rustix::fs::unlinkat(&dir, &temporary, AtFlags::empty()) {
+    match rustix::fs::unlinkat(dir, &temporary, AtFlags::empty()) {
         Ok(()) | Err(rustix::io::Errno::NOENT) => {}
         Err(error) => return Err(error.into()),
     }
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::WRONLY;
-    let mut file = File::from(rustix::fs::openat(&dir, &temporary, flags, Mode::from_raw_mode(mode))?);
+    let mut file = File::from(rustix::fs::openat(dir, &temporary, flags, Mode::from_raw_mode(mode))?);
     file.write_all(bytes)?;
     give(&file, owner)?;
     file.set_permissions(std::fs::Permissions::from_mode(mode))?;
-    file.sync_all()?;
-    rustix::fs::renameat(&dir, &temporary, &dir, name)?;
-    Ok(rustix::fs::fsync(dir)?)
+    if durable {
+        file.sync_all()?;
+    }
+    Ok(rustix::fs::renameat(dir, &temporary, dir, name)?)
 }
 
 /// Makes sure that an (empty, or already there) file of this name exists; not durable unless `sync_dir` follows.

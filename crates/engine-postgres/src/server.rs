@@ -350,21 +350,22 @@ fn socket_dir(options: &PostgresOptions) -> PathBuf {
 fn write_files(options: &PostgresOptions, state: &State, socket_dir: &Path) -> std::io::Result<()> {
     let conf = options.layout.conf();
     files::ensure_dir(&conf, 0o700, options.user)?;
-    let write = |name: &str, text: &str| files::write_atomic(&conf, name, text.as_bytes(), 0o600, options.user);
-    let hba = config::pg_hba_conf(options, state.open);
-    if std::fs::read_to_string(conf.join("pg_hba.conf")).ok().as_deref() != Some(&hba) {
-        write("pg_hba.conf", &hba)?;
-    }
-    let ident = config::pg_ident_conf(options);
-    if std::fs::read_to_string(conf.join("pg_ident.conf")).ok().as_deref() != Some(&ident) {
-        write("pg_ident.conf", &ident)?;
+    // These two need not survive a crash of the host: they are compared, and written anew, before each start. Each saved wait for the
+    // disk shortens a promotion.
+    let texts =
+        [("pg_hba.conf", config::pg_hba_conf(options, state.open)), ("pg_ident.conf", config::pg_ident_conf(options))];
+    for (name, text) in texts {
+        if std::fs::read_to_string(conf.join(name)).ok().as_deref() != Some(&text) {
+            files::write_quickly(&conf, name, text.as_bytes(), 0o600, options.user)?;
+        }
     }
     let data = options.layout.data();
     if data.join("PG_VERSION").exists() {
         neutralise_auto(&data, options.user)?;
     }
     // Last: who sees its generation must see the others too.
-    write("postgresql.conf", &config::postgresql_conf(options, &state.live, socket_dir, keep_mb(options)))
+    let text = config::postgresql_conf(options, &state.live, socket_dir, keep_mb(options));
+    files::write_atomic(&conf, "postgresql.conf", text.as_bytes(), 0o600, options.user)
 }
 
 /// How much of the log slots may keep: half of what is free, in coarse steps so that the file does not change all the time.
