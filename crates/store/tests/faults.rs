@@ -1,5 +1,7 @@
 //! Faults that a process can make for itself: cuts, loss, stops, lost and torn directories; and changes of leader and members.
 
+#![allow(clippy::unwrap_used)] // The helpers of tests, too, end the test when something is wrong.
+
 mod common;
 
 use common::cluster::{Cluster, PATIENT, node};

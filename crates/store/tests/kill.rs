@@ -2,6 +2,8 @@
 //!
 //! Each test starts this test program again as the children; the environment tells a child what it is.
 
+#![allow(clippy::unwrap_used)] // The helpers of tests, too, end the test when something is wrong.
+
 mod common;
 
 use common::process::{Candidate, Processes, child_spec, serve};
