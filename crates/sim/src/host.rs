@@ -42,7 +42,7 @@ pub struct Host {
     /// The highest promise ever made durable here, lost files included.
     pub promised: Term,
     /// The decisions; `None`: no agent process.
-    pub mind: Option<Mind>,
+    pub mind: Option<Box<Mind>>,
     /// Which agent process.
     pub life: u32,
     /// The agent stands still until then.
@@ -138,14 +138,13 @@ impl World {
 
     fn step(&mut self, node: Node, input: Input) {
         let now = Moment(self.local(node, self.now));
-        let Some(mut mind) = self.nodes[node].mind.take() else { return };
         if self.trace.on && interesting(&input) {
             self.trace(Some(node), || format!("  in  {input:?}"));
         }
         self.counters.steps += 1;
+        let Some(mind) = self.nodes[node].mind.as_mut() else { return };
         let outputs = mind.step(now, input);
         let wake = mind.wake();
-        self.nodes[node].mind = Some(mind);
         for output in outputs {
             self.carry_out(node, output);
             if let Some(left) = self.nodes[node].dies_after.as_mut() {
@@ -198,7 +197,7 @@ impl World {
         let seen = self.observe(node);
         let delay = self.rng.range(300, 6 * MS);
         self.input_in(node, delay, Input::Observed(seen));
-        let interval = self.nodes[node].mind.as_ref().map_or(Span(500), Mind::probe_interval);
+        let interval = self.nodes[node].mind.as_ref().map_or(Span(500), |mind| mind.probe_interval());
         let next = self.now + delay + interval.0.max(5) * MS;
         self.queue.push(next, Happening::Probe(node, life));
     }
@@ -280,7 +279,7 @@ impl World {
         host.agent_paused_until = 0;
         host.dies_after = None;
         let durable = host.disk_written.then(|| host.disk.clone());
-        host.mind = Some(Mind::new(config, durable, host.server.data, life));
+        host.mind = Some(Box::new(Mind::new(config, durable, host.server.data, life)));
         let life = host.life;
         self.trace(Some(node), || format!("agent starts (life {life})"));
         if !self.nodes[node].guard.alive {

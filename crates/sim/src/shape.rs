@@ -36,6 +36,8 @@ pub struct Shape {
     pub peer_loss: u64,
     /// The slowest delay of a message between nodes.
     pub peer_delay: Micros,
+    /// A standby that is not heard for so long is cut off.
+    pub stream_timeout: Micros,
     /// Begin from no data at all.
     pub found: bool,
     /// Mean pause between faults.
@@ -81,6 +83,7 @@ impl Shape {
             watch_late: rng.range(50, 1500),
             peer_loss: rng.below(300),
             peer_delay: rng.range(1, 12) * MS,
+            stream_timeout: rng.range(250, 900) * MS,
             found: rng.chance(700),
             fault_pause: rng.range(150, 1200) * MS,
             heal_at,

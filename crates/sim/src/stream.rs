@@ -3,12 +3,10 @@
 
 use crate::event::{Happening, Node};
 use crate::server::{Entry, Process, Receiver, Sender};
-use crate::shape::{MS, Micros};
+use crate::shape::MS;
 use crate::world::World;
 use mainstay_model::{CopyId, RouteState, SyncSetting};
 
-/// A standby that is not heard for so long is cut off.
-const STREAM_TIMEOUT: Micros = 900 * MS;
 /// Most records in one batch.
 const BATCH: usize = 64;
 
@@ -82,7 +80,7 @@ impl World {
         senders.retain(|_, sender| keep(sender));
         for (conn, standby) in closed {
             let seen = self.nodes[node].up && self.net.both(self.now, node, standby);
-            let delay = if seen { self.rng.range(200, 5 * MS) } else { STREAM_TIMEOUT };
+            let delay = if seen { self.rng.range(200, 5 * MS) } else { self.shape.stream_timeout };
             self.queue.push(self.now + delay, Happening::Lost(standby, conn));
         }
     }
@@ -108,7 +106,7 @@ impl World {
         let (standby, heard, busy) = (sender.standby, sender.heard, sender.busy);
         let linked = self.nodes[standby].server.receiver.is_some_and(|receiver| receiver.conn == conn);
         let reachable = self.net.both(self.now, node, standby);
-        if (!linked && reachable) || self.now > heard + STREAM_TIMEOUT {
+        if (!linked && reachable) || self.now > heard + self.shape.stream_timeout {
             self.nodes[node].server.senders.remove(&conn);
             if linked {
                 self.lose_connection(standby);
