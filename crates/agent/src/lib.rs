@@ -21,6 +21,7 @@ pub mod health;
 pub mod history;
 pub mod keeper;
 pub mod leadership;
+pub mod leased;
 pub mod mind_loop;
 pub mod probes;
 pub mod record;

@@ -8,6 +8,7 @@ use crate::executor::Hands;
 use crate::handlers::{MindHandler, RouteHandler};
 use crate::health::{self, Health};
 use crate::keeper::Keeper;
+use crate::leased::Leased;
 use crate::mind_loop::{self, INPUTS_MAX, Parts, Question};
 use crate::routes::Routes;
 use crate::{history, leadership, probes, record};
@@ -144,6 +145,7 @@ struct Agent {
     me: NodeId,
     spec: Arc<Spec>,
     keeper: Arc<Keeper>,
+    deadlines: Deadlines,
     engine: Arc<dyn Engine>,
     mesh: Arc<Mesh>,
     store: Arc<RaftStore>,
@@ -161,7 +163,9 @@ pub async fn run(options: AgentOptions, stop: watch::Receiver<bool>) -> Result<(
     let addresses = Addresses::of(&options.spec).await?;
     let durable = durable::load(&options.layout.durable())?;
     let keeper = Arc::new(Keeper::start(options.layout.clone(), options.program.clone()).await?);
-    let engine: Arc<dyn Engine> = Arc::new(engine(&options, keeper.clone() as Arc<dyn ServerProcess>)?);
+    let deadlines = Deadlines::start(keeper.clone() as Arc<dyn ServerProcess>);
+    let leased = Leased::new(keeper.clone() as Arc<dyn ServerProcess>, deadlines.clone());
+    let engine: Arc<dyn Engine> = Arc::new(engine(&options, Arc::new(leased))?);
     let mesh = mesh(&options, &addresses)?;
     let voters = options.spec.nodes.iter().map(|node| node.name.clone()).collect();
     let raft = RaftOptions::new(options.node.clone(), voters, options.layout.raft());
@@ -176,6 +180,7 @@ pub async fn run(options: AgentOptions, stop: watch::Receiver<bool>) -> Result<(
         spec: Arc::new(options.spec.clone()),
         routes: Routes::new(options.node.clone(), addresses.servers.clone(), Arc::clone(&board)),
         keeper,
+        deadlines,
         engine,
         mesh,
         store,
@@ -259,8 +264,8 @@ impl Agent {
             tokio::spawn(probes::probe(engine, interval, Arc::clone(&probe_now), seen, inputs.clone()));
             tokio::spawn(probes::watch_exit(Arc::clone(&process), Arc::clone(&server_started), inputs.clone()));
         }
-        let deadlines = Deadlines::start(Arc::clone(&process));
-        let hands = Hands { engine: Arc::clone(&self.engine), process, gate, deadlines, inputs: inputs.clone() };
+        let (engine, deadlines) = (Arc::clone(&self.engine), self.deadlines.clone());
+        let hands = Hands { engine, process, gate, deadlines, inputs: inputs.clone() };
         let routes = self.routes.clone();
         Parts { mind, hands, store, peers, routes, events, probe_interval, probe_now, server_started }
     }
