@@ -1,0 +1,102 @@
+//! End to end, one fault per test, each on a cluster of its own made by the built program: what clients were told is compared with
+//! what is there, and the old primary must be a replica again without anybody's help.
+//!
+//! They take turns even under a runner that starts them side by side: three servers on two cores are load enough.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use mainstay_testkit::cluster::{Cluster, primary};
+use mainstay_testkit::faults::Fault;
+use mainstay_testkit::idle;
+use mainstay_testkit::trial::{self, Settings};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+/// Waits for this test's turn. The lock ends with the process or the descriptor, whichever is first.
+fn turn() -> OwnedFd {
+    let path = std::env::temp_dir().join("mainstay-end-to-end.lock");
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let lock = rustix::fs::open(path, flags, Mode::from_raw_mode(0o600)).unwrap();
+    flock(&lock, FlockOperation::LockExclusive).unwrap();
+    lock
+}
+
+/// Runs one fault and asserts what must hold; the time without writes must stay within `worst`, generously.
+async fn survives(fault: Fault, worst: Duration) {
+    let _turn = turn();
+    let cluster = Cluster::temporary().await.unwrap();
+    let report = trial::run(&cluster, fault, Settings::default()).await.unwrap();
+    println!(
+        "{}: {}; up in {:.1} s, gap {} ms, healed after {:.1} s, {} acknowledged, {} unknown",
+        fault.name(),
+        report.injected.evidence,
+        cluster.up_took.as_secs_f64(),
+        report.gap.length.as_millis(),
+        report.healed_after.as_secs_f64(),
+        report.verdict.acknowledged,
+        report.verdict.unknown
+    );
+    assert!(report.verdict.acknowledged > 100, "{:?}", report.verdict);
+    assert!(report.verdict.is_clean(), "{:?}", report.verdict);
+    assert!(report.gap.length <= worst, "no acknowledged write for {:?}", report.gap.length);
+    let old = report.status.nodes.iter().find(|node| node.name == report.injected.before).unwrap();
+    let is_primary = primary(&report.status).unwrap().name == old.name;
+    assert!(is_primary || (old.role == "replica" && old.state == "streaming"), "{old:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn server_killed() {
+    survives(Fault::ServerKill, Duration::from_secs(3)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_process_of_a_node_killed() {
+    survives(Fault::NodeKill, Duration::from_secs(6)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn server_stopped() {
+    survives(Fault::ServerStop, Duration::from_secs(10)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agent_killed() {
+    survives(Fault::AgentKill, Duration::from_secs(8)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agent_stopped_for_longer_than_the_lease() {
+    survives(Fault::AgentStop, Duration::from_secs(10)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn guard_killed() {
+    survives(Fault::GuardKill, Duration::from_secs(8)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whole_cluster_killed_and_started_again() {
+    survives(Fault::ClusterKill, Duration::from_secs(40)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn switchover_under_load() {
+    survives(Fault::Switchover, Duration::from_secs(4)).await;
+}
+
+/// What an idle node costs. An optimised program is held to the promise; one built for debugging to ten times that.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_node_costs_little() {
+    let _turn = turn();
+    let cluster = Cluster::temporary().await.unwrap();
+    let status = cluster.healed(Duration::from_secs(60)).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let optimised = !cfg!(debug_assertions);
+    for cost in idle::measure(&status, Duration::from_secs(20)).await.unwrap() {
+        let megabytes = cost.resident / (1024 * 1024);
+        println!("{}: agent and guard idle: {:.2} % of a core, {megabytes} MB", cost.node, cost.cpu_percent);
+        assert!(cost.cpu_percent <= if optimised { 1.0 } else { 10.0 }, "{cost:?}");
+        assert!(megabytes <= if optimised { 60 } else { 120 }, "{cost:?}");
+    }
+}
