@@ -291,3 +291,29 @@ fn parse_walsender(text: &str) -> Option<Walsender> {
     let replay = parts.next()?.parse().ok()?;
     Some(Walsender { node, copy, flush, replay, streaming: state == "streaming" })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_that_hangs_or_fails_is_silence_and_one_that_works_is_not() {
+        let place = tempfile::tempdir().unwrap();
+        let dir = place.path().join("volume");
+        let (asked, began) = (AtomicU64::new(boot_now().0), AtomicU64::new(0));
+        let disk = Disk { dir: dir.clone(), owner: None, asked, began, failing: Mutex::new(None) };
+        // A link is refused, as any other error would be.
+        std::os::unix::fs::symlink("/tmp", &dir).unwrap();
+        disk.write();
+        let (silent, why) = disk.silence(boot_now() + mainstay_model::Span(700)).unwrap();
+        assert!(silent >= 700 && why.contains("fails"), "{silent} {why}");
+        std::fs::remove_file(&dir).unwrap();
+        std::fs::create_dir(&dir).unwrap();
+        disk.write();
+        assert_eq!(disk.silence(boot_now() + mainstay_model::Span(700)), None);
+        disk.began.store(boot_now().0, Ordering::Relaxed);
+        assert_eq!(disk.silence(boot_now()), None);
+        let (silent, why) = disk.silence(boot_now() + mainstay_model::Span(4000)).unwrap();
+        assert!(silent >= 4000 && why.contains("takes"), "{silent} {why}");
+    }
+}

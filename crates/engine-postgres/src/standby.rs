@@ -51,16 +51,15 @@ impl Postgres {
     /// See [`mainstay_ports::engine::Engine::follow`].
     pub(crate) async fn follow_upstream(&self, copy: CopyId, upstream: &NodeId) -> Result<(), EngineError> {
         self.peer(upstream)?;
+        if !self.session(STATEMENT).await?.in_recovery(STATEMENT).await? {
+            return Err(failed("the server is primary; it can not follow"));
+        }
+        // Readers may enter a standby, also one whose promotion was given up after they had been put out.
         let edit = |live: &mut crate::config::Live| {
             live.copy = Some(copy);
             live.upstream = Some(upstream.clone());
         };
-        let session = self.apply(None, edit).await?;
-        if session.in_recovery(STATEMENT).await? {
-            Ok(())
-        } else {
-            Err(failed("the server is primary; it can not follow"))
-        }
+        self.apply(Some(true), edit).await.map(drop)
     }
 
     /// See [`mainstay_ports::engine::Engine::restart_in_place`].

@@ -77,6 +77,11 @@ async fn timeline_numbers_are_reserved_and_replicas_follow_over_the_gap() {
         .await;
     assert!(matches!(wrong, Err(EngineError::Failed(_))), "promoted from elsewhere: {wrong:?}");
     assert!(is(second, ServerState::Standby).await);
+    // Readers are let in again when it follows somebody after all.
+    assert!(second.app().await.is_err());
+    second.pg.follow(second.copy(), &third.id).await.unwrap();
+    second.app().await.unwrap();
+    assert_eq!(second.recruit().await.0, end);
     // That attempt left placeholders; a restart must not take them for the future.
     assert!(wal.join("00000003.history").exists());
     second.process.kill_all();

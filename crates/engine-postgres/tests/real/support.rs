@@ -159,6 +159,17 @@ fn free_copy() -> CopyId {
     CopyId::new(0xc0de_0000 + u64::from(NEXT.fetch_add(1, Ordering::Relaxed))).unwrap()
 }
 
+/// Where clusters lie: in memory if there is plenty, since making and cloning them is mostly waiting for a disk. Set
+/// `MAINSTAY_TEST_DIR` to measure on a disk.
+fn place() -> PathBuf {
+    if let Some(place) = std::env::var_os("MAINSTAY_TEST_DIR") {
+        return place.into();
+    }
+    let memory = Path::new("/dev/shm");
+    let free = rustix::fs::statvfs(memory).map_or(0, |is| is.f_bavail * is.f_frsize);
+    if free > 4 << 30 { memory.to_owned() } else { std::env::temp_dir() }
+}
+
 struct Authority {
     issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
     pem: String,
@@ -201,7 +212,7 @@ impl Cluster {
         let id = std::process::id();
         let host =
             |n: u8| format!("127.{}.{}.{}", 64 + (id >> 8) % 128, id % 256, (number * 6 + u32::from(n)) % 250 + 1);
-        let dir = tempfile::Builder::new().prefix("mpg").tempdir().unwrap();
+        let dir = tempfile::Builder::new().prefix("mpg").tempdir_in(place()).unwrap();
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         let (user, os_user) = server_user();
         let authority = Authority::new();
