@@ -117,6 +117,7 @@ impl Mind {
     pub(crate) fn founded(&mut self, copy: CopyId, system: SystemId, end: RecoveryEnd) {
         self.server.set(self.now, ServerState::Primary);
         self.data = Some(system);
+        self.unknown_data = false;
         let Some(reign) = self.reign.as_mut().filter(|reign| reign.phase == Phase::Founding) else { return };
         reign.phase = Phase::Founded;
         reign.end = Some(end);

@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 
 mod candidate;
+mod claim;
+mod crash;
 mod explain;
 mod found;
 pub mod io;

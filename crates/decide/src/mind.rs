@@ -26,6 +26,8 @@ pub struct Mind {
     pub(crate) durable: Durable,
     /// The promise is not known yet: read the record first, act on nothing.
     pub(crate) lost: bool,
+    /// This life began without any note of its own about the data found here.
+    pub(crate) unknown_data: bool,
     pub(crate) data: Option<SystemId>,
     pub(crate) view: View,
     pub(crate) server: Server,
@@ -59,6 +61,7 @@ impl Mind {
     /// the data directory if it looks whole. `life` is random per process life.
     #[must_use]
     pub fn new(config: Config, durable: Option<Durable>, data: Option<SystemId>, life: u64) -> Mind {
+        let unknown_data = durable.is_none();
         let durable = durable.unwrap_or_default();
         let random = Random::new(config.seed, life, config.me.as_str());
         let peers = config.data_nodes.keys().filter(|node| **node != config.me);
@@ -69,6 +72,7 @@ impl Mind {
             now: Moment(0),
             born: None,
             lost,
+            unknown_data,
             durable,
             data,
             view: View::default(),

@@ -145,7 +145,7 @@ impl Situation<'_> {
     pub fn next_step(&self) -> Option<Step> {
         let (members, quorum, setting) = self.target();
         if let Some(step) = self.bent(&members, quorum, &setting) {
-            return Some(step);
+            return step;
         }
         if self.members.keys().any(|node| self.broken.contains(node)) {
             let mut whole = self.members.clone();
@@ -176,19 +176,20 @@ impl Situation<'_> {
         self.setting_step(without).or_else(|| self.setting_step(SyncSetting { need, copies: all }))
     }
 
-    fn bent(&self, members: &Members, quorum: u32, setting: &SyncSetting) -> Option<Step> {
-        let set = (self.confirmed && self.settings.last() != Some(setting)).then(|| Step::Setting(setting.clone()));
+    /// What a planted fault does instead; `None`: nothing special.
+    fn bent(&self, members: &Members, quorum: u32, setting: &SyncSetting) -> Option<Option<Step>> {
+        let reached = self.settings.last() == Some(setting);
+        let set = (self.confirmed && !reached).then(|| Step::Setting(setting.clone()));
         let write = ((self.members, self.quorum) != (members, quorum)).then(|| Step::Record(members.clone(), quorum));
-        if self.bend.degrade_server_first && setting.need == 0 {
-            return set;
+        if self.bend.degrade_server_first && setting.need == 0 && !(reached && self.confirmed) {
+            return Some(set);
         }
-        if self.bend.all_listed && members.len() > self.members.len() {
-            return set.or(write);
-        }
-        if self.bend.all_listed && members.len() < self.members.len() {
-            return write.or(set);
-        }
-        None
+        let change = match members.len().cmp(&self.members.len()) {
+            std::cmp::Ordering::Greater => set.or(write),
+            std::cmp::Ordering::Less => write.or(set),
+            std::cmp::Ordering::Equal => None,
+        };
+        (self.bend.all_listed && change.is_some()).then_some(change)
     }
 }
 

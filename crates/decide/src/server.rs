@@ -408,6 +408,7 @@ impl Mind {
             durable.diverged = None;
         });
         self.data = self.record().and_then(|record| record.system).or(self.data);
+        self.unknown_data = false;
         self.server.rewinding = None;
         self.server.cloning = None;
         self.server.failures = 0;

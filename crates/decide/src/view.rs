@@ -324,8 +324,8 @@ impl Mind {
     pub(crate) fn check_system(&mut self) {
         let expected = self.record().and_then(|record| record.system);
         let foreign = match (expected, self.data) {
-            // Without a copy, and with a promise of its own: the remains of a first copy that another node was quicker to make.
-            (Some(expected), Some(found)) if expected != found => self.durable.copy.is_some() || self.lost,
+            // With a note that no copy is whole: the remains of a first copy that another node was quicker to make.
+            (Some(expected), Some(found)) if expected != found => self.durable.copy.is_some() || self.unknown_data,
             _ => false,
         };
         if foreign && self.problem.is_none() {

@@ -141,26 +141,41 @@ fn request(world: &mut World, primary: &NodeId, to: &str) {
 /// A change, from a settled cluster.
 type Change = fn(&mut World, &NodeId);
 
+/// The change in a copy of this world, interrupted after so many outputs. `None`: it had fewer.
+fn interrupted_once(
+    settled: &World,
+    old: &NodeId,
+    change: Change,
+    after: u64,
+    whole: bool,
+    traced: bool,
+) -> Option<Result<(), String>> {
+    let mut world = settled.clone();
+    world.outputs = 0;
+    world.traced = traced;
+    world.interrupt_after = Some((after, whole));
+    change(&mut world, old);
+    world.run(1500);
+    world.interrupted.as_ref()?;
+    for name in ["a", "b", "c"] {
+        if !world.nodes[&id(name)].alive {
+            world.restart_agent(&id(name));
+        }
+    }
+    let what = world.interrupted.clone().unwrap_or_default();
+    Some(world.settle(8_000).map(drop).map_err(|text| format!("after output {after}, {what}: {text}")))
+}
+
 fn interrupted(change: Change, whole: bool) {
+    let (mut settled, old) = three();
+    settled.run(20);
     let mut steps = 0;
     for after in 1..400 {
-        let (mut world, old) = three();
-        world.run(20);
-        world.outputs = 0;
-        world.interrupt_after = Some((after, whole));
-        change(&mut world, &old);
-        world.run(1500);
-        if world.interrupted.is_none() {
-            break;
+        match interrupted_once(&settled, &old, change, after, whole, false) {
+            None => break,
+            Some(Ok(())) => steps += 1,
+            Some(Err(_)) => panic!("{:?}", interrupted_once(&settled, &old, change, after, whole, true)),
         }
-        steps += 1;
-        for name in ["a", "b", "c"] {
-            if !world.nodes[&id(name)].alive {
-                world.restart_agent(&id(name));
-            }
-        }
-        let what = world.interrupted.clone();
-        world.settle(8_000).unwrap_or_else(|text| panic!("after output {after} {what:?}: {text}"));
     }
     assert!(steps > 15, "only {steps} steps were interrupted");
 }
@@ -213,6 +228,7 @@ fn rejoin_interrupted_after_every_output() {
 #[test]
 fn a_diverged_node_is_rewound_and_streams() {
     let (mut world, old) = three();
+    world.traced = true;
     diverge_and_return(&mut world, &old);
     world.settle(5000).unwrap();
     assert!(world.trace.iter().any(|line| line.contains("Rewind")), "it was rewound, not cloned");

@@ -43,6 +43,7 @@ pub(crate) struct Db {
     pub(crate) deadline: Option<Moment>,
 }
 
+#[derive(Clone)]
 struct Work {
     id: OrderId,
     stale: bool,
@@ -50,6 +51,7 @@ struct Work {
     done_at: u64,
 }
 
+#[derive(Clone)]
 pub(crate) struct Node {
     pub(crate) mind: Mind,
     config: Config,
@@ -65,6 +67,7 @@ pub(crate) struct Node {
 }
 
 /// The world.
+#[derive(Clone)]
 pub(crate) struct World {
     pub(crate) now: u64,
     pub(crate) nodes: BTreeMap<NodeId, Node>,
@@ -76,7 +79,9 @@ pub(crate) struct World {
     /// Restart the agent that gave this output, right after it; `true`: with its whole node.
     pub(crate) interrupt_after: Option<(u64, bool)>,
     pub(crate) interrupted: Option<String>,
+    /// What happened, if `traced`.
     pub(crate) trace: Vec<String>,
+    pub(crate) traced: bool,
     systems: u64,
 }
 
@@ -95,6 +100,7 @@ impl World {
             interrupt_after: None,
             interrupted: None,
             trace: Vec::new(),
+            traced: false,
             systems: 0,
         };
         for name in nodes {
@@ -280,22 +286,23 @@ impl World {
     }
 
     fn feed(&mut self, name: &NodeId, input: Input) {
-        if !matches!(input, Input::Tick | Input::Observed(_) | Input::Peer(_, Message::Presence(_))) {
+        if self.traced && !matches!(input, Input::Tick | Input::Observed(_) | Input::Peer(_, Message::Presence(_))) {
             self.trace.push(format!("{} {name} <- {input:?}", self.now));
         }
         let now = Moment(self.now);
         let outputs = self.nodes.get_mut(name).unwrap().mind.step(now, input);
         for output in outputs {
-            if !matches!(output, Output::Send(_, Message::Presence(_))) {
+            if self.traced && !matches!(output, Output::Send(_, Message::Presence(_))) {
                 self.trace.push(format!("{} {name} -> {output:?}", self.now));
             }
             let counts =
                 !matches!(output, Output::Reason(_) | Output::Event(_) | Output::Send(_, Message::Presence(_)));
-            let label = format!("{name} {output:?}");
+            let last = counts && self.interrupt_after.is_some_and(|(after, _)| after == self.outputs + 1);
+            let label = if last { format!("{name} {output:?}") } else { String::new() };
             self.carry_out(name, output);
             if counts {
                 self.outputs += 1;
-                if self.interrupt_after.is_some_and(|(after, _)| after == self.outputs) {
+                if last {
                     let whole = self.interrupt_after.take().is_some_and(|(_, whole)| whole);
                     self.trace.push(format!("{} INTERRUPT after {label}", self.now));
                     self.interrupted = Some(label);
