@@ -38,8 +38,28 @@ pub(crate) fn run(options: &Proxy) -> Outcome {
     outcome
 }
 
+/// Each connection costs two descriptors; where the system allows less, it is said instead of found out under load.
+fn raise_descriptors(connections: usize) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let wanted = u64::try_from(connections).unwrap_or(u64::MAX).saturating_mul(2).saturating_add(200);
+    let now = getrlimit(Resource::Nofile);
+    if now.current.is_none_or(|current| current >= wanted) {
+        return;
+    }
+    let most = now.maximum.map_or(wanted, |maximum| maximum.min(wanted));
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: now.maximum });
+    if raised.is_err() || most < wanted {
+        tracing::warn!(
+            wanted,
+            allowed = most,
+            "fewer connections than max_connections: the limit on open files is too low"
+        );
+    }
+}
+
 async fn serve(target: Target) -> Outcome {
     let options = options(&target).await?;
+    raise_descriptors(options.max_connections);
     let mut peers = BTreeMap::new();
     for node in &target.spec.nodes {
         peers.insert(node.name.clone(), resolve(&node.host, node.agent_port).await?);

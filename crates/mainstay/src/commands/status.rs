@@ -129,6 +129,9 @@ pub(crate) fn summary(status: &Status) -> String {
     let replicas = status.nodes.iter().filter(|node| node.role == "replica");
     let streaming = replicas.clone().filter(|node| node.state == "streaming").count();
     let primary = status.cluster.primary.as_ref().map_or("none", |node| node.as_str());
+    if status.nodes.len() == 1 {
+        return format!("primary {primary} (term {}), alone", status.cluster.term);
+    }
     format!("primary {primary} (term {}), {streaming} of {} replicas streaming", status.cluster.term, replicas.count())
 }
 

@@ -39,6 +39,7 @@ pub(crate) struct Plan {
 /// # Errors
 /// When a name, an option, the directory or this machine does not allow it.
 pub(crate) fn plan(up: &Up, dir: &Path) -> Outcome<Plan> {
+    place::check_length(dir)?;
     let user = super::user::server_user()?;
     let programs = engine::find(up.bin_dir.as_deref())?;
     place::check_reachable(dir, user.as_ref())?;
@@ -270,4 +271,72 @@ fn certificates(plan: &Plan) -> Outcome {
         write_file(&files.server_ca(), authority.cert_pem().as_bytes(), 0o644, owner, false).map_err(net)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Plan, ports, spec};
+    use crate::cli::{Cli, Command};
+    use crate::output::progress::Progress;
+    use clap::Parser as _;
+    use mainstay_model::layout::ClusterLayout;
+    use std::os::unix::fs::MetadataExt as _;
+    use std::path::Path;
+
+    fn plan(dir: &Path) -> Plan {
+        let Command::Up(up) = Cli::parse_from(["mainstay", "up", "--nodes", "2"]).command else { panic!("not up") };
+        let hosts = [ports::loopback(0), ports::loopback(1)];
+        let turn = ports::Turn::take();
+        let ports = ports::choose(&turn, &hosts, &std::collections::BTreeSet::new()).unwrap();
+        let spec = spec(&up, dir, &hosts, ports, None).unwrap();
+        Plan { layout: ClusterLayout::new(dir), spec, user: None, _turn: turn }
+    }
+
+    #[test]
+    fn secrets_are_closed_and_the_file_reads_back() {
+        let home = tempfile::tempdir().unwrap();
+        let plan = plan(&home.path().join("deep/er/c"));
+        super::make(&plan, &mut Progress::new()).unwrap();
+        let layout = &plan.layout;
+        let node = layout.node(&plan.spec.nodes[1].name);
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o7777;
+        for secret in [layout.ca_key(), layout.admin_key(), layout.app_password(), node.node_key(), node.server_key()] {
+            assert_eq!(mode(&secret), 0o600, "{}", secret.display());
+        }
+        assert_eq!(
+            (mode(layout.dir()), mode(node.dir()), mode(&node.agent()), mode(&layout.pki())),
+            (0o711, 0o711, 0o700, 0o700)
+        );
+        let password = std::fs::read_to_string(layout.app_password()).unwrap();
+        let verifier = std::fs::read_to_string(node.app_verifier()).unwrap();
+        assert!(verifier.starts_with("SCRAM-SHA-256$") && !verifier.contains(password.trim()));
+        let read = crate::target::Target::read(&layout.config()).unwrap();
+        assert_eq!(read.spec, plan.spec);
+        assert_eq!(super::place::look(layout.dir()).unwrap(), super::Place::Ours);
+    }
+
+    #[test]
+    fn what_was_half_made_is_removed() {
+        let home = tempfile::tempdir().unwrap();
+        let mut plan = plan(&home.path().join("deep/er/c"));
+        // The second node finds its directory taken: a failure in the middle.
+        plan.spec.nodes[1].name = plan.spec.nodes[0].name.clone();
+        let failure = super::make(&plan, &mut Progress::new()).unwrap_err();
+        assert!(failure.error.contains("can not be made"), "{}", failure.error);
+        assert!(failure.hint.unwrap().contains("was removed again"));
+        assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn an_interrupted_making_is_begun_anew() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path().join("c");
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::write(dir.join(super::UNFINISHED), "").unwrap();
+        std::fs::create_dir_all(dir.join("nodes/db1/data/base")).unwrap();
+        let plan = plan(&dir);
+        super::make(&plan, &mut Progress::new()).unwrap();
+        assert_eq!(super::place::look(&dir).unwrap(), super::Place::Ours);
+        assert!(!dir.join("nodes/db1/data/base").exists());
+    }
 }

@@ -56,6 +56,26 @@ fn not_ours(dir: &Path, holds: &str) -> Failure {
         .hint("choose another directory with --dir; nothing was changed")
 }
 
+/// The longest path of a Unix socket that the kernel takes, in bytes.
+const SOCKET_PATH_MOST: usize = 107;
+
+/// Do the sockets of its nodes have room below this directory?
+///
+/// # Errors
+/// When the path is too long for them.
+pub(crate) fn check_length(dir: &Path) -> Outcome {
+    let longest = dir.join("nodes/db1/run/.s.PGSQL.65535");
+    let over = longest.as_os_str().len().saturating_sub(SOCKET_PATH_MOST);
+    if over == 0 {
+        return Ok(());
+    }
+    Err(Failure::usage(format!(
+        "the path {} is {over} bytes too long: Unix sockets below it would not fit",
+        dir.display()
+    ))
+    .hint("choose a shorter directory with --dir; nothing was changed"))
+}
+
 /// Can the servers' user pass through every directory above? Root makes the rest with the right modes itself.
 ///
 /// # Errors
@@ -109,6 +129,14 @@ mod tests {
         std::fs::create_dir(path.join("pki")).unwrap();
         std::fs::create_dir(path.join("run")).unwrap();
         assert_eq!(look(&path).unwrap(), Place::Ours);
+    }
+
+    #[test]
+    fn a_path_without_room_for_sockets_is_refused() {
+        let fits = format!("/{}", "x".repeat(77));
+        assert!(super::check_length(fits.as_ref()).is_ok());
+        let failure = super::check_length(format!("{fits}yz").as_ref()).unwrap_err();
+        assert!(failure.error.contains("2 bytes too long"), "{}", failure.error);
     }
 
     #[test]
