@@ -195,7 +195,8 @@ impl World {
             return;
         }
         let seen = self.observe(node);
-        let delay = self.rng.range(300, 6 * MS);
+        let late = self.rng.chance(self.weather(100));
+        let delay = self.rng.range(300, if late { 400 * MS } else { 6 * MS });
         self.input_in(node, delay, Input::Observed(seen));
         let interval = self.nodes[node].mind.as_ref().map_or(Span(500), |mind| mind.probe_interval());
         let next = self.now + delay + interval.0.max(5) * MS;

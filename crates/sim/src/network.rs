@@ -69,7 +69,7 @@ impl World {
         }
         let mut delay = self.packet();
         if !self.healed && self.rng.chance(100) {
-            delay += self.rng.range(0, 600 * MS);
+            delay += self.rng.range(0, 1_500 * MS);
         }
         if !self.healed && self.rng.chance(200) {
             let again = self.now + self.rng.range(0, 400 * MS);

@@ -44,6 +44,8 @@ pub struct Shape {
     pub fault_pause: Micros,
     /// When faults end.
     pub heal_at: Micros,
+    /// It does not end before this moment, however well all is.
+    pub linger_until: Micros,
     /// When the schedule ends at the latest.
     pub end_at: Micros,
     /// Chance of a fault after each of the protocol's own steps, in 1/10 000.
@@ -87,6 +89,7 @@ impl Shape {
             found: rng.chance(700),
             fault_pause: rng.range(150, 1200) * MS,
             heal_at,
+            linger_until: if rng.chance(1000) { heal_at + 4_000 * MS } else { heal_at },
             end_at: heal_at + 9_000 * MS,
             targeted: *[0, 300, 1000, 2500].get(rng.index(4)).unwrap_or(&0),
             targeted_most: rng.range(1, 8) as u32,

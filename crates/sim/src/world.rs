@@ -253,11 +253,11 @@ impl World {
     fn look_settled(&mut self) {
         let wrong = self.unsettled();
         self.settled = if wrong.is_none() { self.settled + 1 } else { 0 };
-        if self.settled >= 2 {
+        if self.settled >= 2 && self.now >= self.shape.linger_until {
             self.done = true;
             return;
         }
-        if self.now >= self.shape.end_at {
+        if self.settled == 0 && self.now >= self.shape.end_at {
             let what = wrong.unwrap_or_default();
             self.violate("L1", format!("{} ms after the heal: {what}", (self.now - self.shape.heal_at) / MS));
             return;
