@@ -21,7 +21,7 @@ pub struct Reason {
 pub struct Event {
     /// Who says so.
     pub node: NodeId,
-    /// Seconds since 1970 by that host's wall clock: for people, decides nothing. 0 until the agent fills it in.
+    /// Milliseconds since 1970 by that host's wall clock: for people, decides nothing. 0 until the agent fills it in.
     pub wall_ms: u64,
     /// The term it concerns.
     pub term: Term,
