@@ -11,7 +11,7 @@ use mainstay_ports::process::ServerProcess;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
@@ -31,6 +31,8 @@ pub struct Hands {
     pub deadlines: Deadlines,
     /// Where outcomes go.
     pub inputs: mpsc::Sender<Input>,
+    /// Told whenever an order begins: what else works on the server gives way.
+    pub order_begins: Arc<Notify>,
 }
 
 /// Runs one order at a time.
@@ -49,6 +51,7 @@ impl Executor {
     /// Begins an order. The decision gives no second one before the first one's outcome came, except a kill.
     pub fn begin(&mut self, id: OrderId, term: Term, order: Order) {
         let before = self.running.take();
+        self.hands.order_begins.notify_waiters();
         let hands = self.hands.clone();
         let task = tokio::spawn(async move {
             if let Some((earlier, handle)) = before {

@@ -27,6 +27,7 @@ pub mod probes;
 pub mod record;
 pub mod routes;
 pub mod setup;
+pub mod slots;
 pub mod status;
 
 pub use setup::{AgentOptions, run};

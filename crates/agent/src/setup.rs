@@ -11,6 +11,7 @@ use crate::keeper::Keeper;
 use crate::leased::Leased;
 use crate::mind_loop::{self, INPUTS_MAX, Parts, Question};
 use crate::routes::Routes;
+use crate::slots::Slots;
 use crate::{history, leadership, probes, record};
 use anyhow::{Context, Result};
 use mainstay_decide::Mind;
@@ -151,6 +152,8 @@ struct Agent {
     store: Arc<RaftStore>,
     routes: Routes,
     inputs: mpsc::Sender<Input>,
+    questions: mpsc::Sender<Question>,
+    order_begins: Arc<Notify>,
     observed: watch::Sender<ServerObservation>,
     addresses: Addresses,
 }
@@ -185,10 +188,12 @@ pub async fn run(options: AgentOptions, stop: watch::Receiver<bool>) -> Result<(
         mesh,
         store,
         inputs: inputs.clone(),
+        questions,
+        order_begins: Arc::default(),
         observed: watch::Sender::new(ServerObservation::default()),
         addresses,
     };
-    let api = agent.api(questions);
+    let api = agent.api();
     handlers.insert(Channel::Mind, Arc::new(MindHandler(inputs)));
     handlers.insert(Channel::Route, Arc::new(RouteHandler(board)));
     handlers.insert(Channel::Ask, Arc::new(AskHandler(Arc::clone(&api))));
@@ -206,13 +211,13 @@ pub async fn run(options: AgentOptions, stop: watch::Receiver<bool>) -> Result<(
 }
 
 impl Agent {
-    fn api(&self, questions: mpsc::Sender<Question>) -> Arc<Api> {
+    fn api(&self) -> Arc<Api> {
         let address = self.addresses.agents.get(&self.me).map(|at| format!("https://{at}")).unwrap_or_default();
         Arc::new(Api {
             me: self.me.clone(),
             spec: Arc::clone(&self.spec),
             address,
-            questions,
+            questions: self.questions.clone(),
             inputs: self.inputs.clone(),
             peers: Arc::clone(&self.mesh) as Arc<dyn Peers>,
             store: Arc::clone(&self.store),
@@ -263,11 +268,24 @@ impl Agent {
             let (engine, seen) = (Arc::clone(&self.engine), self.observed.clone());
             tokio::spawn(probes::probe(engine, interval, Arc::clone(&probe_now), seen, inputs.clone()));
             tokio::spawn(probes::watch_exit(Arc::clone(&process), Arc::clone(&server_started), inputs.clone()));
+            tokio::spawn(self.slots().keep());
         }
         let (engine, deadlines) = (Arc::clone(&self.engine), self.deadlines.clone());
-        let hands = Hands { engine, process, gate, deadlines, inputs: inputs.clone() };
+        let order_begins = Arc::clone(&self.order_begins);
+        let hands = Hands { engine, process, gate, deadlines, inputs: inputs.clone(), order_begins };
         let routes = self.routes.clone();
         Parts { mind, hands, store, peers, routes, events, probe_interval, probe_now, server_started }
+    }
+
+    fn slots(&self) -> Slots {
+        let others = self.spec.data_nodes().map(|node| node.name.clone()).filter(|node| *node != self.me).collect();
+        Slots {
+            others,
+            engine: Arc::clone(&self.engine),
+            observed: self.observed.subscribe(),
+            questions: self.questions.clone(),
+            order_begins: Arc::clone(&self.order_begins),
+        }
     }
 
     fn ports(&self) -> BTreeMap<NodeId, Ports> {

@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
-/// The role with which servers replicate and rewind from each other.
-pub(crate) const REPLICATOR: &str = "mainstay_replicator";
+/// The role with which servers replicate and rewind from each other; the common name of their certificates.
+pub const REPLICATOR: &str = "mainstay_replicator";
 /// Name of the agent's own sessions.
 pub(crate) const AGENT: &str = "mainstay_agent";
 /// The setting by which a session shows which generation of the file its server has read.

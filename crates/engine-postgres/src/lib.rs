@@ -28,6 +28,7 @@ mod sync;
 mod tools;
 mod wal;
 
+pub use config::REPLICATOR;
 pub use options::{OptionsError, PostgresOptions, find_bin_dir, owned_parameters};
 pub use server::Postgres;
 

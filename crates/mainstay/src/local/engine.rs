@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const OLDEST: u32 = 15;
 
 /// The database role as which replicas stream; their certificates carry its name.
-pub(crate) const REPLICATION_ROLE: &str = "mainstay_replicator";
+pub(crate) use mainstay_engine_postgres::REPLICATOR as REPLICATION_ROLE;
 
 /// Server parameters that a file may not set.
 pub(crate) fn owned_parameters() -> &'static [&'static str] {
