@@ -39,7 +39,7 @@ faults! {
     OneWayOut 4 "nothing leaves the node";
     OneWayIn 4 "nothing reaches the node";
     OneWayStore 3 "the store's answers do not reach the node";
-    PairCut 5 "two nodes do not reach each other";
+    PairCut 8 "two nodes do not reach each other";
     Halves 4 "the cluster falls into halves";
     StoreAway 5 "the store is away";
     StoreSlow 4 "the store is slow";
@@ -47,6 +47,7 @@ faults! {
     NetworkLossy 3 "the network loses much";
     WatchFrozen 4 "the node's watch shows nothing new";
     SlowDisk 4 "the disk is slow";
+    SlowStream 8 "the log reaches the node slowly";
     StreamBreaks 4 "the node's stream breaks";
     AllServersDie 2 "every server dies";
     AllHostsDie 1 "every host loses power";
@@ -146,6 +147,7 @@ impl World {
                 self.agent_dies(node, "killed");
                 self.server_ends(node, "killed");
             }
+            Fault::SlowStream => self.nodes[node].slow_stream_until = until,
             Fault::SlowDisk => self.nodes[node].slow_disk_until = until,
             Fault::StreamBreaks => self.lose_connection(node),
             Fault::Switchover => self.ask_switchover(node),
@@ -299,7 +301,7 @@ impl World {
             }
             host.guard.late_until = host.guard.late_until.min(now);
             host.server.stopped_until = host.server.stopped_until.min(now);
-            host.slow_disk_until = 0;
+            (host.slow_disk_until, host.slow_stream_until) = (0, 0);
             host.dies_after = None;
             self.host_starts(node);
             self.guard_starts(node);

@@ -73,6 +73,8 @@ pub struct Host {
     pub stopped_since: Micros,
     /// Flushes take long until then.
     pub slow_disk_until: Micros,
+    /// What its upstream sends comes late until then.
+    pub slow_stream_until: Micros,
     /// The send time of the last renewal that took effect.
     pub renewed: Option<Micros>,
 }

@@ -30,6 +30,8 @@ pub struct Shape {
     pub store_loss: u64,
     /// Store requests and replies late by up to three seconds, in 1/10 000.
     pub store_late: u64,
+    /// No answer of the store after this is an unknown outcome; the decisions must not rely on how long it is.
+    pub store_timeout: Micros,
     /// Watch deliveries late, in 1/10 000.
     pub watch_late: u64,
     /// Messages between nodes lost, in 1/10 000.
@@ -82,17 +84,18 @@ impl Shape {
             clock_rates,
             store_loss: rng.below(1200),
             store_late: rng.range(50, 500),
+            store_timeout: rng.range(150, 800) * MS,
             watch_late: rng.range(50, 1500),
             peer_loss: rng.below(300),
             peer_delay: rng.range(1, 12) * MS,
             stream_timeout: rng.range(250, 900) * MS,
             found: rng.chance(700),
-            fault_pause: rng.range(150, 1200) * MS,
+            fault_pause: rng.range(150, 1800) * MS,
             heal_at,
             linger_until: if rng.chance(1000) { heal_at + 4_000 * MS } else { heal_at },
             end_at: heal_at + 9_000 * MS,
-            targeted: *[0, 300, 1000, 2500].get(rng.index(4)).unwrap_or(&0),
-            targeted_most: rng.range(1, 8) as u32,
+            targeted: *[0, 1000, 2500, 5000].get(rng.index(4)).unwrap_or(&0),
+            targeted_most: rng.range(1, 10) as u32,
         }
     }
 }

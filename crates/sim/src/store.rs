@@ -8,9 +8,6 @@ use crate::world::World;
 use mainstay_decide::{CasResult, Input, Plant};
 use mainstay_model::{Record, Revision};
 
-/// No answer after this is an unknown outcome.
-const TIMEOUT: Micros = 300 * MS;
-
 /// A request on its way.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -75,7 +72,7 @@ impl World {
         let read = write.is_none();
         let open = if read { &mut self.nodes[node].read_open } else { &mut self.nodes[node].cas_open };
         *open = Some(id);
-        self.queue.push(self.now + TIMEOUT, Happening::Timeout(node, life, id, read));
+        self.queue.push(self.now + self.shape.store_timeout, Happening::Timeout(node, life, id, read));
         let loss = self.weather(self.shape.store_loss);
         if !self.net.passes(self.now, node, STORE) || self.rng.chance(loss) {
             return;

@@ -144,7 +144,8 @@ impl World {
         sender.busy = true;
         sender.streaming |= upto == end;
         let entries: Vec<Entry> = server.log[at..upto].to_vec();
-        let delay = self.packet();
+        let slow = self.now < self.nodes[standby].slow_stream_until;
+        let delay = self.packet() + if slow { self.rng.range(0, 500) * MS } else { 0 };
         self.queue.push(self.now + delay, Happening::Batch { from: node, to: standby, conn, at, entries });
     }
 
