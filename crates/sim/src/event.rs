@@ -62,6 +62,8 @@ pub enum Happening {
     Adopt(Node, u32, Option<u64>, u32),
     /// Clients write.
     Clients,
+    /// Clients write in a hurry, close to the protocol's own steps.
+    Rush,
     /// The agents' links are looked at.
     Links,
     /// A node looks at a peer's ports after the link broke.

@@ -99,6 +99,12 @@ impl World {
 
     /// The protocol took one of its own steps: a fault may follow closely.
     pub(crate) fn protocol_step(&mut self, node: Node, step: &'static str) {
+        if !self.healed && self.rng.chance(6000) {
+            if self.now >= self.rush_until {
+                self.queue.push(self.now, Happening::Rush);
+            }
+            self.rush_until = self.now + 120 * MS;
+        }
         if self.healed || self.targeted_left == 0 || !self.rng.chance(self.shape.targeted) {
             return;
         }

@@ -257,8 +257,24 @@ impl World {
         self.acknowledge(node, from, upto);
     }
 
-    /// Clients write wherever a server lets them in.
+    /// Clients write, and again after a while.
     pub(crate) fn clients_write(&mut self) {
+        self.write_everywhere();
+        let pause = if self.rng.chance(1000) { 150 * MS } else { self.rng.range(8, 60) * MS };
+        self.queue.push(self.now + pause, Happening::Clients);
+    }
+
+    /// Clients write, and again very soon, while the protocol's own step is fresh.
+    pub(crate) fn clients_rush(&mut self) {
+        self.write_everywhere();
+        if self.now < self.rush_until {
+            let pause = self.rng.range(500, 6 * MS);
+            self.queue.push(self.now + pause, Happening::Rush);
+        }
+    }
+
+    /// Clients write wherever a server lets them in.
+    fn write_everywhere(&mut self) {
         for node in 0..self.nodes.len() {
             let server = &self.nodes[node].server;
             let open = server.process == Process::Primary && server.open && self.server_runs(node);
@@ -276,8 +292,6 @@ impl World {
             }
             self.wake_senders(node);
         }
-        let pause = if self.rng.chance(1000) { 150 * MS } else { self.rng.range(8, 60) * MS };
-        self.queue.push(self.now + pause, Happening::Clients);
     }
 
     /// The setting's file was changed and a reload sent: each process reads it when it gets to it.

@@ -60,6 +60,8 @@ pub struct World {
     pub last_entry: u64,
     /// Numbers connections.
     pub next_conn: u64,
+    /// Clients write in a hurry until then.
+    pub rush_until: Micros,
     /// Numbers orders.
     pub next_order: u64,
     settled: u32,
@@ -107,6 +109,7 @@ impl World {
             targeted_left,
             last_entry: 0,
             next_conn: 0,
+            rush_until: 0,
             next_order: 0,
             settled: 0,
             done: false,
@@ -235,6 +238,7 @@ impl World {
             Happening::Report { to, to_life, conn, copy, upto } => self.report(to, to_life, conn, copy, upto),
             Happening::Adopt(node, life, who, number) => self.adopt(node, life, who, number),
             Happening::Clients => self.clients_write(),
+            Happening::Rush => self.clients_rush(),
             _ => {}
         }
     }
