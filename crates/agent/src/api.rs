@@ -12,10 +12,11 @@ use axum::{Extension, Json, Router};
 use hyper_util::service::TowerToHyperService;
 use mainstay_decide::io::Input;
 use mainstay_model::spec::Spec;
-use mainstay_model::status::Status;
+use mainstay_model::status::{Problem, Status};
 use mainstay_model::{Message, NodeId, ServerObservation};
 use mainstay_net::ServerStream;
 use mainstay_net::http::{HttpServe, serve_service};
+use mainstay_ports::clock::wall_now_ms;
 use mainstay_ports::engine::Engine;
 use mainstay_ports::peer::{Caller, Channel, Handler, Peers};
 use mainstay_ports::process::ServerProcess;
@@ -24,7 +25,7 @@ use mainstay_store::RaftStore;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{OnceCell, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -57,6 +58,8 @@ pub struct Api {
     pub observed: watch::Receiver<ServerObservation>,
     /// The server's version, once known.
     pub version: OnceCell<String>,
+    /// When each present problem was first seen here (wall time, ms), for those whose beginning nothing else tells.
+    pub first_seen: Mutex<BTreeMap<String, u64>>,
 }
 
 /// What agents ask each other.
@@ -128,7 +131,30 @@ impl Api {
         if let Some(mine) = mine {
             answers.insert(self.me.clone(), mine);
         }
-        status::merge(&self.spec, self.address.clone(), &answers)
+        let mut status = status::merge(&self.spec, self.address.clone(), &answers);
+        self.date(&mut status.problems);
+        status
+    }
+
+    /// Problems without a known beginning get the time at which this agent first saw them.
+    fn date(&self, problems: &mut [Problem]) {
+        let mut seen = self.first_seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = |problem: &Problem| {
+            let subject = problem.evidence.split_whitespace().next().unwrap_or_default();
+            format!("{} {subject}", problem.name)
+        };
+        let now: BTreeMap<String, u64> = problems
+            .iter()
+            .map(key)
+            .map(|key| {
+                let at = seen.get(&key).copied().unwrap_or_else(wall_now_ms);
+                (key, at)
+            })
+            .collect();
+        for problem in problems.iter_mut().filter(|problem| problem.since.is_none()) {
+            problem.since = now.get(&key(problem)).copied().map(status::rfc3339);
+        }
+        *seen = now;
     }
 
     async fn switchover(

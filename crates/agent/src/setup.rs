@@ -30,7 +30,7 @@ use mainstay_store::{RaftOptions, RaftStore};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::lookup_host;
 use tokio::sync::{Notify, OnceCell, mpsc, watch};
@@ -225,6 +225,7 @@ impl Agent {
             engine: Arc::clone(&self.engine),
             observed: self.observed.subscribe(),
             version: OnceCell::new(),
+            first_seen: Mutex::default(),
         })
     }
 
@@ -235,12 +236,7 @@ impl Agent {
         let listener = tokio::net::TcpListener::bind(address)
             .await
             .with_context(|| format!("listen on {address} for health checks (is another agent running?)"))?;
-        let health = health::router(Health { api: Arc::clone(api), routes: self.routes.clone() });
-        tokio::spawn(async move {
-            if let Err(error) = axum::serve(listener, health).await {
-                warn!(%error, "the health endpoints ended");
-            }
-        });
+        tokio::spawn(health::serve(listener, Health { api: Arc::clone(api), routes: self.routes.clone() }));
         Ok(())
     }
 

@@ -291,7 +291,7 @@ fn problems(spec: &Spec, answers: &BTreeMap<NodeId, LocalStatus>, primary: Optio
     }
     for node in &spec.nodes {
         let Some(answer) = answers.get(&node.name) else {
-            let evidence = format!("the agent of {} at {}:{} does not answer", node.name, node.host, node.agent_port);
+            let evidence = format!("{}: its agent at {}:{} does not answer", node.name, node.host, node.agent_port);
             add("node-unreachable", "warning", evidence, None);
             continue;
         };
