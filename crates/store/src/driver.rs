@@ -25,6 +25,8 @@ const EVENTS_PER_ROUND: usize = 256;
 const NAMES_MAX: usize = 64;
 /// A snapshot that was not confirmed after this long is sent again.
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(2);
+/// After a start, once the connections should be up, it is worth asking for votes before the time-out.
+const STAND_AFTER_START: Duration = Duration::from_millis(120);
 /// How often the leader looks for directories that it should write down.
 const COPIES_EVERY: Duration = Duration::from_millis(200);
 /// After the leader's connection closed, the first follower stands after this long, each further one a step later.
@@ -105,6 +107,8 @@ impl Driver {
 
     /// Runs until told to stop.
     pub(crate) fn run(&mut self) -> Result<(), Fatal> {
+        // If there is a leader, those who hear it refuse.
+        self.stand_soon(STAND_AFTER_START, raft::INVALID_ID);
         loop {
             if !self.take_events()? {
                 return Ok(());
@@ -225,19 +229,25 @@ impl Driver {
         } else if self.node.raft.leader_id == id {
             let term = self.node.raft.term;
             self.node.raft.become_follower(term, raft::INVALID_ID);
-            let me = self.node.raft.id;
-            let voters = self.node.raft.prs().conf().voters().ids();
-            let before_me = voters.iter().filter(|voter| *voter != id && *voter < me).count();
-            let steps = u32::try_from(before_me).unwrap_or(u32::MAX).min(16);
-            self.stand_at = Some(Instant::now() + STAND_FIRST + STAND_STEP * steps);
+            self.stand_soon(STAND_FIRST, id);
         }
+    }
+
+    /// Asks for votes before the time-out would; one member after the other, so that they do not split the votes.
+    fn stand_soon(&mut self, first: Duration, without: u64) {
+        let me = self.node.raft.id;
+        let voters = self.node.raft.prs().conf().voters().ids();
+        let before_me = voters.iter().filter(|voter| *voter != without && *voter < me).count();
+        let steps = u32::try_from(before_me).unwrap_or(u32::MAX).min(16);
+        self.stand_at = Some(Instant::now() + first + STAND_STEP * steps);
     }
 
     /// Lets time pass. After a pause of the process only one tick is made: what happened meanwhile waits in the queue.
     fn pass_time(&mut self, now: Instant) {
         if self.stand_at.is_some_and(|stand| stand <= now) {
             self.stand_at = None;
-            if self.node.raft.leader_id == raft::INVALID_ID && self.outstanding.is_empty() {
+            let raft = &self.node.raft;
+            if raft.leader_id == raft::INVALID_ID && raft.promotable() && self.outstanding.is_empty() {
                 let _ = self.node.campaign();
             }
         }
