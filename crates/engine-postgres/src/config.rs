@@ -116,7 +116,9 @@ fn settings(options: &PostgresOptions, live: &Live, socket_dir: &Path, keep_mb: 
     let upstream = live.upstream.as_ref().and_then(|node| options.peers.get(node).map(|at| (node, at)));
     let primary_conninfo = match (upstream, live.copy) {
         (Some((_, (host, port))), Some(copy)) => conninfo(layout, host, *port, &copy_name(&options.node, copy)),
-        _ => String::new(),
+        // A copy that is being made whole: its name is no copy's, so that its reports count for nothing.
+        (Some((_, (host, port))), None) => conninfo(layout, host, *port, &format!("{}_unfinished", options.node)),
+        (None, _) => String::new(),
     };
     let ours = [
         ("cluster_name", format!("{}/{}", options.cluster, options.node)),

@@ -60,7 +60,37 @@ impl Postgres {
             }
         }
         self.make_ours(&self.data()).await?;
+        self.complete(source).await?;
         Ok(format!("rewound from {} to {fork}, where {source} had left; {kept}", mine.position))
+    }
+
+    /// Reads the source's log until the copy is consistent by itself, then stops. `pg_rewind` notes how far the source had written after
+    /// it copied the log's files: without the tail in between, a server started with no upstream would answer nobody, ever.
+    /// It streams under a name that counts for no commit, because this copy is not whole and answers no election yet.
+    async fn complete(&self, source: &NodeId) -> Result<(), EngineError> {
+        let copy = self.live().await.copy;
+        let upstream = source.clone();
+        let edit = |live: &mut crate::config::Live| {
+            live.copy = None;
+            live.upstream = Some(upstream);
+        };
+        self.write(Some(false), edit).await?;
+        let ran = match self.launch(None).await {
+            Ok(session) => {
+                drop(session);
+                self.stop(STOP).await
+            }
+            Err(error) => Err(error),
+        };
+        let back = |live: &mut crate::config::Live| {
+            live.copy = copy;
+            live.upstream = None;
+        };
+        self.write(Some(false), back).await?;
+        // Half a rewind can not be done again: only a new clone helps.
+        ran.map_err(|error| {
+            EngineError::Broken(format!("rewound, but not consistent from the log of {source}: {error}"))
+        })
     }
 
     /// Stops the server so that recovery is complete: after a crash it runs as a standby first.
