@@ -90,14 +90,7 @@ impl Row {
 /// When no cluster comes up.
 pub(crate) async fn run(options: &Options) -> Result<bool> {
     let faults = if options.only.is_empty() { MEASURED.to_vec() } else { options.only.clone() };
-    let cluster = match &options.dir {
-        Some(dir) => {
-            let mut cluster = Cluster::up(&Place::Dir(dir.clone())).await?;
-            cluster.keep();
-            cluster
-        }
-        None => Cluster::temporary().await?,
-    };
+    let mut cluster = fresh(options).await?;
     println!(
         "three nodes up after {:.1} s; {} writing clients, {} trials of each fault",
         cluster.up_took.as_secs_f64(),
@@ -107,7 +100,7 @@ pub(crate) async fn run(options: &Options) -> Result<bool> {
     let settings = Settings { clients: options.clients, ..Settings::default() };
     let mut rows = Vec::new();
     for fault in faults {
-        rows.push(measure(&cluster, fault, options.trials, settings).await);
+        rows.push(measure(&mut cluster, fault, options, settings).await?);
     }
     table(&rows);
     let clean =
@@ -119,10 +112,17 @@ pub(crate) async fn run(options: &Options) -> Result<bool> {
     Ok(clean)
 }
 
-async fn measure(cluster: &Cluster, fault: Fault, trials: u32, settings: Settings) -> Row {
+async fn fresh(options: &Options) -> Result<Cluster> {
+    let Some(dir) = &options.dir else { return Cluster::temporary().await };
+    let mut cluster = Cluster::up(&Place::Dir(dir.clone())).await?;
+    cluster.keep();
+    Ok(cluster)
+}
+
+async fn measure(cluster: &mut Cluster, fault: Fault, options: &Options, settings: Settings) -> Result<Row> {
     let mut row = Row::new(fault);
-    for number in 1..=trials {
-        match trial::run(cluster, fault, settings).await {
+    for number in 1..=options.trials {
+        match trial::run(&*cluster, fault, settings).await {
             Ok(report) => {
                 println!(
                     "{:<12} {number:>3}: gap {:>5} ms, one client {:>5} ms, healed after {:>5.1} s, {} acknowledged, {} unknown, {} lost, {} duplicated",
@@ -144,10 +144,14 @@ async fn measure(cluster: &Cluster, fault: Fault, trials: u32, settings: Setting
                     println!("{:<12}      given up after {INVALID} invalid trials", fault.name());
                     break;
                 }
+                // What is wrong with this cluster must not spoil the trials that follow.
+                if options.dir.is_none() {
+                    *cluster = fresh(options).await?;
+                }
             }
         }
     }
-    row
+    Ok(row)
 }
 
 fn table(rows: &[Row]) {

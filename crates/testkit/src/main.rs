@@ -26,9 +26,17 @@ enum Command {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let done = match Arguments::parse().command {
-        Command::Demo(options) => demo::run(&options).await,
-        Command::BenchFailover(options) => bench::run(&options).await,
+    let command = Arguments::parse().command;
+    let work = async {
+        match &command {
+            Command::Demo(options) => demo::run(options).await,
+            Command::BenchFailover(options) => bench::run(options).await,
+        }
+    };
+    // Dropping the work takes its cluster down.
+    let done = tokio::select! {
+        done = work => done,
+        () = interrupted() => Err(anyhow::anyhow!("interrupted")),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -38,4 +46,13 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+async fn interrupted() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
 }

@@ -2,7 +2,7 @@
 
 use crate::cluster::Cluster;
 use crate::faults::{Fault, Injected};
-use crate::ledger::{Gap, Ledger, Records, Verdict};
+use crate::ledger::{Gap, Ledger, Verdict};
 use anyhow::{Context as _, Result};
 use mainstay_model::status::Status;
 use std::time::Duration;
@@ -63,7 +63,6 @@ pub async fn run(cluster: &Cluster, fault: Fault, settings: Settings) -> Result<
     let records = ledger.finish().await?;
     let (injected, status, healed_after) = tried?;
     let verdict = records.verify().await?;
-    let Records { .. } = &records;
     Ok(Report {
         fault,
         injected,
