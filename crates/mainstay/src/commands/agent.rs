@@ -9,8 +9,8 @@ use mainstay_model::layout::NodeLayout;
 use std::path::PathBuf;
 use tokio::sync::watch;
 
-/// Two threads: one for the loop, one for what waits on a disk. More would only cost memory while idle.
-const WORKERS: usize = 2;
+/// The loop has the main thread; one more carries everything else. More would only hand work to and fro while idle.
+const WORKERS: usize = 1;
 
 /// Runs the agent.
 ///
