@@ -27,9 +27,9 @@ pub(crate) fn ensure() -> Result<()> {
         return Ok(());
     }
     let by_hand = format!(
-        "apt-get update && apt-get install postgresql-common\n    \
+        "apt-get update && apt-get install --no-install-recommends postgresql-common\n    \
          echo 'create_main_cluster = false' >> {CREATE_CLUSTER}   # so that the next package starts no server\n    \
-         apt-get install postgresql"
+         apt-get install --no-install-recommends postgresql"
     );
     if !is_root()? {
         bail!("PostgreSQL 15 or newer is not installed, and only root can install it. As root:\n    {by_hand}");
@@ -53,7 +53,7 @@ fn is_root() -> Result<bool> {
     Ok(uids.split_whitespace().nth(1) == Some("0"))
 }
 
-/// The common package first: it brings the file with all its other settings, and no server. Then ours, then the server.
+/// What the packages recommend is left out: a mail server and a scheduler are among it. The common package first: it brings the file with all its other settings, and no server. Then ours, then the server.
 fn install() -> Result<()> {
     let apt = |arguments: &[&str]| {
         let mut command = Command::new("/usr/bin/apt-get");
@@ -61,9 +61,9 @@ fn install() -> Result<()> {
         finish(&mut command)
     };
     apt(&["update"])?;
-    apt(&["install", "-y", "postgresql-common"])?;
+    apt(&["install", "-y", "--no-install-recommends", "postgresql-common"])?;
     no_server_of_its_own(Path::new(CREATE_CLUSTER))?;
-    apt(&["install", "-y", "postgresql"])
+    apt(&["install", "-y", "--no-install-recommends", "postgresql"])
 }
 
 /// Writes `create_main_cluster = false`, unless the administrator has decided otherwise.

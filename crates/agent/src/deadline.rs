@@ -9,7 +9,7 @@ use mainstay_ports::process::ServerProcess;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tracing::warn;
+use tracing::debug;
 
 type Deadline = Option<(Term, Moment)>;
 
@@ -31,7 +31,7 @@ impl Deadlines {
                 let Some((term, deadline)) = *news.borrow_and_update() else { continue };
                 match process.extend(term, deadline).await {
                     Ok(()) => drop(confirm.send(Some((term, deadline)))),
-                    Err(error) => warn!(term = term.0, %error, "the guard did not take the deadline"),
+                    Err(error) => debug!(term = term.0, %error, "the guard did not take the deadline"),
                 }
             }
         });
