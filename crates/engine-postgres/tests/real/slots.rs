@@ -159,6 +159,7 @@ async fn a_slot_that_was_dropped_stalls_its_replica_until_the_maintenance() {
 async fn a_slot_that_was_given_up_is_made_anew() {
     let cluster = Cluster::running(2).await;
     let (first, second) = (&cluster.nodes[0], &cluster.nodes[1]);
+    until("it keeps the log", || async { slot(first, second, "wal_status").await == "reserved" }).await;
     second.process.kill_all();
     until("the slot is free", || async { slot(first, second, "active").await == "f" }).await;
     first.sql("alter system set max_slot_wal_keep_size = '1MB'").await;
@@ -195,4 +196,20 @@ async fn a_slot_left_from_a_time_as_primary_moves_on() {
     until("replayed", || async { first.pg.probe().await.replay >= Some(flushed) }).await;
     first.pg.maintain_slots(&[(second.id.clone(), Some(flushed))]).await.unwrap();
     assert_eq!(slot(first, second, "restart_lsn").await, flushed.to_string());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_asks_for_a_quick_end_of_its_connection_when_it_is_gone() {
+    let cluster = Cluster::running(2).await;
+    let (first, second) = (&cluster.nodes[0], &cluster.nodes[1]);
+    let conninfo = format!("{} dbname=postgres", second.sql("show primary_conninfo").await);
+    let mut psql = tokio::process::Command::new(second.options.bin_dir.join("psql"));
+    psql.args(["-X", "-A", "-t", "-w", "-c", "show tcp_user_timeout", "-c", "show tcp_keepalives_idle", &conninfo]);
+    if let Some((uid, gid)) = second.options.user {
+        psql.uid(uid).gid(gid).current_dir("/").env("HOME", "/");
+    }
+    let said = psql.output().await.unwrap();
+    assert_eq!(String::from_utf8_lossy(&said.stdout), "3000\n1\n", "{}", String::from_utf8_lossy(&said.stderr));
+    // Clients' sessions keep what the operator set.
+    assert_eq!(crate::support::value(&first.app().await.unwrap(), "show tcp_user_timeout").await, "0");
 }
