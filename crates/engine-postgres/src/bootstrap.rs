@@ -33,6 +33,7 @@ impl Postgres {
         .await?;
         let session = self.launch(deadline).await?;
         self.make_roles(&session).await?;
+        self.provide_slots(&session).await;
         self.change_sync(setting).await?;
         let end = self.recovery_end(&session).await?;
         let system = crate::tools::system_id(&self.data()).ok_or_else(|| failed("the new data has no identity"))?;

@@ -3,6 +3,7 @@
 //! file's first line too, so that one rename changes both. Absent: writing and reloading (see `apply`).
 
 use crate::options::{PostgresOptions, is_owned};
+use crate::slots::slot_name;
 use mainstay_model::layout::NodeLayout;
 use mainstay_model::{CopyId, NodeId, SyncSetting};
 use serde::{Deserialize, Serialize};
@@ -19,6 +20,11 @@ pub(crate) const GENERATION: &str = "mainstay.generation";
 /// How long a standby waits between attempts to get more of the log. Short: told to promote at the wrong moment the startup
 /// process sleeps this long (5 s by default); and a recruit may have to wait for one round.
 pub(crate) const RETRY_INTERVAL_MS: u32 = 50;
+
+/// What a standby asks of the upstream's end of its connection, which clients' sessions there are not to have: the walsender of a host
+/// or path that is gone ends within 3 s, and with it the hold on the slot.
+const STREAM_OPTIONS: &str = "options='-c tcp_keepalives_idle=1 -c tcp_keepalives_interval=1 -c tcp_keepalives_count=2 \
+     -c tcp_user_timeout=3000'";
 
 const LIVE: &str = "# mainstay-live: ";
 const OPEN: &str = "# mainstay: clients may enter";
@@ -115,11 +121,16 @@ fn settings(options: &PostgresOptions, live: &Live, socket_dir: &Path, keep_mb: 
     let path = |path: std::path::PathBuf| path.display().to_string();
     let upstream = live.upstream.as_ref().and_then(|node| options.peers.get(node).map(|at| (node, at)));
     let primary_conninfo = match (upstream, live.copy) {
-        (Some((_, (host, port))), Some(copy)) => conninfo(layout, host, *port, &copy_name(&options.node, copy)),
+        (Some((_, (host, port))), Some(copy)) => {
+            format!("{} {STREAM_OPTIONS}", conninfo(layout, host, *port, &copy_name(&options.node, copy)))
+        }
         // A copy that is being made whole: its name is no copy's, so that its reports count for nothing.
         (Some((_, (host, port))), None) => conninfo(layout, host, *port, &format!("{}_unfinished", options.node)),
         (None, _) => String::new(),
     };
+    // Through its own slot, which admits one connection at a time: a copy that comes back while the upstream still holds the connection
+    // of before must not count twice for a commit. A copy that is being made whole counts for none, and must not wait for the slot.
+    let slot = live.copy.map(|_| slot_name(&options.node)).unwrap_or_default();
     let ours = [
         ("cluster_name", format!("{}/{}", options.cluster, options.node)),
         ("listen_addresses", options.listen.clone()),
@@ -130,6 +141,7 @@ fn settings(options: &PostgresOptions, live: &Live, socket_dir: &Path, keep_mb: 
         ("ssl_key_file", path(layout.server_key())),
         ("ssl_ca_file", path(layout.server_ca())),
         ("primary_conninfo", primary_conninfo),
+        ("primary_slot_name", slot),
         ("synchronous_standby_names", standby_names(live)),
         ("max_slot_wal_keep_size", format!("{keep_mb}MB")),
         ("wal_retrieve_retry_interval", format!("{RETRY_INTERVAL_MS}ms")),
@@ -154,7 +166,8 @@ const DEFAULTS: &[(&str, &str)] = &[
     // Bridges the time between a clone and its slot.
     ("wal_keep_size", "256MB"),
     ("wal_receiver_timeout", "5s"),
-    ("wal_sender_timeout", "5s"),
+    // Short: while the walsender of a connection that broke lives, its replica is refused (see `STREAM_OPTIONS` too).
+    ("wal_sender_timeout", "3s"),
     ("wal_receiver_status_interval", "1s"),
     ("max_standby_streaming_delay", "30s"),
     ("max_standby_archive_delay", "30s"),
@@ -192,9 +205,6 @@ const OURS: &[(&str, &str)] = &[
     ("ssl", "on"),
     ("logging_collector", "off"),
     ("log_destination", "stderr"),
-    // Slots only mark how much of the log to keep (see `slots`); a standby never asks for one by name, since a slot that is missing
-    // upstream would stall it.
-    ("primary_slot_name", ""),
 ];
 
 /// The part of an old file that orders had changed; `None`: not our file.

@@ -254,7 +254,7 @@ impl Postgres {
             seen.end = lsn(1);
             seen.timeline = u32::from_str_radix(text(3), 16).ok().map(Timeline);
         }
-        seen.walsenders = text(5).split(',').filter_map(parse_walsender).collect();
+        seen.walsenders = parse_walsenders(text(5));
     }
 
     /// Now and then opens a new connection, beside the probe.
@@ -283,6 +283,15 @@ impl Postgres {
     }
 }
 
+/// One for each copy. A slot admits one connection, so there should be no second one; if there is, what the two say is not added up:
+/// the one that says less counts.
+fn parse_walsenders(text: &str) -> Vec<Walsender> {
+    let mut all: Vec<Walsender> = text.split(',').filter_map(parse_walsender).collect();
+    all.sort_by(|a, b| (&a.node, a.copy, a.flush, a.streaming).cmp(&(&b.node, b.copy, b.flush, b.streaming)));
+    all.dedup_by(|later, kept| later.node == kept.node && later.copy == kept.copy);
+    all
+}
+
 fn parse_walsender(text: &str) -> Option<Walsender> {
     let mut parts = text.split('|');
     let (node, copy) = parse_copy_name(parts.next()?)?;
@@ -295,6 +304,21 @@ fn parse_walsender(text: &str) -> Option<Walsender> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_two_walsenders_of_one_copy_the_one_that_says_less_counts() {
+        let (one, other) = ("db2_00000000000000ab", "db2_00000000000000ac");
+        let text = format!(
+            "{one}|streaming|0/500|0/400,db3_00000000000000ad|streaming|0/300|0/300,{other}|streaming|0/700|0/700,\
+             {one}|catchup|0/200|0/600,pg_basebackup|backup|0/0|0/0"
+        );
+        let seen: Vec<(String, u64, bool)> = parse_walsenders(&text)
+            .into_iter()
+            .map(|w| (format!("{}_{}", w.node, w.copy), w.flush.0, w.streaming))
+            .collect();
+        let expected = [(one, 0x200, false), (other, 0x700, true), ("db3_00000000000000ad", 0x300, true)];
+        assert_eq!(seen, expected.map(|(name, flush, streaming)| (name.to_owned(), flush, streaming)));
+    }
 
     #[test]
     fn a_write_that_hangs_or_fails_is_silence_and_one_that_works_is_not() {

@@ -1,9 +1,10 @@
-//! Replication slots as marks of how much of the log to keep: one for each other member, on every node, so that a new primary has
-//! them already. No connection uses them: a standby that asked for a slot by name would stall where it is missing. Each node advances
-//! them to what the member says it has flushed.
+//! Replication slots: one for each other data node, on every node, so that a new primary has them already. They mark how much of the
+//! log to keep, and each standby streams through its own: a slot admits one connection at a time, so no copy counts twice for a
+//! commit. A missing slot would stall a standby, so every server gets them all when it starts and when it is promoted, without
+//! keeping any log for them yet; the maintenance lets them keep log and advances them to what the member says it has flushed.
 
 use crate::server::{Postgres, STATEMENT};
-use crate::sql::literal;
+use crate::sql::{Session, literal};
 use mainstay_model::{Lsn, NodeId};
 use mainstay_ports::engine::EngineError;
 use std::collections::BTreeMap;
@@ -15,46 +16,113 @@ pub(crate) fn slot_name(node: &NodeId) -> String {
     format!("{PREFIX}{}", node.as_str().replace('-', "_"))
 }
 
+/// A slot as the server shows it.
+struct Slot {
+    name: String,
+    active: bool,
+    /// It keeps nothing any more, can not be advanced, and newer servers let nobody stream through it.
+    lost: bool,
+    /// From where it keeps the log; `None`: nobody has streamed through it and it keeps nothing.
+    keeps: Option<Lsn>,
+}
+
+impl Slot {
+    async fn all(session: &Session) -> Result<Vec<Slot>, EngineError> {
+        let sql = format!(
+            "select slot_name, active, coalesce(wal_status, ''), restart_lsn from pg_replication_slots \
+             where slot_type = 'physical' and starts_with(slot_name, '{PREFIX}')"
+        );
+        let rows = session.rows(&sql, STATEMENT).await?.into_iter();
+        let slots = rows.filter_map(|row| {
+            let text = |at: usize| row.get(at).and_then(Option::as_deref);
+            Some(Slot {
+                name: text(0)?.to_owned(),
+                active: text(1)? == "t",
+                lost: text(2)? == "lost",
+                keeps: text(3).and_then(|at| at.parse().ok()),
+            })
+        });
+        Ok(slots.collect())
+    }
+}
+
 impl Postgres {
+    /// Creates the slots of all other data nodes that are not there, without keeping log for them. A failure is no reason to give up
+    /// a start or a promotion: the maintenance makes up for it.
+    pub(crate) async fn provide_slots(&self, session: &Session) {
+        let others = self.options.peers.keys().filter(|node| **node != self.options.node);
+        let names: Vec<String> = others.map(|node| literal(&slot_name(node))).collect();
+        if names.is_empty() {
+            return;
+        }
+        let sql = format!(
+            "select count(pg_create_physical_replication_slot(name)) from unnest(array[{}]) name \
+             where not exists (select from pg_replication_slots where slot_name = name)",
+            names.join(",")
+        );
+        if let Err(error) = session.value(&sql, STATEMENT).await {
+            tracing::warn!(%error, "not all replication slots are there; replicas of this server wait for the next maintenance");
+        }
+    }
+
     /// See [`mainstay_ports::engine::Engine::maintain_slots`].
     pub(crate) async fn keep_slots(&self, members: &[(NodeId, Option<Lsn>)]) -> Result<(), EngineError> {
         let session = self.session(STATEMENT).await?;
         let others = members.iter().filter(|(node, _)| *node != self.options.node);
         let wanted: BTreeMap<String, Option<Lsn>> = others.map(|(node, flushed)| (slot_name(node), *flushed)).collect();
-        let sql = format!(
-            "select slot_name, active, coalesce(wal_status, ''), coalesce(restart_lsn, '0/0') from pg_replication_slots \
-             where slot_type = 'physical' and starts_with(slot_name, '{PREFIX}')"
-        );
         let mut there = BTreeMap::new();
-        for row in session.rows(&sql, STATEMENT).await? {
-            let mut row = row.into_iter().map(Option::unwrap_or_default);
-            let (Some(name), Some(active), Some(status)) = (row.next(), row.next(), row.next()) else { continue };
-            let at: Lsn = row.next().and_then(|at| at.parse().ok()).unwrap_or_default();
-            // A slot that was given up keeps nothing any more and can not be advanced.
-            if active == "f" && (!wanted.contains_key(&name) || status == "lost") {
-                session.rows(&format!("select pg_drop_replication_slot({})", literal(&name)), STATEMENT).await?;
+        for slot in Slot::all(&session).await? {
+            if !slot.active && (slot.lost || !wanted.contains_key(&slot.name)) {
+                drop_slot(&session, &slot.name).await?;
             } else {
-                there.insert(name, at);
+                there.insert(slot.name.clone(), slot);
             }
         }
         for (name, flushed) in wanted {
-            let name_sql = literal(&name);
             match (there.get(&name), flushed) {
-                (None, _) => {
-                    let sql = format!("select pg_create_physical_replication_slot({name_sql}, true)");
-                    session.rows(&sql, STATEMENT).await?;
+                (None, None) => create_slot(&session, &name, false).await?,
+                (None, Some(flushed)) => {
+                    create_slot(&session, &name, true).await?;
+                    advance_slot(&session, &name, flushed).await?;
                 }
-                (Some(at), Some(flushed)) if flushed > *at => {
-                    let sql = format!(
-                        "select pg_replication_slot_advance(slot_name, least('{flushed}'::pg_lsn, here)) from pg_replication_slots, \
-                         (select case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_flush_lsn() end) w(here) \
-                         where slot_name = {name_sql} and not active and restart_lsn < least('{flushed}'::pg_lsn, here)"
-                    );
-                    session.rows(&sql, STATEMENT).await?;
+                (Some(slot), _) if slot.active => {}
+                // Nobody has streamed through it here. Only a new one can be told to keep log; a replica that asks for it in
+                // between asks again.
+                (Some(Slot { keeps: None, .. }), Some(flushed)) => {
+                    drop_slot(&session, &name).await?;
+                    create_slot(&session, &name, true).await?;
+                    advance_slot(&session, &name, flushed).await?;
+                }
+                (Some(Slot { keeps: Some(at), .. }), Some(flushed)) if flushed > *at => {
+                    advance_slot(&session, &name, flushed).await?;
                 }
                 _ => {}
             }
         }
         Ok(())
     }
+}
+
+async fn drop_slot(session: &Session, name: &str) -> Result<(), EngineError> {
+    let sql = format!("select pg_drop_replication_slot({})", literal(name));
+    session.rows(&sql, STATEMENT).await?;
+    Ok(())
+}
+
+/// `keep`: keep the log from the last checkpoint on, at once.
+async fn create_slot(session: &Session, name: &str, keep: bool) -> Result<(), EngineError> {
+    let sql = format!("select pg_create_physical_replication_slot({}, {keep})", literal(name));
+    session.rows(&sql, STATEMENT).await?;
+    Ok(())
+}
+
+async fn advance_slot(session: &Session, name: &str, to: Lsn) -> Result<(), EngineError> {
+    let sql = format!(
+        "select pg_replication_slot_advance(slot_name, least('{to}'::pg_lsn, here)) from pg_replication_slots, \
+         (select case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_flush_lsn() end) w(here) \
+         where slot_name = {} and not active and restart_lsn < least('{to}'::pg_lsn, here)",
+        literal(name)
+    );
+    session.rows(&sql, STATEMENT).await?;
+    Ok(())
 }

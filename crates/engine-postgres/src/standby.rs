@@ -36,6 +36,7 @@ impl Postgres {
             self.launch(None).await?
         };
         if session.in_recovery(STATEMENT).await? {
+            self.provide_slots(&session).await;
             return Ok(());
         }
         self.not_a_standby().await
@@ -84,6 +85,7 @@ impl Postgres {
         if session.in_recovery(STATEMENT).await? {
             return Err(failed("the server came up as a standby although it was to be primary"));
         }
+        self.provide_slots(&session).await;
         self.prove_waiting(&session).await?;
         self.recovery_end(&session).await
     }

@@ -6,5 +6,6 @@ mod cutting;
 mod promoting;
 mod rejoining;
 mod running;
+mod slots;
 mod support;
 mod syncing;

@@ -144,10 +144,15 @@ async fn the_first_commit_on_the_new_timeline_waits() {
     let cluster = Cluster::running(3).await;
     let [first, second, third] = &cluster.nodes[..] else { panic!() };
     first.write(10).await;
+    // A replica that had more than the new primary could not follow it: nobody would elect that one.
+    let flushed = first.flushed().await;
+    for node in [second, third] {
+        until("received", || async { node.pg.probe().await.end >= Some(flushed) }).await;
+    }
     first.process.kill_all();
     let (end, _) = second.recruit().await;
     let (other, _) = third.recruit().await;
-    assert_eq!(end.position.timeline, other.position.timeline);
+    assert_eq!(end.position, other.position);
     second.promote(&setting(1, &[third]), &end, 2).await;
     second.pg.open().await.unwrap();
     let client = second.app().await.unwrap();

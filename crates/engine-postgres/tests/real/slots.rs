@@ -1,0 +1,215 @@
+//! Slots: there before anybody needs them, one connection at a time through each, and never in the way for good.
+
+use crate::support::{Cluster, Node, is, setting, until};
+use mainstay_model::{NodeId, ServerState};
+use mainstay_ports::engine::Engine;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio::net::{TcpListener, TcpStream};
+
+/// Carries connections to a server. When cut, those that come are ended towards who opened them and held towards the server, as by a
+/// path that lost the goodbye; new ones pass.
+struct Relay {
+    port: u16,
+    target: Arc<Mutex<Option<(String, u16)>>>,
+    cuts: tokio::sync::watch::Sender<u32>,
+}
+
+impl Relay {
+    fn new() -> Relay {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let listener = TcpListener::from_std(listener).unwrap();
+        let target: Arc<Mutex<Option<(String, u16)>>> = Arc::default();
+        let (cuts, seen) = tokio::sync::watch::channel(0);
+        let to = target.clone();
+        tokio::spawn(async move {
+            while let Ok((down, _)) = listener.accept().await {
+                let (host, port) = to.lock().unwrap().clone().unwrap();
+                let mut cut = seen.clone();
+                cut.mark_unchanged();
+                tokio::spawn(async move {
+                    let mut down = down;
+                    let Ok(mut up) = TcpStream::connect((host.as_str(), port)).await else { return };
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut down, &mut up) => return,
+                        _ = cut.changed() => {}
+                    }
+                    drop(down);
+                    tokio::time::sleep(Duration::from_secs(60)).await;
+                });
+            }
+        });
+        Relay { port, target, cuts }
+    }
+
+    /// Stands between a node and its peer.
+    fn stand_before(&self, peer: &mut (String, u16)) {
+        *self.target.lock().unwrap() = Some(peer.clone());
+        *peer = ("127.0.0.1".into(), self.port);
+    }
+
+    fn cut(&self) {
+        self.cuts.send_modify(|cuts| *cuts += 1);
+    }
+}
+
+/// The processes of the walsenders that serve a copy; one that has not been told yet what to send counts for nothing.
+async fn senders_of(primary: &Node, node: &Node) -> Vec<String> {
+    let sql = "select coalesce(string_agg(pid::text, ','), '') from pg_stat_replication \
+               where state <> 'startup' and application_name = ";
+    let pids = primary.sql(&format!("{sql} '{}_{}'", node.id, node.copy())).await;
+    pids.split(',').filter(|pid| !pid.is_empty()).map(str::to_owned).collect()
+}
+
+async fn slot(node: &Node, of: &Node, what: &str) -> String {
+    node.sql(&format!("select {what} from pg_replication_slots where slot_name = 'mainstay_{}'", of.id)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_comes_back_beside_its_stale_connection_counts_once() {
+    let relay = Relay::new();
+    let n1 = NodeId::new("n1").unwrap();
+    let cluster = Cluster::run(Cluster::with(3, |options| {
+        if options.node.as_str() == "n2" {
+            relay.stand_before(options.peers.get_mut(&n1).unwrap());
+        }
+    }))
+    .await;
+    let [first, second, third] = &cluster.nodes[..] else { panic!() };
+    first.pg.set_sync(&setting(2, &[second, third])).await.unwrap();
+    first.write(10).await;
+    third.process.kill_all();
+    until("the third is gone", || async { senders_of(first, third).await.is_empty() }).await;
+    let client = first.app().await.unwrap();
+    let commit = tokio::spawn(async move { client.batch_execute("create table waits (id int)").await });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let end = first.flushed().await;
+    let confirmed = || async { first.pg.probe().await.walsenders.iter().any(|w| w.flush >= end) };
+    until("the second has it", confirmed).await;
+    let stale = senders_of(first, second).await;
+    assert!(stale.len() == 1 && !commit.is_finished(), "acknowledged with one of two confirmations");
+    relay.cut();
+    let began = Instant::now();
+    until("the stale connection has ended and the second is back", || async {
+        let now = senders_of(first, second).await;
+        assert!(now.len() < 2, "two connections of one copy: {now:?}");
+        assert!(!commit.is_finished(), "a commit was acknowledged that one replica has, counted twice");
+        assert!(first.pg.probe().await.walsenders.len() < 2);
+        now.len() == 1 && now != stale && confirmed().await
+    })
+    .await;
+    let took = began.elapsed();
+    println!("refused for: {took:?}");
+    assert!(took < Duration::from_secs(5), "the replica was refused for {took:?}");
+    let log = std::fs::read_to_string(first.options.layout.server_log()).unwrap();
+    assert!(log.contains("replication slot \"mainstay_n2\" is active"), "the second connection was never refused");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!commit.is_finished(), "a commit was acknowledged that one replica has");
+    third.pg.start_standby(third.copy(), Some(&first.id)).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(10), commit).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_server_has_the_slots_of_all_others_from_its_start_and_they_keep_nothing_yet() {
+    let cluster = Cluster::running(3).await;
+    let [first, second, third] = &cluster.nodes[..] else { panic!() };
+    for node in &cluster.nodes {
+        let names = node.sql("select string_agg(slot_name, ',' order by slot_name) from pg_replication_slots").await;
+        let others = cluster.nodes.iter().filter(|other| other.id != node.id);
+        assert_eq!(names, others.map(|other| format!("mainstay_{}", other.id)).collect::<Vec<_>>().join(","));
+    }
+    assert_eq!(slot(first, second, "active").await, "t");
+    assert_eq!(slot(second, third, "active or restart_lsn is not null").await, "f");
+    // Also after a promotion or a restart in place, when somebody has dropped them.
+    let (end, _) = second.recruit().await;
+    first.process.kill_all();
+    second.sql("select pg_drop_replication_slot(slot_name) from pg_replication_slots").await;
+    second.promote(&setting(0, &[]), &end, 2).await;
+    assert_eq!(second.sql("select count(*) from pg_replication_slots").await, "2");
+    third.pg.recruit().await.unwrap();
+    third.pg.follow(third.copy(), &second.id).await.unwrap();
+    third.until_receiving().await;
+    third.process.kill_all();
+    until("the third is gone", || async { slot(second, third, "active").await == "f" }).await;
+    second.sql("select pg_drop_replication_slot(slot_name) from pg_replication_slots").await;
+    second.process.kill_all();
+    until("gone", || is(second, ServerState::Down)).await;
+    second.pg.restart_in_place(None).await.unwrap();
+    assert_eq!(second.sql("select count(*) from pg_replication_slots").await, "2");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_was_dropped_stalls_its_replica_until_the_maintenance() {
+    let cluster = Cluster::running(2).await;
+    let (first, second) = (&cluster.nodes[0], &cluster.nodes[1]);
+    second.recruit().await;
+    until("the slot is free", || async { slot(first, second, "active").await == "f" }).await;
+    first.sql("select pg_drop_replication_slot('mainstay_n2')").await;
+    second.pg.follow(second.copy(), &first.id).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert!(!second.pg.probe().await.receiving, "it streams without its slot");
+    first.pg.maintain_slots(&[(second.id.clone(), None)]).await.unwrap();
+    second.until_receiving().await;
+    assert_eq!(slot(first, second, "active").await, "t");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_was_given_up_is_made_anew() {
+    let cluster = Cluster::running(2).await;
+    let (first, second) = (&cluster.nodes[0], &cluster.nodes[1]);
+    until("it keeps the log", || async { slot(first, second, "wal_status").await == "reserved" }).await;
+    second.process.kill_all();
+    until("the slot is free", || async { slot(first, second, "active").await == "f" }).await;
+    first.sql("alter system set max_slot_wal_keep_size = '1MB'").await;
+    first.sql("alter system set wal_keep_size = 0").await;
+    first.sql("select pg_reload_conf()").await;
+    for _ in 0..4 {
+        first.write(10).await;
+        first.sql("select pg_switch_wal()").await;
+    }
+    first.sql("checkpoint").await;
+    assert_eq!(slot(first, second, "wal_status").await, "lost");
+    first.pg.maintain_slots(&[(second.id.clone(), None)]).await.unwrap();
+    assert_eq!(slot(first, second, "coalesce(wal_status, 'new')").await, "new");
+    until("gone", || is(second, ServerState::Down)).await;
+    second.clone_from(first).await;
+    assert_eq!(slot(first, second, "active").await, "t");
+    until("it keeps the log", || async { slot(first, second, "wal_status").await == "reserved" }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_left_from_a_time_as_primary_moves_on() {
+    let cluster = Cluster::running(2).await;
+    let (first, second) = (&cluster.nodes[0], &cluster.nodes[1]);
+    first.write(100).await;
+    let end = first.pg.stop_clean(&[second.id.clone()].into()).await.unwrap();
+    assert_eq!(second.recruit().await.0, end);
+    second.promote(&setting(0, &[]), &end, 2).await;
+    second.pg.open().await.unwrap();
+    first.pg.start_standby(first.copy(), Some(&second.id)).await.unwrap();
+    first.until_receiving().await;
+    assert_ne!(slot(first, second, "coalesce(restart_lsn::text, '')").await, "", "nothing was left");
+    second.write(1000).await;
+    let flushed = second.flushed().await;
+    until("replayed", || async { first.pg.probe().await.replay >= Some(flushed) }).await;
+    first.pg.maintain_slots(&[(second.id.clone(), Some(flushed))]).await.unwrap();
+    assert_eq!(slot(first, second, "restart_lsn").await, flushed.to_string());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_asks_for_a_quick_end_of_its_connection_when_it_is_gone() {
+    let cluster = Cluster::running(2).await;
+    let (first, second) = (&cluster.nodes[0], &cluster.nodes[1]);
+    let conninfo = format!("{} dbname=postgres", second.sql("show primary_conninfo").await);
+    let mut psql = tokio::process::Command::new(second.options.bin_dir.join("psql"));
+    psql.args(["-X", "-A", "-t", "-w", "-c", "show tcp_user_timeout", "-c", "show tcp_keepalives_idle", &conninfo]);
+    if let Some((uid, gid)) = second.options.user {
+        psql.uid(uid).gid(gid).current_dir("/").env("HOME", "/");
+    }
+    let said = psql.output().await.unwrap();
+    assert_eq!(String::from_utf8_lossy(&said.stdout), "3000\n1\n", "{}", String::from_utf8_lossy(&said.stderr));
+    // Clients' sessions keep what the operator set.
+    assert_eq!(crate::support::value(&first.app().await.unwrap(), "show tcp_user_timeout").await, "0");
+}
