@@ -102,3 +102,18 @@ async fn gather(peers: Arc<dyn Peers>, node: NodeId, ports: Ports, inputs: mpsc:
         sleep(PAUSE).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn a_listener_accepts_and_a_closed_port_refuses() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        assert!(look(address).await == Look::Accepts);
+        drop(listener);
+        assert!(look(address).await == Look::Refused);
+    }
+}

@@ -89,3 +89,64 @@ impl Routes {
         self.board.publish(route, said.until);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mainstay_model::{CopyId, Lsn, Span, Walsender};
+    use mainstay_ports::clock::boot_now;
+
+    fn node(name: &str) -> NodeId {
+        NodeId::new(name).unwrap()
+    }
+
+    fn routes() -> (Routes, Arc<RouteBoard>) {
+        let servers =
+            [("db1", 1), ("db2", 2)].map(|(name, port)| (node(name), SocketAddr::from(([127, 0, 0, 1], port))));
+        let board = Arc::new(RouteBoard::new(1 << 40));
+        (Routes::new(node("db1"), servers.into(), Arc::clone(&board)), board)
+    }
+
+    fn primary_with_replica(end: u64, replay: u64, streaming: bool) -> ServerObservation {
+        let copy = CopyId::new(7).unwrap();
+        let (flush, replay) = (Lsn(end), Lsn(replay));
+        let walsenders = vec![Walsender { node: node("db2"), copy, flush, replay, streaming }];
+        ServerObservation { end: Some(Lsn(end)), walsenders, ..ServerObservation::default() }
+    }
+
+    #[test]
+    fn only_an_open_route_with_a_deadline_ahead_is_open() {
+        let (routes, board) = routes();
+        let now = boot_now();
+        assert!(!routes.open(now));
+        routes.say(Term(3), RouteState::Open, now + Span(1000));
+        assert!(routes.open(now));
+        assert!(!routes.open(now + Span(1000)), "the deadline itself is too late");
+        assert_eq!(board.now().route.leader.map(|leader| leader.node), Some(node("db1")));
+        routes.say(Term(3), RouteState::Closed, now + Span(1000));
+        assert!(!routes.open(now));
+        assert_eq!(board.now().route.leader, None);
+    }
+
+    #[test]
+    fn replicas_that_stream_are_named_and_small_lag_changes_nothing() {
+        let (routes, board) = routes();
+        routes.say(Term(3), RouteState::Open, boot_now() + Span(5000));
+        routes.observed(&primary_with_replica(10_000, 9_000, true));
+        let version = board.now().version;
+        assert_eq!(board.now().route.replicas.len(), 1);
+        routes.observed(&primary_with_replica(20_000, 11_000, true));
+        assert_eq!(board.now().version, version, "less than a step of lag is no news");
+        routes.observed(&primary_with_replica(3 * LAG_STEP + 5, 5, true));
+        assert_eq!(board.now().route.replicas[0].lag_bytes, Some(3 * LAG_STEP));
+        routes.observed(&primary_with_replica(3 * LAG_STEP, 5, false));
+        assert!(board.now().route.replicas.is_empty(), "one that does not stream is no address for reads");
+    }
+
+    #[test]
+    fn what_a_closed_server_is_seen_to_do_is_not_told() {
+        let (routes, board) = routes();
+        routes.observed(&primary_with_replica(10_000, 9_000, true));
+        assert!(board.now().route.replicas.is_empty());
+    }
+}

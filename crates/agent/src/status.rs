@@ -309,7 +309,93 @@ fn problems(spec: &Spec, answers: &BTreeMap<NodeId, LocalStatus>, primary: Optio
 
 #[cfg(test)]
 mod tests {
-    use super::rfc3339;
+    use super::*;
+    use mainstay_model::{CopyId, Lsn, Walsender};
+
+    fn node(name: &str) -> NodeId {
+        NodeId::new(name).unwrap()
+    }
+
+    fn spec() -> Spec {
+        let text = "[cluster]\nname = \"c\"\n[[node]]\nname = \"db1\"\nhost = \"127.0.0.1\"\n\
+                    [[node]]\nname = \"db2\"\nhost = \"127.0.0.2\"\n";
+        mainstay_model::config::parse(text, &[]).unwrap()
+    }
+
+    fn answer(name: &str, role: &str, state: &str) -> LocalStatus {
+        LocalStatus {
+            node: node(name),
+            agent_pid: 1,
+            guard_pid: None,
+            server_pid: None,
+            version: "15.18".to_owned(),
+            standing: Standing { role: role.to_owned(), state: state.to_owned() },
+            since_ms: 0,
+            term: Term(4),
+            primary_of: None,
+            open: false,
+            blocked: false,
+            degraded: false,
+            sync: BTreeSet::new(),
+            claim: Some((ClaimState::Held, Some(node("db1")))),
+            observed: ServerObservation::default(),
+            problem: None,
+            store_leader: None,
+        }
+    }
+
+    fn primary() -> LocalStatus {
+        let mut answer = answer("db1", "primary", "running");
+        answer.primary_of = Some(Term(4));
+        answer.open = true;
+        answer.sync = [node("db2")].into();
+        answer.observed.end = Some(Lsn(1000));
+        let copy = CopyId::new(9).unwrap();
+        answer.observed.walsenders =
+            vec![Walsender { node: node("db2"), copy, flush: Lsn(900), replay: Lsn(800), streaming: true }];
+        answer
+    }
+
+    fn merged(answers: Vec<LocalStatus>) -> Status {
+        let answers = answers.into_iter().map(|answer| (answer.node.clone(), answer)).collect();
+        merge(&spec(), "https://127.0.0.1:7420".to_owned(), &answers)
+    }
+
+    #[test]
+    fn a_healthy_cluster_has_no_problems() {
+        let status = merged(vec![primary(), answer("db2", "replica", "streaming")]);
+        assert_eq!(status.cluster.primary, Some(node("db1")));
+        assert!(status.cluster.writable);
+        assert!(status.problems.is_empty(), "{:?}", status.problems);
+        assert!(status.nodes[1].sync && status.nodes[1].healthy);
+        assert_eq!(status.nodes[1].lag_bytes, Some(100));
+    }
+
+    #[test]
+    fn each_trouble_is_named_by_its_evidence() {
+        let mut blocked = primary();
+        blocked.blocked = true;
+        let status = merged(vec![blocked]);
+        assert!(!status.cluster.writable);
+        let names: Vec<&str> = status.problems.iter().map(|problem| problem.name.as_str()).collect();
+        assert_eq!(names, ["writes-blocked", "node-unreachable"]);
+        assert_eq!(status.nodes[1].state, "unreachable");
+
+        let status = merged(vec![answer("db1", "none", "stopped"), answer("db2", "replica", "detached")]);
+        assert_eq!(status.cluster.primary, None);
+        assert_eq!(status.problems[0].name, "no-primary");
+        assert!(status.problems[0].evidence.contains("Held by db1"), "{}", status.problems[0].evidence);
+    }
+
+    #[test]
+    fn of_two_that_call_themselves_primary_the_higher_term_counts() {
+        let mut old = primary();
+        old.primary_of = Some(Term(3));
+        let mut new = primary();
+        new.node = node("db2");
+        let status = merged(vec![old, new]);
+        assert_eq!(status.cluster.primary, Some(node("db2")));
+    }
 
     #[test]
     fn wall_time_prints_as_rfc_3339() {
