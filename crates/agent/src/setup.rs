@@ -171,7 +171,11 @@ pub async fn run(options: AgentOptions, stop: watch::Receiver<bool>) -> Result<(
     let engine: Arc<dyn Engine> = Arc::new(engine(&options, Arc::new(leased))?);
     let mesh = mesh(&options, &addresses)?;
     let voters = options.spec.nodes.iter().map(|node| node.name.clone()).collect();
-    let raft = RaftOptions::new(options.node.clone(), voters, options.layout.raft());
+    let raft = RaftOptions {
+        // The longest that a member may be set to: heartbeats are a good part of what an idle node costs.
+        heartbeat: Span(125),
+        ..RaftOptions::new(options.node.clone(), voters, options.layout.raft())
+    };
     let (store, mut handlers) = RaftStore::start(raft, Arc::clone(&mesh) as Arc<dyn Peers>).await?;
 
     let (inputs, input_queue) = mpsc::channel(INPUTS_MAX);

@@ -9,8 +9,9 @@ use mainstay_model::layout::NodeLayout;
 use std::path::PathBuf;
 use tokio::sync::watch;
 
-/// The loop has the main thread; one more carries everything else. More would only hand work to and fro while idle.
-const WORKERS: usize = 1;
+/// None: the loop and all that feeds it share the main thread, since handing work to and fro is most of what an idle agent costs.
+/// What may wait on a disk has threads of its own.
+const WORKERS: usize = 0;
 
 /// Runs the agent.
 ///
@@ -31,7 +32,7 @@ pub(crate) fn run(options: &Agent) -> Outcome {
         server_user: user::server_user()?.map(|user| (user.uid, user.gid)),
         os_user: user::me().name,
     };
-    let outcome = super::few_threads(WORKERS, async {
+    let outcome = super::daemon(WORKERS, async {
         let (stop, stopped) = watch::channel(false);
         tokio::spawn(async move {
             let _ = super::end_signal().await;

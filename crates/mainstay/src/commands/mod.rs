@@ -46,10 +46,17 @@ pub(crate) fn one_thread<T>(work: impl Future<Output = Outcome<T>>) -> Outcome<T
     runtime.map_err(|error| Failure::failed(format!("no runtime: {error}")))?.block_on(work)
 }
 
-/// Runs a daemon with a few threads.
-pub(crate) fn few_threads(workers: usize, work: impl Future<Output = Outcome>) -> Outcome {
+/// Runs a daemon. With no workers: everything in this thread, which costs least while idle.
+pub(crate) fn daemon(workers: usize, work: impl Future<Output = Outcome>) -> Outcome {
     mainstay_net::install_provider();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
+    let mut builder = match workers {
+        0 => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    if workers > 0 {
+        builder.worker_threads(workers);
+    }
+    let runtime = builder.enable_all().build();
     let runtime = runtime.map_err(|error| Failure::failed(format!("no runtime: {error}")))?;
     let outcome = runtime.block_on(work);
     // A task that hangs in a system call must not keep a daemon from ending.

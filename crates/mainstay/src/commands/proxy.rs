@@ -31,7 +31,7 @@ pub(crate) fn run(options: &Proxy) -> Outcome {
     super::start_log();
     let target = Target::read(&crate::target::absolute(&options.config)?)?;
     let workers = std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX);
-    let outcome = super::few_threads(workers, serve(target));
+    let outcome = super::daemon(workers, serve(target));
     if let Err(failure) = &outcome {
         tracing::error!(error = %failure, "the proxy ends");
     }
