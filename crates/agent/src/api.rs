@@ -1,7 +1,7 @@
 //! The API: what people and programs ask an agent, over mutual TLS; and what agents ask each other to answer it.
 
 use crate::history;
-use crate::mind_loop::{Question, Snapshot};
+use crate::mind_loop::{Question, Snapshot, Wish};
 use crate::status::{self, DatedReason, Extras, LocalStatus, NodeReasons};
 use async_trait::async_trait;
 use axum::extract::State;
@@ -10,10 +10,10 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use hyper_util::service::TowerToHyperService;
-use mainstay_decide::io::Input;
+use mainstay_model::api::{Accepted, CommandWish};
 use mainstay_model::spec::Spec;
 use mainstay_model::status::{Problem, Status};
-use mainstay_model::{Message, NodeId, ServerObservation};
+use mainstay_model::{NodeId, ServerObservation};
 use mainstay_net::ServerStream;
 use mainstay_net::http::{HttpServe, serve_service};
 use mainstay_ports::clock::wall_now_ms;
@@ -29,7 +29,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{OnceCell, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tracing::info;
 
 /// A node that does not answer within this counts as unreachable in a status.
 const ASK_TIMEOUT: Duration = Duration::from_millis(700);
@@ -44,8 +43,8 @@ pub struct Api {
     pub address: String,
     /// Questions to the loop.
     pub questions: mpsc::Sender<Question>,
-    /// Orders from operators to the loop.
-    pub inputs: mpsc::Sender<Input>,
+    /// Commands of operators to the loop.
+    pub wishes: mpsc::Sender<Wish>,
     /// The other agents.
     pub peers: Arc<dyn Peers>,
     /// The store.
@@ -68,15 +67,6 @@ pub struct Api {
 enum AgentQuestion {
     Status,
     Reasons,
-}
-
-/// A wish for a switchover.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SwitchoverWish {
-    to: Option<NodeId>,
-    #[serde(default)]
-    by: String,
 }
 
 impl Api {
@@ -157,39 +147,24 @@ impl Api {
         *seen = now;
     }
 
-    async fn switchover(
-        &self,
-        wish: SwitchoverWish,
-        caller: &Caller,
-    ) -> Result<serde_json::Value, (StatusCode, String)> {
-        let status = self.status().await;
-        let Some(primary) = status.cluster.primary.clone() else {
-            return Err((
-                StatusCode::CONFLICT,
-                "there is no open primary to switch from; see `mainstay status`".to_owned(),
-            ));
-        };
-        if let Some(to) = &wish.to {
-            let target = status.nodes.iter().find(|node| &node.name == to);
-            let fit = match target {
-                None => return Err((StatusCode::BAD_REQUEST, format!("there is no node {to}; see `mainstay status`"))),
-                Some(_) if *to == primary => Err(format!("{to} is the primary already")),
-                Some(node) if node.state != "streaming" => Err(format!("{to} is {}, not streaming", node.state)),
-                Some(_) => Ok(()),
-            };
-            fit.map_err(|why| (StatusCode::CONFLICT, why))?;
-        } else if !status.nodes.iter().any(|node| node.role == "replica" && node.state == "streaming") {
-            return Err((StatusCode::CONFLICT, "no replica streams, so there is nobody to switch to".to_owned()));
-        }
-        let by = if wish.by.is_empty() { format!("{caller:?}") } else { wish.by.chars().take(80).collect() };
-        info!(%by, to = ?wish.to, "switchover asked for");
-        if primary == self.me {
-            let _ = self.inputs.send(Input::Switchover { by, to: wish.to }).await;
-        } else if let Ok(body) = serde_json::to_vec(&Message::Switchover { by, to: wish.to }) {
-            self.peers.send(&primary, Channel::Mind, body);
-        }
-        Ok(json!({ "from": primary, "term": status.cluster.term }))
+    /// Gives an operator's command to this node's decisions.
+    async fn command(&self, wish: CommandWish, caller: &Caller) -> Result<Accepted, (StatusCode, String)> {
+        let by = who(&wish.by, caller);
+        let (reply, answer) = oneshot::channel();
+        let wish = Wish { by, command: wish.command, reply };
+        let gone = || (StatusCode::SERVICE_UNAVAILABLE, "the agent's loop does not answer".to_owned());
+        self.wishes.send(wish).await.map_err(|_| gone())?;
+        let answer = tokio::time::timeout(ASK_TIMEOUT, answer).await.ok().and_then(Result::ok).ok_or_else(gone)?;
+        let text = answer.map_err(|why| (StatusCode::CONFLICT, why))?;
+        let term = self.snapshot().await.and_then(|snapshot| snapshot.summary.record).map(|(_, record)| record.term);
+        Ok(Accepted { node: self.me.clone(), term: term.unwrap_or_default(), text })
     }
+}
+
+/// Who asks, for the record: the name that was given, and the certificate's.
+fn who(by: &str, caller: &Caller) -> String {
+    let by: String = by.chars().filter(|c| !c.is_control()).take(80).collect();
+    if by.is_empty() { caller.name().to_owned() } else { format!("{by} ({} {})", caller.role(), caller.name()) }
 }
 
 /// Answers other agents on [`Channel::Ask`].
@@ -228,7 +203,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/status", get(get_status))
         .route("/v1/history", get(get_history))
         .route("/v1/why", get(get_why))
-        .route("/v1/switchover", post(post_switchover))
+        .route("/v1/command", post(post_command))
         .layer(axum::extract::DefaultBodyLimit::max(64 * 1024))
         .with_state(api)
 }
@@ -256,15 +231,15 @@ async fn get_why(State(api): State<Arc<Api>>) -> Response {
     Json(json!({ "nodes": nodes })).into_response()
 }
 
-async fn post_switchover(
+async fn post_command(
     State(api): State<Arc<Api>>,
     Extension(caller): Extension<Caller>,
-    Json(wish): Json<SwitchoverWish>,
+    Json(wish): Json<CommandWish>,
 ) -> Response {
     if !matches!(caller, Caller::Admin(_)) {
         return refusal(StatusCode::FORBIDDEN, "only an admin certificate may change the cluster");
     }
-    match api.switchover(wish, &caller).await {
+    match api.command(wish, &caller).await {
         Ok(accepted) => (StatusCode::ACCEPTED, Json(accepted)).into_response(),
         Err((code, why)) => refusal(code, &why),
     }

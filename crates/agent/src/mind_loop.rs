@@ -8,11 +8,11 @@ use crate::status::Standing;
 use mainstay_decide::Mind;
 use mainstay_decide::io::{Input, Output};
 use mainstay_decide::summary::Summary;
-use mainstay_model::{Event, Message, Moment, Reason, ServerObservation, Span};
+use mainstay_model::{Command, Event, Message, Moment, Reason, ServerObservation, Span};
 use mainstay_ports::clock::{boot_now, wall_now_ms};
 use mainstay_ports::peer::{Channel, Peers};
 use mainstay_ports::store::Store;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -48,6 +48,17 @@ pub struct Parts {
 /// A question to the loop.
 pub type Question = oneshot::Sender<Snapshot>;
 
+/// An operator's command to the loop; the answer comes at once.
+#[derive(Debug)]
+pub struct Wish {
+    /// Who asks.
+    pub by: String,
+    /// What.
+    pub command: Command,
+    /// Where the answer goes.
+    pub reply: oneshot::Sender<Result<String, String>>,
+}
+
 /// What the loop knows at one moment, for status pages.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
@@ -67,6 +78,9 @@ struct Loop {
     /// What the node was doing when last looked at, and since when (wall time).
     standing: (Standing, u64),
     standing_looked: Moment,
+    /// Commands whose answer is due, by number.
+    replies: BTreeMap<u64, oneshot::Sender<Result<String, String>>>,
+    last_command: u64,
 }
 
 /// Runs until `stop` turns true or the promise can not be made durable.
@@ -77,6 +91,7 @@ pub async fn run(
     parts: Parts,
     mut inputs: mpsc::Receiver<Input>,
     mut questions: mpsc::Receiver<Question>,
+    mut wishes: mpsc::Receiver<Wish>,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), DurableError> {
     let executor = Executor::new(parts.hands.clone());
@@ -87,6 +102,8 @@ pub async fn run(
         last_observed: ServerObservation::default(),
         standing: (Standing::default(), wall_now_ms()),
         standing_looked: Moment(0),
+        replies: BTreeMap::new(),
+        last_command: 0,
     };
     the_loop.step(Input::Tick).await?;
     loop {
@@ -103,6 +120,9 @@ pub async fn run(
             },
             question = questions.recv() => if let Some(question) = question {
                 let _ = question.send(the_loop.snapshot());
+            },
+            wish = wishes.recv() => if let Some(wish) = wish {
+                the_loop.command(wish).await?;
             },
             () = tokio::time::sleep(pause) => the_loop.step(Input::Tick).await?,
         }
@@ -140,6 +160,16 @@ impl Loop {
         Ok(())
     }
 
+    async fn command(&mut self, wish: Wish) -> Result<(), DurableError> {
+        self.last_command += 1;
+        let id = self.last_command;
+        self.replies.insert(id, wish.reply);
+        self.step(Input::Operator { id, by: wish.by, command: wish.command }).await?;
+        // The answer comes within the step; nothing is kept of one that did not.
+        self.replies.remove(&id);
+        Ok(())
+    }
+
     async fn carry_out(&mut self, output: Output) -> Result<(), DurableError> {
         match output {
             Output::Persist(durable) => self.parts.hands.gate.persist(durable).await?,
@@ -161,6 +191,11 @@ impl Loop {
             Output::Event(event) => {
                 if self.parts.events.try_send(event).is_err() {
                     warn!("too many events at once; one is not in the history");
+                }
+            }
+            Output::Reply(id, reply) => {
+                if let Some(waiting) = self.replies.remove(&id) {
+                    let _ = waiting.send(reply);
                 }
             }
             Output::Reason(reason) => {

@@ -9,7 +9,7 @@ use crate::handlers::{MindHandler, RouteHandler};
 use crate::health::{self, Health};
 use crate::keeper::Keeper;
 use crate::leased::Leased;
-use crate::mind_loop::{self, INPUTS_MAX, Parts, Question};
+use crate::mind_loop::{self, INPUTS_MAX, Parts, Question, Wish};
 use crate::routes::Routes;
 use crate::slots::Slots;
 use crate::{history, leadership, probes, record};
@@ -100,6 +100,7 @@ fn decision_config(options: &AgentOptions) -> Result<Config> {
         ping: Span(spec.failover.ping_ms),
         hang: Span(spec.failover.suspicion_ms * 2),
         seed: entropy()?,
+        paused: false,
         plants: Default::default(),
     })
 }
@@ -153,6 +154,7 @@ struct Agent {
     routes: Routes,
     inputs: mpsc::Sender<Input>,
     questions: mpsc::Sender<Question>,
+    wishes: mpsc::Sender<Wish>,
     order_begins: Arc<Notify>,
     observed: watch::Sender<ServerObservation>,
     addresses: Addresses,
@@ -180,6 +182,7 @@ pub async fn run(options: AgentOptions, stop: watch::Receiver<bool>) -> Result<(
 
     let (inputs, input_queue) = mpsc::channel(INPUTS_MAX);
     let (questions, question_queue) = mpsc::channel::<Question>(64);
+    let (wishes, wish_queue) = mpsc::channel::<Wish>(16);
     let life = entropy()?;
     let board = Arc::new(RouteBoard::new(life));
     let agent = Agent {
@@ -193,6 +196,7 @@ pub async fn run(options: AgentOptions, stop: watch::Receiver<bool>) -> Result<(
         store,
         inputs: inputs.clone(),
         questions,
+        wishes,
         order_begins: Arc::default(),
         observed: watch::Sender::new(ServerObservation::default()),
         addresses,
@@ -206,7 +210,7 @@ pub async fn run(options: AgentOptions, stop: watch::Receiver<bool>) -> Result<(
     let data = agent.engine.has_data().await;
     let mind = Mind::new(decision_config(&options)?, durable.clone(), data, life);
     let parts = agent.start_tasks(mind, Gate::new(options.layout.durable(), durable));
-    let outcome = mind_loop::run(parts, input_queue, question_queue, stop).await;
+    let outcome = mind_loop::run(parts, input_queue, question_queue, wish_queue, stop).await;
     info!("the loop has ended; stopping the server and its guard");
     if outcome.is_ok() {
         agent.end().await;
@@ -222,7 +226,7 @@ impl Agent {
             spec: Arc::clone(&self.spec),
             address,
             questions: self.questions.clone(),
-            inputs: self.inputs.clone(),
+            wishes: self.wishes.clone(),
             peers: Arc::clone(&self.mesh) as Arc<dyn Peers>,
             store: Arc::clone(&self.store),
             process: Arc::clone(&self.keeper) as Arc<dyn ServerProcess>,

@@ -39,7 +39,15 @@ impl Mind {
     }
 
     pub(crate) fn event_of(&mut self, term: Term, kind: &'static str, text: impl Into<String>) {
-        let event = Event { node: self.config.me.clone(), wall_ms: 0, term, kind: kind.to_owned(), text: text.into() };
+        let event = Event {
+            node: self.config.me.clone(),
+            wall_ms: 0,
+            term,
+            kind: kind.to_owned(),
+            text: text.into(),
+            change: None,
+            lost: None,
+        };
         self.out.push(Output::Event(event));
     }
 

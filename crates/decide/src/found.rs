@@ -95,6 +95,8 @@ impl Mind {
             wanted: None,
             asynchronous: self.config.durability == Durability::Async,
             system: None,
+            lease: Some(self.config.lease),
+            reason: "the first copy".to_owned(),
         }
     }
 

@@ -14,13 +14,13 @@
 
 use mainstay_model::record::{Durability, Durable};
 use mainstay_model::{
-    Event, Message, Moment, NodeId, Order, OrderId, Outcome, Reason, Record, Revision, RouteState, ServerObservation,
-    Span, Term,
+    Command, Event, Message, Moment, NodeId, Order, OrderId, Outcome, Reason, Record, Revision, RouteState,
+    ServerObservation, Span, Term,
 };
 use std::collections::BTreeMap;
 
 /// What a node must know to decide; from the spec.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Who I am.
     pub me: NodeId,
@@ -44,12 +44,15 @@ pub struct Config {
     pub hang: Span,
     /// Seed for copy ids and random pauses: operating system entropy on a host, the schedule's in the simulator.
     pub seed: u64,
+    /// The operator has switched automatic take-over, restart and rejoin off.
+    pub paused: bool,
     /// Faults planted on purpose; heeded only with the cargo feature `plant`. Empty outside the simulator.
     pub plants: std::collections::BTreeSet<crate::plant::Plant>,
 }
 
 /// How a compare-and-set of the record ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "one at a time; moved, not kept")]
 pub enum CasResult {
     /// Written.
     Done(Revision),
@@ -97,12 +100,16 @@ pub enum Input {
     PeerLink(NodeId, bool),
     /// Evidence about another node.
     Evidence(NodeId, Evidence),
-    /// An operator at this node asks for a switchover.
-    Switchover {
+    /// The operator's wishes changed: nodes, durability, times, pause. Who I am, the seed and plants stay as they were.
+    Configured(Box<Config>),
+    /// An operator at this node asks for something.
+    Operator {
+        /// Comes back in [`Output::Reply`].
+        id: u64,
         /// Who asked.
         by: String,
-        /// Where to; `None`: the best replica.
-        to: Option<NodeId>,
+        /// What.
+        command: Command,
     },
 }
 
@@ -127,4 +134,6 @@ pub enum Output {
     Event(Event),
     /// Why something was decided, or not.
     Reason(Reason),
+    /// The answer to the operator's command of this number: what will be done, or why not. Comes within the same step.
+    Reply(u64, Result<String, String>),
 }

@@ -12,6 +12,7 @@ mod explain;
 mod found;
 pub mod io;
 mod mind;
+mod operator;
 mod orders;
 mod peers;
 pub mod plant;

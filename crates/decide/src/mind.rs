@@ -123,7 +123,8 @@ impl Mind {
             Input::Peer(node, message) => self.on_message(&node, message),
             Input::PeerLink(node, up) => self.on_link(&node, up),
             Input::Evidence(node, evidence) => self.on_evidence(&node, evidence),
-            Input::Switchover { by, to } => self.on_switchover(&by, to),
+            Input::Configured(config) => self.on_configured(*config),
+            Input::Operator { id, by, command } => self.on_command(id, &by, command),
         }
     }
 
@@ -161,11 +162,6 @@ impl Mind {
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
-    }
-
-    /// Changes at run time which nodes may not become primary nor count for commits.
-    pub fn set_excluded(&mut self, excluded: std::collections::BTreeSet<NodeId>) {
-        self.config.excluded = excluded;
     }
 
     pub(crate) fn planted(&self, plant: Plant) -> bool {

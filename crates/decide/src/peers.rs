@@ -36,7 +36,6 @@ impl Mind {
                     peer.primary_of = peer.primary_of.max(Some(term));
                 }
             }
-            Message::Switchover { by, to } => self.on_switchover(&by, to),
         }
     }
 

@@ -3,7 +3,7 @@
 
 use crate::mind::Mind;
 use crate::reign::Phase;
-use mainstay_model::{LogEnd, Message, Moment, NodeId, Order, OrderFailure, RouteState, ServerState, Span};
+use mainstay_model::{LogEnd, Moment, NodeId, Order, OrderFailure, RouteState, ServerState, Span};
 use std::collections::BTreeSet;
 
 const DRAIN_MS: u64 = 30;
@@ -19,32 +19,19 @@ pub(crate) struct Switch {
 }
 
 impl Mind {
-    pub(crate) fn on_switchover(&mut self, by: &str, to: Option<NodeId>) {
+    /// Begins to hand over, or says why not.
+    pub(crate) fn on_switchover(&mut self, by: &str, to: Option<NodeId>) -> Result<String, String> {
         let serving = self.reign.as_ref().is_some_and(|reign| reign.phase == Phase::Serving && reign.opened);
         if !serving {
-            self.pass_on(by, to);
-            return;
+            return Err("this node is not an open primary".to_owned());
         }
         if self.reign.as_ref().is_some_and(|reign| reign.switch.is_some()) {
-            self.tell("switchover-refused", "a switchover is under way already");
-            return;
+            return Err("a switchover is under way already".to_owned());
         }
-        match self.choose_target(to) {
-            Ok(target) => self.begin_switchover(by, target),
-            Err(why) => self.tell("switchover-refused", why),
-        }
-    }
-
-    fn pass_on(&mut self, by: &str, to: Option<NodeId>) {
-        if self.other_leader().is_some() && !by.is_empty() {
-            if let Some((leader, _)) = self.other_leader() {
-                // An empty name marks a request that was passed on once: it is not passed on again.
-                self.reason("switchover", format!("passing the request of {by} on to {leader}"));
-                self.send(leader, Message::Switchover { by: String::new(), to });
-            }
-        } else {
-            self.tell("switchover-refused", "this node is not an open primary");
-        }
+        let target = self.choose_target(to)?;
+        let text = format!("handing over to {target}");
+        self.begin_switchover(by, target);
+        Ok(text)
     }
 
     fn choose_target(&self, to: Option<NodeId>) -> Result<NodeId, String> {
@@ -74,8 +61,7 @@ impl Mind {
     }
 
     fn begin_switchover(&mut self, by: &str, target: NodeId) {
-        let who = if by.is_empty() { "an operator" } else { by };
-        self.tell("switchover-begun", format!("{who} asked to hand over to {target}: holding new work"));
+        self.tell("switchover-begun", format!("{by} asked to hand over to {target}: holding new work"));
         let now = self.now;
         let Some(reign) = self.reign.as_mut() else { return };
         reign.switch = Some(Switch { target, since: now });

@@ -90,6 +90,8 @@ fn record(words: &Words) -> Record {
         wanted: words.get("wanted").map(node),
         asynchronous: words.has("async"),
         system: Some(SystemId(words.get("system").map_or(77, |text| text.parse().unwrap()))).filter(|id| id.0 != 0),
+        lease: None,
+        reason: String::new(),
     }
 }
 
@@ -152,7 +154,6 @@ fn message(now: u64, words: &Words) -> Message {
             end: LogEnd { position: position(words.word(5)), lineage: lineage(words.get("lin")) },
         }),
         "open" => Message::Open { term: term(), timeline: Timeline(words.number("tl") as u32) },
-        "switchover" => Message::Switchover { by: "test".to_owned(), to: words.get("to").map(node) },
         other => panic!("message {other}"),
     }
 }
@@ -218,7 +219,11 @@ impl Script {
                     _ => Evidence::ServerRefused,
                 },
             ),
-            "switchover" => Input::Switchover { by: "test".to_owned(), to: words.get("to").map(node) },
+            "switchover" => Input::Operator {
+                id: 1,
+                by: "test".to_owned(),
+                command: Command::Switchover { to: words.get("to").map(node) },
+            },
             _ => Input::Ordered(self.order, outcome(&words)),
         }
     }
@@ -340,7 +345,6 @@ fn show_message(message: &Message) -> Option<String> {
             format!("answer {} {copy} {end} lin={lineage}", answer.term)
         }
         Message::Open { term, timeline } => format!("open {term} tl={timeline}"),
-        Message::Switchover { to, .. } => format!("switchover to={}", or_dash(to.as_ref())),
     })
 }
 
@@ -364,6 +368,7 @@ fn show(output: &Output) -> Option<String> {
             format!("route term {term} {} until {}", format!("{state:?}").to_lowercase(), at.0)
         }
         Output::Event(event) => format!("event {}: {}", event.kind, event.text),
+        Output::Reply(id, reply) => format!("reply {id}: {reply:?}"),
         Output::Reason(reason) => format!("reason {}: {}", reason.rule, reason.text),
     })
 }

@@ -7,7 +7,7 @@ mod common;
 use common::{World, id};
 use mainstay_decide::Input;
 use mainstay_model::record::Durability;
-use mainstay_model::{NodeId, ServerState};
+use mainstay_model::{Command, NodeId, ServerState};
 
 fn founded(nodes: &[&str], durability: Durability, n: u32) -> (World, NodeId) {
     let mut world = World::new(nodes, durability, n);
@@ -135,7 +135,10 @@ fn without_a_fit_replica_the_server_restarts_in_place() {
 }
 
 fn request(world: &mut World, primary: &NodeId, to: &str) {
-    world.input(primary, Input::Switchover { by: "test".to_owned(), to: Some(id(to)) });
+    world.input(
+        primary,
+        Input::Operator { id: 1, by: "test".to_owned(), command: Command::Switchover { to: Some(id(to)) } },
+    );
 }
 
 /// A change, from a settled cluster.

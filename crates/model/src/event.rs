@@ -1,6 +1,6 @@
 //! Facts for the record, and the reasons behind decisions.
 
-use crate::{Moment, NodeId, Term};
+use crate::{Lsn, Moment, NodeId, Position, Span, Term, Timeline};
 use serde::{Deserialize, Serialize};
 
 /// A decision, or a decision not to act, in words for people.
@@ -29,4 +29,47 @@ pub struct Event {
     pub kind: String,
     /// A sentence with the evidence, positions and durations.
     pub text: String,
+    /// With `primary-opened`: how the right to be primary came here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub change: Option<Change>,
+    /// With `rewound`, `cloned` and `diverged`: what left the cluster's history.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost: Option<Lost>,
+}
+
+/// One change of primary.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// Why: what ended the last reign, or who asked.
+    pub cause: String,
+    /// The primary before, if one is known.
+    pub from: Option<NodeId>,
+    /// The primary now.
+    pub to: NodeId,
+    /// The timeline it serves on.
+    pub timeline: Timeline,
+    /// Where the new timeline left the old log; `None` for a restart in place and for the first copy.
+    pub fork: Option<Position>,
+    /// Where recovery ended.
+    pub end: Lsn,
+    /// From when the loss was seen here until clients could enter; `None` if this node did not see it.
+    pub gap: Option<Span>,
+    /// Commits were acknowledged without waiting (async), or the operator accepted a loss: at most this many bytes of the old primary's log
+    /// beyond the fork were heard of. `Some(0)`: none was heard of. `None`: nothing acknowledged can be missing.
+    pub at_risk_bytes: Option<u64>,
+}
+
+/// What a diverged log held that is not in the cluster's history.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lost {
+    /// The last position that both logs share.
+    pub from: Position,
+    /// Where the diverged log ended.
+    pub to: Position,
+    /// Commits in between, if they could be counted.
+    pub commits: Option<u64>,
+    /// They may have been acknowledged (the mode was async, or a loss was accepted); otherwise they never were.
+    pub may_be_acknowledged: bool,
+    /// Where the report and the kept log lie, on the node that says so.
+    pub kept: String,
 }

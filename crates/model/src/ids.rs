@@ -73,11 +73,25 @@ name!(ClusterName, "A cluster's name: `[a-z][a-z0-9-]*`.");
 #[serde(transparent)]
 pub struct Term(pub u64);
 
+/// How many terms one incarnation has. No cluster elects so often: at one election a second it would take eleven days without a pause.
+pub const TERMS_PER_INCARNATION: u64 = 1_000_000;
+
 impl Term {
     /// The term that follows.
     #[must_use]
     pub const fn next(self) -> Term {
         Term(self.0 + 1)
+    }
+    /// How often the cluster's store was rebuilt from one node (`mainstay recover`) before this term. A term of a later incarnation is
+    /// higher than every term of an earlier one, so whatever compares terms also keeps the members of a lost store out.
+    #[must_use]
+    pub const fn incarnation(self) -> u64 {
+        self.0 / TERMS_PER_INCARNATION
+    }
+    /// The first term of the next incarnation.
+    #[must_use]
+    pub const fn next_incarnation(self) -> Term {
+        Term((self.incarnation() + 1) * TERMS_PER_INCARNATION)
     }
 }
 

@@ -5,6 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod api;
+pub mod command;
 pub mod config;
 pub mod config_check;
 pub mod event;
@@ -19,9 +21,11 @@ pub mod route;
 pub mod setting;
 pub mod spec;
 pub mod status;
+pub mod stored_spec;
 pub mod time;
 
-pub use event::{Event, Reason};
+pub use command::Command;
+pub use event::{Change, Event, Lost, Reason};
 pub use ids::{ClusterName, CopyId, NodeId, SystemId, Term};
 pub use message::{Answer, Message, Presence};
 pub use observation::{ServerObservation, ServerState, Walsender};

@@ -1,6 +1,6 @@
 //! What agents tell each other. One-way messages: they may be lost, late or repeated.
 
-use crate::{CopyId, LogEnd, Moment, NodeId, Position, Revision, ServerState, Span, Term, Timeline};
+use crate::{CopyId, LogEnd, Moment, Position, Revision, ServerState, Span, Term, Timeline};
 use serde::{Deserialize, Serialize};
 
 /// A node's standing, sent to every peer each ping interval.
@@ -71,12 +71,5 @@ pub enum Message {
         term: Term,
         /// Its timeline.
         timeline: Timeline,
-    },
-    /// Please hand the primary's role to this node (or to the best one).
-    Switchover {
-        /// Who asked, for the record of events.
-        by: String,
-        /// The wanted next primary.
-        to: Option<NodeId>,
     },
 }

@@ -2,7 +2,7 @@
 //!
 //! One key, so that a successful raise of the term *is* the read of members and quorum (take-over protocol, 3.4).
 
-use crate::{CopyId, Lineage, Lsn, NodeId, Position, SystemId, Term, Timeline};
+use crate::{CopyId, Lineage, Lsn, NodeId, Position, Span, SystemId, Term, Timeline};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -84,6 +84,13 @@ pub struct Record {
     pub asynchronous: bool,
     /// The data's identity, once the first copy exists.
     pub system: Option<SystemId>,
+    /// The lease for which the last grant was given. Who waits for a lease to run out waits for this one, whatever its own setting
+    /// says: the setting may change while a grant holds. `None`: written by a version that did not say.
+    #[serde(default)]
+    pub lease: Option<Span>,
+    /// Why the right to be primary changed hands last, for people: written by who released the term, or raised it. Decides nothing.
+    #[serde(default)]
+    pub reason: String,
 }
 
 /// From whom a standby streams, and of which term that server is primary.

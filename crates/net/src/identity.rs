@@ -19,8 +19,12 @@ pub enum Role {
     Server(NodeId),
     /// A replica's stream towards its primary; the name is the database role (also the certificate's common name).
     Replication(String),
-    /// A person or program that may operate the cluster.
+    /// A person or program that may change everything.
     Admin(String),
+    /// One that may switch over, fail over without loss, restart, pause and resume.
+    Operator(String),
+    /// One that may look.
+    Reader(String),
     /// A proxy.
     Proxy(String),
 }
@@ -34,6 +38,8 @@ impl Role {
             Role::Server(_) => "server",
             Role::Replication(_) => "replication",
             Role::Admin(_) => "admin",
+            Role::Operator(_) => "operator",
+            Role::Reader(_) => "reader",
             Role::Proxy(_) => "proxy",
         }
     }
@@ -43,7 +49,11 @@ impl Role {
     pub fn name(&self) -> &str {
         match self {
             Role::Node(name) | Role::Server(name) => name.as_str(),
-            Role::Replication(name) | Role::Admin(name) | Role::Proxy(name) => name,
+            Role::Replication(name)
+            | Role::Admin(name)
+            | Role::Operator(name)
+            | Role::Reader(name)
+            | Role::Proxy(name) => name,
         }
     }
 
@@ -53,6 +63,8 @@ impl Role {
         match self {
             Role::Node(name) => Some(Caller::Node(name.clone())),
             Role::Admin(name) => Some(Caller::Admin(name.clone())),
+            Role::Operator(name) => Some(Caller::Operator(name.clone())),
+            Role::Reader(name) => Some(Caller::Reader(name.clone())),
             Role::Proxy(name) => Some(Caller::Proxy(name.clone())),
             Role::Server(_) | Role::Replication(_) => None,
         }
@@ -66,6 +78,8 @@ impl Role {
             "server" => Ok(Role::Server(node()?)),
             "replication" => Ok(Role::Replication(free()?)),
             "admin" => Ok(Role::Admin(free()?)),
+            "operator" => Ok(Role::Operator(free()?)),
+            "reader" => Ok(Role::Reader(free()?)),
             "proxy" => Ok(Role::Proxy(free()?)),
             other => Err(NetError::Certificate(format!("no role is called {other:?}"))),
         }

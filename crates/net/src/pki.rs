@@ -172,7 +172,9 @@ fn usages(role: &Role) -> Vec<ExtendedKeyUsagePurpose> {
     match role {
         Role::Node(_) => vec![ServerAuth, ClientAuth],
         Role::Server(_) => vec![ServerAuth],
-        Role::Replication(_) | Role::Admin(_) | Role::Proxy(_) => vec![ClientAuth],
+        Role::Replication(_) | Role::Admin(_) | Role::Operator(_) | Role::Reader(_) | Role::Proxy(_) => {
+            vec![ClientAuth]
+        }
     }
 }
 

@@ -22,8 +22,34 @@ pub enum Caller {
     Node(NodeId),
     /// A proxy, by name.
     Proxy(String),
-    /// A person or program that may operate the cluster.
+    /// A person or program that may change everything.
     Admin(String),
+    /// One that may switch over, fail over without loss, restart, pause and resume.
+    Operator(String),
+    /// One that may look.
+    Reader(String),
+}
+
+impl Caller {
+    /// The name in the certificate.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Caller::Node(node) => node.as_str(),
+            Caller::Proxy(name) | Caller::Admin(name) | Caller::Operator(name) | Caller::Reader(name) => name,
+        }
+    }
+    /// The role in the certificate.
+    #[must_use]
+    pub fn role(&self) -> &'static str {
+        match self {
+            Caller::Node(_) => "node",
+            Caller::Proxy(_) => "proxy",
+            Caller::Admin(_) => "admin",
+            Caller::Operator(_) => "operator",
+            Caller::Reader(_) => "reader",
+        }
+    }
 }
 
 /// What a message is about. Each has one handler.

@@ -7,6 +7,7 @@ use crate::server::Process;
 use crate::shape::{MS, Micros};
 use crate::world::World;
 use mainstay_decide::{Input, Plant};
+use mainstay_model::Command;
 
 macro_rules! faults {
     ($($name:ident $weight:literal $text:literal;)*) => {
@@ -277,7 +278,7 @@ impl World {
     fn ask_switchover(&mut self, node: Node) {
         let to = self.rng.index(self.nodes.len());
         let to = self.rng.chance(7000).then(|| self.names[to].clone());
-        self.input(node, Input::Switchover { by: "operator".to_owned(), to });
+        self.input(node, Input::Operator { id: 1, by: "operator".to_owned(), command: Command::Switchover { to } });
     }
 
     fn change_excluded(&mut self, fault: Fault, node: Node) {

@@ -249,6 +249,7 @@ impl World {
                 self.nodes[node].route = state;
             }
             Output::Event(event) => self.trace(Some(node), || format!("  event {}: {}", event.kind, event.text)),
+            Output::Reply(id, reply) => self.trace(Some(node), || format!("  reply {id}: {reply:?}")),
             Output::Reason(reason) => self.trace(Some(node), || format!("  why {}: {}", reason.rule, reason.text)),
         }
     }
@@ -270,6 +271,7 @@ impl World {
             ping: Span(90),
             hang: Span(1500),
             seed: self.rng.draw(),
+            paused: false,
             plants: self.plants.clone(),
         };
         let life = self.rng.draw();

@@ -156,6 +156,8 @@ impl World {
             wanted: None,
             asynchronous,
             system: Some(system),
+            lease: Some(self.shape.lease),
+            reason: String::new(),
         };
         self.store.versions.push((Revision(1), record));
     }

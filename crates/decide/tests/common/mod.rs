@@ -31,6 +31,7 @@ pub(crate) fn config(me: &str, nodes: &[&str], durability: Durability, n: u32) -
         ping: Span(250),
         hang: Span(2000),
         seed: 7,
+        paused: false,
         plants: BTreeSet::new(),
     }
 }
@@ -356,7 +357,7 @@ impl World {
                 node.work = Some(Work { id, stale, order, done_at });
             }
             Output::Route(term, state, at) => self.nodes.get_mut(name).unwrap().route = Some((term, state, at)),
-            Output::Event(_) | Output::Reason(_) => {}
+            Output::Event(_) | Output::Reason(_) | Output::Reply(..) => {}
         }
     }
 

@@ -79,7 +79,15 @@ mod tests {
 
     fn event(wall_ms: u64, kind: &str) -> Event {
         let node = NodeId::new("db1").unwrap();
-        Event { node, wall_ms, term: Term(2), kind: kind.into(), text: "db1 serves from 0/3000000".into() }
+        Event {
+            node,
+            wall_ms,
+            term: Term(2),
+            kind: kind.into(),
+            text: "db1 serves from 0/3000000".into(),
+            change: None,
+            lost: None,
+        }
     }
 
     #[test]

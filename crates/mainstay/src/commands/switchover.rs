@@ -10,7 +10,7 @@ use crate::output::progress::Progress;
 use crate::output::{self, confirm};
 use crate::target::Target;
 use mainstay_model::status::Status;
-use mainstay_model::{NodeId, Term};
+use mainstay_model::{Command, NodeId, Term};
 use mainstay_ports::clock::boot_now;
 use serde_json::json;
 use std::time::Duration;
@@ -95,8 +95,8 @@ fn check_now(target: &Target, status: &Status, to: Option<&NodeId>) -> Outcome<N
 
 /// Tells the primary's agent; if that does not answer, any other.
 async fn ask(agents: &Agents, order: &Order) -> Outcome {
-    let body = json!({ "to": order.to, "by": user::who() });
-    let answer = agents.ask(&order.from, "POST", "/v1/switchover", Some(&body)).await;
+    let body = json!({ "command": Command::Switchover { to: order.to.clone() }, "by": user::who() });
+    let answer = agents.ask(&order.from, "POST", "/v1/command", Some(&body)).await;
     let answer: Answer = answer.map_err(|why| {
         Failure::failed(format!("the agent of {} does not answer: {why}", order.from))
             .hint("whether it took the order is unknown; see `mainstay status` and `mainstay history`")
