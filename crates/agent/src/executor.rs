@@ -4,7 +4,7 @@ use crate::deadline::Deadlines;
 use crate::durable::Gate;
 use futures_util::FutureExt;
 use mainstay_decide::io::Input;
-use mainstay_model::{NodeId, Order, OrderFailure, OrderId, Outcome, Term};
+use mainstay_model::{Lost, NodeId, Order, OrderFailure, OrderId, Outcome, Term};
 use mainstay_ports::clock::boot_now;
 use mainstay_ports::engine::{Engine, EngineError};
 use mainstay_ports::process::ServerProcess;
@@ -88,6 +88,17 @@ fn done(result: Result<(), EngineError>) -> Outcome {
     result.map_or_else(failed, |()| Outcome::Done)
 }
 
+fn replaced(result: Result<Option<Lost>, EngineError>) -> Outcome {
+    match result {
+        Ok(None) => Outcome::Done,
+        Ok(Some(lost)) => {
+            warn!(?lost, "what the old data held besides is kept");
+            Outcome::Replaced(lost)
+        }
+        Err(error) => failed(error),
+    }
+}
+
 impl Hands {
     async fn carry_out(&self, term: Term, order: Order) -> Outcome {
         // A kill is always safe: it takes a server away and never gives one.
@@ -111,14 +122,9 @@ impl Hands {
             Order::Close => done(self.engine.close().await),
             Order::SetSync { setting } => self.engine.set_sync(&setting).await.map_or_else(failed, Outcome::Confirmed),
             Order::StopClean { keep } => self.engine.stop_clean(&keep).await.map_or_else(failed, Outcome::Ended),
-            Order::Rewind { source } => match self.engine.rewind(&source).await {
-                Ok(report) => {
-                    warn!(%report, "rewound; what the diverged log held is kept");
-                    Outcome::Done
-                }
-                Err(error) => failed(error),
-            },
-            Order::Clone { source, copy } => done(self.engine.as_ref().clone_from(&source, copy).await),
+            Order::Stop => done(self.engine.stop_standby().await),
+            Order::Rewind { source } => replaced(self.engine.rewind(&source).await),
+            Order::Clone { source, copy } => replaced(self.engine.as_ref().clone_from(&source, copy).await),
             order => self.as_primary(term, order).await,
         }
     }

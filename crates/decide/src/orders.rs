@@ -41,6 +41,7 @@ impl Orders {
 fn kind(order: &Order) -> &'static str {
     match order {
         Order::Kill => "kill",
+        Order::Stop => "stop",
         Order::StartStandby => "start-standby",
         Order::Recruit => "recruit",
         Order::ReadEnd => "read-end",
@@ -119,14 +120,14 @@ impl Mind {
                 self.server.pointed = true;
             }
             (Order::Follow { .. }, _) => self.follow_failed(failure),
-            (Order::Rewind { .. }, Outcome::Done) => {
+            (Order::Rewind { .. }, Outcome::Done | Outcome::Replaced(_)) => {
                 let copy = self.server.rewinding;
                 self.server.set(self.now, ServerState::Down);
                 self.copy_made(copy);
                 self.tell("rewound", "the diverged log was kept and reported, and the copy rewound");
             }
             (Order::Rewind { .. }, _) => self.rewind_failed(failure),
-            (Order::Clone { copy, .. }, Outcome::Done) => {
+            (Order::Clone { copy, .. }, Outcome::Done | Outcome::Replaced(_)) => {
                 self.server.set(self.now, ServerState::Down);
                 self.copy_made(Some(copy));
                 self.tell("cloned", format!("a new copy was cloned: {copy}"));

@@ -34,8 +34,8 @@ pub use server::Postgres;
 
 use async_trait::async_trait;
 use mainstay_model::record::RecoveryEnd;
-use mainstay_model::{CopyId, LogEnd, Lsn, NodeId, Position, ServerObservation, SyncSetting, SystemId, Timeline};
-use mainstay_ports::engine::{Capabilities, Deadline, Engine, EngineError};
+use mainstay_model::{CopyId, LogEnd, Lost, Lsn, NodeId, Position, ServerObservation, SyncSetting, SystemId, Timeline};
+use mainstay_ports::engine::{Capabilities, Configured, Deadline, Engine, EngineError, EngineSettings};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -113,12 +113,20 @@ impl Engine for Postgres {
         self.run_primary_again(deadline).await
     }
 
-    async fn rewind(&self, source: &NodeId) -> Result<String, EngineError> {
+    async fn rewind(&self, source: &NodeId) -> Result<Option<Lost>, EngineError> {
         self.rewind_to(source).await
     }
 
-    async fn clone_from(&self, source: &NodeId, copy: CopyId) -> Result<(), EngineError> {
-        self.clone_source(source, copy).await
+    async fn clone_from(&self, source: &NodeId, copy: CopyId) -> Result<Option<Lost>, EngineError> {
+        self.clone_source(source, copy).await.map(|()| None)
+    }
+
+    async fn stop_standby(&self) -> Result<(), EngineError> {
+        self.stop_in_order().await
+    }
+
+    async fn configure(&self, _settings: &EngineSettings) -> Result<Configured, EngineError> {
+        Err(EngineError::NotYet("settings can not be changed while the server runs yet".to_owned()))
     }
 
     async fn maintain_slots(&self, members: &[(NodeId, Option<Lsn>)]) -> Result<(), EngineError> {

@@ -3,7 +3,7 @@
 
 use crate::server::{Postgres, failed, not_yet};
 use crate::source::Source;
-use mainstay_model::{LogEnd, Lsn, NodeId, Position, Timeline};
+use mainstay_model::{LogEnd, Lost, Lsn, NodeId, Position, Timeline};
 use mainstay_ports::engine::EngineError;
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ pub(crate) fn parted(mine: &LogEnd, source: &Source) -> Option<Position> {
 
 impl Postgres {
     /// See [`mainstay_ports::engine::Engine::rewind`].
-    pub(crate) async fn rewind_to(&self, source: &NodeId) -> Result<String, EngineError> {
+    pub(crate) async fn rewind_to(&self, source: &NodeId) -> Result<Option<Lost>, EngineError> {
         self.require_data()?;
         let there = self.source(source).await?;
         if crate::tools::system_id(&self.data()) != Some(there.system) {
@@ -43,7 +43,7 @@ impl Postgres {
         let mine = self.end_of_stopped().await?;
         if there.lineage.contains(mine.position, there.timeline, there.end) {
             self.mark_standby(&self.data())?;
-            return Ok(format!("nothing to rewind: the log to {} is part of that of {source}", mine.position));
+            return Ok(None);
         }
         let fork = parted(&mine, &there).ok_or_else(|| {
             EngineError::Broken(format!("the log to {} has nothing in common with that of {source}", mine.position))
@@ -61,7 +61,8 @@ impl Postgres {
         }
         self.make_ours(&self.data()).await?;
         self.complete(source).await?;
-        Ok(format!("rewound from {} to {fork}, where {source} had left; {kept}", mine.position))
+        let (from, to) = (fork, mine.position);
+        Ok(Some(Lost { from, to, report: kept, ..Lost::default() }))
     }
 
     /// Reads the source's log until the copy is consistent by itself, then stops. `pg_rewind` notes how far the source had written after
@@ -94,7 +95,7 @@ impl Postgres {
     }
 
     /// Stops the server so that recovery is complete: after a crash it runs as a standby first.
-    async fn stop_in_order(&self) -> Result<(), EngineError> {
+    pub(crate) async fn stop_in_order(&self) -> Result<(), EngineError> {
         if self.server_pid().await?.is_some() {
             self.stop(STOP).await?;
         }

@@ -70,6 +70,8 @@ pub struct Lost {
     pub commits: Option<u64>,
     /// They may have been acknowledged (the mode was async, or a loss was accepted); otherwise they never were.
     pub may_be_acknowledged: bool,
-    /// Where the report and the kept log lie, on the node that says so.
+    /// Where the report and the kept log lie, on the node that says so; empty if nothing could be kept.
     pub kept: String,
+    /// What it held, for people: transactions, relations, operations. A few lines at most.
+    pub report: String,
 }

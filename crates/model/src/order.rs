@@ -2,7 +2,7 @@
 //! promise when it executes. One runs at a time; `Kill` alone goes first and ends a running one.
 
 use crate::record::RecoveryEnd;
-use crate::{CopyId, LogEnd, Lsn, NodeId, Position, SyncSetting, SystemId, Timeline};
+use crate::{CopyId, LogEnd, Lost, Lsn, NodeId, Position, SyncSetting, SystemId, Timeline};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
@@ -16,6 +16,8 @@ pub struct OrderId(pub u64);
 pub enum Order {
     /// SIGKILL to the server and every descendant, until none is left. Outcome: `Done`.
     Kill,
+    /// Stop a standby in order, so that it starts again with other settings. Outcome: `Done`.
+    Stop,
     /// Start as a standby, with the upstream that the durable state names (none if it is cut). Outcome: `Done`.
     StartStandby,
     /// Cut the stream durably, verify that it is cut, read the log to its end. Works on a running standby. Outcome: `Ended`.
@@ -56,12 +58,13 @@ pub enum Order {
     /// Start a crashed primary again as primary of the same timeline, clients out, settings untouched. Outcome: `Restarted`.
     RestartInPlace,
     /// The log diverged: keep what is not shared, then rewind to the running primary `source`, verified. The server ends
-    /// stopped. Outcome: `Done`.
+    /// stopped. Outcome: `Replaced`, or `Done` if nothing had diverged after all.
     Rewind {
         /// A running primary of the promised term.
         source: NodeId,
     },
-    /// Move the data directory aside and clone anew from the running primary `source`. The server ends stopped. Outcome: `Done`.
+    /// Move the data directory aside and clone anew from the running primary `source`. The server ends stopped. Outcome: `Replaced` if
+    /// the old data held a log that had diverged, else `Done`.
     Clone {
         /// A running primary of the promised term.
         source: NodeId,
@@ -97,6 +100,8 @@ pub enum Outcome {
         /// Where it stands.
         end: RecoveryEnd,
     },
+    /// Done, and this is what the old data held that the cluster's history does not; it is kept.
+    Replaced(Lost),
     /// It did not happen, or not wholly.
     Failed(OrderFailure),
 }

@@ -10,9 +10,9 @@
 use async_trait::async_trait;
 use mainstay_model::record::RecoveryEnd;
 use mainstay_model::{
-    CopyId, LogEnd, Lsn, Moment, NodeId, Position, ServerObservation, SyncSetting, SystemId, Term, Timeline,
+    CopyId, LogEnd, Lost, Lsn, Moment, NodeId, Position, ServerObservation, SyncSetting, SystemId, Term, Timeline,
 };
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What an engine can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +37,26 @@ pub enum EngineError {
     /// It failed otherwise; says what, where, why and what to do next.
     #[error("{0}")]
     Failed(String),
+}
+
+/// What an operator may change while the cluster runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EngineSettings {
+    /// Where the servers of the other data nodes listen: host and port.
+    pub peers: BTreeMap<NodeId, (String, u16)>,
+    /// Server parameters.
+    pub parameters: BTreeMap<String, String>,
+    /// Access lines, before the default ones.
+    pub hba: Vec<String>,
+}
+
+/// How a server goes by its settings.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Configured {
+    /// Parameters whose new value waits for a restart.
+    pub pending_restart: Vec<String>,
+    /// Parameters that the server did not take, each with its reason.
+    pub refused: Vec<(String, String)>,
 }
 
 /// What must be in force in the server's start (checked by the guard).
@@ -90,10 +110,17 @@ pub trait Engine: Send + Sync {
     /// Starts a crashed primary as primary again, clients out, synchronous setting untouched.
     async fn restart_in_place(&self, deadline: Deadline) -> Result<RecoveryEnd, EngineError>;
     /// Keeps what the diverged log holds beyond the common past, reports it, rewinds to the running primary `source`, and verifies.
-    /// The server is stopped before and after. The report is a text for the history.
-    async fn rewind(&self, source: &NodeId) -> Result<String, EngineError>;
-    /// Moves the old data directory aside and clones from the running primary `source`. The server is stopped after.
-    async fn clone_from(&self, source: &NodeId, copy: CopyId) -> Result<(), EngineError>;
+    /// The server is stopped before and after. `None`: nothing had diverged.
+    async fn rewind(&self, source: &NodeId) -> Result<Option<Lost>, EngineError>;
+    /// Moves the old data directory aside and clones from the running primary `source`. The server is stopped after. `Some`: the old
+    /// data held a log that had diverged; it is kept as before a rewind.
+    async fn clone_from(&self, source: &NodeId, copy: CopyId) -> Result<Option<Lost>, EngineError>;
+    /// Stops a running standby in order.
+    async fn stop_standby(&self) -> Result<(), EngineError>;
+    /// Goes by these settings from now on: durable, the running server reloaded, access lines of an open server too. Settings that need
+    /// a restart wait for one; a standby that starts takes the higher of its own value and its primary's where a standby must not have
+    /// less. Nothing changes when a value is not one that this server understands.
+    async fn configure(&self, settings: &EngineSettings) -> Result<Configured, EngineError>;
     /// Keeps a slot for each member (on the primary for streaming, on standbys advanced to `flushed`), and drops those of others.
     async fn maintain_slots(&self, members: &[(NodeId, Option<Lsn>)]) -> Result<(), EngineError>;
 }

@@ -136,7 +136,8 @@ impl World {
 
     fn perform(&mut self, node: Node, running: &Running) -> Next {
         match &running.order {
-            Order::Kill => self.kill(node, running),
+            // In order or not makes no difference to a log that is flushed.
+            Order::Kill | Order::Stop => self.kill(node, running),
             Order::StartStandby => self.start_standby(node, running),
             Order::Recruit => self.recruit(node, running),
             Order::ReadEnd => self.read_end(node, running),

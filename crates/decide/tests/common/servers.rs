@@ -25,6 +25,10 @@ impl World {
         let durable = node.durable.clone().unwrap_or_default();
         let db = &mut node.db;
         match order {
+            Order::Stop => {
+                db.state = ServerState::Down;
+                Outcome::Done
+            }
             Order::StartStandby => {
                 if db.state == ServerState::Primary {
                     return Outcome::Failed(OrderFailure::Error("it runs as primary".to_owned()));

@@ -20,10 +20,11 @@ async fn a_diverged_log_is_kept_reported_and_rewound() {
     second.promote(&setting(0, &[]), &end, 2).await;
     second.pg.open().await.unwrap();
     // Straight after the promotion, when pg_rewind on its own would say that nothing is to be done.
-    let report = first.pg.rewind(&second.id).await.unwrap();
-    println!("{report}");
+    let lost = first.pg.rewind(&second.id).await.unwrap().unwrap();
+    println!("{lost:?}");
+    let report = &lost.report;
     assert!(report.contains("1 committed transactions") && report.contains("insert 37"), "{report}");
-    assert!(report.contains("rewound from 1@"), "{report}");
+    assert!(lost.from.timeline == Timeline(1) && lost.to > lost.from, "{lost:?}");
     let kept = std::fs::read_dir(first.options.layout.diverged()).unwrap().flatten().next().unwrap().path();
     assert!(
         kept.join("pg_control").exists() && kept.join("000000010000000000000001").exists()
@@ -48,8 +49,7 @@ async fn a_log_that_is_a_prefix_is_left_as_it_is() {
     let (first, second) = (&cluster.nodes[0], &cluster.nodes[1]);
     second.pg.recruit().await.unwrap();
     first.write(10).await;
-    let report = second.pg.rewind(&first.id).await.unwrap();
-    assert!(report.contains("nothing to rewind"), "{report}");
+    assert_eq!(second.pg.rewind(&first.id).await.unwrap(), None);
     assert!(!second.options.layout.diverged().exists());
     second.pg.start_standby(second.copy(), Some(&first.id)).await.unwrap();
     second.until_receiving().await;
