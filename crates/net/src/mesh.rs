@@ -156,7 +156,8 @@ impl Mesh {
         let Some((address, socket)) = bound else { return Ok(None) };
         let cluster = self.credentials.identity().cluster.clone();
         let (peers, callers) = (self.peers.clone(), Mutex::default());
-        let listener = Arc::new(Listener { cluster, acceptor, handlers, http, peers, callers });
+        let refusals = Mutex::default();
+        let listener = Arc::new(Listener { cluster, acceptor, handlers, http, peers, callers, refusals });
         lock(&self.running).listener = Some(tokio::spawn(listener.run(socket)).abort_handle());
         Ok(Some(address))
     }
@@ -248,5 +249,9 @@ impl Peers for Mesh {
 
     fn connected(&self, node: &NodeId) -> bool {
         self.peers.get(node).is_some_and(|peer| peer.is_up())
+    }
+
+    fn failure(&self, node: &NodeId) -> Option<String> {
+        self.peers.get(node).and_then(|peer| peer.failure())
     }
 }
