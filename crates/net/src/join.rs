@@ -204,7 +204,9 @@ pub async fn ask(
         };
         send(&mut stream, &body).await.map_err(lost)?;
         let bytes = receive(&mut stream).await.map_err(lost)?;
-        match serde_json::from_slice(&bytes).map_err(|error| failed(format!("its answer is not understood: {error}")))? {
+        match serde_json::from_slice(&bytes)
+            .map_err(|error| failed(format!("its answer is not understood: {error}")))?
+        {
             Answer::Welcome(welcome) if fingerprint_matches(&welcome.authority, fingerprint) => Ok(welcome),
             Answer::Welcome(_) => Err(failed("it sent another authority than the token names".to_owned())),
             Answer::Refused(refusal) => Err(NetError::Join(refusal)),

@@ -269,6 +269,27 @@ impl Issued {
     }
 }
 
+impl Issued {
+    /// Is this certificate one of that authority's, for the key beside it?
+    ///
+    /// # Errors
+    /// When it is not, or one of the texts can not be read.
+    pub fn check_issued_by(&self, authority_pem: &str) -> Result<(), NetError> {
+        let key = KeyPair::from_pem(&self.key_pem).map_err(wrong("the key"))?;
+        let (ours, theirs) =
+            (crate::tls::certificates(self.cert_pem.as_bytes())?, crate::tls::certificates(authority_pem.as_bytes())?);
+        let ([own], [authority]) = (&ours[..], &theirs[..]) else {
+            return Err(NetError::Certificate("one certificate and one authority are expected".to_owned()));
+        };
+        let (own, authority) = (parse_certificate(own)?, parse_certificate(authority)?);
+        if own.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
+            return Err(NetError::Certificate("the certificate and the key do not belong together".to_owned()));
+        }
+        own.verify_signature(Some(authority.public_key()))
+            .map_err(|_| NetError::Certificate("the certificate is not this authority's".to_owned()))
+    }
+}
+
 /// The SHA-256 of a certificate, in hexadecimal: what a join token names the authority by.
 ///
 /// # Errors

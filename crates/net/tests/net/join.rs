@@ -49,9 +49,8 @@ async fn door(authority: Authority, shown: Issued, limit: Duration) -> Served {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let authority = Arc::new(authority);
     let mut answers = Door { authority: authority.clone(), seen: seen.clone(), done: false };
-    let ended = tokio::spawn(async move {
-        serve(socket, (authority.cert_pem(), &shown), limit, &mut answers).await.unwrap()
-    });
+    let ended =
+        tokio::spawn(async move { serve(socket, (authority.cert_pem(), &shown), limit, &mut answers).await.unwrap() });
     Served { address, seen, ended }
 }
 
