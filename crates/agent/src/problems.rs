@@ -109,7 +109,7 @@ impl Look<'_> {
                 let evidence =
                     format!("{} has too few replicas that confirm: commits wait (durability strict)", primary.node);
                 let hint =
-                    "bring a replica back; `mainstay set durability=available` lets writes go on, less protected";
+                    "bring a replica back; with the durability available (`mainstay set`) writes go on, less protected";
                 list.add(("writes-blocked", "critical"), evidence, hint);
             }
             Some(primary) if primary.degraded => {
@@ -121,7 +121,11 @@ impl Look<'_> {
         }
         if self.spec.cluster.durability == Durability::Async {
             let evidence = "durability async: a take-over may lose the newest commits, and reports them".to_owned();
-            list.add(("async", "info"), evidence, "`mainstay set durability=strict` ends that");
+            list.add(
+                ("async", "info"),
+                evidence,
+                "with the durability strict or available (`mainstay set`) commits wait for replicas",
+            );
         }
     }
 

@@ -391,11 +391,13 @@ mod tests {
         status.problems.iter().map(|problem| problem.name.as_str()).collect()
     }
 
+    type Change = Box<dyn Fn(&mut LocalStatus)>;
+
     #[test]
     fn every_condition_of_a_node_has_its_name() {
         let day = 86_400;
         let end = |until| vec![CertificateEnd { purpose: "agent".to_owned(), until }];
-        let conditions: Vec<(&str, Box<dyn Fn(&mut LocalStatus)>)> = vec![
+        let conditions: Vec<(&str, Change)> = vec![
             ("certificate-expired", Box::new(move |answer| answer.certificates = end(100 * day - 1))),
             ("certificate-expiring", Box::new(move |answer| answer.certificates = end(129 * day))),
             ("clock-off", Box::new(|answer| answer.clock_off_ms = -2001)),

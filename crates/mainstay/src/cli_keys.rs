@@ -71,6 +71,12 @@ pub(crate) struct Issue {
     pub(crate) which: Which,
     #[command(flatten)]
     pub(crate) whom: ForWhom,
+    /// Where the node is reached, if it is not in the file (yet)
+    #[arg(long, value_name = "HOST", conflicts_with_all = ["proxy", "operator", "reader", "admin"])]
+    pub(crate) host: Option<String>,
+    /// The node that is not in the file will be a witness
+    #[arg(long, requires = "host")]
+    pub(crate) witness: bool,
     /// Write certificates and keys into this new directory, to be carried over by hand
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
@@ -187,12 +193,14 @@ mod tests {
         let parse = |line: &str| Cli::try_parse_from(line.split(' '));
         parse("mainstay pki issue db1 --config a").unwrap();
         parse("mainstay pki issue --proxy app1").unwrap();
+        parse("mainstay pki issue db4 --host h --witness").unwrap();
         parse("mainstay join --config a --node db1 --token t --at h").unwrap();
         parse("mainstay join --config a --operator ann --bundle d").unwrap();
         for bad in [
             "mainstay pki issue",
             "mainstay pki issue db1 --proxy app1",
             "mainstay pki issue db1 --out x --valid 1h",
+            "mainstay pki issue --proxy app1 --host h",
             "mainstay join --config a --token t --at h",
             "mainstay join --config a --node db1",
             "mainstay join --config a --node db1 --token t",

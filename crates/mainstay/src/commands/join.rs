@@ -178,7 +178,10 @@ impl Source {
 }
 
 fn read(path: &Path) -> Outcome<String> {
-    std::fs::read_to_string(path).map_err(|error| Failure::failed(format!("read {}: {error}", path.display())))
+    std::fs::read_to_string(path).map_err(|error| {
+        Failure::failed(format!("read {}: {error}", path.display()))
+            .hint("name the whole directory that `mainstay pki issue --out` wrote; nothing was changed")
+    })
 }
 
 /// What is there already.
@@ -259,17 +262,16 @@ fn material(target: &Target, member: &Member, source: Source) -> Outcome<Materia
 fn from_bundle(target: &Target, member: &Member, dir: &Path, bundle: &Bundle, authority: String) -> Outcome<Material> {
     let (cluster, shown) = (target.spec.cluster.name.as_str(), dir.display());
     if bundle.cluster != cluster {
-        return Err(Failure::failed(format!(
-            "the bundle {shown} is of the cluster {}, the file says {cluster}",
-            bundle.cluster
-        )));
+        let error = format!("the bundle {shown} is of the cluster {}, the file says {cluster}", bundle.cluster);
+        return Err(Failure::failed(error).hint("use the file and a bundle of one cluster; nothing was changed"));
     }
     let theirs = &bundle.member;
     if (&theirs.role, &theirs.name) != (&member.role, &member.name) {
         return Err(Failure::failed(format!(
             "the bundle {shown} is for {} {}, not for {} {}",
             theirs.role, theirs.name, member.role, member.name
-        )));
+        ))
+        .hint("each node has a bundle of its own: issue one for this node; nothing was changed"));
     }
     let mut issued = BTreeMap::new();
     for purpose in member.purposes().into_keys() {
@@ -297,8 +299,15 @@ async fn from_token(target: &Target, member: &Member, token: &Token, at: &str) -
     };
     let welcome = ask(address, (cluster, &token.fingerprint), &question).await.map_err(|error| match error {
         NetError::Join(refusal) => Failure::failed(refusal.error).hint(refusal.hint),
-        other => Failure::failed(other.to_string())
-            .hint("does `mainstay pki serve` run there, and may this host connect to that port?"),
+        other => {
+            let text = other.to_string();
+            let hint = if text.contains("the token") {
+                "use the file and a token of one cluster, and the address of its `mainstay pki serve`"
+            } else {
+                "does `mainstay pki serve` run there, and may this host connect to that port?"
+            };
+            Failure::failed(text).hint(hint)
+        }
     })?;
     let mut issued = BTreeMap::new();
     for (purpose, key) in keys {

@@ -71,7 +71,15 @@ fn init(options: &Init, global: Global) -> Outcome {
 }
 
 /// The one who is named.
-fn member(target: &Target, whom: &ForWhom) -> Outcome<Member> {
+fn member(target: &Target, options: &Issue) -> Outcome<Member> {
+    let whom: &ForWhom = &options.whom;
+    if let (Some(name), Some(host)) = (&whom.node, &options.host)
+        && target.spec.node(name).is_none()
+    {
+        let node = json!({ "name": name, "host": host, "witness": options.witness });
+        let node = serde_json::from_value(node).map_err(|error| Failure::usage(error.to_string()))?;
+        return Ok(Member::node(&target.spec, &node));
+    }
     if let Some(name) = &whom.node {
         super::why::check_node(target, Some(name))?;
         let node = target.spec.node(name);
@@ -81,12 +89,14 @@ fn member(target: &Target, whom: &ForWhom) -> Outcome<Member> {
         [("proxy", &whom.proxy), ("operator", &whom.operator), ("reader", &whom.reader), ("admin", &whom.admin)];
     let named = people.into_iter().find_map(|(word, name)| Some((word, name.as_ref()?)));
     let (word, name) = named.ok_or_else(|| Failure::usage("say for whom"))?;
-    Role::parse(word, name).map(|role| Member::plain(&role)).map_err(|error| Failure::usage(error.to_string()))
+    let role = Role::parse(word, name);
+    role.map(|role| Member::plain(&role))
+        .map_err(|error| Failure::usage(error.to_string()).hint(format!("for example --{word} ann-1")))
 }
 
 fn issue(options: &Issue, global: Global) -> Outcome {
     let target = Target::find(&options.which)?;
-    let member = member(&target, &options.whom)?;
+    let member = member(&target, options)?;
     let keys = Keys::open(&target.layout, &target.spec.cluster.name)?;
     match &options.out {
         Some(out) => bundle(&keys, &member, &target::absolute(out)?, global),
