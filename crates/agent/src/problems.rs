@@ -28,6 +28,7 @@ use mainstay_model::spec::{Node, Spec};
 use mainstay_model::status::Problem;
 use mainstay_model::stored_spec::FileState;
 use mainstay_model::{ClaimState, NodeId};
+use mainstay_net::reason::says_expired;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A wall clock that differs by more than this, beyond the round trip, is off. Milliseconds.
@@ -192,8 +193,11 @@ impl Look<'_> {
     fn unreachable(&self, node: &Node, list: &mut List) {
         let why = self.beside.unreachable.get(&node.name).map(|why| format!(": {why}")).unwrap_or_default();
         let evidence = format!("{}: its agent at {}:{} does not answer{why}", node.name, node.host, node.agent_port);
-        let hint = if why.contains("expired") {
-            format!("a certificate has ended: `mainstay pki issue {}` and `mainstay join --again` there", node.name)
+        let (expired, ours) = (says_expired(&why), why.contains("our certificate"));
+        let hint = if expired && ours {
+            "the certificate of the node that was asked has ended: renew that one".to_owned()
+        } else if expired {
+            renew(&node.name)
         } else if why.contains("another cluster") || why.contains("is not of the cluster") {
             "one of the two joined another authority: `mainstay join --again` with a token of this one".to_owned()
         } else if why.contains("refused") {
@@ -202,7 +206,8 @@ impl Look<'_> {
             "is its host up, and its agent's port open from here?".to_owned()
         };
         list.add(("node-unreachable", "warning"), evidence, hint);
-        if why.contains("certificate has expired") {
+        // Our own shows itself among our certificates.
+        if expired && !ours {
             let evidence = format!("{}{why}", node.name);
             list.add(("certificate-expired", "critical"), evidence, renew(&node.name));
         }

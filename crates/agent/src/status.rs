@@ -471,6 +471,9 @@ mod tests {
             let problem = &status.problems[0];
             assert!(problem.evidence.contains(why) && problem.hint.contains(hint), "{problem:?}");
         }
+        let ours = "connect to 10.0.0.2:7420: it says that our certificate has expired".to_owned();
+        let beside = Beside { unreachable: [(node("db2"), ours)].into(), ..Beside::default() };
+        assert_eq!(names(&merged_beside(vec![primary()], &beside)), ["node-unreachable"]);
         let expired = "connect to 10.0.0.2:7420: its certificate has expired".to_owned();
         let beside = Beside { unreachable: [(node("db2"), expired)].into(), ..Beside::default() };
         assert_eq!(names(&merged_beside(vec![primary()], &beside)), ["node-unreachable", "certificate-expired"]);
