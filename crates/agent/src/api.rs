@@ -1,10 +1,14 @@
 //! The API: what people and programs ask an agent, over mutual TLS; and what agents ask each other to answer it.
 
+use crate::certificates::Certificates;
 use crate::history;
+use crate::lives::Lives;
 use crate::mind_loop::{Question, Snapshot, Wish};
-use crate::status::{self, DatedReason, Extras, LocalStatus, NodeReasons};
+use crate::problems::Beside;
+use crate::roles::{self, Gate, refusal};
+use crate::status::{self, DatedReason, Extras, Following, LocalStatus, NodeReasons};
 use async_trait::async_trait;
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -13,12 +17,12 @@ use hyper_util::service::TowerToHyperService;
 use mainstay_model::api::{Accepted, CommandWish};
 use mainstay_model::spec::Spec;
 use mainstay_model::status::{Problem, Status};
-use mainstay_model::{NodeId, ServerObservation};
+use mainstay_model::{NodeId, Reason, ServerObservation};
 use mainstay_net::ServerStream;
 use mainstay_net::http::{HttpServe, serve_service};
 use mainstay_ports::clock::wall_now_ms;
 use mainstay_ports::engine::Engine;
-use mainstay_ports::peer::{Caller, Channel, Handler, Peers};
+use mainstay_ports::peer::{Caller, Channel, Handler, PeerError, Peers};
 use mainstay_ports::process::ServerProcess;
 use mainstay_ports::store::Store;
 use mainstay_store::RaftStore;
@@ -32,6 +36,11 @@ use tokio::task::JoinSet;
 
 /// A node that does not answer within this counts as unreachable in a status.
 const ASK_TIMEOUT: Duration = Duration::from_millis(700);
+
+/// Reasons of one node in one answer, in bytes: less than a frame between agents may have.
+const REASONS_BYTES_MAX: usize = 800 * 1024;
+/// What a reason costs beside its texts, at most.
+const REASON_BYTES: usize = 120;
 
 /// What the API needs. Shared by all its handlers.
 pub struct Api {
@@ -59,6 +68,14 @@ pub struct Api {
     pub version: OnceCell<String>,
     /// When each present problem was first seen here (wall time, ms), for those whose beginning nothing else tells.
     pub first_seen: Mutex<BTreeMap<String, u64>>,
+    /// What follows the specification and the store.
+    pub following: watch::Receiver<Following>,
+    /// Until when this node's certificates are valid.
+    pub certificates: Certificates,
+    /// Who speaks under which name.
+    pub lives: Arc<Lives>,
+    /// Who may call what, and where changes are written down.
+    pub gate: Gate,
 }
 
 /// What agents ask each other.
@@ -67,6 +84,28 @@ pub struct Api {
 enum AgentQuestion {
     Status,
     Reasons,
+}
+
+/// An answer of another agent, with our wall clock around it.
+struct Told<T> {
+    told: T,
+    sent_ms: u64,
+    heard_ms: u64,
+}
+
+/// By how much a clock that said `theirs` somewhen between two moments of ours is off for certain; positive: ahead.
+fn clock_off(theirs: u64, sent: u64, heard: u64) -> i64 {
+    let signed = |ms: u64| i64::try_from(ms).unwrap_or(i64::MAX);
+    if theirs == 0 {
+        return 0;
+    }
+    if theirs > heard.max(sent) {
+        signed(theirs - heard.max(sent))
+    } else if theirs < sent.min(heard) {
+        -signed(sent.min(heard) - theirs)
+    } else {
+        0
+    }
 }
 
 impl Api {
@@ -83,45 +122,79 @@ impl Api {
         let guard = self.process.status().await.unwrap_or_default();
         let engine = &self.engine;
         let version = self.version.get_or_try_init(|| async { engine.version().await }).await;
+        let following = self.following.borrow().clone();
         let extras = Extras {
             guard_pid: (guard.guard_pid != 0).then_some(guard.guard_pid),
             server_pid: guard.server_pid,
             version: version.cloned().unwrap_or_default(),
             store_leader: self.store.leader(),
+            following,
+            certificates: self.certificates.ends().await,
         };
         Some(status::local(self.me.clone(), &snapshot, self.observed.borrow().clone(), extras))
     }
 
+    /// The newest reasons that fit into one answer between agents.
     async fn reasons(&self) -> NodeReasons {
         let reasons = self.snapshot().await.map(|snapshot| snapshot.reasons).unwrap_or_default();
-        let dated = reasons.into_iter().map(|(wall_ms, reason)| DatedReason { wall_ms, reason }).collect();
+        let mut room = REASONS_BYTES_MAX;
+        let mut dated: Vec<DatedReason> = reasons
+            .into_iter()
+            .rev()
+            .map(|(wall_ms, reason)| DatedReason { wall_ms, reason: Reason::clone(&reason) })
+            .take_while(|dated| {
+                let size = dated.reason.text.len() + dated.reason.rule.len() + REASON_BYTES;
+                let fits = size <= room;
+                room = room.saturating_sub(size);
+                fits
+            })
+            .collect();
+        dated.reverse();
         NodeReasons { node: self.me.clone(), reasons: dated }
     }
 
-    /// Asks every other node the same question, side by side; leaves out those that do not answer.
+    /// Asks every other node the same question, side by side; `Err` says why one did not answer.
     async fn ask_all<T: serde::de::DeserializeOwned + Send + 'static>(
         &self,
         question: AgentQuestion,
-    ) -> BTreeMap<NodeId, T> {
+    ) -> BTreeMap<NodeId, Result<Told<T>, String>> {
         let Ok(body) = serde_json::to_vec(&question) else { return BTreeMap::new() };
         let mut asked = JoinSet::new();
         for node in self.spec.nodes.iter().filter(|node| node.name != self.me) {
             let (peers, body, name) = (Arc::clone(&self.peers), body.clone(), node.name.clone());
             asked.spawn(async move {
-                let answer = peers.request(&name, Channel::Ask, body, ASK_TIMEOUT).await.ok()?;
-                Some((name, serde_json::from_slice::<T>(&answer).ok()?))
+                let sent_ms = wall_now_ms();
+                let answer = peers.request(&name, Channel::Ask, body, ASK_TIMEOUT).await;
+                let answer = answer.map_err(|error| match error {
+                    PeerError::NotConnected(_) => peers.failure(&name).unwrap_or_else(|| error.to_string()),
+                    other => other.to_string(),
+                });
+                let told = answer.and_then(|bytes| serde_json::from_slice(&bytes).map_err(|error| error.to_string()));
+                (name, told.map(|told| Told { told, sent_ms, heard_ms: wall_now_ms() }))
             });
         }
-        asked.join_all().await.into_iter().flatten().collect()
+        asked.join_all().await.into_iter().collect()
     }
 
     /// The whole cluster's status.
     pub async fn status(&self) -> Status {
-        let (mine, mut answers) = tokio::join!(self.local(), self.ask_all::<LocalStatus>(AgentQuestion::Status));
+        let (mine, others) = tokio::join!(self.local(), self.ask_all::<LocalStatus>(AgentQuestion::Status));
+        let mut beside = Beside { doubled: self.lives.doubled().into_iter().collect(), ..Beside::default() };
+        let mut answers = BTreeMap::new();
+        for (node, told) in others {
+            match told {
+                Ok(Told { mut told, sent_ms, heard_ms }) => {
+                    told.clock_off_ms = clock_off(told.wall_ms, sent_ms, heard_ms);
+                    answers.insert(node, told);
+                }
+                Err(why) => drop(beside.unreachable.insert(node, why)),
+            }
+        }
         if let Some(mine) = mine {
             answers.insert(self.me.clone(), mine);
         }
-        let mut status = status::merge(&self.spec, self.address.clone(), &answers);
+        beside.now_ms = wall_now_ms();
+        let mut status = status::merge(&self.spec, self.address.clone(), &answers, &beside);
         self.date(&mut status.problems);
         status
     }
@@ -162,7 +235,7 @@ impl Api {
 }
 
 /// Who asks, for the record: the name that was given, and the certificate's.
-fn who(by: &str, caller: &Caller) -> String {
+pub(crate) fn who(by: &str, caller: &Caller) -> String {
     let by: String = by.chars().filter(|c| !c.is_control()).take(80).collect();
     if by.is_empty() { caller.name().to_owned() } else { format!("{by} ({} {})", caller.role(), caller.name()) }
 }
@@ -197,19 +270,16 @@ impl HttpServe for ApiServer {
     }
 }
 
-/// The API's routes. Each connection adds its [`Caller`] as an extension.
+/// The API's routes. Each connection adds its [`Caller`] as an extension. A route that is not in the table of `roles` too is refused.
 pub fn router(api: Arc<Api>) -> Router {
+    let gate = api.gate.clone();
     Router::new()
         .route("/v1/status", get(get_status))
         .route("/v1/history", get(get_history))
         .route("/v1/why", get(get_why))
         .route("/v1/command", post(post_command))
-        .layer(axum::extract::DefaultBodyLimit::max(64 * 1024))
         .with_state(api)
-}
-
-fn refusal(code: StatusCode, why: &str) -> Response {
-    (code, Json(json!({ "error": why }))).into_response()
+        .layer(axum::middleware::from_fn_with_state(gate, roles::gate))
 }
 
 async fn get_status(State(api): State<Arc<Api>>) -> Json<Status> {
@@ -223,10 +293,27 @@ async fn get_history(State(api): State<Arc<Api>>) -> Response {
     }
 }
 
-async fn get_why(State(api): State<Arc<Api>>) -> Response {
+/// Which reasons are wanted, by wall time (milliseconds since 1970), both ends included.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Between {
+    since_ms: Option<u64>,
+    until_ms: Option<u64>,
+}
+
+impl Between {
+    fn holds(self, wall_ms: u64) -> bool {
+        self.since_ms.is_none_or(|since| wall_ms >= since) && self.until_ms.is_none_or(|until| wall_ms <= until)
+    }
+}
+
+async fn get_why(State(api): State<Arc<Api>>, Query(between): Query<Between>) -> Response {
     let (mine, others) = tokio::join!(api.reasons(), api.ask_all::<NodeReasons>(AgentQuestion::Reasons));
-    let mut nodes: Vec<NodeReasons> = others.into_values().collect();
+    let mut nodes: Vec<NodeReasons> = others.into_values().filter_map(|told| told.ok().map(|told| told.told)).collect();
     nodes.push(mine);
+    for node in &mut nodes {
+        node.reasons.retain(|reason| between.holds(reason.wall_ms));
+    }
     nodes.sort_by(|a, b| a.node.cmp(&b.node));
     Json(json!({ "nodes": nodes })).into_response()
 }
@@ -236,11 +323,29 @@ async fn post_command(
     Extension(caller): Extension<Caller>,
     Json(wish): Json<CommandWish>,
 ) -> Response {
-    if !matches!(caller, Caller::Admin(_)) {
-        return refusal(StatusCode::FORBIDDEN, "only an admin certificate may change the cluster");
-    }
     match api.command(wish, &caller).await {
         Ok(accepted) => (StatusCode::ACCEPTED, Json(accepted)).into_response(),
         Err((code, why)) => refusal(code, &why),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Between, clock_off};
+
+    #[test]
+    fn a_clock_is_off_only_beyond_the_round_trip() {
+        assert_eq!(clock_off(0, 1000, 1100), 0, "an older agent does not say");
+        assert_eq!([clock_off(1000, 1000, 1100), clock_off(1100, 1000, 1100)], [0, 0]);
+        assert_eq!([clock_off(900, 1000, 1100), clock_off(4100, 1000, 1100)], [-100, 3000]);
+        assert_eq!(clock_off(1000, 1100, 1000), 0, "our own clock was set back meanwhile");
+    }
+
+    #[test]
+    fn both_ends_of_a_time_are_included() {
+        let between = Between { since_ms: Some(10), until_ms: Some(20) };
+        let held: Vec<u64> = (8..23).filter(|at| between.holds(*at)).collect();
+        assert_eq!((held.first(), held.last()), (Some(&10), Some(&20)));
+        assert!(Between::default().holds(0));
     }
 }

@@ -1,21 +1,31 @@
 //! What other processes send an agent: decisions' messages, and proxies' questions about the route.
 
+use crate::lives::Lives;
 use async_trait::async_trait;
 use mainstay_decide::io::Input;
+use mainstay_model::Message;
 use mainstay_ports::peer::{Caller, Handler};
 use mainstay_ports::route_board::RouteBoard;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
 /// Passes messages of other agents' decisions to the loop.
-pub struct MindHandler(pub mpsc::Sender<Input>);
+pub struct MindHandler {
+    /// To the loop.
+    pub inputs: mpsc::Sender<Input>,
+    /// Notes which process speaks under which name.
+    pub lives: Arc<Lives>,
+}
 
 #[async_trait]
 impl Handler for MindHandler {
     async fn message(&self, from: &Caller, body: Vec<u8>) {
         // Only agents may speak here; what can not be read comes from a newer version and is left out.
         if let (Caller::Node(node), Ok(message)) = (from, serde_json::from_slice(&body)) {
-            let _ = self.0.send(Input::Peer(node.clone(), message)).await;
+            if let Message::Presence(presence) = &message {
+                self.lives.heard(node, presence.life);
+            }
+            let _ = self.inputs.send(Input::Peer(node.clone(), message)).await;
         }
     }
 

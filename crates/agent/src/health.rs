@@ -66,7 +66,23 @@ pub struct Health {
 
 #[derive(Debug, Default, Deserialize)]
 struct Lag {
-    lag: Option<u64>,
+    lag: Option<String>,
+}
+
+/// A length in bytes as Patroni takes it: `16777216`, `16MB`, `1 GB`. Units are powers of 1024.
+fn bytes(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "kb" | "k" => 10,
+        "mb" | "m" => 20,
+        "gb" | "g" => 30,
+        "tb" | "t" => 40,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 fn router(health: Health) -> Router {
@@ -78,6 +94,11 @@ fn router(health: Health) -> Router {
         .route("/read-write", any(primary))
         .route("/replica", any(replica))
         .route("/read-only", any(read_only))
+        .route("/sync", any(sync))
+        .route("/synchronous", any(sync))
+        .route("/quorum", any(sync))
+        .route("/async", any(asynchronous))
+        .route("/asynchronous", any(asynchronous))
         .route("/health", any(health_of_server))
         .route("/liveness", any(liveness))
         .route("/readiness", any(read_only))
@@ -104,6 +125,14 @@ impl Health {
         } else {
             "none"
         }
+    }
+
+    /// Is this node's copy one of those that the record counts?
+    async fn counts(&self) -> bool {
+        let Some(summary) = self.api.snapshot().await.map(|snapshot| snapshot.summary) else { return false };
+        let Some((_, record)) = summary.record else { return false };
+        let member = record.members.get(&self.api.me);
+        !record.asynchronous && member.is_some() && member == summary.copy.as_ref()
     }
 
     /// Bytes received and not replayed yet.
@@ -146,8 +175,36 @@ async fn primary(State(health): State<Health>, method: Method) -> Response {
 }
 
 async fn replica(State(health): State<Health>, Query(limit): Query<Lag>, method: Method) -> Response {
-    let near = limit.lag.is_none_or(|lag| health.lag() <= lag);
-    health.answer(&method, health.is_replica() && near)
+    match limit.near(&health) {
+        Some(near) => health.answer(&method, health.is_replica() && near),
+        None => StatusCode::BAD_REQUEST.into_response(),
+    }
+}
+
+impl Lag {
+    /// Is the node near enough? `None`: the limit can not be understood.
+    fn near(&self, health: &Health) -> Option<bool> {
+        match &self.lag {
+            None => Some(true),
+            Some(text) => bytes(text).map(|most| health.lag() <= most),
+        }
+    }
+}
+
+/// A replica whose confirmation commits may wait for: each is one of a quorum, so `/quorum` is the same.
+async fn sync(State(health): State<Health>, method: Method) -> Response {
+    let counts = health.is_replica() && health.counts().await;
+    health.answer(&method, counts)
+}
+
+async fn asynchronous(State(health): State<Health>, Query(limit): Query<Lag>, method: Method) -> Response {
+    match limit.near(&health) {
+        Some(near) => {
+            let counts = health.counts().await;
+            health.answer(&method, health.is_replica() && near && !counts)
+        }
+        None => StatusCode::BAD_REQUEST.into_response(),
+    }
 }
 
 async fn read_only(State(health): State<Health>, method: Method) -> Response {
@@ -212,4 +269,18 @@ async fn metrics(State(health): State<Health>) -> Response {
         gauge("mainstay_data_volume_free_bytes", "Free bytes on the data volume.", free);
     }
     ([("content-type", "text/plain; version=0.0.4")], text).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bytes;
+
+    #[test]
+    fn lengths_are_taken_with_and_without_units() {
+        assert_eq!([bytes("0"), bytes("1048576"), bytes("1MB")], [Some(0), Some(1 << 20), Some(1 << 20)]);
+        assert_eq!([bytes("10 kB"), bytes("2gb"), bytes("1T")], [Some(10 << 10), Some(2 << 30), Some(1 << 40)]);
+        for bad in ["", "MB", "-1", "1.5MB", "1 mile", "99999999999999TB"] {
+            assert_eq!(bytes(bad), None, "{bad}");
+        }
+    }
 }

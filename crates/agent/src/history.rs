@@ -3,6 +3,7 @@
 use mainstay_model::Event;
 use mainstay_ports::clock::wall_now_ms;
 use mainstay_ports::store::{CasOutcome, Store, StoreError, Versioned};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -16,9 +17,21 @@ const EVENTS_MAX: usize = 400;
 const WAITING_MAX: usize = 200;
 const TIMEOUT: Duration = Duration::from_secs(2);
 
+/// An event with its number in the cluster's history: it rises for ever, also when older events have gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Numbered {
+    /// The number; 0 in a list that an agent of an earlier format wrote, until it is numbered.
+    #[serde(default)]
+    pub sequence: u64,
+    /// The event. Its fields stand beside the number, so that agents of the earlier format read the list too.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
 /// Writes events to the log at once, and to the store as soon as it answers, in batches.
 pub async fn keep(store: Arc<dyn Store>, mut events: mpsc::Receiver<Event>) {
     let mut waiting: Vec<Event> = Vec::new();
+    let mut highest = 0;
     loop {
         let pause = if waiting.is_empty() { Duration::from_secs(3600) } else { Duration::from_millis(300) };
         tokio::select! {
@@ -33,21 +46,19 @@ pub async fn keep(store: Arc<dyn Store>, mut events: mpsc::Receiver<Event>) {
             }
             () = tokio::time::sleep(pause) => {}
         }
-        if events.is_empty() && !waiting.is_empty() && append(&*store, &waiting).await {
+        if events.is_empty() && !waiting.is_empty() && append(&*store, &waiting, &mut highest).await {
             waiting.clear();
         }
     }
 }
 
-async fn append(store: &dyn Store, new: &[Event]) -> bool {
+/// `highest`: the highest number that this agent has seen, in case an agent of the earlier format wrote the list without numbers.
+async fn append(store: &dyn Store, new: &[Event], highest: &mut u64) -> bool {
     let mut held = store.watch(HISTORY_KEY).borrow().clone();
     // Each round loses only to another node's successful append, so a few rounds are enough; the rest waits for the next time.
     for _ in 0..5 {
-        let mut list = parse(held.as_ref());
-        // An append without reply may have happened: do not add twice.
-        list.extend(new.iter().filter(|event| !list.contains(event)).cloned().collect::<Vec<_>>());
-        let surplus = list.len().saturating_sub(EVENTS_MAX);
-        list.drain(..surplus);
+        let list = with_new(parse(held.as_ref()), new, *highest);
+        *highest = list.last().map_or(*highest, |last| last.sequence.max(*highest));
         let Ok(value) = serde_json::to_vec(&list) else { return true };
         match store.compare_and_set(HISTORY_KEY, held.as_ref().map(|at| at.revision), value, TIMEOUT).await {
             CasOutcome::Done(_) => return true,
@@ -59,7 +70,27 @@ async fn append(store: &dyn Store, new: &[Event]) -> bool {
     false
 }
 
-fn parse(held: Option<&Versioned>) -> Vec<Event> {
+/// The list with the new events, numbered and cut.
+fn with_new(mut list: Vec<Numbered>, new: &[Event], highest: u64) -> Vec<Numbered> {
+    for event in new {
+        // An append without reply may have happened: do not add twice.
+        if !list.iter().any(|old| old.event == *event) {
+            list.push(Numbered { sequence: 0, event: event.clone() });
+        }
+    }
+    let mut last = if list.iter().any(|numbered| numbered.sequence > 0) { 0 } else { highest };
+    for numbered in &mut list {
+        if numbered.sequence <= last {
+            numbered.sequence = last + 1;
+        }
+        last = numbered.sequence;
+    }
+    let surplus = list.len().saturating_sub(EVENTS_MAX);
+    list.drain(..surplus);
+    list
+}
+
+fn parse(held: Option<&Versioned>) -> Vec<Numbered> {
     held.and_then(|versioned| serde_json::from_slice(&versioned.value).ok()).unwrap_or_default()
 }
 
@@ -67,12 +98,64 @@ fn parse(held: Option<&Versioned>) -> Vec<Event> {
 ///
 /// # Errors
 /// When the store does not answer and this member knows nothing of it.
-pub async fn read(store: &dyn Store) -> Result<Vec<Event>, StoreError> {
-    match store.read(HISTORY_KEY, TIMEOUT).await {
-        Ok(held) => Ok(parse(held.as_ref())),
+pub async fn read(store: &dyn Store) -> Result<Vec<Numbered>, StoreError> {
+    let list = match store.read(HISTORY_KEY, TIMEOUT).await {
+        Ok(held) => parse(held.as_ref()),
         Err(error) => {
             let known = store.watch(HISTORY_KEY).borrow().clone();
-            known.map(|held| parse(Some(&held))).ok_or(error)
+            known.map(|held| parse(Some(&held))).ok_or(error)?
         }
+    };
+    // A list of the earlier format shows the numbers that it will get.
+    Ok(with_new(list, &[], 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mainstay_model::{NodeId, Term};
+
+    fn event(wall_ms: u64) -> Event {
+        Event {
+            node: NodeId::new("db1").unwrap(),
+            wall_ms,
+            term: Term(1),
+            kind: "primary-opened".to_owned(),
+            text: format!("at {wall_ms}"),
+            change: None,
+            lost: None,
+        }
+    }
+
+    fn numbers(list: &[Numbered]) -> Vec<u64> {
+        list.iter().map(|numbered| numbered.sequence).collect()
+    }
+
+    #[test]
+    fn numbers_rise_for_ever() {
+        let mut list = Vec::new();
+        for at in 0..1000 {
+            list = with_new(list, &[event(at), event(at)], 0);
+        }
+        assert_eq!(list.len(), EVENTS_MAX);
+        assert_eq!((list.first().unwrap().sequence, list.last().unwrap().sequence), (601, 1000));
+    }
+
+    #[test]
+    fn the_earlier_format_is_read_and_reads_ours() {
+        let old = serde_json::to_vec(&[event(1), event(2)]).unwrap();
+        let list: Vec<Numbered> = serde_json::from_slice(&old).unwrap();
+        let list = with_new(list, &[event(3)], 0);
+        assert_eq!(numbers(&list), [1, 2, 3]);
+        let ours = serde_json::to_vec(&list).unwrap();
+        let read: Vec<Event> = serde_json::from_slice(&ours).unwrap();
+        assert_eq!(read, [event(1), event(2), event(3)]);
+        // Such an agent wrote the list back without numbers: they go on from the highest that was seen.
+        let bare = serde_json::from_slice(&serde_json::to_vec(&read).unwrap()).unwrap();
+        assert_eq!(numbers(&with_new(bare, &[event(4)], 3)), [4, 5, 6, 7]);
+        // It added one at the end of a numbered list.
+        let mut mixed = list;
+        mixed.push(Numbered { sequence: 0, event: event(4) });
+        assert_eq!(numbers(&with_new(mixed, &[], 0)), [1, 2, 3, 4]);
     }
 }

@@ -12,6 +12,8 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod audit;
+pub mod certificates;
 pub mod deadline;
 pub mod durable;
 pub mod evidence;
@@ -22,9 +24,12 @@ pub mod history;
 pub mod keeper;
 pub mod leadership;
 pub mod leased;
+pub mod lives;
 pub mod mind_loop;
 pub mod probes;
+pub mod problems;
 pub mod record;
+pub mod roles;
 pub mod routes;
 pub mod setup;
 pub mod slots;

@@ -20,8 +20,8 @@ use tracing::{debug, info, warn};
 
 /// How many inputs may wait. When it is full the senders wait, which slows probes and peers down, never decisions.
 pub const INPUTS_MAX: usize = 1024;
-/// How many reasons are kept for `why`.
-const REASONS_MAX: usize = 300;
+/// How many reasons are kept for `why`: shared, so that a look at the loop does not copy them.
+const REASONS_MAX: usize = 3000;
 
 /// What the loop works with.
 pub struct Parts {
@@ -65,7 +65,7 @@ pub struct Snapshot {
     /// The decision's own summary.
     pub summary: Summary,
     /// Reasons with the wall time at which they came, oldest first.
-    pub reasons: Vec<(u64, Reason)>,
+    pub reasons: Vec<(u64, Arc<Reason>)>,
     /// Since when (wall time, ms) the role and state are as they are.
     pub since_ms: u64,
 }
@@ -73,7 +73,7 @@ pub struct Snapshot {
 struct Loop {
     parts: Parts,
     executor: Executor,
-    reasons: VecDeque<(u64, Reason)>,
+    reasons: VecDeque<(u64, Arc<Reason>)>,
     last_observed: ServerObservation,
     /// What the node was doing when last looked at, and since when (wall time).
     standing: (Standing, u64),
@@ -200,7 +200,7 @@ impl Loop {
             }
             Output::Reason(reason) => {
                 info!(rule = %reason.rule, term = reason.term.0, text = %reason.text, "reason");
-                self.reasons.push_back((wall_now_ms(), reason));
+                self.reasons.push_back((wall_now_ms(), Arc::new(reason)));
                 while self.reasons.len() > REASONS_MAX {
                     self.reasons.pop_front();
                 }

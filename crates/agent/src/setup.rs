@@ -1,6 +1,8 @@
 //! Puts an agent together from its files, runs it, and takes it down in order.
 
 use crate::api::{self, Api, ApiServer, AskHandler};
+use crate::audit::Audit;
+use crate::certificates::Certificates;
 use crate::deadline::Deadlines;
 use crate::durable::{self, Gate};
 use crate::evidence::{self, Ports};
@@ -9,17 +11,19 @@ use crate::handlers::{MindHandler, RouteHandler};
 use crate::health::{self, Health};
 use crate::keeper::Keeper;
 use crate::leased::Leased;
+use crate::lives::Lives;
 use crate::mind_loop::{self, INPUTS_MAX, Parts, Question, Wish};
 use crate::routes::Routes;
 use crate::slots::Slots;
-use crate::{history, leadership, probes, record};
+use crate::status::Following;
+use crate::{history, leadership, probes, record, roles};
 use anyhow::{Context, Result};
 use mainstay_decide::Mind;
 use mainstay_decide::io::{Config, Input};
 use mainstay_engine_postgres::{Postgres, PostgresOptions};
 use mainstay_model::layout::NodeLayout;
 use mainstay_model::spec::Spec;
-use mainstay_model::{NodeId, ServerObservation, Span};
+use mainstay_model::{Event, NodeId, ServerObservation, Span};
 use mainstay_net::{Mesh, MeshOptions};
 use mainstay_ports::engine::Engine;
 use mainstay_ports::peer::{Caller, Channel, Handlers, Peers};
@@ -158,6 +162,11 @@ struct Agent {
     order_begins: Arc<Notify>,
     observed: watch::Sender<ServerObservation>,
     addresses: Addresses,
+    layout: NodeLayout,
+    lives: Arc<Lives>,
+    /// Told by the parts that follow the specification and the store; shown in the status.
+    following: watch::Sender<Following>,
+    events: mpsc::Sender<Event>,
 }
 
 /// Runs the agent until `stop` turns true; then ends the server in order, and the guard.
@@ -183,6 +192,7 @@ pub async fn run(options: AgentOptions, stop: watch::Receiver<bool>) -> Result<(
     let (inputs, input_queue) = mpsc::channel(INPUTS_MAX);
     let (questions, question_queue) = mpsc::channel::<Question>(64);
     let (wishes, wish_queue) = mpsc::channel::<Wish>(16);
+    let (events, event_queue) = mpsc::channel(256);
     let life = entropy()?;
     let board = Arc::new(RouteBoard::new(life));
     let agent = Agent {
@@ -200,16 +210,20 @@ pub async fn run(options: AgentOptions, stop: watch::Receiver<bool>) -> Result<(
         order_begins: Arc::default(),
         observed: watch::Sender::new(ServerObservation::default()),
         addresses,
+        layout: options.layout.clone(),
+        lives: Arc::default(),
+        following: watch::Sender::new(Following::default()),
+        events,
     };
-    let api = agent.api();
-    handlers.insert(Channel::Mind, Arc::new(MindHandler(inputs)));
+    let api = agent.api()?;
+    handlers.insert(Channel::Mind, Arc::new(MindHandler { inputs, lives: Arc::clone(&agent.lives) }));
     handlers.insert(Channel::Route, Arc::new(RouteHandler(board)));
     handlers.insert(Channel::Ask, Arc::new(AskHandler(Arc::clone(&api))));
     agent.listen(handlers, &api).await?;
 
     let data = agent.engine.has_data().await;
     let mind = Mind::new(decision_config(&options)?, durable.clone(), data, life);
-    let parts = agent.start_tasks(mind, Gate::new(options.layout.durable(), durable));
+    let parts = agent.start_tasks(mind, Gate::new(options.layout.durable(), durable), event_queue);
     let outcome = mind_loop::run(parts, input_queue, question_queue, wish_queue, stop).await;
     info!("the loop has ended; stopping the server and its guard");
     if outcome.is_ok() {
@@ -219,9 +233,11 @@ pub async fn run(options: AgentOptions, stop: watch::Receiver<bool>) -> Result<(
 }
 
 impl Agent {
-    fn api(&self) -> Arc<Api> {
+    fn api(&self) -> Result<Arc<Api>> {
         let address = self.addresses.agents.get(&self.me).map(|at| format!("https://{at}")).unwrap_or_default();
-        Arc::new(Api {
+        let audit = Audit::start(self.layout.audit_log()).context("start the audit's writer")?;
+        let gate = roles::Gate { me: self.me.clone(), audit, events: self.events.clone() };
+        Ok(Arc::new(Api {
             me: self.me.clone(),
             spec: Arc::clone(&self.spec),
             address,
@@ -234,7 +250,11 @@ impl Agent {
             observed: self.observed.subscribe(),
             version: OnceCell::new(),
             first_seen: Mutex::default(),
-        })
+            following: self.following.subscribe(),
+            certificates: Certificates::of(&self.layout),
+            lives: Arc::clone(&self.lives),
+            gate,
+        }))
     }
 
     async fn listen(&self, handlers: Handlers, api: &Arc<Api>) -> Result<()> {
@@ -249,11 +269,11 @@ impl Agent {
     }
 
     /// Starts what feeds the loop, and gathers what the loop works with.
-    fn start_tasks(&self, mind: Mind, gate: Gate) -> Parts {
+    fn start_tasks(&self, mind: Mind, gate: Gate, event_queue: mpsc::Receiver<Event>) -> Parts {
         let process = Arc::clone(&self.keeper) as Arc<dyn ServerProcess>;
         let store = Arc::clone(&self.store) as Arc<dyn Store>;
         let peers = Arc::clone(&self.mesh) as Arc<dyn Peers>;
-        let (events, event_queue) = mpsc::channel(256);
+        let events = self.events.clone();
         let (probe_interval, interval) = watch::channel(Span(250));
         let (probe_now, server_started) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let inputs = &self.inputs;

@@ -1,11 +1,16 @@
 //! What one node knows of itself, and how the answers of all nodes become one status.
 
+use crate::certificates::CertificateEnd;
 use crate::mind_loop::Snapshot;
+use crate::problems::{self, Beside};
 use mainstay_decide::summary::{Role, Summary};
+use mainstay_model::api::StoreStanding;
 use mainstay_model::record::Durability;
 use mainstay_model::spec::{Node, Spec};
-use mainstay_model::status::{ClusterStatus, NodeStatus, Problem, RouteAddresses, Status};
+use mainstay_model::status::{ClusterStatus, NodeStatus, RouteAddresses, Status};
+use mainstay_model::stored_spec::{FileState, Paused};
 use mainstay_model::{ClaimState, NodeId, Reason, RouteState, ServerObservation, ServerState, Term};
+use mainstay_ports::clock::wall_now_ms;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -61,7 +66,7 @@ impl Standing {
         }
     }
 
-    fn healthy(&self) -> bool {
+    pub(crate) fn healthy(&self) -> bool {
         matches!(self.state.as_str(), "running" | "streaming")
     }
 }
@@ -103,6 +108,45 @@ pub struct LocalStatus {
     pub problem: Option<String>,
     /// Who leads the embedded store, as it knows.
     pub store_leader: Option<NodeId>,
+    /// Its wall clock when it answered, milliseconds since 1970; 0: it did not say.
+    #[serde(default)]
+    pub wall_ms: u64,
+    /// How far its wall clock is off the asking agent's, beyond the round trip. Worked out by the one that asks.
+    #[serde(skip)]
+    pub clock_off_ms: i64,
+    /// The generation of the specification that it goes by.
+    #[serde(default)]
+    pub generation: u64,
+    /// How its file relates to that.
+    #[serde(default)]
+    pub file: Option<FileState>,
+    /// Server parameters that wait for a restart.
+    #[serde(default)]
+    pub pending_restart: Vec<String>,
+    /// The cluster is paused, as it knows.
+    #[serde(default)]
+    pub paused: Option<Paused>,
+    /// Its part of the store.
+    #[serde(default)]
+    pub store: Option<StoreStanding>,
+    /// Until when its certificates are valid.
+    #[serde(default)]
+    pub certificates: Vec<CertificateEnd>,
+}
+
+/// What the parts of the agent that follow the specification and the store tell; empty until they do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Following {
+    /// The generation that this node goes by.
+    pub generation: u64,
+    /// How its file relates to that.
+    pub file: Option<FileState>,
+    /// Server parameters that wait for a restart.
+    pub pending_restart: Vec<String>,
+    /// The cluster is paused.
+    pub paused: Option<Paused>,
+    /// This node's part of the store.
+    pub store: Option<StoreStanding>,
 }
 
 /// What else an agent adds to its own status.
@@ -116,6 +160,10 @@ pub struct Extras {
     pub version: String,
     /// The store's leader.
     pub store_leader: Option<NodeId>,
+    /// What follows the specification and the store.
+    pub following: Following,
+    /// Until when this node's certificates are valid.
+    pub certificates: Vec<CertificateEnd>,
 }
 
 /// One node's own status.
@@ -141,6 +189,14 @@ pub fn local(node: NodeId, snapshot: &Snapshot, observed: ServerObservation, ext
         observed,
         problem: summary.problem.clone(),
         store_leader: extras.store_leader,
+        wall_ms: wall_now_ms(),
+        clock_off_ms: 0,
+        generation: extras.following.generation,
+        file: extras.following.file,
+        pending_restart: extras.following.pending_restart,
+        paused: extras.following.paused,
+        store: extras.following.store,
+        certificates: extras.certificates,
     }
 }
 
@@ -184,7 +240,7 @@ pub fn rfc3339(wall_ms: u64) -> String {
 
 /// Merges the answers of all nodes (those missing did not answer) into one status.
 #[must_use]
-pub fn merge(spec: &Spec, api: String, answers: &BTreeMap<NodeId, LocalStatus>) -> Status {
+pub fn merge(spec: &Spec, api: String, answers: &BTreeMap<NodeId, LocalStatus>, beside: &Beside) -> Status {
     let primary = answers
         .values()
         .filter(|answer| answer.primary_of.is_some() && answer.open)
@@ -210,7 +266,7 @@ pub fn merge(spec: &Spec, api: String, answers: &BTreeMap<NodeId, LocalStatus>) 
         },
         api,
         nodes: spec.nodes.iter().map(|node| node_status(node, answers.get(&node.name), primary)).collect(),
-        problems: problems(spec, answers, primary),
+        problems: problems::find(spec, answers, primary, beside),
     }
 }
 
@@ -261,52 +317,6 @@ fn node_status(node: &Node, answer: Option<&LocalStatus>, primary: Option<&Local
     status
 }
 
-fn problems(spec: &Spec, answers: &BTreeMap<NodeId, LocalStatus>, primary: Option<&LocalStatus>) -> Vec<Problem> {
-    let mut list = Vec::new();
-    let mut add = |name: &str, severity: &str, evidence: String, since: Option<u64>| {
-        let since = since.map(rfc3339);
-        list.push(Problem { name: name.to_owned(), severity: severity.to_owned(), evidence, since });
-    };
-    match primary {
-        None => {
-            let claim = answers.values().max_by_key(|answer| answer.term).and_then(|answer| answer.claim.clone());
-            let claim = match claim {
-                None => "the store shows no record".to_owned(),
-                Some((state, None)) => format!("the claim is {state:?}"),
-                Some((state, Some(holder))) => format!("the claim is {state:?} by {holder}"),
-            };
-            let evidence = format!("no node is an open primary; {claim} (see `mainstay why`)");
-            add("no-primary", "critical", evidence, None);
-        }
-        Some(primary) if primary.blocked => {
-            let evidence =
-                format!("{} has too few replicas that confirm: commits wait (durability strict)", primary.node);
-            add("writes-blocked", "critical", evidence, None);
-        }
-        Some(primary) if primary.degraded => {
-            let evidence = format!("{} acknowledges commits with fewer replicas than wanted", primary.node);
-            add("degraded", "warning", evidence, None);
-        }
-        Some(_) => {}
-    }
-    for node in &spec.nodes {
-        let Some(answer) = answers.get(&node.name) else {
-            let evidence = format!("{}: its agent at {}:{} does not answer", node.name, node.host, node.agent_port);
-            add("node-unreachable", "warning", evidence, None);
-            continue;
-        };
-        let since = Some(answer.since_ms);
-        if let Some(problem) = &answer.problem {
-            add("node-stays-out", "critical", format!("{}: {problem}", node.name), since);
-        } else if let Some(symptom) = &answer.observed.symptom {
-            add("server-silent", "warning", format!("{}: {symptom}", node.name), since);
-        } else if !answer.standing.healthy() && primary.is_some_and(|primary| primary.node != node.name) {
-            add("replica-not-streaming", "warning", format!("{} is {}", node.name, answer.standing.state), since);
-        }
-    }
-    list
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -340,7 +350,15 @@ mod tests {
             claim: Some((ClaimState::Held, Some(node("db1")))),
             observed: ServerObservation::default(),
             problem: None,
-            store_leader: None,
+            store_leader: Some(node("db1")),
+            wall_ms: 0,
+            clock_off_ms: 0,
+            generation: 1,
+            file: None,
+            pending_restart: Vec::new(),
+            paused: None,
+            store: None,
+            certificates: Vec::new(),
         }
     }
 
@@ -357,8 +375,119 @@ mod tests {
     }
 
     fn merged(answers: Vec<LocalStatus>) -> Status {
+        merged_beside(answers, &Beside::default())
+    }
+
+    fn merged_beside(answers: Vec<LocalStatus>, beside: &Beside) -> Status {
         let answers = answers.into_iter().map(|answer| (answer.node.clone(), answer)).collect();
-        merge(&spec(), "https://127.0.0.1:7420".to_owned(), &answers)
+        merge(&spec(), "https://127.0.0.1:7420".to_owned(), &answers, beside)
+    }
+
+    /// The names of all problems; each says something and gives a way out.
+    fn names(status: &Status) -> Vec<&str> {
+        for problem in &status.problems {
+            assert!(!problem.evidence.is_empty() && !problem.hint.is_empty(), "{problem:?}");
+        }
+        status.problems.iter().map(|problem| problem.name.as_str()).collect()
+    }
+
+    type Change = Box<dyn Fn(&mut LocalStatus)>;
+
+    #[test]
+    fn every_condition_of_a_node_has_its_name() {
+        let day = 86_400;
+        let end = |until| vec![CertificateEnd { purpose: "agent".to_owned(), until }];
+        let conditions: Vec<(&str, Change)> = vec![
+            ("certificate-expired", Box::new(move |answer| answer.certificates = end(100 * day - 1))),
+            ("certificate-expiring", Box::new(move |answer| answer.certificates = end(129 * day))),
+            ("clock-off", Box::new(|answer| answer.clock_off_ms = -2001)),
+            ("disk-nearly-full", Box::new(|answer| answer.observed.disk_free = Some(1 << 20))),
+            ("file-older", Box::new(|answer| answer.file = Some(FileState::Older(3)))),
+            ("file-differs", Box::new(|answer| answer.file = Some(FileState::Differs))),
+            ("restart-pending", Box::new(|answer| answer.pending_restart = vec!["max_connections".to_owned()])),
+            ("node-stays-out", Box::new(|answer| answer.problem = Some("wrong data".to_owned()))),
+            ("server-silent", Box::new(|answer| answer.observed.symptom = Some("stopped".to_owned()))),
+            ("replica-not-streaming", Box::new(|answer| answer.standing.state = "detached".to_owned())),
+            (
+                "paused",
+                Box::new(|answer| {
+                    answer.generation = 9;
+                    answer.paused = Some(Paused { by: "ann".to_owned(), wall_ms: 1, note: String::new() });
+                }),
+            ),
+            (
+                "store-member-lost",
+                Box::new(|answer| {
+                    answer.store = Some(StoreStanding { failure: Some("torn".to_owned()), ..Default::default() });
+                }),
+            ),
+            (
+                "store-member-lost",
+                Box::new(|answer| {
+                    answer.store = Some(StoreStanding { voters: vec![node("db9")], ..Default::default() });
+                }),
+            ),
+        ];
+        let beside = Beside { now_ms: 100 * 86_400 * 1000, ..Beside::default() };
+        for (name, change) in conditions {
+            let mut replica = answer("db2", "replica", "streaming");
+            replica.certificates = vec![CertificateEnd { purpose: "agent".to_owned(), until: 200 * day }];
+            replica.clock_off_ms = 1999;
+            replica.observed.disk_free = Some(1 << 40);
+            replica.file = Some(FileState::Same);
+            assert_eq!(names(&merged_beside(vec![primary(), replica.clone()], &beside)), [""; 0], "before {name}");
+            change(&mut replica);
+            assert_eq!(names(&merged_beside(vec![primary(), replica], &beside)), [name]);
+        }
+    }
+
+    #[test]
+    fn every_condition_of_the_cluster_has_its_name() {
+        let mut lagging = primary();
+        lagging.observed.end = Some(Lsn(900 + (64 << 20)));
+        assert_eq!(names(&merged(vec![lagging, answer("db2", "replica", "streaming")])), ["replica-lagging"]);
+        let mut degraded = primary();
+        degraded.degraded = true;
+        assert_eq!(names(&merged(vec![degraded, answer("db2", "replica", "streaming")])), ["degraded"]);
+        let mut leaderless = vec![primary(), answer("db2", "replica", "streaming")];
+        leaderless.iter_mut().for_each(|answer| answer.store_leader = None);
+        assert_eq!(names(&merged(leaderless)), ["store-no-quorum"]);
+        let mut old = answer("db2", "none", "stopped");
+        old.term = Term(3);
+        let mut new = primary();
+        (new.term, new.primary_of) = (Term(1_000_001), Some(Term(1_000_001)));
+        assert_eq!(names(&merged(vec![new, old])), ["superseded"]);
+        let doubled = Beside { doubled: [node("db2")].into(), ..Beside::default() };
+        let fine = || vec![primary(), answer("db2", "replica", "streaming")];
+        assert_eq!(names(&merged_beside(fine(), &doubled)), ["two-agents-one-name"]);
+        for (why, hint) in [
+            ("connect to 10.0.0.2:7420: connection refused: nothing listens there", "start its agent"),
+            ("connect to 10.0.0.2:7420: no answer within 1 s", "is its host up"),
+            ("its certificate is not of this cluster's authority; is it of another cluster?", "join --again"),
+        ] {
+            let beside = Beside { unreachable: [(node("db2"), why.to_owned())].into(), ..Beside::default() };
+            let status = merged_beside(vec![primary()], &beside);
+            assert_eq!(names(&status), ["node-unreachable"]);
+            let problem = &status.problems[0];
+            assert!(problem.evidence.contains(why) && problem.hint.contains(hint), "{problem:?}");
+        }
+        let ours = "connect to 10.0.0.2:7420: it says that our certificate has expired".to_owned();
+        let beside = Beside { unreachable: [(node("db2"), ours)].into(), ..Beside::default() };
+        assert_eq!(names(&merged_beside(vec![primary()], &beside)), ["node-unreachable"]);
+        let expired = "connect to 10.0.0.2:7420: its certificate has expired".to_owned();
+        let beside = Beside { unreachable: [(node("db2"), expired)].into(), ..Beside::default() };
+        assert_eq!(names(&merged_beside(vec![primary()], &beside)), ["node-unreachable", "certificate-expired"]);
+    }
+
+    #[test]
+    fn an_answer_of_an_older_agent_is_understood() {
+        let mut older = serde_json::to_value(answer("db2", "replica", "streaming")).unwrap();
+        let fields = older.as_object_mut().unwrap();
+        for added in ["wall_ms", "generation", "file", "pending_restart", "paused", "store", "certificates"] {
+            fields.remove(added).expect("it is told now");
+        }
+        let read: LocalStatus = serde_json::from_value(older).unwrap();
+        assert_eq!(names(&merged(vec![primary(), read])), [""; 0]);
     }
 
     #[test]
@@ -377,8 +506,7 @@ mod tests {
         blocked.blocked = true;
         let status = merged(vec![blocked]);
         assert!(!status.cluster.writable);
-        let names: Vec<&str> = status.problems.iter().map(|problem| problem.name.as_str()).collect();
-        assert_eq!(names, ["writes-blocked", "node-unreachable"]);
+        assert_eq!(names(&status), ["writes-blocked", "node-unreachable"]);
         assert_eq!(status.nodes[1].state, "unreachable");
 
         let status = merged(vec![answer("db1", "none", "stopped"), answer("db2", "replica", "detached")]);

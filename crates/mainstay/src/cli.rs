@@ -53,6 +53,10 @@ pub(crate) enum Command {
     Switchover(Switchover),
     /// Open psql on the cluster, or print its address
     Connect(Connect),
+    /// Make the cluster's authority, and issue certificates from it
+    Pki(crate::cli_keys::Pki),
+    /// Take this host, a proxy or a person into a cluster
+    Join(crate::cli_keys::Join),
     /// Run the agent of one node (daemon)
     Agent(Agent),
     /// Run the guard of one node's server (daemon; the agent starts it)
@@ -240,7 +244,7 @@ pub(crate) struct Guard {
 /// `proxy`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Proxy {
-    /// The cluster's mainstay.toml; pki/proxy.crt and proxy.key lie next to it
+    /// The cluster's mainstay.toml; pki/proxy.crt and proxy.key lie next to it (`join --proxy` makes them)
     #[arg(long, value_name = "FILE", env = "MAINSTAY_CONFIG")]
     pub(crate) config: PathBuf,
 }

@@ -3,12 +3,14 @@
 use crate::failure::{Failure, Outcome};
 use crate::target::Target;
 use mainstay_model::NodeId;
+use mainstay_model::layout::NodeLayout;
 use mainstay_model::spec::Node;
 use mainstay_model::status::Status;
 use mainstay_net::{Credentials, Expect, http};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::lookup_host;
@@ -52,10 +54,14 @@ impl Agents {
     pub(crate) fn of(target: &Target) -> Outcome<Agents> {
         let layout = &target.layout;
         let cluster = &target.spec.cluster.name;
-        let credentials = Credentials::load(cluster, &layout.ca_cert(), &layout.admin_cert(), &layout.admin_key())
+        let (ca, cert, key) = certificate(target);
+        let credentials = Credentials::load(cluster, &ca, &cert, &key)
             .map_err(|error| {
                 Failure::failed(format!("the cluster's API can not be called: {error}"))
-                    .hint("run this as the user that owns the cluster's files (root, if root made them)")
+                    .hint(format!(
+                        "run this as the user that owns {} (root, if root made it), or join as a person: `mainstay join --help`",
+                        layout.pki().display()
+                    ))
             })?;
         Ok(Agents { nodes: target.spec.nodes.clone(), credentials })
     }
@@ -115,6 +121,24 @@ impl Agents {
             (status.cluster.term, status.cluster.writable, well)
         });
         best.ok_or_else(|| nobody(&silent))
+    }
+}
+
+/// The certificate to call with: a person's beside the file, the one that may do most first; else this host's own as a node, which may look.
+fn certificate(target: &Target) -> (PathBuf, PathBuf, PathBuf) {
+    let layout = &target.layout;
+    let people = [
+        (layout.admin_cert(), layout.admin_key()),
+        (layout.operator_cert(), layout.operator_key()),
+        (layout.reader_cert(), layout.reader_key()),
+    ];
+    if let Some((cert, key)) = people.into_iter().find(|(cert, _)| cert.exists()) {
+        return (layout.ca_cert(), cert, key);
+    }
+    let nodes = target.spec.nodes.iter().map(|node| NodeLayout::new(target.spec.node_dir(node)));
+    match nodes.into_iter().find(|node| node.node_key().exists()) {
+        Some(node) => (node.ca_cert(), node.node_cert(), node.node_key()),
+        None => (layout.ca_cert(), layout.admin_cert(), layout.admin_key()),
     }
 }
 

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod cli;
+mod cli_keys;
 mod client;
 mod commands;
 mod failure;

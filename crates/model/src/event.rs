@@ -25,7 +25,7 @@ pub struct Event {
     pub wall_ms: u64,
     /// The term it concerns.
     pub term: Term,
-    /// A stable name: `primary-opened`, `primary-lost`, `switchover`, `rewound`, `cloned`, `degraded` …
+    /// A stable name: `primary-opened`, `primary-lost`, `switchover`, `rewound`, `cloned`, `degraded`, `operator` …
     pub kind: String,
     /// A sentence with the evidence, positions and durations.
     pub text: String,

@@ -2,17 +2,19 @@
 //!
 //! A node's directory:
 //! ```text
-//! agent/     agent's user only: durable.json, raft/, node.crt, node.key, ca.crt, app.verifier, guard.sock
+//! agent/     agent's user only: durable.json, raft/, node.{crt,key}, proxy.{crt,key}, ca.crt, app.verifier, guard.sock
 //! data/      the database server's data directory (its user only)
 //! conf/      its configuration and TLS files (its user only), outside the data directory so that a rewind never overwrites them
 //! run/       its Unix socket
-//! log/       server.log, agent.log, guard.log
+//! log/       server.log, agent.log, guard.log, audit.log
 //! diverged/  logs kept before a rewind or re-clone (the agent's user only)
 //! ```
 //! A cluster made by `mainstay up`:
 //! ```text
 //! mainstay.toml   pki/{ca,admin,proxy}.{crt,key}   secrets/app.password   nodes/NAME/   log/   run/supervisor.pid
 //! ```
+//! Where `mainstay pki init` made the authority, `pki/` also holds `issued.jsonl` (what was issued, until when) and `tokens/`. Where a
+//! person or a proxy joined, `pki/` holds `ca.crt` and that role's certificate and key.
 
 use std::path::{Path, PathBuf};
 
@@ -58,6 +60,8 @@ paths!(NodeLayout {
     raft => "agent/raft", "The embedded store's files.";
     node_cert => "agent/node.crt", "The agent's certificate (PEM).";
     node_key => "agent/node.key", "The agent's key (PEM).";
+    proxy_cert => "agent/proxy.crt", "The certificate of the proxy on this node's host.";
+    proxy_key => "agent/proxy.key", "Its key.";
     ca_cert => "agent/ca.crt", "The cluster authority (PEM).";
     app_verifier => "agent/app.verifier", "SCRAM verifier of the application role, for the first copy.";
     guard_socket => "agent/guard.sock", "Where the guard listens.";
@@ -73,6 +77,7 @@ paths!(NodeLayout {
     server_log => "log/server.log", "What the server prints.";
     agent_log => "log/agent.log", "The agent's log (JSON lines).";
     guard_log => "log/guard.log", "The guard's log.";
+    audit_log => "log/audit.log", "Every change that was asked for at this agent (JSON lines).";
     diverged => "diverged", "Logs kept before a rewind or re-clone.";
 });
 
@@ -83,8 +88,15 @@ paths!(ClusterLayout {
     ca_key => "pki/ca.key", "Its key: only its owner reads it.";
     admin_cert => "pki/admin.crt", "With it the commands call the API.";
     admin_key => "pki/admin.key", "Its key.";
+    operator_cert => "pki/operator.crt", "With it an operator's commands call the API.";
+    operator_key => "pki/operator.key", "Its key.";
+    reader_cert => "pki/reader.crt", "With it a reader's commands call the API.";
+    reader_key => "pki/reader.key", "Its key.";
+    issued => "pki/issued.jsonl", "What the authority issued: one JSON line each.";
+    tokens => "pki/tokens", "Join tokens: their hashes only.";
     proxy_cert => "pki/proxy.crt", "With it the proxy asks for the route.";
     proxy_key => "pki/proxy.key", "Its key.";
+    secrets => "secrets", "The application role's password.";
     app_password => "secrets/app.password", "The application role's password: only its owner reads it.";
     log => "log", "Logs of the supervisor and the proxy.";
     run => "run", "Process ids.";

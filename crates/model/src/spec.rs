@@ -210,6 +210,12 @@ impl Spec {
     pub fn node(&self, name: &NodeId) -> Option<&Node> {
         self.nodes.iter().find(|node| &node.name == name)
     }
+    /// Where this node keeps its files: as the file says, else `/var/lib/mainstay/<cluster>`.
+    #[must_use]
+    pub fn node_dir(&self, node: &Node) -> PathBuf {
+        let standard = || PathBuf::from("/var/lib/mainstay").join(self.cluster.name.as_str());
+        node.dir.clone().unwrap_or_else(standard)
+    }
     /// Nodes that hold data, in order.
     pub fn data_nodes(&self) -> impl Iterator<Item = &Node> {
         self.nodes.iter().filter(|node| !node.witness)

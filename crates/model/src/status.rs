@@ -82,12 +82,15 @@ pub struct NodeStatus {
 /// A condition, named by its evidence.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
-    /// A stable name: `node-unreachable`, `no-primary`, `replica-not-streaming`, `writes-blocked` …
+    /// A stable name: `node-unreachable`, `no-primary`, `replica-not-streaming`, `writes-blocked` … (all of them: `crates/agent/src/problems.rs`).
     pub name: String,
     /// `critical`, `warning` or `info`.
     pub severity: String,
     /// What was seen.
     pub evidence: String,
+    /// What to do about it; empty when there is nothing to do.
+    #[serde(default)]
+    pub hint: String,
     /// Since when, RFC 3339.
     pub since: Option<String>,
 }

@@ -27,6 +27,8 @@ pub enum Role {
     Reader(String),
     /// A proxy.
     Proxy(String),
+    /// Who answers for the cluster authority when hosts and people join; calls nobody.
+    Authority(String),
 }
 
 impl Role {
@@ -41,6 +43,7 @@ impl Role {
             Role::Operator(_) => "operator",
             Role::Reader(_) => "reader",
             Role::Proxy(_) => "proxy",
+            Role::Authority(_) => "authority",
         }
     }
 
@@ -53,11 +56,12 @@ impl Role {
             | Role::Admin(name)
             | Role::Operator(name)
             | Role::Reader(name)
-            | Role::Proxy(name) => name,
+            | Role::Proxy(name)
+            | Role::Authority(name) => name,
         }
     }
 
-    /// Who this is to a handler; `None` for the database servers' roles, which may not call agents.
+    /// Who this is to a handler; `None` for the database servers' roles and the authority's, which may not call agents.
     #[must_use]
     pub fn caller(&self) -> Option<Caller> {
         match self {
@@ -66,11 +70,15 @@ impl Role {
             Role::Operator(name) => Some(Caller::Operator(name.clone())),
             Role::Reader(name) => Some(Caller::Reader(name.clone())),
             Role::Proxy(name) => Some(Caller::Proxy(name.clone())),
-            Role::Server(_) | Role::Replication(_) => None,
+            Role::Server(_) | Role::Replication(_) | Role::Authority(_) => None,
         }
     }
 
-    fn parse(word: &str, name: &str) -> Result<Role, NetError> {
+    /// The role of this word and name.
+    ///
+    /// # Errors
+    /// When there is no such role, or the name has no proper form.
+    pub fn parse(word: &str, name: &str) -> Result<Role, NetError> {
         let node = || NodeId::new(name).map_err(|bad| NetError::Certificate(bad.to_string()));
         let free = || check_free_name(name).map(|()| name.to_owned());
         match word {
@@ -81,6 +89,7 @@ impl Role {
             "operator" => Ok(Role::Operator(free()?)),
             "reader" => Ok(Role::Reader(free()?)),
             "proxy" => Ok(Role::Proxy(free()?)),
+            "authority" => Ok(Role::Authority(free()?)),
             other => Err(NetError::Certificate(format!("no role is called {other:?}"))),
         }
     }

@@ -12,13 +12,17 @@ mod files;
 mod frame;
 pub mod http;
 pub mod identity;
+pub mod join;
 mod link;
 mod listener;
 pub mod mesh;
 mod peer;
 pub mod pki;
+pub mod reason;
+mod seldom;
 mod socket;
 pub mod tls;
+pub mod token;
 
 pub use client::Client;
 pub use files::write_file;
@@ -27,8 +31,9 @@ pub use http::HttpServe;
 pub use identity::{Expect, Identity, Role};
 pub use listener::ServerStream;
 pub use mesh::{Mesh, MeshOptions};
-pub use pki::{Authority, Issued};
+pub use pki::{Authority, Issued, KeyRequest};
 pub use tls::{Credentials, install_provider};
+pub use token::Token;
 
 /// Why something of this room failed: what, where, why.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +69,9 @@ pub enum NetError {
         /// Why not.
         reason: String,
     },
+    /// Joining the cluster failed.
+    #[error("{0}")]
+    Join(join::Refusal),
     /// The listener could not be opened.
     #[error("listen on {address}: {source}; is another agent running there?")]
     Listen {

@@ -1,7 +1,7 @@
 //! One connection as its caller sees it: opening, a bounded queue out, answers matched to requests.
 
 use crate::frame::{Frame, Kind, body_max, read_frame};
-use crate::{NetError, socket};
+use crate::{NetError, reason, socket};
 use mainstay_ports::peer::{Channel, PeerError};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -44,13 +44,14 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) async fn open_tls(address: SocketAddr, config: Arc<ClientConfig>) -> Result<ClientStream, NetError> {
     let failed = |reason: String| NetError::Connect { address, reason };
     let tcp = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
-    let tcp = tcp.map_err(|_| failed("no answer within 1 s".to_owned()))?.map_err(|error| failed(error.to_string()))?;
+    let tcp = tcp.map_err(|_| failed("no answer within 1 s".to_owned()))?;
+    let tcp = tcp.map_err(|error| failed(reason::connecting(&error)))?;
     socket::tune(&tcp);
     let name = ServerName::IpAddress(address.ip().into());
     let stream = timeout(HANDSHAKE_TIMEOUT, TlsConnector::from(config).connect(name, tcp)).await;
     stream
         .map_err(|_| failed("the TLS handshake did not end within 2 s".to_owned()))?
-        .map_err(|error| failed(format!("TLS: {error}")))
+        .map_err(|error| failed(reason::calling(&error)))
 }
 
 /// Opens a connection for frames; returns once the other side has let us in.
@@ -63,7 +64,7 @@ pub(crate) async fn open_frames(
     match timeout(HANDSHAKE_TIMEOUT, read_frame(&mut stream)).await {
         Ok(Ok(Frame { kind: Kind::Hello, .. })) => Ok(pair(stream)),
         Ok(Ok(frame)) => Err(failed(format!("it began with {:?} instead of a greeting", frame.kind))),
-        Ok(Err(error)) => Err(failed(format!("it did not let us in: {error}"))),
+        Ok(Err(error)) => Err(failed(format!("it did not let us in: {}", reason::calling(&error)))),
         Err(_) => Err(failed("it did not greet within 2 s".to_owned())),
     }
 }

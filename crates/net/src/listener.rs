@@ -7,12 +7,14 @@ use crate::frame::{BODY_BYTES_MAX, Frame, Kind, body_max, read_frame};
 use crate::http::HttpServe;
 use crate::link::{HANDSHAKE_TIMEOUT, Outbox, lock, queue};
 use crate::mesh::PeerTable;
-use crate::socket;
+use crate::seldom::Seldom;
 use crate::tls::{ALPN_FRAMES, caller_of};
+use crate::{reason, socket};
 use mainstay_model::ClusterName;
 use mainstay_ports::peer::{Caller, Channel, Handlers};
 use std::collections::BTreeMap;
 use std::io::{Error, ErrorKind};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWriteExt, BufReader};
@@ -46,6 +48,8 @@ pub(crate) struct Listener {
     pub(crate) http: Option<Arc<dyn HttpServe>>,
     pub(crate) peers: Arc<PeerTable>,
     pub(crate) callers: Mutex<BTreeMap<Caller, usize>>,
+    /// Certificates that were refused are worth a line in the log, but not one for each attempt.
+    pub(crate) refusals: Mutex<Seldom>,
 }
 
 /// May this caller use this channel?
@@ -65,11 +69,11 @@ impl Listener {
         loop {
             tokio::select! {
                 accepted = socket.accept() => match accepted {
-                    Ok((stream, _)) if connections.len() < CONNECTIONS_MAX => {
+                    Ok((stream, from)) if connections.len() < CONNECTIONS_MAX => {
                         let (listener, handshakes) = (self.clone(), handshakes.clone());
                         connections.spawn(async move {
                             if let Err(error) = listener.connection(stream, &handshakes).await {
-                                tracing::debug!(%error, "connection ended");
+                                listener.ended(&error, from);
                             }
                         });
                     }
@@ -82,6 +86,18 @@ impl Listener {
                 },
                 Some(_) = connections.join_next() => {}
             }
+        }
+    }
+
+    fn ended(&self, error: &Error, from: SocketAddr) {
+        match reason::certificate(error) {
+            Some(why) => {
+                // The port changes with each attempt: the same host with the same trouble is one thing to say.
+                if lock(&self.refusals).may_say(&format!("{} {why}", from.ip())) {
+                    tracing::warn!(from = %from.ip(), %why, "a caller was refused");
+                }
+            }
+            None => tracing::debug!(%error, "connection ended"),
         }
     }
 

@@ -12,6 +12,7 @@ use crate::peer::Peer;
 use crate::tls::{ALPN_FRAMES, Credentials};
 use async_trait::async_trait;
 use mainstay_model::{ClusterName, NodeId};
+use mainstay_ports::clock::wall_now_ms;
 use mainstay_ports::peer::{Caller, Channel, Handlers, LinkChange, PeerError, Peers};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -120,6 +121,10 @@ impl Mesh {
         let identity = credentials.identity();
         let me = identity.role.caller();
         let me = me.ok_or_else(|| NetError::Certificate(format!("{identity} may not call agents")))?;
+        if credentials.valid_until()? <= i64::try_from(wall_now_ms() / 1000).unwrap_or(i64::MAX) {
+            // It goes on trying: the clock may be wrong, and others judge by theirs.
+            tracing::error!(%identity, "our own certificate has expired; `mainstay pki issue` and `mainstay join --again` give a new one");
+        }
         let (links, _) = broadcast::channel(LINK_CHANGES_MAX);
         let (peer_table, running) = (Arc::default(), Mutex::default());
         let mesh = Arc::new(Self { credentials, me, listen, links, peers: peer_table, running });
@@ -156,7 +161,8 @@ impl Mesh {
         let Some((address, socket)) = bound else { return Ok(None) };
         let cluster = self.credentials.identity().cluster.clone();
         let (peers, callers) = (self.peers.clone(), Mutex::default());
-        let listener = Arc::new(Listener { cluster, acceptor, handlers, http, peers, callers });
+        let refusals = Mutex::default();
+        let listener = Arc::new(Listener { cluster, acceptor, handlers, http, peers, callers, refusals });
         lock(&self.running).listener = Some(tokio::spawn(listener.run(socket)).abort_handle());
         Ok(Some(address))
     }
@@ -248,5 +254,9 @@ impl Peers for Mesh {
 
     fn connected(&self, node: &NodeId) -> bool {
         self.peers.get(node).is_some_and(|peer| peer.is_up())
+    }
+
+    fn failure(&self, node: &NodeId) -> Option<String> {
+        self.peers.get(node).and_then(|peer| peer.failure())
     }
 }

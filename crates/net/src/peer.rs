@@ -5,6 +5,8 @@
 
 use crate::backoff::Backoff;
 use crate::link::{ClientStream, Driver, Outgoing, lock, open_frames};
+use crate::reason;
+use crate::seldom::Seldom;
 use mainstay_model::NodeId;
 use mainstay_ports::peer::LinkChange;
 use rustls::ClientConfig;
@@ -37,6 +39,8 @@ struct State {
     current: Option<Arc<Outgoing>>,
     up: bool,
     removed: bool,
+    /// Why the last attempt to connect, or the last connection, ended.
+    failure: Option<String>,
 }
 
 impl Peer {
@@ -59,6 +63,16 @@ impl Peer {
     /// Is the link up?
     pub(crate) fn is_up(&self) -> bool {
         lock(&self.state).up
+    }
+
+    /// Why there is no connection; `None` while there is one.
+    pub(crate) fn failure(&self) -> Option<String> {
+        let state = lock(&self.state);
+        if state.current.is_some() { None } else { state.failure.clone() }
+    }
+
+    fn failed(&self, why: String) {
+        lock(&self.state).failure = Some(why);
     }
 
     /// A connection from this peer was accepted.
@@ -98,7 +112,7 @@ impl Peer {
     /// Connects for ever.
     pub(crate) async fn run(self: Arc<Self>) {
         let mut backoff = Backoff::default();
-        let mut last_reason = String::new();
+        let mut said = Seldom::default();
         loop {
             tokio::select! {
                 () = sleep(backoff.pause()) => {}
@@ -108,6 +122,7 @@ impl Peer {
                 Ok((outgoing, driver)) => {
                     let began = Instant::now();
                     let why = self.keep(Arc::new(outgoing), driver).await;
+                    self.failed(format!("the connection ended: {}", reason::calling(&why)));
                     self.set(None, false);
                     tracing::debug!(peer = %self.node, %why, "connection ended");
                     if began.elapsed() > LASTED {
@@ -116,10 +131,10 @@ impl Peer {
                 }
                 Err(error) => {
                     let reason = error.to_string();
-                    if reason != last_reason {
+                    if said.may_say(&reason) {
                         tracing::info!(peer = %self.node, %reason, "no connection; will go on trying");
-                        last_reason = reason;
                     }
+                    self.failed(reason);
                 }
             }
         }

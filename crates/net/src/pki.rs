@@ -10,8 +10,8 @@ use crate::{NetError, Role};
 use mainstay_model::ClusterName;
 use mainstay_ports::clock::wall_now_ms;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
 };
 use std::fmt;
 use std::net::IpAddr;
@@ -32,6 +32,50 @@ pub struct Authority {
     cert_pem: String,
     key_pem: String,
     issuer: Issuer<'static, KeyPair>,
+}
+
+/// A key made here, and the request to certify it: the key never travels.
+#[derive(Clone, PartialEq, Eq)]
+pub struct KeyRequest {
+    /// The private key, PEM. Never log it.
+    pub key_pem: String,
+    /// The request that goes to the authority, PEM.
+    pub request_pem: String,
+}
+
+impl fmt::Debug for KeyRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeyRequest").finish_non_exhaustive()
+    }
+}
+
+impl KeyRequest {
+    /// Makes a key and its request. The request names nobody: whom a certificate is for is the authority's word.
+    ///
+    /// # Errors
+    /// When the operating system gives no randomness.
+    pub fn create() -> Result<KeyRequest, NetError> {
+        let key = KeyPair::generate().map_err(wrong("make a key"))?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        let request = params.serialize_request(&key).map_err(wrong("make a request"))?;
+        let request_pem = request.pem().map_err(wrong("make a request"))?;
+        Ok(KeyRequest { key_pem: key.serialize_pem(), request_pem })
+    }
+
+    /// Puts the key together with the certificate that came back.
+    ///
+    /// # Errors
+    /// When the certificate is for another key.
+    pub fn with(self, cert_pem: String) -> Result<Issued, NetError> {
+        let key = KeyPair::from_pem(&self.key_pem).map_err(wrong("the own key"))?;
+        let ders = crate::tls::certificates(cert_pem.as_bytes())?;
+        let first = ders.first().ok_or_else(|| NetError::Certificate("no certificate came back".to_owned()))?;
+        if parse_certificate(first)?.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
+            return Err(NetError::Certificate("the certificate that came back is for another key".to_owned()));
+        }
+        Ok(Issued { cert_pem, key_pem: self.key_pem })
+    }
 }
 
 /// A certificate with its key, PEM.
@@ -55,12 +99,13 @@ impl fmt::Debug for Issued {
     }
 }
 
-fn params(days: u64, common_name: &str) -> CertificateParams {
+/// Valid from a day ago until `valid` from now.
+fn params(valid: Duration, common_name: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
     let now = Duration::from_millis(wall_now_ms());
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
     params.not_before = epoch + now.saturating_sub(Duration::from_secs(DAY));
-    params.not_after = epoch + now + Duration::from_secs(days * DAY);
+    params.not_after = epoch + now + valid;
     let mut name = DistinguishedName::new();
     name.push(DnType::CommonName, common_name);
     params.distinguished_name = name;
@@ -74,7 +119,7 @@ impl Authority {
     /// When the operating system gives no randomness.
     pub fn create(cluster: &ClusterName) -> Result<Authority, NetError> {
         let key = KeyPair::generate().map_err(wrong("make a key"))?;
-        let mut params = params(AUTHORITY_DAYS, &format!("mainstay authority of {cluster}"));
+        let mut params = params(Duration::from_secs(AUTHORITY_DAYS * DAY), &format!("mainstay authority of {cluster}"));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let cert = params.self_signed(&key).map_err(wrong("sign the authority"))?;
@@ -115,13 +160,49 @@ impl Authority {
         &self.cert_pem
     }
 
+    /// Which cluster.
+    #[must_use]
+    pub fn cluster(&self) -> &ClusterName {
+        &self.cluster
+    }
+
     /// Issues a certificate for a role, valid for one year. `hosts` are the addresses or names under which it is reached.
     ///
     /// # Errors
     /// When a name or host has no proper form.
     pub fn issue(&self, role: &Role, hosts: &[String]) -> Result<Issued, NetError> {
+        self.issue_for(role, hosts, Duration::from_secs(ISSUED_DAYS * DAY))
+    }
+
+    /// The same, valid for this long from now.
+    ///
+    /// # Errors
+    /// As [`Authority::issue`].
+    pub fn issue_for(&self, role: &Role, hosts: &[String], valid: Duration) -> Result<Issued, NetError> {
+        let key = KeyPair::generate().map_err(wrong("make a key"))?;
+        let cert_pem = self.certify(role, hosts, valid, &key)?;
+        Ok(Issued { cert_pem, key_pem: key.serialize_pem() })
+    }
+
+    /// Certifies a key that was made elsewhere (see [`KeyRequest`]), for a role and hosts that the authority's side chose: of the request
+    /// only the key is used, once its signature has shown that the asker holds it. Returns the certificate, PEM.
+    ///
+    /// # Errors
+    /// When the request is not genuine, or a name or host has no proper form.
+    pub fn sign(&self, role: &Role, hosts: &[String], request_pem: &str) -> Result<String, NetError> {
+        let request = CertificateSigningRequestParams::from_pem(request_pem).map_err(wrong("the request"))?;
+        self.certify(role, hosts, Duration::from_secs(ISSUED_DAYS * DAY), &request.public_key)
+    }
+
+    fn certify(
+        &self,
+        role: &Role,
+        hosts: &[String],
+        valid: Duration,
+        key: &impl PublicKeyData,
+    ) -> Result<String, NetError> {
         check_free_name(role.name())?;
-        let mut params = params(ISSUED_DAYS, role.name());
+        let mut params = params(valid, role.name());
         let identity = Identity { cluster: self.cluster.clone(), role: role.clone() };
         let uri = identity.to_string().try_into().map_err(wrong("the role's URI"))?;
         params.subject_alt_names.push(SanType::URI(uri));
@@ -132,9 +213,8 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = usages(role);
         params.use_authority_key_identifier_extension = true;
-        let key = KeyPair::generate().map_err(wrong("make a key"))?;
-        let cert = params.signed_by(&key, &self.issuer).map_err(wrong("sign a certificate"))?;
-        Ok(Issued { cert_pem: cert.pem(), key_pem: key.serialize_pem() })
+        let cert = params.signed_by(key, &self.issuer).map_err(wrong("sign a certificate"))?;
+        Ok(cert.pem())
     }
 }
 
@@ -171,7 +251,7 @@ fn usages(role: &Role) -> Vec<ExtendedKeyUsagePurpose> {
     use ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth};
     match role {
         Role::Node(_) => vec![ServerAuth, ClientAuth],
-        Role::Server(_) => vec![ServerAuth],
+        Role::Server(_) | Role::Authority(_) => vec![ServerAuth],
         Role::Replication(_) | Role::Admin(_) | Role::Operator(_) | Role::Reader(_) | Role::Proxy(_) => {
             vec![ClientAuth]
         }
@@ -187,6 +267,56 @@ impl Issued {
         write_file(key, self.key_pem.as_bytes(), 0o600, owner, replace)?;
         write_file(cert, self.cert_pem.as_bytes(), 0o644, owner, replace)
     }
+}
+
+impl Issued {
+    /// Is this certificate one of that authority's, for the key beside it?
+    ///
+    /// # Errors
+    /// When it is not, or one of the texts can not be read.
+    pub fn check_issued_by(&self, authority_pem: &str) -> Result<(), NetError> {
+        let key = KeyPair::from_pem(&self.key_pem).map_err(wrong("the key"))?;
+        let (ours, theirs) =
+            (crate::tls::certificates(self.cert_pem.as_bytes())?, crate::tls::certificates(authority_pem.as_bytes())?);
+        let ([own], [authority]) = (&ours[..], &theirs[..]) else {
+            return Err(NetError::Certificate("one certificate and one authority are expected".to_owned()));
+        };
+        let (own, authority) = (parse_certificate(own)?, parse_certificate(authority)?);
+        if own.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
+            return Err(NetError::Certificate("the certificate and the key do not belong together".to_owned()));
+        }
+        own.verify_signature(Some(authority.public_key()))
+            .map_err(|_| NetError::Certificate("the certificate is not this authority's".to_owned()))
+    }
+}
+
+/// The SHA-256 of a certificate, in hexadecimal: what a join token names the authority by.
+///
+/// # Errors
+/// When the text holds no certificate, or several.
+pub fn fingerprint(cert_pem: &str) -> Result<String, NetError> {
+    match &crate::tls::certificates(cert_pem.as_bytes())?[..] {
+        [der] => Ok(fingerprint_of(der)),
+        others => Err(NetError::Certificate(format!("one certificate is expected, not {}", others.len()))),
+    }
+}
+
+pub(crate) fn fingerprint_of(der: &[u8]) -> String {
+    hexadecimal(ring::digest::digest(&ring::digest::SHA256, der).as_ref())
+}
+
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Who a certificate (PEM) names, and until when it is valid (seconds since 1970).
+///
+/// # Errors
+/// When it can not be read, or names nobody of a cluster.
+pub fn describe(cert_pem: &str) -> Result<(Identity, i64), NetError> {
+    let ders = crate::tls::certificates(cert_pem.as_bytes())?;
+    let first = ders.first().ok_or_else(|| NetError::Certificate("no certificate in the file".to_owned()))?;
+    Ok((Identity::of_certificate(first)?, parse_certificate(first)?.validity().not_after.timestamp()))
 }
 
 /// When a certificate ends to be valid, in seconds since 1970.
@@ -248,9 +378,42 @@ mod tests {
     }
 
     #[test]
+    fn a_request_certifies_its_key_and_nothing_else_that_it_says() {
+        let authority = Authority::create(&cluster("orders")).unwrap();
+        let mut params = CertificateParams::default();
+        let key = KeyPair::generate().unwrap();
+        params.subject_alt_names.push(SanType::URI("mainstay://orders/admin/eve".try_into().unwrap()));
+        let request = params.serialize_request(&key).unwrap().pem().unwrap();
+        let role = Role::Reader("ann".to_owned());
+        let (identity, _) = describe(&authority.sign(&role, &[], &request).unwrap()).unwrap();
+        assert_eq!(identity.role, role, "what the request asks to be called is not listened to");
+
+        let (mine, other) = (KeyRequest::create().unwrap(), KeyRequest::create().unwrap());
+        let cert = authority.sign(&role, &[], &mine.request_pem).unwrap();
+        assert!(other.with(cert.clone()).is_err(), "a certificate for another key is noticed");
+        assert!(mine.with(cert).is_ok());
+        // One letter of the signature, which stands at the end.
+        let at = request.rfind("\n-----END").unwrap() - 12;
+        let other = if &request[at..=at] == "A" { "B" } else { "A" };
+        let mut forged = request.clone();
+        forged.replace_range(at..=at, other);
+        let error = authority.sign(&role, &[], &forged).unwrap_err().to_string();
+        assert!(error.contains("the request"), "{error}");
+    }
+
+    #[test]
+    fn a_fingerprint_is_of_one_certificate() {
+        let authority = Authority::create(&cluster("orders")).unwrap();
+        assert_eq!(fingerprint(authority.cert_pem()).unwrap().len(), 64);
+        assert!(fingerprint(&authority.cert_pem().repeat(2)).is_err());
+        assert!(fingerprint("").is_err());
+    }
+
+    #[test]
     fn keys_do_not_show_in_debug_output() {
         let authority = Authority::create(&cluster("orders")).unwrap();
         let issued = authority.issue(&Role::Proxy("p1".to_owned()), &[]).unwrap();
-        assert!(!format!("{authority:?} {issued:?}").contains("PRIVATE"));
+        let request = KeyRequest::create().unwrap();
+        assert!(!format!("{authority:?} {issued:?} {request:?}").contains("PRIVATE"));
     }
 }

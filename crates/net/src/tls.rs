@@ -27,7 +27,7 @@ pub const ALPN_FRAMES: &[u8] = b"mainstay/1";
 /// The protocol name of the API.
 pub const ALPN_HTTP: &[u8] = b"http/1.1";
 
-fn provider() -> Arc<CryptoProvider> {
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
@@ -37,7 +37,7 @@ pub fn install_provider() {
     let _ = ring::default_provider().install_default();
 }
 
-fn wrong(error: impl std::fmt::Display) -> NetError {
+pub(crate) fn wrong(error: impl std::fmt::Display) -> NetError {
     NetError::Certificate(error.to_string())
 }
 
@@ -109,6 +109,15 @@ impl Credentials {
         &self.identity
     }
 
+    /// Until when our own certificate is valid, in seconds since 1970.
+    ///
+    /// # Errors
+    /// When it can not be read.
+    pub fn valid_until(&self) -> Result<i64, NetError> {
+        let own = self.chain.first().ok_or_else(|| NetError::Certificate("no certificate in the file".to_owned()))?;
+        Ok(parse_certificate(own)?.validity().not_after.timestamp())
+    }
+
     /// Configuration for accepting callers of the cluster. Both protocols are offered.
     ///
     /// # Errors
@@ -157,6 +166,23 @@ fn judged_at(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<UnixTime
     let begins = parse_certificate(certificate).map_err(refused)?.validity().not_before.timestamp();
     let begins = Duration::from_secs(u64::try_from(begins).unwrap_or(0));
     Ok(if now.as_secs() < begins.as_secs() { UnixTime::since_unix_epoch(begins) } else { now })
+}
+
+/// Is this certificate one that these authorities issued for answering, and is it still valid?
+pub(crate) fn verify_chain(end: &CertificateDer<'_>, roots: &RootCertStore, now: UnixTime) -> Result<(), Error> {
+    verify_chain_with(end, roots, &[], now)
+}
+
+fn verify_chain_with(
+    end: &CertificateDer<'_>,
+    roots: &RootCertStore,
+    intermediates: &[CertificateDer<'_>],
+    now: UnixTime,
+) -> Result<(), Error> {
+    let parsed = ParsedCertificate::try_from(end)?;
+    let now = judged_at(end, now)?;
+    let algorithms = provider().signature_verification_algorithms.all;
+    verify_server_cert_signed_by_trust_anchor(&parsed, roots, intermediates, now, algorithms)
 }
 
 fn refused(error: NetError) -> Error {
@@ -246,10 +272,7 @@ impl ServerCertVerifier for AgentVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let parsed = ParsedCertificate::try_from(end_entity)?;
-        let now = judged_at(end_entity, now)?;
-        let algorithms = self.algorithms.all;
-        verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)?;
+        verify_chain_with(end_entity, &self.roots, intermediates, now)?;
         let identity = identity_in(&self.cluster, end_entity)?;
         if self.expect.accepts(&identity.role) {
             return Ok(ServerCertVerified::assertion());

@@ -120,6 +120,10 @@ pub trait Peers: Send + Sync {
     fn links(&self) -> broadcast::Receiver<LinkChange>;
     /// Is this peer connected now?
     fn connected(&self, node: &NodeId) -> bool;
+    /// Why there is no connection to this peer, by the last attempt; `None` while there is one, or nothing is known.
+    fn failure(&self, _node: &NodeId) -> Option<String> {
+        None
+    }
 }
 
 /// Receives on one channel.

@@ -5,6 +5,8 @@ mod connect;
 mod down;
 mod guard;
 mod history;
+mod join;
+mod pki;
 mod proxy;
 mod status;
 mod supervise;
@@ -32,6 +34,8 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Why(options) => one_thread(why::run(options, global)),
         Command::Switchover(options) => one_thread(switchover::run(options, global)),
         Command::Connect(options) => connect::run(&options, global),
+        Command::Pki(options) => pki::run(options, global),
+        Command::Join(options) => join::run(options, global),
         Command::Agent(options) => agent::run(&options),
         Command::Guard(options) => guard::run(&options),
         Command::Proxy(options) => proxy::run(&options),

@@ -4,8 +4,8 @@ use crate::cli::Proxy;
 use crate::failure::{Failure, Outcome};
 use crate::target::Target;
 use mainstay_model::NodeId;
-use mainstay_net::mesh::{Mesh, MeshOptions};
-use mainstay_ports::peer::{Caller, Channel, Handlers, Peers as _};
+use mainstay_net::{Credentials, Mesh};
+use mainstay_ports::peer::{Channel, Handlers, Peers as _};
 use mainstay_proxy::{ProxyOptions, Stats, feed};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -65,16 +65,14 @@ async fn serve(target: Target) -> Outcome {
         peers.insert(node.name.clone(), resolve(&node.host, node.agent_port).await?);
     }
     let nodes: Vec<NodeId> = peers.keys().cloned().collect();
-    let mesh = Mesh::new(MeshOptions {
-        cluster: target.spec.cluster.name.clone(),
-        me: Caller::Proxy(NAME.to_owned()),
-        listen: None,
-        peers,
-        ca: target.layout.ca_cert(),
-        cert: target.layout.proxy_cert(),
-        key: target.layout.proxy_key(),
-    })
-    .map_err(|error| Failure::failed(error.to_string()))?;
+    let layout = &target.layout;
+    let (cert, key) = (layout.proxy_cert(), layout.proxy_key());
+    // The proxy is called as its certificate says.
+    let mesh = Credentials::load(&target.spec.cluster.name, &layout.ca_cert(), &cert, &key)
+        .and_then(|credentials| Mesh::with_credentials(credentials, None, peers))
+        .map_err(|error| {
+            Failure::failed(error.to_string()).hint("`mainstay join --proxy NAME` makes this host's certificate")
+        })?;
     mesh.serve(Handlers::new(), None).await.map_err(|error| Failure::failed(error.to_string()))?;
     let (reports, heard) = mpsc::channel(REPORTS_MAX);
     for node in nodes {

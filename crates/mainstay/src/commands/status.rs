@@ -121,7 +121,8 @@ fn problem_line(problem: &Problem, now_ms: u64) -> String {
     let since = problem.since.as_deref().and_then(|since| age(since, now_ms));
     let since = since.map(|age| format!(" (for {age})")).unwrap_or_default();
     let severity = paint(colour, &format!("{:<8}", problem.severity));
-    format!("  {severity}  {}{since}\n            {}\n", problem.name, problem.evidence)
+    let hint = if problem.hint.is_empty() { String::new() } else { format!("            {}\n", problem.hint) };
+    format!("  {severity}  {}{since}\n            {}\n{hint}", problem.name, problem.evidence)
 }
 
 /// One line for people who have just changed something.
@@ -191,6 +192,7 @@ mod tests {
                 name: "node-unreachable".into(),
                 severity: "warning".into(),
                 evidence: "db3: its agent does not answer".into(),
+                hint: "look whether its host is up".into(),
                 since: Some("2023-11-14T22:14:00Z".into()),
             }],
         }
@@ -215,6 +217,7 @@ db3   127.0.0.1  none     unreachable !  -     -   -           -       90 s
 1 problem
   warning   node-unreachable (for 50 s)
             db3: its agent does not answer
+            look whether its host is up
 "
         );
         assert!(shown.lines().all(|line| line.chars().count() <= 80));

@@ -1,20 +1,22 @@
 //! Makes a cluster's directory: plan first (nothing is touched), then directories, certificates, secrets, and the file last.
 //! What was made is removed again when something fails half-way.
 
+use super::keys::{self, Keys, Member, write};
+use super::node_dir::{first_missing, make_dir, make_node, make_parents};
 use super::place::{self, Place, UNFINISHED};
 use super::user::User;
-use super::{engine, ports, secrets};
+use super::{engine, ports};
 use crate::cli::Up;
 use crate::failure::{Failure, Outcome};
 use crate::output::progress::Progress;
 use crate::target;
-use mainstay_model::layout::{ClusterLayout, NodeLayout};
+use mainstay_model::layout::ClusterLayout;
 use mainstay_model::spec::{Cluster, EngineKind, Failover, Node, Postgres, Proxy, Spec};
 use mainstay_model::{ClusterName, NodeId, config, config_check};
-use mainstay_net::{Authority, Role, write_file};
+use mainstay_net::Role;
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 /// How many nodes a cluster has when nobody said.
@@ -170,106 +172,31 @@ pub(crate) fn empty(dir: &Path) -> Outcome {
     Ok(())
 }
 
-/// The topmost directory on the way to `dir` that does not exist.
-fn first_missing(dir: &Path) -> Option<PathBuf> {
-    dir.ancestors().take_while(|path| !path.exists()).last().map(Path::to_owned)
-}
-
-fn make_parents(dir: &Path) -> Outcome {
-    let mut missing: Vec<&Path> = dir.ancestors().take_while(|path| !path.exists()).collect();
-    missing.reverse();
-    for path in missing {
-        make_dir(path, if path == dir { 0o711 } else { 0o755 }, None)?;
-    }
-    Ok(())
-}
-
-/// A directory with exactly this mode and owner.
-fn make_dir(path: &Path, mode: u32, owner: Option<&User>) -> Outcome {
-    let wrong = |error: std::io::Error| Failure::failed(format!("{} can not be made: {error}", path.display()));
-    std::fs::DirBuilder::new().mode(0o700).create(path).map_err(wrong)?;
-    if let Some(owner) = owner {
-        std::os::unix::fs::lchown(path, Some(owner.uid), Some(owner.gid)).map_err(wrong)?;
-    }
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(wrong)
-}
-
 fn fill(plan: &Plan, progress: &mut Progress) -> Outcome {
     let layout = &plan.layout;
     write(&layout.dir().join(UNFINISHED), b"", 0o600)?;
     progress.step("Making directories");
     std::fs::set_permissions(layout.dir(), std::fs::Permissions::from_mode(0o711))
         .map_err(|error| Failure::failed(format!("{}: {error}", layout.dir().display())))?;
-    for path in [layout.pki(), layout.run(), layout.log(), layout.dir().join("secrets")] {
+    for path in [layout.run(), layout.log()] {
         make_dir(&path, 0o700, None)?;
     }
     make_dir(&layout.dir().join("nodes"), 0o711, None)?;
     for node in &plan.spec.nodes {
-        make_node(&layout.node(&node.name), plan.user.as_ref())?;
+        make_node(&layout.node(&node.name), node.witness, plan.user.as_ref())?;
     }
     progress.step("Making certificates and the application's password");
-    certificates(plan)?;
-    let password = secrets::password()?;
-    write(&layout.app_password(), format!("{password}\n").as_bytes(), 0o600)?;
-    let verifier = secrets::verifier(&password);
+    let keys = Keys::found(layout, &plan.spec.cluster.name, "up")?;
+    let proxy = Member::plain(&Role::Proxy(crate::commands::PROXY_NAME.to_owned()));
+    keys::write_all(&keys.material(&proxy, "up")?.files_of_proxy(layout), false)?;
     for node in &plan.spec.nodes {
-        write(&layout.node(&node.name).app_verifier(), verifier.as_bytes(), 0o600)?;
+        let material = keys.material(&Member::node(&plan.spec, node), "up")?;
+        keys::write_all(&material.files_of_node(&layout.node(&node.name), plan.user.as_ref()), false)?;
     }
     write(&layout.config(), config::render(&plan.spec).as_bytes(), 0o644)?;
     std::fs::remove_file(layout.dir().join(UNFINISHED))
         .map_err(|error| Failure::failed(format!("{}: {error}", layout.dir().display())))?;
     progress.finish("");
-    Ok(())
-}
-
-fn make_node(node: &NodeLayout, user: Option<&User>) -> Outcome {
-    make_dir(node.dir(), 0o711, None)?;
-    make_dir(&node.agent(), 0o700, None)?;
-    make_dir(&node.log(), 0o700, None)?;
-    // The agent keeps here what it takes out of the data directory: the servers' user has no business with it.
-    make_dir(&node.diverged(), 0o700, None)?;
-    for path in [node.data(), node.conf(), node.run()] {
-        make_dir(&path, 0o700, user)?;
-    }
-    Ok(())
-}
-
-fn net(error: mainstay_net::NetError) -> Failure {
-    Failure::failed(error.to_string())
-}
-
-fn write(path: &Path, bytes: &[u8], mode: u32) -> Outcome {
-    write_file(path, bytes, mode, None, false).map_err(net)
-}
-
-/// The authority, and a certificate for each that needs one. Servers' keys belong to the servers' user, agents' to the agents'.
-fn certificates(plan: &Plan) -> Outcome {
-    let layout = &plan.layout;
-    let authority = Authority::create(&plan.spec.cluster.name).map_err(net)?;
-    authority.write(&layout.ca_cert(), &layout.ca_key()).map_err(net)?;
-    let people = [
-        (Role::Admin("admin".to_owned()), layout.admin_cert(), layout.admin_key()),
-        (Role::Proxy(crate::commands::PROXY_NAME.to_owned()), layout.proxy_cert(), layout.proxy_key()),
-    ];
-    for (role, cert, key) in people {
-        authority.issue(&role, &[]).and_then(|issued| issued.write(&cert, &key, None, false)).map_err(net)?;
-    }
-    let owner = plan.user.as_ref().map(|user| (user.uid, user.gid));
-    for node in &plan.spec.nodes {
-        let files = layout.node(&node.name);
-        // Clients reach a server through the proxy's address as well, and may compare the name.
-        let hosts = [node.host.clone(), PROXY_HOST.to_string(), "localhost".to_owned()];
-        let hosts: BTreeSet<String> = hosts.into_iter().collect();
-        let hosts: Vec<String> = hosts.into_iter().collect();
-        let agent = authority.issue(&Role::Node(node.name.clone()), std::slice::from_ref(&node.host)).map_err(net)?;
-        agent.write(&files.node_cert(), &files.node_key(), None, false).map_err(net)?;
-        write(&files.ca_cert(), authority.cert_pem().as_bytes(), 0o644)?;
-        let server = authority.issue(&Role::Server(node.name.clone()), &hosts).map_err(net)?;
-        server.write(&files.server_cert(), &files.server_key(), owner, false).map_err(net)?;
-        let replication = authority.issue(&Role::Replication(engine::REPLICATION_ROLE.to_owned()), &[]).map_err(net)?;
-        replication.write(&files.replication_cert(), &files.replication_key(), owner, false).map_err(net)?;
-        write_file(&files.server_ca(), authority.cert_pem().as_bytes(), 0o644, owner, false).map_err(net)?;
-    }
     Ok(())
 }
 
@@ -300,7 +227,14 @@ mod tests {
         let layout = &plan.layout;
         let node = layout.node(&plan.spec.nodes[1].name);
         let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o7777;
-        for secret in [layout.ca_key(), layout.admin_key(), layout.app_password(), node.node_key(), node.server_key()] {
+        for secret in [
+            layout.ca_key(),
+            layout.admin_key(),
+            layout.app_password(),
+            node.node_key(),
+            node.server_key(),
+            node.proxy_key(),
+        ] {
             assert_eq!(mode(&secret), 0o600, "{}", secret.display());
         }
         assert_eq!(
@@ -319,10 +253,10 @@ mod tests {
     fn what_was_half_made_is_removed() {
         let home = tempfile::tempdir().unwrap();
         let mut plan = plan(&home.path().join("deep/er/c"));
-        // The second node finds its directory taken: a failure in the middle.
+        // The second node finds its keys taken: a failure in the middle.
         plan.spec.nodes[1].name = plan.spec.nodes[0].name.clone();
         let failure = super::make(&plan, &mut Progress::new()).unwrap_err();
-        assert!(failure.error.contains("can not be made"), "{}", failure.error);
+        assert!(failure.error.contains("File exists"), "{}", failure.error);
         assert!(failure.hint.unwrap().contains("was removed again"));
         assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 0);
     }

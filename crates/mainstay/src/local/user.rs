@@ -42,6 +42,31 @@ pub(crate) fn am_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
+/// As whom servers are to run by this name: as whoever starts them (`None`), unless root does.
+///
+/// # Errors
+/// When there is no such user, or only root could start servers as that user.
+pub(crate) fn named(name: &str) -> Outcome<Option<User>> {
+    if !am_root() {
+        let me = me();
+        if name == SERVER_USER || name == me.name {
+            return Ok(None);
+        }
+        return Err(Failure::usage(format!(
+            "servers of user {name:?} can be prepared by root only; this is {}",
+            me.name
+        )));
+    }
+    if name == SERVER_USER {
+        return server_user();
+    }
+    match find(&passwd(), |user| user.name == name) {
+        Some(user) if user.uid == 0 => Err(Failure::usage("servers must not run as root: name another --user")),
+        Some(user) => Ok(Some(user)),
+        None => Err(Failure::usage(format!("there is no user {name:?} on this host"))),
+    }
+}
+
 /// As whom servers run: `postgres` when root starts them, else (`None`) as whoever starts them.
 ///
 /// # Errors

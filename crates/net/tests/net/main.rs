@@ -5,5 +5,6 @@
 mod api;
 mod common;
 mod hostile;
+mod join;
 mod links;
 mod trust;

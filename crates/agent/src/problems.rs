@@ -1,0 +1,310 @@
+//! What is wrong with the cluster now: each condition has a stable name, its evidence, and a way out.
+//!
+//! | Name | Severity | When |
+//! |---|---|---|
+//! | `no-primary` | critical | no node is an open primary |
+//! | `writes-blocked` | critical | strict: too few replicas confirm, commits wait |
+//! | `degraded` | warning | available: commits are acknowledged with fewer replicas than wanted |
+//! | `async` | info | commits never wait, by the operator's wish |
+//! | `paused` | warning | take-over, restart and rejoin by themselves are switched off |
+//! | `node-unreachable` | warning | a node's agent does not answer, and why |
+//! | `node-stays-out` | critical | a node refuses to take part, and why |
+//! | `superseded` | critical | a node is of a store that was rebuilt without it |
+//! | `two-agents-one-name` | critical | two processes speak under one name |
+//! | `server-silent` | warning | a server gives no sign of life |
+//! | `replica-not-streaming` | warning | a replica does not stream |
+//! | `replica-lagging` | warning | a replica is further behind than readers are sent to |
+//! | `certificate-expired`, `certificate-expiring` | critical, warning | a certificate has ended, or ends within 30 days |
+//! | `clock-off` | warning | a node's wall clock differs by more than two seconds |
+//! | `disk-nearly-full` | warning, critical | less than 1 GB, 200 MB free on a data volume |
+//! | `file-older`, `file-differs` | info, warning | a node's file is not what is in force |
+//! | `restart-pending` | info | server parameters wait for a restart |
+//! | `store-no-quorum` | critical | no node knows a leader of the store |
+//! | `store-member-lost` | warning | a member of the store does not work or does not answer |
+
+use crate::status::{LocalStatus, rfc3339};
+use mainstay_model::record::Durability;
+use mainstay_model::spec::{Node, Spec};
+use mainstay_model::status::Problem;
+use mainstay_model::stored_spec::FileState;
+use mainstay_model::{ClaimState, NodeId};
+use mainstay_net::reason::says_expired;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A wall clock that differs by more than this, beyond the round trip, is off. Milliseconds.
+const CLOCK_MS: i64 = 2000;
+/// A certificate that ends sooner is said. Seconds.
+const EXPIRING: i64 = 30 * 86_400;
+/// Less free space than this is little. Bytes.
+const DISK_LITTLE: u64 = 1024 * 1024 * 1024;
+/// Less than this is nearly nothing.
+const DISK_NEARLY_NOTHING: u64 = 200 * 1024 * 1024;
+
+/// What the asking agent knows beside the answers.
+#[derive(Clone, Debug, Default)]
+pub struct Beside {
+    /// Why a node did not answer.
+    pub unreachable: BTreeMap<NodeId, String>,
+    /// Nodes under whose name two processes speak.
+    pub doubled: BTreeSet<NodeId>,
+    /// The asking agent's wall clock, milliseconds since 1970.
+    pub now_ms: u64,
+}
+
+struct List(Vec<Problem>);
+
+/// What is being looked at.
+struct Look<'a> {
+    spec: &'a Spec,
+    answers: &'a BTreeMap<NodeId, LocalStatus>,
+    primary: Option<&'a LocalStatus>,
+    beside: &'a Beside,
+}
+
+impl List {
+    fn add(&mut self, (name, severity): (&str, &str), evidence: String, hint: impl Into<String>) {
+        self.dated((name, severity), evidence, hint, None);
+    }
+
+    fn dated(&mut self, (name, severity): (&str, &str), evidence: String, hint: impl Into<String>, since: Option<u64>) {
+        let (name, severity, hint) = (name.to_owned(), severity.to_owned(), hint.into());
+        self.0.push(Problem { name, severity, evidence, hint, since: since.map(rfc3339) });
+    }
+}
+
+/// Everything that is wrong, the gravest of the whole cluster first, then node by node.
+#[must_use]
+pub fn find(
+    spec: &Spec,
+    answers: &BTreeMap<NodeId, LocalStatus>,
+    primary: Option<&LocalStatus>,
+    beside: &Beside,
+) -> Vec<Problem> {
+    let look = Look { spec, answers, primary, beside };
+    let mut list = List(Vec::new());
+    look.writes(&mut list);
+    look.wishes(&mut list);
+    look.store(&mut list);
+    for node in &spec.nodes {
+        look.node(node, &mut list);
+    }
+    list.0
+}
+
+impl Look<'_> {
+    fn writes(&self, list: &mut List) {
+        match self.primary {
+            None => {
+                let newest = self.answers.values().max_by_key(|answer| answer.term);
+                let claim = match newest.and_then(|answer| answer.claim.clone()) {
+                    None => "the store shows no record".to_owned(),
+                    Some((ClaimState::Founding, _)) => "the first copy is being made".to_owned(),
+                    Some((state, None)) => format!("the claim is {state:?}"),
+                    Some((state, Some(holder))) => format!("the claim is {state:?} by {holder}"),
+                };
+                let hint =
+                    "`mainstay why` tells what each node waits for; with too few nodes up, start the others first";
+                list.add(("no-primary", "critical"), format!("no node is an open primary; {claim}"), hint);
+            }
+            Some(primary) if primary.blocked => {
+                let evidence =
+                    format!("{} has too few replicas that confirm: commits wait (durability strict)", primary.node);
+                let hint =
+                    "bring a replica back; with the durability available (`mainstay set`) writes go on, less protected";
+                list.add(("writes-blocked", "critical"), evidence, hint);
+            }
+            Some(primary) if primary.degraded => {
+                let evidence = format!("{} acknowledges commits with fewer replicas than wanted", primary.node);
+                let hint = "bring a replica back: until then the loss of the primary can lose commits";
+                list.add(("degraded", "warning"), evidence, hint);
+            }
+            Some(_) => {}
+        }
+        if self.spec.cluster.durability == Durability::Async {
+            let evidence = "durability async: a take-over may lose the newest commits, and reports them".to_owned();
+            list.add(
+                ("async", "info"),
+                evidence,
+                "with the durability strict or available (`mainstay set`) commits wait for replicas",
+            );
+        }
+    }
+
+    fn wishes(&self, list: &mut List) {
+        let newest = self.answers.values().max_by_key(|answer| answer.generation);
+        if let Some(paused) = newest.and_then(|answer| answer.paused.as_ref()) {
+            let note = if paused.note.is_empty() { String::new() } else { format!(" ({})", paused.note) };
+            let evidence =
+                format!("{} paused the cluster{note}: no take-over, restart or rejoin happens by itself", paused.by);
+            list.dated(("paused", "warning"), evidence, "`mainstay resume` ends it", Some(paused.wall_ms));
+        }
+    }
+
+    fn store(&self, list: &mut List) {
+        let (known, all) = (self.answers.len(), self.spec.nodes.len());
+        if known > 0 && self.answers.values().all(|answer| answer.store_leader.is_none()) {
+            let evidence = format!("none of the {known} nodes that answer (of {all}) knows a leader of the store");
+            let hint = if known * 2 > all {
+                "if it does not pass in seconds: are the agents' ports open between the nodes?"
+            } else {
+                "start more nodes; if a majority is lost for ever: `mainstay recover --from NODE`"
+            };
+            list.add(("store-no-quorum", "critical"), evidence, hint);
+        }
+        let members: BTreeSet<&NodeId> =
+            self.answers.values().filter_map(|answer| answer.store.as_ref()).flat_map(|store| &store.voters).collect();
+        for lost in members.iter().filter(|node| !self.answers.contains_key(**node)) {
+            let (up, count) = (members.iter().filter(|node| self.answers.contains_key(**node)).count(), members.len());
+            let evidence = format!("{lost} votes in the store and does not answer: {up} of {count} voters are up");
+            let hint = format!(
+                "start it; if its host is lost: `mainstay node replace {lost}`, or `mainstay node remove {lost}`"
+            );
+            list.add(("store-member-lost", "warning"), evidence, hint);
+        }
+        for answer in self.answers.values() {
+            let Some(failure) = answer.store.as_ref().and_then(|store| store.failure.as_ref()) else { continue };
+            let evidence = format!("{}: its part of the store does not work: {failure}", answer.node);
+            let hint = format!("mend the disk, or let it join anew: `mainstay node replace {}`", answer.node);
+            list.add(("store-member-lost", "warning"), evidence, hint);
+        }
+    }
+
+    fn node(&self, node: &Node, list: &mut List) {
+        if self.beside.doubled.contains(&node.name) {
+            let evidence = format!("{}: two agents speak under this name, in turn", node.name);
+            let hint = "end one of them: which hosts run `mainstay agent` with this --node?";
+            list.add(("two-agents-one-name", "critical"), evidence, hint);
+        }
+        let Some(answer) = self.answers.get(&node.name) else {
+            self.unreachable(node, list);
+            return;
+        };
+        self.standing(answer, list);
+        self.lag(answer, list);
+        self.host(answer, list);
+        certificates(answer, self.now_seconds(), list);
+        file(answer, list);
+    }
+
+    fn now_seconds(&self) -> i64 {
+        i64::try_from(self.beside.now_ms / 1000).unwrap_or(i64::MAX)
+    }
+
+    fn unreachable(&self, node: &Node, list: &mut List) {
+        let why = self.beside.unreachable.get(&node.name).map(|why| format!(": {why}")).unwrap_or_default();
+        let evidence = format!("{}: its agent at {}:{} does not answer{why}", node.name, node.host, node.agent_port);
+        let (expired, ours) = (says_expired(&why), why.contains("our certificate"));
+        let hint = if expired && ours {
+            "the certificate of the node that was asked has ended: renew that one".to_owned()
+        } else if expired {
+            renew(&node.name)
+        } else if why.contains("another cluster") || why.contains("is not of the cluster") {
+            "one of the two joined another authority: `mainstay join --again` with a token of this one".to_owned()
+        } else if why.contains("refused") {
+            "start its agent: `systemctl status mainstay-agent` there says why it ended".to_owned()
+        } else {
+            "is its host up, and its agent's port open from here?".to_owned()
+        };
+        list.add(("node-unreachable", "warning"), evidence, hint);
+        // Our own shows itself among our certificates.
+        if expired && !ours {
+            let evidence = format!("{}{why}", node.name);
+            list.add(("certificate-expired", "critical"), evidence, renew(&node.name));
+        }
+    }
+
+    fn standing(&self, answer: &LocalStatus, list: &mut List) {
+        let (name, since) = (&answer.node, Some(answer.since_ms));
+        let newest = self.answers.values().map(|answer| answer.term.incarnation()).max().unwrap_or_default();
+        if answer.term.incarnation() < newest {
+            let evidence = format!("{name} is of a store that was rebuilt without it (term {})", answer.term);
+            let hint = format!("`mainstay reinit {name}` lets it join; what it alone has is kept");
+            list.dated(("superseded", "critical"), evidence, hint, since);
+        } else if let Some(problem) = &answer.problem {
+            let hint = format!("`mainstay why --node {name}` tells more; `mainstay reinit {name}` clones it anew");
+            list.dated(("node-stays-out", "critical"), format!("{name}: {problem}"), hint, since);
+        } else if let Some(symptom) = &answer.observed.symptom {
+            let hint = "look at that host's disk and load; the cluster takes over by itself where it must";
+            list.dated(("server-silent", "warning"), format!("{name}: {symptom}"), hint, since);
+        } else if !answer.standing.healthy() && self.primary.is_some_and(|primary| primary.node != *name) {
+            let evidence = format!("{name} is {}", answer.standing.state);
+            let hint = format!("it comes back by itself; if it does not: `mainstay why --node {name}`");
+            list.dated(("replica-not-streaming", "warning"), evidence, hint, since);
+        }
+    }
+
+    fn lag(&self, answer: &LocalStatus, list: &mut List) {
+        let Some(primary) = self.primary else { return };
+        let sender = primary.observed.walsenders.iter().find(|sender| sender.node == answer.node);
+        let (Some(sender), Some(end)) = (sender, primary.observed.end) else { return };
+        let (behind, most) = (end.0.saturating_sub(sender.replay.0), self.spec.proxy.max_lag_bytes);
+        if behind > most {
+            let evidence = format!(
+                "{} has replayed {behind} bytes less than the primary has written ({most} are allowed)",
+                answer.node
+            );
+            let hint = "it gets no reads meanwhile; look for a long query or a slow disk there";
+            list.add(("replica-lagging", "warning"), evidence, hint);
+        }
+    }
+
+    fn host(&self, answer: &LocalStatus, list: &mut List) {
+        let name = &answer.node;
+        if answer.clock_off_ms.abs() > CLOCK_MS {
+            let (by, which) =
+                (answer.clock_off_ms.unsigned_abs(), if answer.clock_off_ms > 0 { "ahead" } else { "behind" });
+            let evidence = format!("{name}: its wall clock is {by} ms {which} of the asked agent's");
+            let hint = "nothing is decided by it, but logs and certificates are judged by it: set the clocks by NTP";
+            list.add(("clock-off", "warning"), evidence, hint);
+        }
+        if let Some(free) = answer.observed.disk_free.filter(|free| *free < DISK_LITTLE) {
+            let severity = if free < DISK_NEARLY_NOTHING { "critical" } else { "warning" };
+            let evidence = format!("{name}: {} MB are free on its data volume", free / (1024 * 1024));
+            let hint = "free space or enlarge the volume: a server whose log finds no room ends";
+            list.add(("disk-nearly-full", severity), evidence, hint);
+        }
+        if !answer.pending_restart.is_empty() {
+            let evidence = format!("{name}: waiting for a restart: {}", answer.pending_restart.join(", "));
+            let hint = format!("`mainstay restart {name}`, or `mainstay restart` for all in the safe order");
+            list.add(("restart-pending", "info"), evidence, hint);
+        }
+    }
+}
+
+fn renew(node: &NodeId) -> String {
+    format!(
+        "`mainstay pki issue {node}` on the authority's host, `mainstay join --again` on that host, then restart its agent"
+    )
+}
+
+fn certificates(answer: &LocalStatus, now: i64, list: &mut List) {
+    for certificate in &answer.certificates {
+        let left = certificate.until.saturating_sub(now);
+        let (name, purpose) = (&answer.node, &certificate.purpose);
+        let until = rfc3339(u64::try_from(certificate.until).unwrap_or(0).saturating_mul(1000));
+        if left <= 0 {
+            let evidence = format!("{name}: the certificate of its {purpose} has expired ({until})");
+            list.add(("certificate-expired", "critical"), evidence, renew(name));
+        } else if left < EXPIRING {
+            let evidence = format!("{name}: the certificate of its {purpose} ends in {} days ({until})", left / 86_400);
+            list.add(("certificate-expiring", "warning"), evidence, renew(name));
+        }
+    }
+}
+
+fn file(answer: &LocalStatus, list: &mut List) {
+    let (name, generation) = (&answer.node, answer.generation);
+    match answer.file {
+        Some(FileState::Older(older)) => {
+            let evidence = format!("{name}: its file says what generation {older} said; {generation} is in force");
+            let hint = "harmless: what is in force counts; `mainstay set` without arguments prints it for the file";
+            list.add(("file-older", "info"), evidence, hint);
+        }
+        Some(FileState::Differs) => {
+            let evidence = format!("{name}: its file differs from generation {generation} and was never applied");
+            let hint = "apply it with `mainstay set`, or put what is in force into the file";
+            list.add(("file-differs", "warning"), evidence, hint);
+        }
+        Some(FileState::Same) | None => {}
+    }
+}
