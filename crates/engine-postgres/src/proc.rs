@@ -72,3 +72,26 @@ fn parent(pid: u32) -> Option<u32> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }
+
+/// Who listens on this port, in words; `None` when it can not be seen (another user's process, or none).
+pub(crate) fn listener(port: u16) -> Option<String> {
+    let inode = ["/proc/net/tcp", "/proc/net/tcp6"].iter().find_map(|table| {
+        let text = std::fs::read_to_string(table).ok()?;
+        text.lines().skip(1).find_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let here = u16::from_str_radix(fields.get(1)?.rsplit_once(':')?.1, 16).ok()?;
+            // State 0A: it listens.
+            (here == port && *fields.get(3)? == "0A").then(|| fields.get(9).map(|inode| (*inode).to_owned()))?
+        })
+    })?;
+    let wanted = format!("socket:[{inode}]");
+    let entries = std::fs::read_dir("/proc").ok()?.flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let holds = |pid: &u32| {
+        let open = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        open.filter_map(|fd| std::fs::read_link(fd.path()).ok()).any(|to| to.as_os_str() == wanted.as_str())
+    };
+    let pid = pids.into_iter().find(holds)?;
+    let title: String = title(pid).chars().take(80).collect();
+    Some(format!("process {pid} ({title})"))
+}

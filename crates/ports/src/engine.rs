@@ -121,6 +121,7 @@ pub trait Engine: Send + Sync {
     /// a restart wait for one; a standby that starts takes the higher of its own value and its primary's where a standby must not have
     /// less. Nothing changes when a value is not one that this server understands.
     async fn configure(&self, settings: &EngineSettings) -> Result<Configured, EngineError>;
-    /// Keeps a slot for each member (on the primary for streaming, on standbys advanced to `flushed`), and drops those of others.
+    /// Keeps a slot for each other data node that the settings name (on the primary for streaming, on standbys advanced), and drops those
+    /// of others; how much log they keep follows the free space. `members` says how far each is known to have flushed.
     async fn maintain_slots(&self, members: &[(NodeId, Option<Lsn>)]) -> Result<(), EngineError>;
 }
