@@ -23,8 +23,7 @@ impl Postgres {
         if self.server_pid().await?.is_some() {
             return Err(failed("a server runs already; it must be stopped before a first copy is made"));
         }
-        // A directory with somebody's files is refused in words of its own.
-        self.refuse_bad_start(|found| found.blocks() && !matches!(found, crate::Finding::Foreign(_))).await?;
+        self.refuse_bad_start(|found| found.blocks()).await?;
         self.init_data().await?;
         self.set_floors(crate::held::Floors::default());
         self.write(Some(false), |live| {

@@ -134,6 +134,7 @@ impl Finding {
 
 impl Postgres {
     /// Looks for what would keep the server from running here; touches nothing. A server of ours that runs already owns its port.
+    /// What was found shows in the probes of a server that is down, until it is looked for again.
     pub async fn inspect(&self) -> Vec<Finding> {
         let mut found = self.inspect_programs().await;
         let (layout, owner) = (self.options.layout.clone(), self.owner());
@@ -152,15 +153,15 @@ impl Postgres {
         if !runs && crate::proc::working_in(&self.data()).is_empty() {
             found.extend(self.inspect_port().await);
         }
+        let bad: Vec<String> = found.iter().filter(|found| found.blocks()).map(ToString::to_string).collect();
+        self.watch.refused((!bad.is_empty()).then(|| bad.join("; ")));
         found
     }
 
-    /// Refuses what must not be started on; says it to who asks for the server's state too.
+    /// Refuses what must not be started on.
     pub(crate) async fn refuse_bad_start(&self, wanted: impl Fn(&Finding) -> bool) -> Result<(), EngineError> {
         let bad: Vec<String> = self.inspect().await.into_iter().filter(wanted).map(|found| found.to_string()).collect();
-        let text = (!bad.is_empty()).then(|| bad.join("; "));
-        self.watch.refused(text.clone());
-        text.map_or(Ok(()), |text| Err(failed(text)))
+        if bad.is_empty() { Ok(()) } else { Err(failed(bad.join("; "))) }
     }
 
     async fn inspect_programs(&self) -> Vec<Finding> {
@@ -187,7 +188,7 @@ impl Postgres {
         let all = tokio::time::timeout(Duration::from_secs(2), looked_up).await.ok()?.ok()?.collect::<Vec<_>>();
         for at in all {
             if std::net::TcpListener::bind(at).is_err_and(|error| error.kind() == ErrorKind::AddrInUse) {
-                let by = tokio::task::spawn_blocking(move || crate::proc::listener(port)).await.ok().flatten();
+                let by = tokio::task::spawn_blocking(move || crate::proc::listener(at)).await.ok().flatten();
                 let by = by.unwrap_or_else(|| "another process (which one can not be seen from here)".to_owned());
                 return Some(Finding::PortInUse { address, port, by });
             }

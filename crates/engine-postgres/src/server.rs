@@ -309,7 +309,6 @@ impl Postgres {
 
     /// Starts the server's process and waits until it answers queries.
     pub(crate) async fn launch(&self, primary: mainstay_ports::engine::Deadline) -> Result<Session, EngineError> {
-        self.refuse_bad_start(crate::inspect::Finding::blocks).await?;
         self.clear_leftovers()?;
         self.process.start(self.start_command(), primary).await.map_err(process_failed)?;
         self.wait_for_answers().await

@@ -3,6 +3,7 @@
 
 use crate::files;
 use crate::held::Floors;
+use crate::inspect::Finding;
 use crate::server::{Postgres, STATEMENT, failed, not_yet};
 use crate::wal::{RESERVED, Wal, history_name};
 use mainstay_model::record::RecoveryEnd;
@@ -30,6 +31,7 @@ impl Postgres {
             }
             self.apply(Some(true), edit).await?
         } else {
+            self.refuse_bad_start(Finding::blocks).await?;
             self.require_data()?;
             self.clear_dropped_promotion().await?;
             self.put_label_aside().await?;
@@ -67,10 +69,11 @@ impl Postgres {
 
     /// See [`mainstay_ports::engine::Engine::restart_in_place`].
     pub(crate) async fn run_primary_again(&self, deadline: Deadline) -> Result<RecoveryEnd, EngineError> {
-        self.require_data()?;
         if self.server_pid().await?.is_some() {
             return Err(not_yet("a server runs already"));
         }
+        self.refuse_bad_start(Finding::blocks).await?;
+        self.require_data()?;
         let control = self.control().await?;
         if !matches!(control.state.as_str(), "in production" | "shutting down" | "shut down" | "in crash recovery") {
             return Err(failed(format!(
@@ -104,8 +107,8 @@ impl Postgres {
             return Err(EngineError::Broken(format!("a rewind of {} broke off half-way", data.display())));
         }
         match crate::tools::system_id(&data) {
-            Some(_) => Ok(()),
-            None => Err(EngineError::Broken(format!("{} holds no whole data directory", data.display()))),
+            Some(_) if data.join("pg_wal").is_dir() => Ok(()),
+            _ => Err(EngineError::Broken(format!("{} holds no whole data directory", data.display()))),
         }
     }
 

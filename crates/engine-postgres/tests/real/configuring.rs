@@ -90,7 +90,6 @@ async fn raising_goes_replicas_first_and_lowering_primary_first_and_no_standby_b
     second.until_receiving().await;
     second.until_replayed(first).await;
     // Down again: the replica keeps the higher ones, also through a restart, until its primary has less.
-    let low = first.settings();
     for node in [first, second] {
         let said = node.pg.configure(&node.settings_with(&[("max_connections", "100")])).await.unwrap();
         assert!(said.pending_restart.contains(&"max_connections".to_owned()), "{said:?}");
@@ -110,7 +109,7 @@ async fn raising_goes_replicas_first_and_lowering_primary_first_and_no_standby_b
     assert!(said.pending_restart.is_empty(), "{said:?}");
     // One that is promoted with the higher values in force has the lower ones waiting.
     for node in [first, second] {
-        node.pg.configure(&low).await.unwrap();
+        node.pg.configure(&node.settings()).await.unwrap();
     }
     second.restart_standby(first).await;
     first.restart_primary().await;

@@ -191,10 +191,8 @@ async fn a_stalled_disk_is_seen_and_holds_up_neither_probes_nor_the_caller() {
     let cluster = on(&volume, 1).await;
     let node = &cluster.nodes[0];
     node.write(10).await;
-    until("the disk was probed", || async {
-        node.options.layout.data().join("pg_stat_tmp/mainstay.probe").exists() && node.pg.probe().await.silent == 0
-    })
-    .await;
+    let probed = node.options.layout.data().join("pg_stat_tmp/mainstay.probe");
+    until("the disk was probed", || async { node.pg.probe().await.silent == 0 && probed.exists() }).await;
     let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
     volume.freeze();
     let (began, mut slowest) = (Instant::now(), Duration::ZERO);
