@@ -194,3 +194,7 @@ impl Hands {
         durable.upstream.filter(|upstream| upstream.term == durable.promise).map(|upstream| upstream.node)
     }
 }
+
+#[cfg(test)]
+#[path = "executor_tests.rs"]
+mod tests;

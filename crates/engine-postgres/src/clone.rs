@@ -3,15 +3,17 @@
 
 use crate::config::copy_name;
 use crate::files;
-use crate::inspect::Finding;
+use crate::inspect::{Finding, inspect_room};
 use crate::rewind::parted;
-use crate::server::{Postgres, failed, not_yet, process_failed};
+use crate::server::{Postgres, STATEMENT, failed, not_yet, process_failed};
 use crate::source::{ASK, Source};
+use crate::sql::Session;
 use crate::tablespaces;
 use crate::tools::system_id;
 use mainstay_model::{CopyId, Lost, NodeId, Position};
 use mainstay_ports::engine::EngineError;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a clone may take.
@@ -49,6 +51,9 @@ impl Postgres {
         let in_the_way =
             |found: &Finding| matches!(found, Finding::Link(_) | Finding::NotADirectory(_) | Finding::Foreign(_));
         self.refuse_bad_start(in_the_way).await?;
+        let Ok(_aside) = tokio::time::timeout(ASK, self.aside.lock()).await else {
+            return Err(not_yet("an old copy is still being removed"));
+        };
         let places = self.places();
         let lost = self.keep_before_clone(&there).await?;
         let say = |error: std::io::Error| failed(format!("could not prepare {}: {error}", places.new.display()));
@@ -143,6 +148,29 @@ impl Postgres {
             free >> 20,
             places.dir.display()
         )))
+    }
+
+    /// Removes the copies aside when the volume is nearly full while this node's own is in use: what they held alone is kept elsewhere, and
+    /// a server that ends for want of room costs more.
+    pub(crate) async fn give_up_old_copies(&self, session: &Session) -> Result<(), EngineError> {
+        let places = self.places();
+        let Ok(aside) = Arc::clone(&self.aside).try_lock_owned() else { return Ok(()) };
+        let any = || [&places.old, &places.gone, &places.broken].iter().any(|copy| copy.exists());
+        if inspect_room(&places.dir).is_none() || !any() {
+            return Ok(());
+        }
+        let in_use =
+            "select not pg_is_in_recovery() or exists (select from pg_stat_wal_receiver where status = 'streaming')";
+        if session.value(in_use, STATEMENT).await? != "t" {
+            return Ok(());
+        }
+        tracing::warn!(dir = %places.dir.display(), "the volume is nearly full: removing the copies that were moved aside before clones");
+        let removed = tokio::task::spawn_blocking(move || {
+            let _aside = aside;
+            [&places.gone, &places.broken, &places.old].into_iter().try_for_each(|copy| remove_tree(copy))?;
+            places.sweep()
+        });
+        removed.await.map_err(failed)?.map_err(|error| failed(format!("could not remove an old copy: {error}")))
     }
 
     async fn base_backup(&self, source: &NodeId, copy: CopyId, into: &Path) -> Result<(), EngineError> {

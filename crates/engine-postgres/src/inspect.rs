@@ -224,7 +224,7 @@ fn inspect_data(data: &Path, owner: files::Owner, half_made: bool) -> Vec<Findin
     found
 }
 
-fn inspect_room(dir: &Path) -> Option<Finding> {
+pub(crate) fn inspect_room(dir: &Path) -> Option<Finding> {
     let is = rustix::fs::statvfs(dir).ok()?;
     let (free, size) = (is.f_bavail.saturating_mul(is.f_frsize), is.f_blocks.saturating_mul(is.f_frsize));
     let dir = dir.to_owned();

@@ -57,6 +57,8 @@ pub struct Postgres {
     floors: Mutex<Floors>,
     written: Arc<Written>,
     pub(crate) watch: Watch,
+    /// Held while copies that were moved aside are removed or replaced.
+    pub(crate) aside: Arc<tokio::sync::Mutex<()>>,
     /// The server process at which a commit was seen waiting for replicas; 0: none.
     proven: AtomicU32,
 }
@@ -111,6 +113,7 @@ impl Postgres {
             floors: Mutex::default(),
             written: Arc::default(),
             watch,
+            aside: Arc::default(),
             proven: AtomicU32::new(0),
         })
     }

@@ -92,6 +92,7 @@ impl Postgres {
             );
             self.apply(None, |_| {}).await?
         };
+        self.give_up_old_copies(&session).await?;
         self.drop_strangers(&session).await?;
         let known: BTreeMap<String, Option<Lsn>> =
             members.iter().map(|(node, flushed)| (slot_name(node), *flushed)).collect();

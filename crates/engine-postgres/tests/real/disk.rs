@@ -162,12 +162,7 @@ async fn a_server_on_a_full_disk_ends_and_comes_back_when_there_is_room() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clone_that_does_not_fit_changes_nothing_and_says_what_it_needs() {
-    let volume = Volume::new(300);
-    let cluster = on(&volume, 1).await;
-    let node = &cluster.nodes[0];
-    drop(node.pg.stop_clean(&Default::default()).await.unwrap());
-    // The other way round: the second node's volume is the small one.
-    drop(cluster);
+    let volume = Volume::new(700);
     let home = volume.mounted.join("other");
     let cluster = Cluster::placed("", 2, &|node| (node.as_str() == "n2").then(|| home.clone()), |_| {});
     let cluster = Cluster::run(cluster).await;
@@ -183,6 +178,18 @@ async fn a_clone_that_does_not_fit_changes_nothing_and_says_what_it_needs() {
     assert!(second.options.layout.data().join("PG_VERSION").exists());
     volume.release();
     second.clone_from(first).await;
+    // The copy aside goes when the room is needed, but only while the node's own copy is in use.
+    let old = second.options.layout.dir().join("data.old");
+    second.pg.maintain_slots(&[]).await.unwrap();
+    volume.fill(100 << 20);
+    second.pg.recruit().await.unwrap();
+    second.pg.maintain_slots(&[]).await.unwrap();
+    assert!(old.join("PG_VERSION").exists(), "a copy was removed although the node's own is not in use");
+    second.pg.follow(second.copy(), &first.id).await.unwrap();
+    second.until_receiving().await;
+    second.pg.maintain_slots(&[]).await.unwrap();
+    assert!(!old.exists() && volume.free() > 120 << 20);
+    second.until_replayed(first).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
