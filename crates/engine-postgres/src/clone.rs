@@ -48,9 +48,14 @@ impl Postgres {
         if self.server_pid().await?.is_some() {
             self.process.fence("its data is replaced by a clone".into()).await.map_err(process_failed)?;
         }
-        let in_the_way =
-            |found: &Finding| matches!(found, Finding::Link(_) | Finding::NotADirectory(_) | Finding::Foreign(_));
-        self.refuse_bad_start(in_the_way).await?;
+        // What a clone puts right by itself, or measures by itself, is no reason against it.
+        let mended = |found: &Finding| {
+            matches!(
+                found,
+                Finding::OtherVersion { .. } | Finding::Owner { .. } | Finding::Mode { .. } | Finding::Full { .. }
+            )
+        };
+        self.refuse_bad_start(|found| found.blocks() && !mended(found)).await?;
         let Ok(_aside) = tokio::time::timeout(ASK, self.aside.lock()).await else {
             return Err(not_yet("an old copy is still being removed"));
         };

@@ -34,7 +34,8 @@ pub(crate) fn parted(mine: &LogEnd, source: &Source) -> Option<Position> {
 impl Postgres {
     /// See [`mainstay_ports::engine::Engine::rewind`].
     pub(crate) async fn rewind_to(&self, source: &NodeId) -> Result<Option<Lost>, EngineError> {
-        self.refuse_bad_start(crate::inspect::Finding::blocks).await?;
+        // Nothing was touched, and the copy is as good as before.
+        self.refuse_bad_start(crate::inspect::Finding::blocks).await.map_err(not_yet)?;
         self.require_data()?;
         let there = self.source(source).await?;
         if crate::tools::system_id(&self.data()) != Some(there.system) {

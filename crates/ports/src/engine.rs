@@ -82,7 +82,8 @@ pub trait Engine: Send + Sync {
         setting: &SyncSetting,
         deadline: Deadline,
     ) -> Result<(SystemId, RecoveryEnd), EngineError>;
-    /// Starts the server as a standby; waits until it answers queries. No upstream: it streams from nobody.
+    /// Starts the server as a standby; waits until it answers queries. No upstream: it streams from nobody. `Broken`: no server can start
+    /// from these data any more, however often it is tried. Nothing is touched on a node that is not fit to run a server (`Failed`).
     async fn start_standby(&self, copy: CopyId, upstream: Option<&NodeId>) -> Result<(), EngineError>;
     /// Cuts the stream durably, verifies that no walreceiver exists and none comes back, and reads the log to its end.
     async fn recruit(&self) -> Result<LogEnd, EngineError>;

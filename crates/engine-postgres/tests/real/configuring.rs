@@ -73,6 +73,11 @@ async fn raising_goes_replicas_first_and_lowering_primary_first_and_no_standby_b
         ('max_connections', 'max_locks_per_transaction', 'max_prepared_transactions', 'max_wal_senders', 'max_worker_processes')";
     let cluster = Cluster::running(2).await;
     let (first, second) = (&cluster.nodes[0], &cluster.nodes[1]);
+    let refused = first.pg.stop_standby().await;
+    assert!(
+        matches!(refused, Err(mainstay_ports::engine::EngineError::Failed(_))),
+        "a primary was stopped: {refused:?}"
+    );
     let high = [
         ("max_connections", "300"),
         ("max_locks_per_transaction", "96"),
