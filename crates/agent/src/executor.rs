@@ -11,10 +11,14 @@ use mainstay_ports::process::ServerProcess;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
+/// How long a kill waits for the order that it ends. One that hangs in a call to a disk that does not answer can not end; the kill must
+/// not wait for it. It ends as soon as that call returns, and no other order begins before.
+const GIVE_UP: Duration = Duration::from_millis(500);
 /// For how long a promotion waits until the guard has confirmed the deadline.
 const DEADLINE_WAIT: Duration = Duration::from_millis(500);
 
@@ -39,13 +43,25 @@ pub struct Hands {
 pub struct Executor {
     hands: Hands,
     running: Option<(OrderId, JoinHandle<()>)>,
+    thread: Option<Runtime>,
+}
+
+impl Drop for Executor {
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            thread.shutdown_background();
+        }
+    }
 }
 
 impl Executor {
     /// An idle executor.
     #[must_use]
     pub fn new(hands: Hands) -> Self {
-        Self { hands, running: None }
+        // Orders have a thread of their own: one that hangs in a call to a stalled disk holds up no probe, no peer and no kill.
+        let thread = Builder::new_multi_thread().worker_threads(1).thread_name("orders").enable_all().build();
+        let thread = thread.inspect_err(|error| warn!(%error, "no thread for orders: they share the agent's")).ok();
+        Self { hands, running: None, thread }
     }
 
     /// Begins an order. The decision gives no second one before the first one's outcome came, except a kill.
@@ -53,12 +69,20 @@ impl Executor {
         let before = self.running.take();
         self.hands.order_begins.notify_waiters();
         let hands = self.hands.clone();
-        let task = tokio::spawn(async move {
+        let kills = matches!(order, Order::Kill);
+        let work = async move {
             if let Some((earlier, handle)) = before {
-                if matches!(order, Order::Kill) {
+                let given_up = if kills {
                     handle.abort();
-                }
-                if handle.await.is_err_and(|ended| ended.is_cancelled()) {
+                    let ended = tokio::time::timeout(GIVE_UP, handle).await;
+                    if ended.is_err() {
+                        warn!(order = earlier.0, "an order hangs; killing without waiting for it");
+                    }
+                    ended.is_err() || ended.is_ok_and(|ended| ended.is_err_and(|ended| ended.is_cancelled()))
+                } else {
+                    handle.await.is_err_and(|ended| ended.is_cancelled())
+                };
+                if given_up {
                     let aborted = Outcome::Failed(OrderFailure::Aborted);
                     let _ = hands.inputs.send(Input::Ordered(earlier, aborted)).await;
                 }
@@ -71,7 +95,11 @@ impl Executor {
             });
             info!(order = id.0, term = term.0, took_ms = boot_now().since(started).0, ?outcome, "order ended");
             let _ = hands.inputs.send(Input::Ordered(id, outcome)).await;
-        });
+        };
+        let task = match &self.thread {
+            Some(thread) if !kills => thread.spawn(work),
+            _ => tokio::spawn(work),
+        };
         self.running = Some((id, task));
     }
 }
@@ -166,3 +194,7 @@ impl Hands {
         durable.upstream.filter(|upstream| upstream.term == durable.promise).map(|upstream| upstream.node)
     }
 }
+
+#[cfg(test)]
+#[path = "executor_tests.rs"]
+mod tests;

@@ -20,7 +20,7 @@ use crate::{history, leadership, probes, record, roles};
 use anyhow::{Context, Result};
 use mainstay_decide::Mind;
 use mainstay_decide::io::{Config, Input};
-use mainstay_engine_postgres::{Postgres, PostgresOptions};
+use mainstay_engine_postgres::{Finding, Postgres, PostgresOptions};
 use mainstay_model::layout::NodeLayout;
 use mainstay_model::spec::Spec;
 use mainstay_model::{Event, NodeId, ServerObservation, Span};
@@ -38,7 +38,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::lookup_host;
 use tokio::sync::{Notify, OnceCell, mpsc, watch};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 /// Which node to run, from which files.
 #[derive(Clone, Debug)]
@@ -132,6 +132,22 @@ fn engine(options: &AgentOptions, process: Arc<dyn ServerProcess>) -> Result<Pos
     Ok(Postgres::new(postgres, process)?)
 }
 
+/// Says what is wrong with this node before anything is touched. The engine starts no server on top of it and looks again at each attempt, so
+/// the agent goes on: it votes and answers, and shows the problem. Only programs that can never work end it.
+async fn report(postgres: &Postgres) -> Result<()> {
+    for finding in postgres.inspect().await {
+        if matches!(finding, Finding::TooOld { .. }) {
+            anyhow::bail!("{finding}");
+        }
+        if finding.blocks() {
+            error!(problem = %finding, "no server is started on this node before this is put right");
+        } else {
+            warn!(problem = %finding, "this node should be looked at");
+        }
+    }
+    Ok(())
+}
+
 fn mesh(options: &AgentOptions, addresses: &Addresses) -> Result<Arc<Mesh>> {
     let mut peers = addresses.agents.clone();
     let listen = peers.remove(&options.node);
@@ -179,7 +195,9 @@ pub async fn run(options: AgentOptions, stop: watch::Receiver<bool>) -> Result<(
     let keeper = Arc::new(Keeper::start(options.layout.clone(), options.program.clone()).await?);
     let deadlines = Deadlines::start(keeper.clone() as Arc<dyn ServerProcess>);
     let leased = Leased::new(keeper.clone() as Arc<dyn ServerProcess>, deadlines.clone());
-    let engine: Arc<dyn Engine> = Arc::new(engine(&options, Arc::new(leased))?);
+    let postgres = engine(&options, Arc::new(leased))?;
+    report(&postgres).await?;
+    let engine: Arc<dyn Engine> = Arc::new(postgres);
     let mesh = mesh(&options, &addresses)?;
     let voters = options.spec.nodes.iter().map(|node| node.name.clone()).collect();
     let raft = RaftOptions {
@@ -302,9 +320,7 @@ impl Agent {
     }
 
     fn slots(&self) -> Slots {
-        let others = self.spec.data_nodes().map(|node| node.name.clone()).filter(|node| *node != self.me).collect();
         Slots {
-            others,
             engine: Arc::clone(&self.engine),
             observed: self.observed.subscribe(),
             questions: self.questions.clone(),

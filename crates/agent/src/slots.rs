@@ -4,6 +4,7 @@
 use crate::mind_loop::{Question, Snapshot};
 use mainstay_model::{Lsn, NodeId, ServerObservation, ServerState};
 use mainstay_ports::engine::Engine;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -14,8 +15,6 @@ const PAUSE: Duration = Duration::from_secs(10);
 
 /// What the task works with.
 pub struct Slots {
-    /// The other data nodes.
-    pub others: Vec<NodeId>,
     /// The engine.
     pub engine: Arc<dyn Engine>,
     /// The last probe.
@@ -51,7 +50,7 @@ impl Slots {
         }
     }
 
-    /// How far each other node has flushed: by its connection here, or by what it said itself.
+    /// How far each other node has flushed: by its connection here, or by what it said itself. The engine knows which nodes there are.
     fn members(&self, snapshot: &Snapshot) -> Vec<(NodeId, Option<Lsn>)> {
         let observed = self.observed.borrow();
         let flushed = |node: &NodeId| {
@@ -59,6 +58,8 @@ impl Slots {
             let said = snapshot.summary.peers.get(node).and_then(|peer| peer.presence.as_ref()?.position);
             sender.or(said.map(|position| position.lsn))
         };
-        self.others.iter().map(|node| (node.clone(), flushed(node))).collect()
+        let heard = snapshot.summary.peers.keys();
+        let nodes: BTreeSet<&NodeId> = heard.chain(observed.walsenders.iter().map(|sender| &sender.node)).collect();
+        nodes.into_iter().map(|node| (node.clone(), flushed(node))).collect()
     }
 }

@@ -10,7 +10,7 @@ use mainstay_ports::engine::{Deadline, EngineError};
 use std::time::Duration;
 
 /// There while the first copy is being made: what lies in the data directory is then half-made and may be wiped.
-const HALF_MADE: &str = "bootstrapping";
+pub(crate) const HALF_MADE: &str = "bootstrapping";
 
 impl Postgres {
     /// See [`mainstay_ports::engine::Engine::bootstrap`].
@@ -23,7 +23,9 @@ impl Postgres {
         if self.server_pid().await?.is_some() {
             return Err(failed("a server runs already; it must be stopped before a first copy is made"));
         }
+        self.refuse_bad_start(|found| found.blocks()).await?;
         self.init_data().await?;
+        self.set_floors(crate::held::Floors::default());
         self.write(Some(false), |live| {
             live.copy = Some(copy);
             live.upstream = None;

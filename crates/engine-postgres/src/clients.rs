@@ -20,8 +20,7 @@ impl Postgres {
     /// Lets clients in.
     pub(crate) async fn let_in(&self) -> Result<(), EngineError> {
         let session = self.apply(Some(true), |_| {}).await?;
-        let wrong = "select string_agg(format('line %s: %s', line_number, error), '; ') from pg_hba_file_rules where error is not null";
-        let wrong = session.value(wrong, STATEMENT).await?;
+        let wrong = self.wrong_access_lines(&session).await?;
         if wrong.is_empty() {
             return Ok(());
         }

@@ -2,10 +2,12 @@
 //! `ALTER SYSTEM` never changes what we own. What changes during the cluster's life (upstream, synchronous setting) stands in the
 //! file's first line too, so that one rename changes both. Absent: writing and reloading (see `apply`).
 
+use crate::held::Floors;
 use crate::options::{PostgresOptions, is_owned};
 use crate::slots::slot_name;
 use mainstay_model::layout::NodeLayout;
 use mainstay_model::{CopyId, NodeId, SyncSetting};
+use mainstay_ports::engine::EngineSettings;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -101,25 +103,42 @@ pub(crate) fn conninfo(layout: &NodeLayout, host: &str, port: u16, name: &str) -
     quoted.collect::<Vec<_>>().join(" ")
 }
 
+/// Everything that `postgresql.conf` is made from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Source<'a> {
+    pub(crate) options: &'a PostgresOptions,
+    /// What the operator may change.
+    pub(crate) settings: &'a EngineSettings,
+    pub(crate) live: &'a Live,
+    /// What a standby must not have less of.
+    pub(crate) floors: &'a Floors,
+    pub(crate) socket_dir: &'a Path,
+    /// How much of the log slots may keep.
+    pub(crate) keep_mb: u64,
+}
+
 /// `postgresql.conf`, whole.
-pub(crate) fn postgresql_conf(options: &PostgresOptions, live: &Live, socket_dir: &Path, keep_mb: u64) -> String {
+pub(crate) fn postgresql_conf(from: Source<'_>) -> String {
     let mut text = String::new();
-    let json = serde_json::to_string(live).unwrap_or_default();
+    let json = serde_json::to_string(from.live).unwrap_or_default();
     let _ = writeln!(text, "{LIVE}{json}");
     let _ = writeln!(text, "# Written by Mainstay whenever something changes; set server parameters in mainstay.toml.");
-    for (name, value) in settings(options, live, socket_dir, keep_mb) {
+    for (name, value) in settings(from) {
         let value = value.replace('\\', "\\\\").replace('\'', "''");
         let _ = writeln!(text, "{name} = '{value}'");
     }
     text
 }
 
-fn settings(options: &PostgresOptions, live: &Live, socket_dir: &Path, keep_mb: u64) -> BTreeMap<String, String> {
+fn settings(from: Source<'_>) -> BTreeMap<String, String> {
+    let Source { options, settings, live, floors, socket_dir, keep_mb } = from;
     let mut all: BTreeMap<String, String> = DEFAULTS.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-    all.extend(options.parameters.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone())));
+    all.insert("wal_keep_size".to_owned(), format!("{}MB", keep_mb.min(WAL_KEEP_MB)));
+    all.extend(settings.parameters.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone())));
+    floors.lift(&mut all);
     let layout = &options.layout;
     let path = |path: std::path::PathBuf| path.display().to_string();
-    let upstream = live.upstream.as_ref().and_then(|node| options.peers.get(node).map(|at| (node, at)));
+    let upstream = live.upstream.as_ref().and_then(|node| settings.peers.get(node).map(|at| (node, at)));
     let primary_conninfo = match (upstream, live.copy) {
         (Some((_, (host, port))), Some(copy)) => {
             format!("{} {STREAM_OPTIONS}", conninfo(layout, host, *port, &copy_name(&options.node, copy)))
@@ -152,6 +171,9 @@ fn settings(options: &PostgresOptions, live: &Live, socket_dir: &Path, keep_mb: 
     all
 }
 
+/// Bridges the time between a clone and its slot, on a volume that has the room.
+const WAL_KEEP_MB: u64 = 256;
+
 /// What operators may change.
 const DEFAULTS: &[(&str, &str)] = &[
     ("max_connections", "200"),
@@ -163,8 +185,6 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("checkpoint_timeout", "5min"),
     ("max_wal_senders", "20"),
     ("max_replication_slots", "20"),
-    // Bridges the time between a clone and its slot.
-    ("wal_keep_size", "256MB"),
     ("wal_receiver_timeout", "5s"),
     // Short: while the walsender of a connection that broke lives, its replica is refused (see `STREAM_OPTIONS` too).
     ("wal_sender_timeout", "3s"),
@@ -213,7 +233,7 @@ pub(crate) fn parse_live(text: &str) -> Option<Live> {
 }
 
 /// `pg_hba.conf`. Closed: the agent and the other servers only.
-pub(crate) fn pg_hba_conf(options: &PostgresOptions, open: bool) -> String {
+pub(crate) fn pg_hba_conf(settings: &EngineSettings, open: bool) -> String {
     let mut lines = vec![
         if open { OPEN } else { CLOSED }.to_owned(),
         "local all postgres peer map=mainstay".into(),
@@ -222,7 +242,7 @@ pub(crate) fn pg_hba_conf(options: &PostgresOptions, open: bool) -> String {
         format!("host all {REPLICATOR} all reject"),
     ];
     if open {
-        lines.extend(options.hba.iter().cloned());
+        lines.extend(settings.hba.iter().cloned());
         lines.extend(
             [
                 "hostssl all all all scram-sha-256",

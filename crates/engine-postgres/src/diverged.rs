@@ -2,9 +2,9 @@
 //! the history. Rows can not be decoded without a logical slot older than the fork; transactions and operations can be counted.
 
 use crate::files;
-use crate::server::{Postgres, failed};
+use crate::server::{Postgres, failed, not_yet};
 use crate::wal::Wal;
-use mainstay_model::{LogEnd, Position};
+use mainstay_model::{LogEnd, Lost, Position};
 use mainstay_ports::clock::wall_now_ms;
 use mainstay_ports::engine::EngineError;
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,6 +13,14 @@ use std::time::Duration;
 
 /// No more than this is kept of all diverged logs together; the oldest go first.
 const KEEP: u64 = 512 * 1024 * 1024;
+/// Nor more logs than this.
+const KEEP_LOGS: usize = 16;
+/// With less free than this nothing is kept, and so nothing is thrown away either.
+const LEAST: u64 = 48 * 1024 * 1024;
+/// What is known of a kept log, beside it.
+const REPORT: &str = "lost.json";
+/// Ending of one that is not kept whole yet.
+const PART: &str = ".part";
 /// How many transactions and relations are named.
 const NAMED: usize = 20;
 /// How long summing up may take.
@@ -81,25 +89,62 @@ impl Sum {
 }
 
 impl Postgres {
-    /// Copies the log from the fork on, and says what it holds.
-    pub(crate) async fn keep_diverged(&self, mine: &LogEnd, fork: Position) -> Result<String, EngineError> {
+    /// Copies the log from the fork on, and says what it holds. What was kept before of the same log is not kept again.
+    pub(crate) async fn keep_diverged(&self, mine: &LogEnd, fork: Position) -> Result<Lost, EngineError> {
         let data = self.data();
         let aside = self.options.layout.diverged();
-        let place = aside.join(format!("{}-{}", wall_now_ms(), mine.position.to_string().replace('/', "_")));
-        let (end, into, from) = (mine.position, place.clone(), data.clone());
-        let copied = tokio::task::spawn_blocking(move || copy_log(&from, &aside, &into, end, fork)).await;
-        let left_out = copied
-            .map_err(failed)?
-            .map_err(|error| failed(format!("could not keep the diverged log in {}: {error}", place.display())))?;
+        let suffix = format!("-{}", mine.position.to_string().replace('/', "_"));
+        if let Some(lost) = kept_before(&aside, &suffix, fork) {
+            return Ok(lost);
+        }
+        let name = format!("{}{suffix}", wall_now_ms());
+        let place = aside.join(&name);
+        let part = aside.join(format!("{name}{PART}"));
+        let say = |error: std::io::Error| {
+            not_yet(format!(
+                "could not keep the diverged log in {}: {error}; nothing is thrown away before it is kept: free some space",
+                place.display()
+            ))
+        };
+        let (end, into, from, all) = (mine.position, part.clone(), data.clone(), aside.clone());
+        let copied = tokio::task::spawn_blocking(move || copy_log(&from, &all, &into, end, fork)).await;
+        let left_out = copied.map_err(failed)?.map_err(say)?;
+        let (sum, failures) = self.sum_up(mine, fork).await?;
+        let mut report = format!("the log beyond {fork} is kept in {} and holds {}", place.display(), sum.report());
+        if left_out > 0 {
+            report.push_str(&format!("; its {left_out} newest files were left out for want of room"));
+        }
+        if !failures.is_empty() {
+            report.push_str(&format!("; not all could be read: {}", failures.join("; ")));
+        }
+        report.truncate(report.floor_char_boundary(4000));
+        let lost = Lost {
+            from: fork,
+            to: mine.position,
+            commits: failures.is_empty().then_some(sum.committed),
+            kept: place.display().to_string(),
+            report,
+            ..Lost::default()
+        };
+        let json = serde_json::to_string_pretty(&lost).map_err(failed)?;
+        files::write_atomic(&part, REPORT, json.as_bytes(), 0o600, None)
+            .and_then(|()| std::fs::rename(&part, &place))
+            .and_then(|()| files::sync_dir(&aside))
+            .map_err(say)?;
+        Ok(lost)
+    }
+
+    /// What the log holds beyond the fork, along each timeline of our own since.
+    async fn sum_up(&self, mine: &LogEnd, fork: Position) -> Result<(Sum, Vec<String>), EngineError> {
+        let wal = self.data().join("pg_wal").display().to_string();
         let mut sum = Sum::default();
-        let mut from = fork;
         let mut failures = Vec::new();
-        // Along each timeline of our own since the fork.
+        let mut from = fork;
         let later = mine.lineage.0.iter().filter(|left| left.timeline >= fork.timeline).chain([&mine.position]);
         for left in later {
             let arguments = [
                 "--path".to_owned(),
-                data.join("pg_wal").display().to_string(),
+                wal.clone(),
                 format!("--timeline={}", left.timeline),
                 format!("--start={}", from.lsn),
                 format!("--end={}", left.lsn),
@@ -112,36 +157,41 @@ impl Postgres {
             }
             from = *left;
         }
-        let mut report = format!("the log beyond {fork} is kept in {} and holds {}", place.display(), sum.report());
-        if left_out > 0 {
-            report.push_str(&format!("; its {left_out} newest files were left out, the bound is {} MiB", KEEP >> 20));
-        }
-        if !failures.is_empty() {
-            report.push_str(&format!("; not all could be read: {}", failures.join("; ")));
-        }
-        report.truncate(report.floor_char_boundary(4000));
-        Ok(report)
+        Ok((sum, failures))
     }
+}
+
+/// What is known of a log that ends as `suffix` says and left the history at `fork`, if it was kept whole.
+fn kept_before(aside: &Path, suffix: &str, fork: Position) -> Option<Lost> {
+    let dirs = std::fs::read_dir(aside).ok()?.flatten().map(|entry| entry.path());
+    let mut same = dirs.filter(|dir| dir.file_name().is_some_and(|name| name.to_string_lossy().ends_with(suffix)));
+    same.find_map(|dir| {
+        let lost: Lost = serde_json::from_slice(&std::fs::read(dir.join(REPORT)).ok()?).ok()?;
+        (lost.from == fork).then_some(lost)
+    })
 }
 
 /// Copies the files of the log from the fork on, and the control file; says how many did not fit.
 fn copy_log(data: &Path, aside: &Path, into: &Path, end: Position, fork: Position) -> std::io::Result<usize> {
     files::ensure_dir(aside, 0o700, None)?;
-    make_room(aside)?;
-    files::ensure_dir(into, 0o700, None)?;
     let mut wal = Wal::list(data).map_err(std::io::Error::other)?;
     wal.follow(end.timeline).map_err(std::io::Error::other)?;
-    let mut budget = KEEP;
     let segments = wal.segments_from(fork.lsn.0.saturating_sub(1));
-    let total = segments.len();
+    let sizes: Vec<u64> = segments.iter().map(|file| file.metadata().map(|is| is.len())).collect::<Result<_, _>>()?;
+    make_room(aside, sizes.iter().sum::<u64>().min(KEEP))?;
+    let free = rustix::fs::statvfs(aside).map(|is| is.f_bavail.saturating_mul(is.f_frsize))?;
+    if free < LEAST {
+        return Err(std::io::Error::new(std::io::ErrorKind::StorageFull, format!("{} MiB are free", free >> 20)));
+    }
+    files::ensure_dir(into, 0o700, None)?;
+    let mut budget = KEEP.min(free / 2);
     let mut done = 0;
-    for file in segments {
-        let size = file.metadata()?.len();
+    for (file, size) in segments.iter().zip(sizes) {
         if size > budget {
             break;
         }
         budget -= size;
-        copy_durably(&file, into)?;
+        copy_durably(file, into)?;
         done += 1;
     }
     for history in std::fs::read_dir(data.join("pg_wal"))?.flatten().map(|entry| entry.path()) {
@@ -152,7 +202,7 @@ fn copy_log(data: &Path, aside: &Path, into: &Path, end: Position, fork: Positio
     copy_durably(&data.join("global/pg_control"), into)?;
     files::sync_dir(into)?;
     files::sync_dir(aside)?;
-    Ok(total - done)
+    Ok(segments.len() - done)
 }
 
 fn copy_durably(file: &Path, into: &Path) -> std::io::Result<()> {
@@ -162,10 +212,13 @@ fn copy_durably(file: &Path, into: &Path) -> std::io::Result<()> {
     std::fs::File::open(copy)?.sync_all()
 }
 
-/// Removes the oldest kept logs until there is room for one more within the bound.
-fn make_room(aside: &Path) -> std::io::Result<()> {
-    let mut kept: Vec<PathBuf> =
-        std::fs::read_dir(aside)?.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+/// Removes what a keeping that broke off left, and the oldest kept logs until there is room for one more of this size within both
+/// bounds.
+fn make_room(aside: &Path, wanted: u64) -> std::io::Result<()> {
+    let dirs = std::fs::read_dir(aside)?.flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
+    let (parts, mut kept): (Vec<PathBuf>, Vec<PathBuf>) =
+        dirs.partition(|dir| dir.file_name().is_some_and(|name| name.to_string_lossy().ends_with(PART)));
+    parts.iter().try_for_each(std::fs::remove_dir_all)?;
     // Names begin with the time in milliseconds, of equal length for the next two centuries.
     kept.sort();
     let size = |dir: &PathBuf| -> u64 {
@@ -173,11 +226,13 @@ fn make_room(aside: &Path) -> std::io::Result<()> {
         files.filter_map(|file| file.metadata().ok()).map(|is| is.len()).sum()
     };
     let mut total: u64 = kept.iter().map(size).sum();
+    let mut left = kept.len();
     for dir in kept {
-        if total <= KEEP {
+        if total + wanted <= KEEP && left < KEEP_LOGS {
             break;
         }
         total -= size(&dir);
+        left -= 1;
         std::fs::remove_dir_all(&dir)?;
     }
     Ok(())
@@ -199,5 +254,24 @@ mod tests {
             report.contains("ids 735") && report.contains("insert 1") && report.contains("1663/5/16385"),
             "{report}"
         );
+    }
+
+    #[test]
+    fn old_logs_make_room_and_halves_go() {
+        let place = tempfile::tempdir().unwrap();
+        let dir = |name: &str| {
+            let dir = place.path().join(name);
+            std::fs::create_dir(&dir).unwrap();
+            std::fs::write(dir.join("a"), vec![0; 1000]).unwrap();
+        };
+        (0..KEEP_LOGS).for_each(|number| dir(&format!("{:013}-1_0_5", 10 + number)));
+        dir("0000000000099-1_0_9.part");
+        make_room(place.path(), 1).unwrap();
+        let mut left: Vec<_> =
+            std::fs::read_dir(place.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!((left.len(), left[0].to_str().unwrap()), (KEEP_LOGS - 1, "0000000000011-1_0_5"));
+        make_room(place.path(), KEEP - 2500).unwrap();
+        assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 2);
     }
 }

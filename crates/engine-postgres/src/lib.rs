@@ -10,8 +10,11 @@ mod bootstrap;
 mod clients;
 mod clone;
 mod config;
+mod configure;
 mod diverged;
 mod files;
+mod held;
+mod inspect;
 mod options;
 mod probe;
 mod proc;
@@ -25,10 +28,13 @@ mod sql;
 mod standby;
 mod stop;
 mod sync;
+mod tablespaces;
 mod tools;
+mod unfinished;
 mod wal;
 
 pub use config::REPLICATOR;
+pub use inspect::Finding;
 pub use options::{OptionsError, PostgresOptions, find_bin_dir, owned_parameters};
 pub use server::Postgres;
 
@@ -118,15 +124,15 @@ impl Engine for Postgres {
     }
 
     async fn clone_from(&self, source: &NodeId, copy: CopyId) -> Result<Option<Lost>, EngineError> {
-        self.clone_source(source, copy).await.map(|()| None)
+        self.clone_source(source, copy).await
     }
 
     async fn stop_standby(&self) -> Result<(), EngineError> {
-        self.stop_in_order().await
+        self.stop_replica().await
     }
 
-    async fn configure(&self, _settings: &EngineSettings) -> Result<Configured, EngineError> {
-        Err(EngineError::NotYet("settings can not be changed while the server runs yet".to_owned()))
+    async fn configure(&self, settings: &EngineSettings) -> Result<Configured, EngineError> {
+        self.change_settings(settings).await
     }
 
     async fn maintain_slots(&self, members: &[(NodeId, Option<Lsn>)]) -> Result<(), EngineError> {

@@ -152,24 +152,31 @@ pub fn find_bin_dir(wanted: Option<&Path>) -> Result<PathBuf, OptionsError> {
 /// Refuses what would break the configuration or take it out of our hands.
 pub(crate) fn check(options: &PostgresOptions) -> Result<(), OptionsError> {
     find_bin_dir(Some(&options.bin_dir))?;
-    for (name, value) in &options.parameters {
-        let fine = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
-        if name.is_empty() || !name.chars().all(fine) {
-            return Err(OptionsError::BadParameter(name.clone()));
-        }
-        if is_owned(name) {
-            return Err(OptionsError::Owned(name.clone()));
-        }
-        if value.contains(['\n', '\r', '\0']) {
-            return Err(OptionsError::BadValue(name.clone()));
-        }
+    options.parameters.iter().try_for_each(|(name, value)| check_parameter(name, value))?;
+    options.hba.iter().try_for_each(|line| check_hba(line))
+}
+
+/// Is this a setting that an operator may give, as far as that can be told without the server?
+pub(crate) fn check_parameter(name: &str, value: &str) -> Result<(), OptionsError> {
+    let fine = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
+    if name.is_empty() || !name.chars().all(fine) {
+        return Err(OptionsError::BadParameter(name.to_owned()));
     }
+    if is_owned(name) {
+        return Err(OptionsError::Owned(name.to_owned()));
+    }
+    if value.contains(['\n', '\r', '\0']) {
+        return Err(OptionsError::BadValue(name.to_owned()));
+    }
+    Ok(())
+}
+
+/// Is this an access line? Only its kind is looked at: the server itself reads the rest.
+pub(crate) fn check_hba(line: &str) -> Result<(), OptionsError> {
     let kinds = ["local", "host", "hostssl", "hostnossl", "hostgssenc", "hostnogssenc"];
-    for line in &options.hba {
-        let first = line.split_whitespace().next().unwrap_or_default();
-        if !kinds.contains(&first) || line.contains(['\n', '\r', '\0']) {
-            return Err(OptionsError::BadHba(line.clone()));
-        }
+    let first = line.split_whitespace().next().unwrap_or_default();
+    if !kinds.contains(&first) || line.contains(['\n', '\r', '\0']) {
+        return Err(OptionsError::BadHba(line.to_owned()));
     }
     Ok(())
 }

@@ -31,7 +31,8 @@ const QUERY: &str = "select pg_is_in_recovery()::text,
   case when pg_is_in_recovery() then r.received_tli::text else substr(pg_walfile_name(pg_current_wal_flush_lsn()), 1, 8) end,
   r.status,
   (select string_agg(concat_ws('|', application_name, state, coalesce(flush_lsn, '0/0'), coalesce(replay_lsn, '0/0')), ',')
-     from pg_stat_replication)
+     from pg_stat_replication),
+  case when pg_is_in_recovery() then pg_get_wal_replay_pause_state() end
   from (select 1) one left join pg_stat_wal_receiver r on true";
 
 /// What probes remember from one to the next.
@@ -40,6 +41,8 @@ pub(crate) struct Watch {
     seen: Mutex<Seen>,
     disk: Arc<Disk>,
     door: Arc<Door>,
+    /// Why no server was started the last time one should have been.
+    refusal: Mutex<Option<String>>,
 }
 
 #[derive(Default)]
@@ -48,11 +51,16 @@ struct Seen {
     /// The last sign of life of this process.
     alive: Moment,
     stopped_since: Option<Moment>,
+    /// Replay was found to be held back by settings that are too low: since when, when last looked at, and which.
+    held_back: Option<(Moment, Moment, Option<String>)>,
 }
 
 /// The thread that writes to the data volume.
 struct Disk {
+    home: PathBuf,
     dir: PathBuf,
+    /// Free bytes when last looked at; the largest number: not known.
+    free: AtomicU64,
     owner: files::Owner,
     asked: AtomicU64,
     /// When the write under way began; 0: none.
@@ -78,6 +86,8 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 impl Watch {
     pub(crate) fn new(options: &PostgresOptions) -> Watch {
         let disk = Arc::new(Disk {
+            home: options.layout.dir().to_owned(),
+            free: AtomicU64::new(u64::MAX),
             // Left out of clones and rewinds by PostgreSQL's own tools, in every version.
             dir: options.layout.data().join("pg_stat_tmp"),
             owner: options.user,
@@ -96,18 +106,37 @@ impl Watch {
         if let Err(error) = spawned {
             tracing::warn!(%error, "no thread for the disk probe: a stalled disk will show in queries only");
         }
-        Watch { held: tokio::sync::Mutex::new(None), seen: Mutex::default(), disk, door: Arc::default() }
+        Watch {
+            held: tokio::sync::Mutex::new(None),
+            seen: Mutex::default(),
+            disk,
+            door: Arc::default(),
+            refusal: Mutex::default(),
+        }
+    }
+
+    /// Why no server could be started, or that none was refused.
+    pub(crate) fn refused(&self, why: Option<String>) {
+        *lock(&self.refusal) = why;
     }
 }
 
 impl Disk {
     fn write(&self) {
         let now = boot_now();
-        if now.0.saturating_sub(self.asked.load(Ordering::Relaxed)) > IDLE || !self.dir.exists() {
+        if now.0.saturating_sub(self.asked.load(Ordering::Relaxed)) > IDLE {
             *lock(&self.failing) = None;
             return;
         }
+        // Before the first touch of the volume: on one that is gone even a look hangs.
         self.began.store(now.0.max(1), Ordering::Relaxed);
+        let free = rustix::fs::statvfs(&self.home).map_or(u64::MAX, |is| is.f_bavail.saturating_mul(is.f_frsize));
+        self.free.store(free, Ordering::Relaxed);
+        if !self.dir.exists() {
+            self.began.store(0, Ordering::Relaxed);
+            *lock(&self.failing) = None;
+            return;
+        }
         let done = files::open_scratch(&self.dir, "mainstay.probe", self.owner).and_then(|mut file| {
             file.write_all(format!("{:>16}\n", now.0).as_bytes())?;
             file.sync_all()
@@ -142,7 +171,7 @@ impl Postgres {
         let at = boot_now();
         let mut seen = ServerObservation { at, open: self.is_open().await, ..ServerObservation::default() };
         self.watch.disk.asked.store(at.0, Ordering::Relaxed);
-        seen.disk_free = rustix::fs::statvfs(self.data()).ok().map(|is| is.f_bavail.saturating_mul(is.f_frsize));
+        seen.disk_free = Some(self.watch.disk.free.load(Ordering::Relaxed)).filter(|free| *free != u64::MAX);
         let status = tokio::time::timeout(LIMIT, self.process.status()).await;
         let known = match status {
             Ok(Ok(status)) => status.server_pid,
@@ -152,6 +181,7 @@ impl Postgres {
         self.remember(known, at);
         let Some(pid) = known else {
             *self.watch.held.lock().await = None;
+            seen.symptom.clone_from(&lock(&self.watch.refusal));
             return seen;
         };
         seen.pid = Some(pid);
@@ -161,8 +191,9 @@ impl Postgres {
         let now = boot_now();
         match answer {
             Ok(row) => {
-                self.fill(&mut seen, &row);
+                self.fill(&mut seen, &row).await;
                 lock(&self.watch.seen).alive = now;
+                self.look_at_pause(row.get(6).and_then(Option::as_deref) == Some("paused"), now).await;
             }
             Err(SqlError::Refused(_)) => lock(&self.watch.seen).alive = now,
             Err(error) => seen.symptom = Some(format!("a query has no answer: {error}")),
@@ -174,7 +205,7 @@ impl Postgres {
     fn remember(&self, pid: Option<u32>, now: Moment) {
         let mut seen = lock(&self.watch.seen);
         if seen.pid != pid {
-            *seen = Seen { pid, alive: now, stopped_since: None };
+            *seen = Seen { pid, alive: now, ..Seen::default() };
             self.watch.door.shut_since.store(0, Ordering::Relaxed);
         }
     }
@@ -196,6 +227,9 @@ impl Postgres {
                 crate::proc::is_stopped(pid).then(|| remembered.stopped_since.unwrap_or(seen.at));
             if let Some(since) = remembered.stopped_since {
                 take(now.since(since).0.max(1), format!("server process {pid} is stopped"));
+            }
+            if let Some((since, _, Some(which))) = &remembered.held_back {
+                take(now.since(*since).0.max(1), format!("replay can not go on before a restart: {which}"));
             }
         }
         let door = self.watch.door.shut_since.load(Ordering::Relaxed);
@@ -238,7 +272,23 @@ impl Postgres {
         tokio::time::timeout(LIMIT, work).await.unwrap_or(Err(SqlError::Silent(LIMIT.as_millis())))
     }
 
-    fn fill(&self, seen: &mut ServerObservation, row: &Row) {
+    /// Replay that is paused, and not by somebody's wish: the log asks for more than this standby was started with. Only a restart
+    /// helps, so it counts as silence. Looked at once a second.
+    async fn look_at_pause(&self, paused: bool, now: Moment) {
+        let before = lock(&self.watch.seen).held_back.clone();
+        if !paused || before.as_ref().is_some_and(|(_, looked, _)| now.since(*looked).0 < EVERY) {
+            if !paused {
+                lock(&self.watch.seen).held_back = None;
+            }
+            return;
+        }
+        let look = async { self.too_low(&self.session(LIMIT).await?).await };
+        let which = tokio::time::timeout(LIMIT / 2, look).await.ok().and_then(Result::ok).flatten();
+        let since = before.filter(|(.., had)| had.is_some()).map_or(now, |(since, ..)| since);
+        lock(&self.watch.seen).held_back = Some((since, now, which));
+    }
+
+    async fn fill(&self, seen: &mut ServerObservation, row: &Row) {
         let text = |at: usize| row.get(at).and_then(Option::as_deref).unwrap_or_default();
         let lsn = |at: usize| text(at).parse::<Lsn>().ok();
         let standby = text(0) == "true";
@@ -248,8 +298,13 @@ impl Postgres {
             seen.end = lsn(1).max(seen.replay);
             seen.receiving = text(4) == "streaming";
             // What a stream said last counts while it lasts; without one the files tell.
-            let of_files = || Wal::list(&self.data()).ok()?.timeline_of(seen.end?);
-            seen.timeline = text(3).parse().ok().map(Timeline).filter(|_| seen.receiving).or_else(of_files);
+            seen.timeline = text(3).parse().ok().map(Timeline).filter(|_| seen.receiving);
+            if let (None, Some(end)) = (seen.timeline, seen.end) {
+                // Beside this thread: a volume that hangs must not hang the probe.
+                let data = self.data();
+                let of_files = tokio::task::spawn_blocking(move || Wal::list(&data).ok()?.timeline_of(end));
+                seen.timeline = tokio::time::timeout(LIMIT / 3, of_files).await.ok().and_then(|read| read.ok()?);
+            }
         } else {
             seen.end = lsn(1);
             seen.timeline = u32::from_str_radix(text(3), 16).ok().map(Timeline);
@@ -325,7 +380,8 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let dir = place.path().join("volume");
         let (asked, began) = (AtomicU64::new(boot_now().0), AtomicU64::new(0));
-        let disk = Disk { dir: dir.clone(), owner: None, asked, began, failing: Mutex::new(None) };
+        let (home, free) = (place.path().to_owned(), AtomicU64::new(0));
+        let disk = Disk { home, free, dir: dir.clone(), owner: None, asked, began, failing: Mutex::new(None) };
         // A link is refused, as any other error would be.
         std::os::unix::fs::symlink("/tmp", &dir).unwrap();
         disk.write();

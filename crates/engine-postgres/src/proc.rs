@@ -72,3 +72,40 @@ fn parent(pid: u32) -> Option<u32> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }
+
+/// Who listens at this address, in words; `None` when it can not be seen (another user's process, or none).
+pub(crate) fn listener(at: std::net::SocketAddr) -> Option<String> {
+    let tables = ["/proc/net/tcp", "/proc/net/tcp6"];
+    let inode = tables.iter().find_map(|table| listening(&std::fs::read_to_string(table).ok()?, at))?;
+    let wanted = format!("socket:[{inode}]");
+    let entries = std::fs::read_dir("/proc").ok()?.flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let holds = |pid: &u32| {
+        let open = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        open.filter_map(|fd| std::fs::read_link(fd.path()).ok()).any(|to| to.as_os_str() == wanted.as_str())
+    };
+    let pid = pids.into_iter().find(holds)?;
+    let title: String = title(pid).chars().take(80).collect();
+    Some(format!("process {pid} ({title})"))
+}
+
+/// The number of the socket that listens at this address, or at every address, by the kernel's table.
+fn listening(table: &str, at: std::net::SocketAddr) -> Option<String> {
+    // Addresses are printed as words in the host's byte order.
+    let words: Vec<u8> = match at.ip() {
+        std::net::IpAddr::V4(ip) => ip.octets().to_vec(),
+        std::net::IpAddr::V6(ip) => ip.octets().to_vec(),
+    };
+    let words: String = words
+        .chunks(4)
+        .map(|word| format!("{:08X}", word.iter().rev().fold(0_u32, |all, byte| all << 8 | u32::from(*byte))))
+        .collect();
+    table.lines().skip(1).find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let (address, port) = fields.get(1)?.rsplit_once(':')?;
+        let here = address == words || address.bytes().all(|digit| digit == b'0');
+        // State 0A: it listens.
+        let listens = here && u16::from_str_radix(port, 16) == Ok(at.port()) && *fields.get(3)? == "0A";
+        listens.then(|| fields.get(9).map(|inode| (*inode).to_owned()))?
+    })
+}

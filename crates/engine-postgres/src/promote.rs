@@ -34,6 +34,8 @@ impl Postgres {
             return Err(not_yet(format!("the stream from {upstream} is not cut")));
         }
         self.reserve(fork, timeline)?;
+        // From here on the operator's values count again: the server has the higher ones until its next start.
+        self.set_floors(crate::held::Floors::default());
         let setting = setting.clone();
         let session = self
             .apply(Some(false), |live| {

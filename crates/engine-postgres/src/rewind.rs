@@ -34,6 +34,8 @@ pub(crate) fn parted(mine: &LogEnd, source: &Source) -> Option<Position> {
 impl Postgres {
     /// See [`mainstay_ports::engine::Engine::rewind`].
     pub(crate) async fn rewind_to(&self, source: &NodeId) -> Result<Option<Lost>, EngineError> {
+        // Nothing was touched, and the copy is as good as before.
+        self.refuse_bad_start(crate::inspect::Finding::blocks).await.map_err(not_yet)?;
         self.require_data()?;
         let there = self.source(source).await?;
         if crate::tools::system_id(&self.data()) != Some(there.system) {
@@ -43,16 +45,22 @@ impl Postgres {
         let mine = self.end_of_stopped().await?;
         if there.lineage.contains(mine.position, there.timeline, there.end) {
             self.mark_standby(&self.data())?;
-            return Ok(None);
+            // Rewound before, and nobody was told.
+            return Ok(self.unfinished().map(|unfinished| unfinished.lost));
         }
         let fork = parted(&mine, &there).ok_or_else(|| {
             EngineError::Broken(format!("the log to {} has nothing in common with that of {source}", mine.position))
         })?;
-        let kept = self.keep_diverged(&mine, fork).await?;
+        let lost = self.keep_diverged(&mine, fork).await?;
         // A second try, because a checkpoint may have been under way when the first was asked for.
         for last in [false, true] {
             self.checkpoint_at(source).await?;
-            let said = self.run_rewind(source).await?;
+            self.note_unfinished(true, &lost)?;
+            let said = self.run_rewind(source).await;
+            if matches!(said, Err(EngineError::NotYet(_))) {
+                self.forget_unfinished()?;
+            }
+            let said = said?;
             match self.verify_rewound(&there, &mine).await {
                 Ok(()) => break,
                 Err(error) if last => return Err(EngineError::Broken(format!("{error}; pg_rewind said: {said}"))),
@@ -61,8 +69,8 @@ impl Postgres {
         }
         self.make_ours(&self.data()).await?;
         self.complete(source).await?;
-        let (from, to) = (fork, mine.position);
-        Ok(Some(Lost { from, to, report: kept, ..Lost::default() }))
+        self.note_unfinished(false, &lost)?;
+        Ok(Some(lost))
     }
 
     /// Reads the source's log until the copy is consistent by itself, then stops. `pg_rewind` notes how far the source had written after
@@ -73,10 +81,9 @@ impl Postgres {
         let upstream = source.clone();
         let edit = |live: &mut crate::config::Live| {
             live.copy = None;
-            live.upstream = Some(upstream);
+            live.upstream = Some(upstream.clone());
         };
-        self.write(Some(false), edit).await?;
-        let ran = match self.launch(None).await {
+        let ran = match self.launch_standby(Some(false), edit).await {
             Ok(session) => {
                 drop(session);
                 self.stop(STOP).await
@@ -102,9 +109,12 @@ impl Postgres {
         if self.control().await?.is_clean() {
             return Ok(());
         }
-        let copy = self.live().await.copy.ok_or_else(|| failed("which copy this is was never written down"))?;
-        self.run_standby(copy, None).await?;
-        let session = self.session(crate::server::STATEMENT).await?;
+        self.clear_dropped_promotion().await?;
+        self.mark_standby(&self.data())?;
+        let session = self.launch_standby(Some(false), |live| live.upstream = None).await?;
+        if !session.in_recovery(crate::server::STATEMENT).await? {
+            return self.not_a_standby().await;
+        }
         // Everything must be read, or what was lost would be reported too small.
         self.read_to_end(&session).await?;
         drop(session);

@@ -3,16 +3,17 @@
 
 use crate::config::{self, Live};
 use crate::files::{self, Owner};
+use crate::held::Floors;
 use crate::options::{self, OptionsError, PostgresOptions};
 use crate::probe::Watch;
 use crate::sql::{Session, SqlError};
 use mainstay_model::NodeId;
-use mainstay_ports::engine::EngineError;
+use mainstay_ports::engine::{EngineError, EngineSettings};
 use mainstay_ports::process::{ProcessError, ServerProcess, StartCommand, StopMode};
 use rustix::process::Signal;
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
@@ -24,8 +25,10 @@ const RELOAD: Duration = Duration::from_secs(3);
 const START: Duration = Duration::from_secs(30);
 /// The longest name of a Unix socket.
 const SOCKET_NAME: usize = 107;
-/// Keeps no more of the log for slots than this, nor more than half of what is free.
-const KEEP_MB: (u64, u64) = (256, 64 * 1024);
+/// Slots keep no less and no more of the log than this, nor more than half of what is free.
+const KEEP_MB: (u64, u64) = (16, 64 * 1024);
+/// How long a write of the configuration may wait for one that hangs.
+const WRITE: Duration = Duration::from_secs(5);
 
 pub(crate) fn failed(what: impl std::fmt::Display) -> EngineError {
     EngineError::Failed(what.to_string())
@@ -48,9 +51,25 @@ pub struct Postgres {
     pub(crate) process: Arc<dyn ServerProcess>,
     pub(crate) socket_dir: PathBuf,
     live: tokio::sync::Mutex<State>,
+    /// What the operator may change while the server runs.
+    settings: RwLock<Arc<EngineSettings>>,
+    /// What a standby must not have less of than its primary.
+    floors: Mutex<Floors>,
+    written: Arc<Written>,
     pub(crate) watch: Watch,
+    /// Held while copies that were moved aside are removed or replaced.
+    pub(crate) aside: Arc<tokio::sync::Mutex<()>>,
     /// The server process at which a commit was seen waiting for replicas; 0: none.
-    proven: std::sync::atomic::AtomicU32,
+    proven: AtomicU32,
+}
+
+/// What the files hold.
+#[derive(Default)]
+struct Written {
+    /// The newest generation; held while files are written, so that a write whose order was given up can not overtake the next one.
+    generation: Arc<tokio::sync::Mutex<u64>>,
+    /// How much of the log slots may keep; 0: nothing was written yet.
+    keep_mb: AtomicU64,
 }
 
 /// The configuration as it was written last.
@@ -80,7 +99,64 @@ impl Postgres {
         let socket_dir = socket_dir(&options);
         let watch = Watch::new(&options);
         let live = tokio::sync::Mutex::new(State { live, open });
-        Ok(Self { options, process, socket_dir, live, watch, proven: std::sync::atomic::AtomicU32::new(0) })
+        let settings = EngineSettings {
+            peers: options.peers.clone(),
+            parameters: options.parameters.clone(),
+            hba: options.hba.clone(),
+        };
+        Ok(Self {
+            options,
+            process,
+            socket_dir,
+            live,
+            settings: RwLock::new(Arc::new(settings)),
+            floors: Mutex::default(),
+            written: Arc::default(),
+            watch,
+            aside: Arc::default(),
+            proven: AtomicU32::new(0),
+        })
+    }
+
+    /// What the operator wants now.
+    pub(crate) fn settings(&self) -> Arc<EngineSettings> {
+        Arc::clone(&self.settings.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Taken by the next write.
+    pub(crate) fn set_settings(&self, settings: Arc<EngineSettings>) {
+        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = settings;
+    }
+
+    /// What the next start must not have less of.
+    pub(crate) fn floors(&self) -> Floors {
+        self.floors.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Taken by the next write.
+    pub(crate) fn set_floors(&self, floors: Floors) {
+        *self.floors.lock().unwrap_or_else(PoisonError::into_inner) = floors;
+    }
+
+    /// How much of the log slots may keep by the file, and how much they should by what is free now, in MiB.
+    pub(crate) async fn keep_now(&self) -> (u64, u64) {
+        let written = self.written.keep_mb.load(Ordering::Relaxed);
+        let dir = self.options.layout.dir().to_owned();
+        let wanted = tokio::task::spawn_blocking(move || keep_mb(&dir)).await.unwrap_or(written);
+        (written, settled(written, wanted))
+    }
+
+    /// The text that a write would give `postgresql.conf` with these settings.
+    pub(crate) async fn text_with(&self, settings: &EngineSettings) -> String {
+        let live = self.live().await;
+        config::postgresql_conf(config::Source {
+            options: &self.options,
+            settings,
+            live: &live,
+            floors: &self.floors(),
+            socket_dir: &self.socket_dir,
+            keep_mb: KEEP_MB.0,
+        })
     }
 
     /// Where the server's Unix socket lies. Not always in the layout: a long path does not fit a socket's name.
@@ -91,11 +167,11 @@ impl Postgres {
 
     /// The server process at which a commit was seen waiting for replicas.
     pub(crate) fn proven(&self) -> Option<u32> {
-        Some(self.proven.load(std::sync::atomic::Ordering::SeqCst)).filter(|pid| *pid != 0)
+        Some(self.proven.load(Ordering::SeqCst)).filter(|pid| *pid != 0)
     }
 
     pub(crate) fn set_proven(&self, pid: Option<u32>) {
-        self.proven.store(pid.unwrap_or(0), std::sync::atomic::Ordering::SeqCst);
+        self.proven.store(pid.unwrap_or(0), Ordering::SeqCst);
     }
 
     pub(crate) fn owner(&self) -> Owner {
@@ -124,18 +200,38 @@ impl Postgres {
         next.open = open.unwrap_or(next.open);
         next.live.generation += 1;
         let generation = next.live.generation;
-        let options = self.options.clone();
-        let socket_dir = self.socket_dir.clone();
-        let written = next.clone();
-        let done = tokio::task::spawn_blocking(move || write_files(&options, &written, &socket_dir)).await;
-        // What the files hold after an error is unknown; the next write replaces them all.
-        *state = next;
-        match done {
+        // Before the files: a call that is given up half-way may have written them, or may do so yet, and no later write may carry the
+        // same number. What the files hold after an error is unknown; the next write replaces them all.
+        *state = next.clone();
+        let conf = self.options.layout.conf();
+        let say = |error: &dyn std::fmt::Display| format!("the server's configuration in {}: {error}", conf.display());
+        // A write that hangs holds this: others do not pile up behind it.
+        let last = Arc::clone(&self.written.generation).lock_owned();
+        let Ok(mut last) = tokio::time::timeout(WRITE, last).await else {
+            return Err(not_yet(say(&"an earlier write has not ended; the volume does not write")));
+        };
+        let (options, socket_dir) = (self.options.clone(), self.socket_dir.clone());
+        let (settings, floors, written) = (self.settings(), self.floors(), Arc::clone(&self.written));
+        let done = tokio::task::spawn_blocking(move || {
+            if *last >= generation {
+                return Ok(());
+            }
+            *last = generation;
+            let keep = settled(written.keep_mb.load(Ordering::Relaxed), keep_mb(options.layout.dir()));
+            written.keep_mb.store(keep, Ordering::Relaxed);
+            let from = config::Source {
+                options: &options,
+                settings: &settings,
+                live: &next.live,
+                floors: &floors,
+                socket_dir: &socket_dir,
+                keep_mb: keep,
+            };
+            write_files(from, next.open)
+        });
+        match done.await {
             Ok(Ok(())) => Ok(generation),
-            Ok(Err(error)) => Err(failed(format!(
-                "could not write the server's configuration in {}: {error}",
-                self.options.layout.conf().display()
-            ))),
+            Ok(Err(error)) => Err(failed(say(&error))),
             Err(error) => Err(failed(error)),
         }
     }
@@ -282,6 +378,24 @@ impl Postgres {
         }
     }
 
+    /// How long the server's log is.
+    pub(crate) fn log_length(&self) -> u64 {
+        std::fs::metadata(self.options.layout.server_log()).map_or(0, |is| is.len())
+    }
+
+    /// What the server has printed since its log had this length; the last part of it, if it is much.
+    pub(crate) fn log_since(&self, length: u64) -> String {
+        use std::io::{Read, Seek, SeekFrom};
+        const MOST: u64 = 64 * 1024;
+        let mut text = Vec::new();
+        if let Ok(mut file) = std::fs::File::open(self.options.layout.server_log()) {
+            let end = file.metadata().map_or(0, |is| is.len());
+            let _ = file.seek(SeekFrom::Start(length.max(end.saturating_sub(MOST)).min(end)));
+            let _ = file.take(MOST).read_to_end(&mut text);
+        }
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
     /// The last lines of the server's log, for people.
     pub(crate) fn log_tail(&self) -> String {
         use std::io::{Read, Seek, SeekFrom};
@@ -326,10 +440,12 @@ impl Postgres {
     }
 
     /// Where a peer's server listens.
-    pub(crate) fn peer(&self, node: &NodeId) -> Result<&(String, u16), EngineError> {
-        let known: &BTreeMap<NodeId, (String, u16)> = &self.options.peers;
+    pub(crate) fn peer(&self, node: &NodeId) -> Result<(String, u16), EngineError> {
+        let known = self.settings();
         known
+            .peers
             .get(node)
+            .cloned()
             .ok_or_else(|| failed(format!("no address is known of node {node}; see [[node]] in mainstay.toml")))
     }
 }
@@ -347,13 +463,14 @@ fn socket_dir(options: &PostgresOptions) -> PathBuf {
     PathBuf::from(format!("/tmp/mainstay-{hash:016x}"))
 }
 
-fn write_files(options: &PostgresOptions, state: &State, socket_dir: &Path) -> std::io::Result<()> {
+fn write_files(from: config::Source<'_>, open: bool) -> std::io::Result<()> {
+    let options = from.options;
     let conf = options.layout.conf();
     files::ensure_dir(&conf, 0o700, options.user)?;
     // These two need not survive a crash of the host: they are compared, and written anew, before each start. Each saved wait for the
     // disk shortens a promotion.
     let texts =
-        [("pg_hba.conf", config::pg_hba_conf(options, state.open)), ("pg_ident.conf", config::pg_ident_conf(options))];
+        [("pg_hba.conf", config::pg_hba_conf(from.settings, open)), ("pg_ident.conf", config::pg_ident_conf(options))];
     for (name, text) in texts {
         if std::fs::read_to_string(conf.join(name)).ok().as_deref() != Some(&text) {
             files::write_quickly(&conf, name, text.as_bytes(), 0o600, options.user)?;
@@ -364,15 +481,20 @@ fn write_files(options: &PostgresOptions, state: &State, socket_dir: &Path) -> s
         neutralise_auto(&data, options.user)?;
     }
     // Last: who sees its generation must see the others too.
-    let text = config::postgresql_conf(options, &state.live, socket_dir, keep_mb(options));
+    let text = config::postgresql_conf(from);
     files::write_atomic(&conf, "postgresql.conf", text.as_bytes(), 0o600, options.user)
 }
 
 /// How much of the log slots may keep: half of what is free, in coarse steps so that the file does not change all the time.
-fn keep_mb(options: &PostgresOptions) -> u64 {
-    let free = rustix::fs::statvfs(options.layout.dir()).map_or(0, |is| is.f_bavail.saturating_mul(is.f_frsize));
+fn keep_mb(dir: &Path) -> u64 {
+    let free = rustix::fs::statvfs(dir).map_or(0, |is| is.f_bavail.saturating_mul(is.f_frsize));
     let half = (free / 2 / (1024 * 1024)).clamp(KEEP_MB.0, KEEP_MB.1);
     1 << half.ilog2()
+}
+
+/// Falls at once, and rises only when much more has become free: each change is a reload.
+fn settled(written: u64, wanted: u64) -> u64 {
+    if written == 0 || wanted < written || wanted >= written.saturating_mul(4) { wanted } else { written }
 }
 
 pub(crate) fn neutralise_auto(data: &Path, owner: Owner) -> std::io::Result<()> {

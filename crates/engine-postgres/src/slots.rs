@@ -7,7 +7,7 @@ use crate::server::{Postgres, STATEMENT};
 use crate::sql::{Session, literal};
 use mainstay_model::{Lsn, NodeId};
 use mainstay_ports::engine::EngineError;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 const PREFIX: &str = "mainstay_";
 
@@ -50,8 +50,7 @@ impl Postgres {
     /// Creates the slots of all other data nodes that are not there, without keeping log for them. A failure is no reason to give up
     /// a start or a promotion: the maintenance makes up for it.
     pub(crate) async fn provide_slots(&self, session: &Session) {
-        let others = self.options.peers.keys().filter(|node| **node != self.options.node);
-        let names: Vec<String> = others.map(|node| literal(&slot_name(node))).collect();
+        let names: Vec<String> = self.others().iter().map(|name| literal(name)).collect();
         if names.is_empty() {
             return;
         }
@@ -65,14 +64,44 @@ impl Postgres {
         }
     }
 
-    /// See [`mainstay_ports::engine::Engine::maintain_slots`].
+    /// Names of the slots that should be there: one for each other data node, as the specification in force lists them.
+    fn others(&self) -> BTreeSet<String> {
+        self.settings().peers.keys().filter(|node| **node != self.options.node).map(slot_name).collect()
+    }
+
+    /// Drops the slots of nodes that are no members any more, and ends what streams through them: they would keep log for ever.
+    pub(crate) async fn drop_strangers(&self, session: &Session) -> Result<(), EngineError> {
+        let wanted = self.others();
+        for slot in Slot::all(session).await?.into_iter().filter(|slot| !wanted.contains(&slot.name)) {
+            drop_slot(session, &slot.name).await?;
+        }
+        Ok(())
+    }
+
+    /// See [`mainstay_ports::engine::Engine::maintain_slots`]. Who is a member, the settings say; `members` says how far each is.
     pub(crate) async fn keep_slots(&self, members: &[(NodeId, Option<Lsn>)]) -> Result<(), EngineError> {
-        let session = self.session(STATEMENT).await?;
-        let others = members.iter().filter(|(node, _)| *node != self.options.node);
-        let wanted: BTreeMap<String, Option<Lsn>> = others.map(|(node, flushed)| (slot_name(node), *flushed)).collect();
+        // The bound follows the free space before anything else: a disk that fills must not wait for the rest.
+        let (written, wanted) = self.keep_now().await;
+        let session = if written == wanted {
+            self.session(STATEMENT).await?
+        } else {
+            tracing::info!(
+                from_mib = written,
+                to_mib = wanted,
+                "slots may keep another amount of log: free space changed"
+            );
+            self.apply(None, |_| {}).await?
+        };
+        self.give_up_old_copies(&session).await?;
+        self.drop_strangers(&session).await?;
+        let known: BTreeMap<String, Option<Lsn>> =
+            members.iter().map(|(node, flushed)| (slot_name(node), *flushed)).collect();
+        let others = self.others().into_iter();
+        let wanted: BTreeMap<String, Option<Lsn>> =
+            others.map(|name| (name.clone(), known.get(&name).copied().flatten())).collect();
         let mut there = BTreeMap::new();
-        for slot in Slot::all(&session).await? {
-            if !slot.active && (slot.lost || !wanted.contains_key(&slot.name)) {
+        for slot in Slot::all(&session).await?.into_iter().filter(|slot| wanted.contains_key(&slot.name)) {
+            if !slot.active && slot.lost {
                 drop_slot(&session, &slot.name).await?;
             } else {
                 there.insert(slot.name.clone(), slot);
@@ -104,8 +133,12 @@ impl Postgres {
 }
 
 async fn drop_slot(session: &Session, name: &str) -> Result<(), EngineError> {
-    let sql = format!("select pg_drop_replication_slot({})", literal(name));
-    session.rows(&sql, STATEMENT).await?;
+    let name = literal(name);
+    let end = format!(
+        "select pg_terminate_backend(active_pid, 1000) from pg_replication_slots where slot_name = {name} and active"
+    );
+    session.rows(&end, STATEMENT).await?;
+    session.rows(&format!("select pg_drop_replication_slot({name})"), STATEMENT).await?;
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use mainstay_ports::engine::EngineError;
 use std::time::Duration;
 
 /// How long a question may take.
-const ASK: Duration = Duration::from_secs(10);
+pub(crate) const ASK: Duration = Duration::from_secs(10);
 /// How long a checkpoint over there may take.
 const CHECKPOINT: Duration = Duration::from_secs(120);
 
@@ -26,10 +26,16 @@ impl Postgres {
     /// How to reach `node`; `extra` as in `dbname=postgres`.
     pub(crate) fn source_conninfo(&self, node: &NodeId, name: &str, extra: &str) -> Result<String, EngineError> {
         let (host, port) = self.peer(node)?;
-        Ok(format!("{} {extra}", conninfo(&self.options.layout, host, *port, name)))
+        Ok(format!("{} {extra}", conninfo(&self.options.layout, &host, port, name)))
     }
 
-    async fn ask_source(&self, node: &NodeId, extra: &str, what: &str, limit: Duration) -> Result<String, EngineError> {
+    pub(crate) async fn ask_source(
+        &self,
+        node: &NodeId,
+        extra: &str,
+        what: &str,
+        limit: Duration,
+    ) -> Result<String, EngineError> {
         let conninfo = self.source_conninfo(node, "mainstay_question", extra)?;
         let arguments = ["-X", "-A", "-t", "-q", "-w", "-v", "ON_ERROR_STOP=1", "-c", what, &conninfo];
         let ran = self.run("psql", &arguments.map(str::to_owned), limit).await?;

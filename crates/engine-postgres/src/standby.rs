@@ -2,6 +2,8 @@
 //! aside before a start, because a server reads it as the way to go on.
 
 use crate::files;
+use crate::held::Floors;
+use crate::inspect::Finding;
 use crate::server::{Postgres, STATEMENT, failed, not_yet};
 use crate::wal::{RESERVED, Wal, history_name};
 use mainstay_model::record::RecoveryEnd;
@@ -29,13 +31,15 @@ impl Postgres {
             }
             self.apply(Some(true), edit).await?
         } else {
+            self.refuse_bad_start(Finding::blocks).await?;
             self.require_data()?;
             self.clear_dropped_promotion().await?;
+            self.put_label_aside().await?;
             self.mark_standby(&self.data())?;
-            self.write(Some(true), edit).await?;
-            self.launch(None).await?
+            self.launch_standby(Some(true), edit).await?
         };
         if session.in_recovery(STATEMENT).await? {
+            self.forget_unfinished()?;
             self.provide_slots(&session).await;
             return Ok(());
         }
@@ -43,7 +47,7 @@ impl Postgres {
     }
 
     /// A primary where a standby was ordered has no right to be one.
-    async fn not_a_standby(&self) -> Result<(), EngineError> {
+    pub(crate) async fn not_a_standby(&self) -> Result<(), EngineError> {
         let reason = "it was to be a standby and is a primary";
         self.process.fence(reason.into()).await.map_err(crate::server::process_failed)?;
         Err(failed("the server was a primary although it was to be a standby; it was killed"))
@@ -65,10 +69,11 @@ impl Postgres {
 
     /// See [`mainstay_ports::engine::Engine::restart_in_place`].
     pub(crate) async fn run_primary_again(&self, deadline: Deadline) -> Result<RecoveryEnd, EngineError> {
-        self.require_data()?;
         if self.server_pid().await?.is_some() {
             return Err(not_yet("a server runs already"));
         }
+        self.refuse_bad_start(Finding::blocks).await?;
+        self.require_data()?;
         let control = self.control().await?;
         if !matches!(control.state.as_str(), "in production" | "shutting down" | "shut down" | "in crash recovery") {
             return Err(failed(format!(
@@ -77,9 +82,15 @@ impl Postgres {
             )));
         }
         let data = self.data();
+        if data.join("backup_label").exists() {
+            // Its control file says "in production", because that is what its source was.
+            let what = "the data is a clone that was never started (it holds a backup_label); start it as a standby";
+            return Err(failed(what));
+        }
         files::remove(&data, SIGNAL)
             .and_then(|_| files::sync_dir(&data))
             .map_err(|error| failed(format!("could not remove {}/{SIGNAL}: {error}", data.display())))?;
+        self.set_floors(Floors::default());
         self.write(Some(false), |live| live.upstream = None).await?;
         let session = self.launch(deadline).await?;
         if session.in_recovery(STATEMENT).await? {
@@ -92,9 +103,12 @@ impl Postgres {
 
     pub(crate) fn require_data(&self) -> Result<(), EngineError> {
         let data = self.data();
+        if self.unfinished().is_some_and(|unfinished| unfinished.half) {
+            return Err(EngineError::Broken(format!("a rewind of {} broke off half-way", data.display())));
+        }
         match crate::tools::system_id(&data) {
-            Some(_) => Ok(()),
-            None => Err(EngineError::Broken(format!("{} holds no whole data directory", data.display()))),
+            Some(_) if data.join("pg_wal").is_dir() => Ok(()),
+            _ => Err(EngineError::Broken(format!("{} holds no whole data directory", data.display()))),
         }
     }
 
@@ -106,7 +120,7 @@ impl Postgres {
 
     /// Puts aside what a promotion left that did not get as far as a record of its own: a server that starts with it takes that
     /// timeline for its future, and can then follow no other. Placeholders at the end of the row go as well.
-    async fn clear_dropped_promotion(&self) -> Result<(), EngineError> {
+    pub(crate) async fn clear_dropped_promotion(&self) -> Result<(), EngineError> {
         let data = self.data();
         let wal = Wal::list(&data).map_err(failed)?;
         let control = self.control().await?;
@@ -119,6 +133,19 @@ impl Postgres {
             }
         }
         self.drop_trailing_placeholders(known)
+    }
+
+    /// A backup label belongs to a copy that was never started; one beside data that were shut down in order is left over, and would
+    /// have the server begin at a place whose log is long gone.
+    async fn put_label_aside(&self) -> Result<(), EngineError> {
+        let data = self.data();
+        if !data.join("backup_label").exists() || !self.control().await?.is_clean() {
+            return Ok(());
+        }
+        tracing::warn!("a backup_label is left over in {}; it becomes backup_label.old", data.display());
+        std::fs::rename(data.join("backup_label"), data.join("backup_label.old"))
+            .and_then(|()| files::sync_dir(&data))
+            .map_err(|error| failed(format!("{}/backup_label: {error}", data.display())))
     }
 
     fn put_aside_above(&self, wal: &Wal, keep: Timeline) -> Result<(), EngineError> {

@@ -1,7 +1,7 @@
 //! Stopping in order for a switchover: bounded at each step, so that the caller can undo or fence.
 
 use crate::config::parse_copy_name;
-use crate::server::{Postgres, STATEMENT, not_yet};
+use crate::server::{Postgres, STATEMENT, failed, not_yet, process_failed};
 use mainstay_model::{LogEnd, NodeId};
 use mainstay_ports::engine::EngineError;
 use std::collections::BTreeSet;
@@ -10,7 +10,30 @@ use std::time::Duration;
 /// How long each step may take.
 const STEP: Duration = Duration::from_secs(3);
 
+/// How long a standby may take to stop in order before it is killed, which a standby survives.
+const STANDBY: Duration = Duration::from_secs(10);
+
 impl Postgres {
+    /// See [`mainstay_ports::engine::Engine::stop_standby`].
+    pub(crate) async fn stop_replica(&self) -> Result<(), EngineError> {
+        if self.server_pid().await?.is_none() {
+            return Ok(());
+        }
+        // One that does not answer yet reads its log; the guard's deadline says whether it could be anything else.
+        if let Ok(session) = self.session(STEP).await
+            && !session.in_recovery(STATEMENT).await?
+        {
+            return Err(failed("the server is primary; a primary stops for a switchover only"));
+        }
+        match self.stop(STANDBY).await {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                tracing::warn!(%error, "the standby does not stop in order; killing it");
+                self.process.fence("a standby did not stop in order".into()).await.map_err(process_failed)
+            }
+        }
+    }
+
     /// See [`mainstay_ports::engine::Engine::stop_clean`].
     pub(crate) async fn step_down(&self, keep: &BTreeSet<NodeId>) -> Result<LogEnd, EngineError> {
         let session = self.session(STEP).await?;

@@ -138,6 +138,8 @@ pub(crate) struct Control {
     /// 0/0 when there is none.
     pub(crate) min_recovery: Lsn,
     pub(crate) min_recovery_timeline: Timeline,
+    /// What a standby of this log must not have less of.
+    pub(crate) floors: crate::held::Floors,
 }
 
 impl Control {
@@ -157,6 +159,7 @@ impl Control {
             timeline: Timeline(get("Latest checkpoint's TimeLineID")?.parse().ok()?),
             min_recovery: get("Minimum recovery ending location")?.parse().ok()?,
             min_recovery_timeline: Timeline(get("Min recovery ending loc's timeline")?.parse().ok()?),
+            floors: crate::held::Floors::of_control(&values),
         })
     }
 

@@ -82,7 +82,8 @@ pub trait Engine: Send + Sync {
         setting: &SyncSetting,
         deadline: Deadline,
     ) -> Result<(SystemId, RecoveryEnd), EngineError>;
-    /// Starts the server as a standby; waits until it answers queries. No upstream: it streams from nobody.
+    /// Starts the server as a standby; waits until it answers queries. No upstream: it streams from nobody. `Broken`: no server can start
+    /// from these data any more, however often it is tried. Nothing is touched on a node that is not fit to run a server (`Failed`).
     async fn start_standby(&self, copy: CopyId, upstream: Option<&NodeId>) -> Result<(), EngineError>;
     /// Cuts the stream durably, verifies that no walreceiver exists and none comes back, and reads the log to its end.
     async fn recruit(&self) -> Result<LogEnd, EngineError>;
@@ -121,6 +122,7 @@ pub trait Engine: Send + Sync {
     /// a restart wait for one; a standby that starts takes the higher of its own value and its primary's where a standby must not have
     /// less. Nothing changes when a value is not one that this server understands.
     async fn configure(&self, settings: &EngineSettings) -> Result<Configured, EngineError>;
-    /// Keeps a slot for each member (on the primary for streaming, on standbys advanced to `flushed`), and drops those of others.
+    /// Keeps a slot for each other data node that the settings name (on the primary for streaming, on standbys advanced), and drops those
+    /// of others; how much log they keep follows the free space. `members` says how far each is known to have flushed.
     async fn maintain_slots(&self, members: &[(NodeId, Option<Lsn>)]) -> Result<(), EngineError>;
 }

@@ -2,7 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests may fail the test")]
 
+mod bad_days;
+mod configuring;
 mod cutting;
+mod disk;
+mod interrupted;
 mod promoting;
 mod rejoining;
 mod running;

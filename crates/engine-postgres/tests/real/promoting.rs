@@ -61,6 +61,37 @@ async fn a_query_on_the_replica_does_not_hold_up_its_promotion_and_old_sessions_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_paused_replay_and_a_long_query_do_not_hold_a_promotion_up() {
+    let cluster = Cluster::running(2).await;
+    let (first, second) = (&cluster.nodes[0], &cluster.nodes[1]);
+    let reader = second.app().await.unwrap();
+    let query = tokio::spawn(async move { reader.batch_execute("select pg_sleep(60)").await });
+    conflicting_query(first, second).await;
+    second.sql("select pg_wal_replay_pause()").await;
+    first.write(2000).await;
+    let flushed = first.flushed().await;
+    until("received", || async { second.pg.probe().await.end >= Some(flushed) }).await;
+    assert!(second.pg.probe().await.replay < Some(flushed), "replay was not held up");
+    first.process.kill_all();
+    let began = Instant::now();
+    let (end, _) = second.recruit().await;
+    assert!(end.position.lsn >= flushed);
+    // Whoever pauses it again in between does not hold it up either.
+    second.sql("select pg_wal_replay_pause()").await;
+    second.promote(&setting(0, &[]), &end, 2).await;
+    second.pg.open().await.unwrap();
+    let took = began.elapsed();
+    println!("recruited, promoted and open after {took:?}");
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert!(query.await.unwrap().is_err(), "the long query lives on");
+    assert_eq!(second.sql("select count(*) from ledger").await, first_rows(second).await);
+}
+
+async fn first_rows(node: &crate::support::Node) -> String {
+    node.sql("select max(id) from ledger").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn timeline_numbers_are_reserved_and_replicas_follow_over_the_gap() {
     let cluster = Cluster::running(3).await;
     let [first, second, third] = &cluster.nodes[..] else { panic!() };

@@ -110,15 +110,18 @@ async fn a_crashed_primary_starts_again_in_place_with_clients_out_and_its_settin
 async fn slots_are_kept_for_members_on_every_node_and_dropped_for_others() {
     let cluster = Cluster::running(2).await;
     let n2 = cluster.nodes[1].id.clone();
+    let other = mainstay_model::NodeId::new("n-9").unwrap();
     for node in &cluster.nodes {
-        let other = mainstay_model::NodeId::new("n-9").unwrap();
-        node.pg
-            .maintain_slots(&[(n2.clone(), None), (other.clone(), None), (cluster.nodes[0].id.clone(), None)])
-            .await
-            .unwrap();
+        let mut settings = node.settings();
+        settings.peers.insert(other.clone(), ("127.0.0.1".to_owned(), 9));
+        node.pg.configure(&settings).await.unwrap();
+        node.pg.maintain_slots(&[]).await.unwrap();
         let names = "select string_agg(slot_name, ',' order by slot_name) from pg_replication_slots";
         let mine = if node.id == n2 { "mainstay_n1,mainstay_n_9" } else { "mainstay_n2,mainstay_n_9" };
         assert_eq!(node.sql(names).await, mine);
+        // A node that is a member no more loses its slot at once, on a standby as well.
+        node.pg.configure(&node.settings()).await.unwrap();
+        assert!(!node.sql(names).await.contains("n_9"));
     }
     cluster.nodes[0].write(1000).await;
     let flushed = cluster.nodes[0].flushed().await;

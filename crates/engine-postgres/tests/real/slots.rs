@@ -186,6 +186,9 @@ async fn a_slot_left_from_a_time_as_primary_moves_on() {
     let cluster = Cluster::running(2).await;
     let (first, second) = (&cluster.nodes[0], &cluster.nodes[1]);
     first.write(100).await;
+    // Told only with the replica's first report.
+    until("the slot keeps log", || async { !slot(first, second, "coalesce(restart_lsn::text, '')").await.is_empty() })
+        .await;
     let end = first.pg.stop_clean(&[second.id.clone()].into()).await.unwrap();
     assert_eq!(second.recruit().await.0, end);
     second.promote(&setting(0, &[]), &end, 2).await;

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use mainstay_engine_postgres::{Postgres, PostgresOptions, find_bin_dir};
 use mainstay_model::layout::NodeLayout;
 use mainstay_model::{ClusterName, CopyId, LogEnd, Moment, NodeId, ServerState, SyncSetting, Term, Timeline};
-use mainstay_ports::engine::Engine;
+use mainstay_ports::engine::{Engine, EngineSettings};
 use mainstay_ports::process::{GuardStatus, ProcessError, ServerProcess, StartCommand, StopMode};
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeMap;
@@ -161,7 +161,7 @@ fn free_copy() -> CopyId {
 
 /// Where clusters lie: in memory if there is plenty, since making and cloning them is mostly waiting for a disk. Set
 /// `MAINSTAY_TEST_DIR` to measure on a disk.
-fn place() -> PathBuf {
+pub(crate) fn place() -> PathBuf {
     if let Some(place) = std::env::var_os("MAINSTAY_TEST_DIR") {
         return place.into();
     }
@@ -207,6 +207,16 @@ impl Cluster {
 
     /// With the nodes' directories in another one.
     pub(crate) fn below(deeper: &str, count: u8, edit: impl Fn(&mut PostgresOptions)) -> Cluster {
+        Self::placed(deeper, count, &|_| None, edit)
+    }
+
+    /// With some nodes' directories in places of their own.
+    pub(crate) fn placed(
+        deeper: &str,
+        count: u8,
+        home: &dyn Fn(&NodeId) -> Option<PathBuf>,
+        edit: impl Fn(&mut PostgresOptions),
+    ) -> Cluster {
         static CLUSTERS: AtomicU32 = AtomicU32::new(0);
         let number = CLUSTERS.fetch_add(1, Ordering::Relaxed);
         let id = std::process::id();
@@ -220,7 +230,8 @@ impl Cluster {
         let all: BTreeMap<NodeId, (String, u16)> =
             names.iter().zip(1..).map(|(name, n)| (name.clone(), (host(n), 5432))).collect();
         let nodes = names.into_iter().map(|node| {
-            let layout = NodeLayout::new(dir.path().join(deeper).join(node.as_str()));
+            let usual = || dir.path().join(deeper).join(node.as_str());
+            let layout = NodeLayout::new(home(&node).unwrap_or_else(usual));
             std::fs::create_dir_all(layout.dir()).unwrap();
             std::fs::create_dir(layout.log()).unwrap();
             std::fs::create_dir(layout.conf()).unwrap();
@@ -233,7 +244,7 @@ impl Cluster {
                 }
                 chown(layout.conf(), Some(uid), Some(gid)).unwrap();
             }
-            let mut peers = all.clone();
+            let mut peers: BTreeMap<NodeId, (String, u16)> = all.clone();
             peers.remove(&node);
             let mut options = PostgresOptions {
                 node: node.clone(),
@@ -274,6 +285,52 @@ impl Cluster {
 }
 
 impl Node {
+    /// What its options say.
+    pub(crate) fn settings(&self) -> EngineSettings {
+        let PostgresOptions { peers, parameters, hba, .. } = self.options.clone();
+        EngineSettings { peers, parameters, hba }
+    }
+
+    /// The same with other parameters.
+    pub(crate) fn settings_with(&self, parameters: &[(&str, &str)]) -> EngineSettings {
+        let mut settings = self.settings();
+        settings.parameters.extend(parameters.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        settings
+    }
+
+    /// Stops and starts a standby in order.
+    pub(crate) async fn restart_standby(&self, upstream: &Node) {
+        self.pg.stop_standby().await.unwrap();
+        self.pg.start_standby(self.copy(), Some(&upstream.id)).await.unwrap();
+        self.until_receiving().await;
+    }
+
+    /// Stops and starts a primary in order.
+    pub(crate) async fn restart_primary(&self) {
+        self.pg.stop_clean(&Default::default()).await.unwrap();
+        until("stopped", || is(self, ServerState::Down)).await;
+        self.pg.restart_in_place(None).await.unwrap();
+        self.pg.open().await.unwrap();
+    }
+
+    /// Has replayed everything that the other has.
+    pub(crate) async fn until_replayed(&self, source: &Node) {
+        source.write(1).await;
+        let flushed = source.flushed().await;
+        until("replayed", || async { self.pg.probe().await.replay >= Some(flushed) }).await;
+    }
+
+    /// Ends its server as a power cut would.
+    pub(crate) async fn kill(&self) {
+        self.process.kill_all();
+        until("gone", || is(self, ServerState::Down)).await;
+    }
+
+    /// The engine as a restarted agent makes it.
+    pub(crate) fn forget(&mut self) {
+        self.pg = Arc::new(Postgres::new(self.options.clone(), self.process.clone()).unwrap());
+    }
+
     pub(crate) fn copy(&self) -> CopyId {
         *self.copy.lock().unwrap()
     }
@@ -297,11 +354,15 @@ impl Node {
 
     /// The superuser's session, as somebody other than the agent.
     pub(crate) async fn admin(&self) -> tokio_postgres::Client {
+        self.try_admin().await.unwrap()
+    }
+
+    pub(crate) async fn try_admin(&self) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
         let mut config = tokio_postgres::Config::new();
         config.host_path(self.pg.socket_dir()).port(self.options.port).user("postgres").dbname("app");
-        let (client, connection) = config.connect(tokio_postgres::NoTls).await.unwrap();
+        let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
         tokio::spawn(connection);
-        client
+        Ok(client)
     }
 
     async fn connect(
