@@ -1,6 +1,9 @@
 //! The API: what people and programs ask an agent, over mutual TLS; and what agents ask each other to answer it.
 
+use crate::api_cluster;
+use crate::generations::Generations;
 use crate::history;
+use crate::lifecycle::Ending;
 use crate::mind_loop::{Question, Snapshot, Wish};
 use crate::status::{self, DatedReason, Extras, LocalStatus, NodeReasons};
 use async_trait::async_trait;
@@ -9,15 +12,13 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
-use hyper_util::service::TowerToHyperService;
 use mainstay_model::api::{Accepted, CommandWish};
+use mainstay_model::layout::NodeLayout;
 use mainstay_model::spec::Spec;
 use mainstay_model::status::{Problem, Status};
-use mainstay_model::{NodeId, ServerObservation};
-use mainstay_net::ServerStream;
-use mainstay_net::http::{HttpServe, serve_service};
+use mainstay_model::{Command, Event, NodeId, ServerObservation};
 use mainstay_ports::clock::wall_now_ms;
-use mainstay_ports::engine::Engine;
+use mainstay_ports::engine::{Configured, Engine};
 use mainstay_ports::peer::{Caller, Channel, Handler, Peers};
 use mainstay_ports::process::ServerProcess;
 use mainstay_ports::store::Store;
@@ -37,8 +38,16 @@ const ASK_TIMEOUT: Duration = Duration::from_millis(700);
 pub struct Api {
     /// Who answers.
     pub me: NodeId,
-    /// The cluster.
-    pub spec: Arc<Spec>,
+    /// What the operator wants.
+    pub generations: Arc<Generations>,
+    /// How the server goes by its settings.
+    pub configured: watch::Receiver<Configured>,
+    /// This node's files.
+    pub layout: NodeLayout,
+    /// How the agent is asked to end.
+    pub ending: Ending,
+    /// Facts for the history.
+    pub events: mpsc::Sender<Event>,
     /// Base address, as clients see it.
     pub address: String,
     /// Questions to the loop.
@@ -70,6 +79,12 @@ enum AgentQuestion {
 }
 
 impl Api {
+    /// The specification that this node goes by now.
+    #[must_use]
+    pub fn spec(&self) -> Spec {
+        self.generations.now().spec.clone()
+    }
+
     /// What the loop knows now.
     pub async fn snapshot(&self) -> Option<Snapshot> {
         let (question, answer) = oneshot::channel();
@@ -105,7 +120,7 @@ impl Api {
     ) -> BTreeMap<NodeId, T> {
         let Ok(body) = serde_json::to_vec(&question) else { return BTreeMap::new() };
         let mut asked = JoinSet::new();
-        for node in self.spec.nodes.iter().filter(|node| node.name != self.me) {
+        for node in self.spec().nodes.iter().filter(|node| node.name != self.me) {
             let (peers, body, name) = (Arc::clone(&self.peers), body.clone(), node.name.clone());
             asked.spawn(async move {
                 let answer = peers.request(&name, Channel::Ask, body, ASK_TIMEOUT).await.ok()?;
@@ -121,7 +136,7 @@ impl Api {
         if let Some(mine) = mine {
             answers.insert(self.me.clone(), mine);
         }
-        let mut status = status::merge(&self.spec, self.address.clone(), &answers);
+        let mut status = status::merge(&self.spec(), self.address.clone(), &answers);
         self.date(&mut status.problems);
         status
     }
@@ -148,8 +163,13 @@ impl Api {
     }
 
     /// Gives an operator's command to this node's decisions.
-    async fn command(&self, wish: CommandWish, caller: &Caller) -> Result<Accepted, (StatusCode, String)> {
+    pub(crate) async fn command(&self, wish: CommandWish, caller: &Caller) -> Result<Accepted, (StatusCode, String)> {
         let by = who(&wish.by, caller);
+        if wish.command == Command::Reinit
+            && let Some(accepted) = self.leave_old_store(&by).await?
+        {
+            return Ok(accepted);
+        }
         let (reply, answer) = oneshot::channel();
         let wish = Wish { by, command: wish.command, reply };
         let gone = || (StatusCode::SERVICE_UNAVAILABLE, "the agent's loop does not answer".to_owned());
@@ -162,7 +182,7 @@ impl Api {
 }
 
 /// Who asks, for the record: the name that was given, and the certificate's.
-fn who(by: &str, caller: &Caller) -> String {
+pub(crate) fn who(by: &str, caller: &Caller) -> String {
     let by: String = by.chars().filter(|c| !c.is_control()).take(80).collect();
     if by.is_empty() { caller.name().to_owned() } else { format!("{by} ({} {})", caller.role(), caller.name()) }
 }
@@ -187,16 +207,6 @@ impl Handler for AskHandler {
     }
 }
 
-/// Serves the API on connections that the mesh accepted.
-pub struct ApiServer(pub Router);
-
-#[async_trait]
-impl HttpServe for ApiServer {
-    async fn serve(&self, stream: ServerStream, caller: Caller) {
-        serve_service(stream, caller, TowerToHyperService::new(self.0.clone())).await;
-    }
-}
-
 /// The API's routes. Each connection adds its [`Caller`] as an extension.
 pub fn router(api: Arc<Api>) -> Router {
     Router::new()
@@ -204,11 +214,12 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/history", get(get_history))
         .route("/v1/why", get(get_why))
         .route("/v1/command", post(post_command))
+        .merge(api_cluster::routes())
         .layer(axum::extract::DefaultBodyLimit::max(64 * 1024))
         .with_state(api)
 }
 
-fn refusal(code: StatusCode, why: &str) -> Response {
+pub(crate) fn refusal(code: StatusCode, why: &str) -> Response {
     (code, Json(json!({ "error": why }))).into_response()
 }
 

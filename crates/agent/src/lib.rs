@@ -12,22 +12,34 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod api_cluster;
 pub mod deadline;
+pub mod door;
 pub mod durable;
 pub mod evidence;
 pub mod executor;
+pub mod follow;
+pub mod founding;
+pub mod generations;
 pub mod handlers;
 pub mod health;
 pub mod history;
+pub mod intent;
 pub mod keeper;
 pub mod leadership;
 pub mod leased;
+pub mod lifecycle;
+pub mod membership;
 pub mod mind_loop;
+pub mod no_server;
 pub mod probes;
+pub mod proxy_child;
 pub mod record;
 pub mod routes;
 pub mod setup;
 pub mod slots;
 pub mod status;
+pub mod transition;
 
-pub use setup::{AgentOptions, run};
+pub use lifecycle::{Ended, Signal};
+pub use setup::{AgentOptions, NodeRemoved, run};

@@ -15,7 +15,7 @@ const PAUSE: Duration = Duration::from_secs(10);
 /// What the task works with.
 pub struct Slots {
     /// The other data nodes.
-    pub others: Vec<NodeId>,
+    pub others: watch::Receiver<Vec<NodeId>>,
     /// The engine.
     pub engine: Arc<dyn Engine>,
     /// The last probe.
@@ -59,6 +59,7 @@ impl Slots {
             let said = snapshot.summary.peers.get(node).and_then(|peer| peer.presence.as_ref()?.position);
             sender.or(said.map(|position| position.lsn))
         };
-        self.others.iter().map(|node| (node.clone(), flushed(node))).collect()
+        let others = self.others.borrow().clone();
+        others.iter().map(|node| (node.clone(), flushed(node))).collect()
     }
 }
