@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use mainstay_model::layout::NodeLayout;
 use mainstay_model::record::Durable;
 use mainstay_model::stored_spec::{SPEC_KEY, StoredSpec};
-use mainstay_model::{ClaimState, CopyId, Event, NodeId, Record, Term};
+use mainstay_model::{ClaimState, CopyId, Event, NodeId, Record, Term, Timeline};
 use mainstay_ports::clock::wall_now_ms;
 use mainstay_ports::store::Versioned;
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,11 @@ use tracing::{error, info, warn};
 
 /// A rebuilt store's specification gets a number above every one that another node may have kept.
 const GENERATION_STEP: u64 = 1000;
+
+/// The next primary's timeline is this far above the last one that this node knows of: members of the old store may have used the
+/// numbers between, or use them yet, and two logs under one number could not be told apart. Each number that is left out costs a small
+/// file at the promotion.
+const TIMELINE_STEP: u32 = 100;
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,8 +136,9 @@ pub fn carry_out(
         None => Ok(None),
         Some(Intent::Rebuild { group, term, by }) => {
             let copy = durable.as_ref().and_then(|durable| durable.copy);
+            let scatter = u32::try_from(group % u64::from(TIMELINE_STEP)).unwrap_or(0);
             let change = |values: &BTreeMap<String, Versioned>| {
-                rebuilt_values(values, &Rebuilding { me, copy, term, by: &by, kept })
+                rebuilt_values(values, &Rebuilding { me, copy, term, by: &by, scatter, kept })
                     .map_err(|error| format!("{error:#}"))
             };
             match mainstay_store::rebuild(&layout.raft(), me, group, change) {
@@ -166,6 +172,8 @@ struct Rebuilding<'a> {
     copy: Option<CopyId>,
     term: Term,
     by: &'a str,
+    /// Differs, as a rule, between two stores that are rebuilt from one old store without knowing of each other.
+    scatter: u32,
     kept: &'a StoredSpec,
 }
 
@@ -184,6 +192,7 @@ fn rebuilt_values(values: &BTreeMap<String, Versioned>, new: &Rebuilding<'_>) ->
         leader: Some(new.me.clone()),
         members: BTreeMap::from([(new.me.clone(), copy)]),
         quorum: 0,
+        timeline: Timeline(record.timeline.0 + TIMELINE_STEP + new.scatter),
         wanted: Some(new.me.clone()),
         reason: format!("the store was rebuilt from {} by {}", new.me, new.by),
         ..record.clone()
@@ -216,4 +225,85 @@ fn rebuilt_values(values: &BTreeMap<String, Versioned>, new: &Rebuilding<'_>) ->
         (SPEC_KEY.to_owned(), serde_json::to_vec(&spec)?),
         (HISTORY_KEY.to_owned(), serde_json::to_vec(&history)?),
     ]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mainstay_model::{Lineage, Revision};
+
+    fn node(name: &str) -> NodeId {
+        NodeId::new(name).unwrap()
+    }
+
+    fn kept() -> StoredSpec {
+        let text = "[cluster]\nname = \"c\"\n[[node]]\nname = \"db1\"\nhost = \"10.0.0.1\"\n";
+        let spec = mainstay_model::config::parse(text, &[]).unwrap();
+        StoredSpec { generation: 7, ..StoredSpec::of_file(spec) }
+    }
+
+    fn values() -> BTreeMap<String, Versioned> {
+        let record = Record {
+            term: Term(12),
+            holder: Some(node("db2")),
+            state: ClaimState::Held,
+            grant: 4,
+            leader: Some(node("db2")),
+            members: BTreeMap::from([(node("db1"), CopyId(1)), (node("db2"), CopyId(2)), (node("db3"), CopyId(3))]),
+            quorum: 1,
+            timeline: Timeline(5),
+            lineage: Lineage::default(),
+            wanted: None,
+            asynchronous: false,
+            system: None,
+            lease: None,
+            reason: String::new(),
+        };
+        let value = serde_json::to_vec(&record).unwrap();
+        BTreeMap::from([(RECORD_KEY.to_owned(), Versioned { revision: Revision(9), value })])
+    }
+
+    fn rebuild(copy: Option<CopyId>, term: u64) -> Result<BTreeMap<String, Vec<u8>>> {
+        let me = node("db1");
+        rebuilt_values(
+            &values(),
+            &Rebuilding { me: &me, copy, term: Term(term), by: "anna", scatter: 3, kept: &kept() },
+        )
+    }
+
+    #[test]
+    fn a_rebuilt_store_counts_one_copy_and_shares_no_number_with_the_old_one() {
+        let values = rebuild(Some(CopyId(1)), 1_000_000).unwrap();
+        let record: Record = serde_json::from_slice(&values[RECORD_KEY]).unwrap();
+        assert_eq!((record.term, record.state, record.holder), (Term(1_000_000), ClaimState::Free, None));
+        assert_eq!(record.members, BTreeMap::from([(node("db1"), CopyId(1))]));
+        assert_eq!((record.leader, record.quorum), (Some(node("db1")), 0));
+        assert!(record.timeline.0 >= 5 + 100, "old members may have used, or use yet, the next numbers");
+        let spec: StoredSpec = serde_json::from_slice(&values[SPEC_KEY]).unwrap();
+        assert!(spec.generation > 1000, "other nodes may have kept a later generation than this one");
+        let history: Vec<Event> = serde_json::from_slice(&values[HISTORY_KEY]).unwrap();
+        assert_eq!(history.last().map(|event| event.kind.as_str()), Some("store-rebuilt"));
+    }
+
+    #[test]
+    fn nothing_is_rebuilt_without_a_copy_or_below_the_next_incarnation() {
+        assert!(rebuild(None, 1_000_000).is_err());
+        assert!(rebuild(Some(CopyId(1)), 13).is_err());
+    }
+
+    #[test]
+    fn a_node_leaves_its_old_store_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = NodeLayout::new(dir.path());
+        std::fs::create_dir_all(layout.agent()).unwrap();
+        let mut durable = Some(Durable { promise: Term(12), copy: Some(CopyId(1)), ..Durable::default() });
+        let me = node("db1");
+        assert_eq!(carry_out(&layout, &me, &kept(), &mut durable).unwrap(), None);
+        let intent = Intent::Join { left: 0, term: Term(1_000_000), reinit: true, by: "anna".to_owned() };
+        intent.save(&layout).unwrap();
+        assert_eq!(carry_out(&layout, &me, &kept(), &mut durable).unwrap(), Some(1));
+        assert_eq!(Intent::load(&layout).unwrap(), Some(intent), "it stays until the node is taken in");
+        Intent::clear(&layout);
+        assert_eq!(Intent::load(&layout).unwrap(), None);
+    }
 }

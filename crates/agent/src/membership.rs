@@ -104,8 +104,23 @@ impl Members {
         let record: Record = serde_json::from_slice(&self.store.read(RECORD_KEY, READ).await.ok()??.value).ok()?;
         let wanted: BTreeSet<NodeId> = spec.spec.nodes.iter().map(|node| node.name.clone()).collect();
         let counted = record.members.keys().chain(&record.holder).chain(&record.leader).cloned().collect();
-        let near = wanted.iter().filter(|node| self.peers.connected(node)).cloned().collect();
-        next_step(&self.me, &self.store.standing(), &wanted, &counted, &near).map(|step| (step, record.term))
+        let standing = self.store.standing();
+        let near = self.near(&standing, &wanted).await;
+        next_step(&self.me, &standing, &wanted, &counted, &near).map(|step| (step, record.term))
+    }
+
+    /// Who is connected; of those without a vote, who is of this store or waits for it: another one would never catch up.
+    async fn near(&self, standing: &StoreStanding, wanted: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+        let mut near: BTreeSet<NodeId> = wanted.iter().filter(|node| self.peers.connected(node)).cloned().collect();
+        let asked: Vec<NodeId> = near.iter().filter(|node| !standing.voters.contains(node)).cloned().collect();
+        if !asked.is_empty() {
+            let replies = door::ask_all_stores(&self.me, &asked, &self.peers).await;
+            near.retain(|node| {
+                let same = replies.get(node).is_some_and(|reply| reply.standing.group == standing.group);
+                standing.voters.contains(node) || same
+            });
+        }
+        near
     }
 
     async fn carry_out(&self, step: Step, term: Term) {
@@ -165,7 +180,7 @@ impl Members {
         let Some((node, _)) = newer.max_by_key(|(_, reply)| reply.generation) else { return };
         let Some(stored) = door::ask::<StoredSpec>(&self.peers, node, ClusterQuestion::Spec).await else { return };
         if let Err(problem) = self.generations.adopt(stored) {
-            warn!(%problem, "the newer specification of {node} can not be kept");
+            warn!(%problem, %node, "its newer specification can not be kept");
         }
     }
 }
