@@ -236,6 +236,10 @@ mod tests {
         NodeId::new(name).unwrap()
     }
 
+    fn copy(number: u64) -> CopyId {
+        CopyId::new(number).unwrap()
+    }
+
     fn kept() -> StoredSpec {
         let text = "[cluster]\nname = \"c\"\n[[node]]\nname = \"db1\"\nhost = \"10.0.0.1\"\n";
         let spec = mainstay_model::config::parse(text, &[]).unwrap();
@@ -249,7 +253,7 @@ mod tests {
             state: ClaimState::Held,
             grant: 4,
             leader: Some(node("db2")),
-            members: BTreeMap::from([(node("db1"), CopyId(1)), (node("db2"), CopyId(2)), (node("db3"), CopyId(3))]),
+            members: BTreeMap::from([(node("db1"), copy(1)), (node("db2"), copy(2)), (node("db3"), copy(3))]),
             quorum: 1,
             timeline: Timeline(5),
             lineage: Lineage::default(),
@@ -273,10 +277,10 @@ mod tests {
 
     #[test]
     fn a_rebuilt_store_counts_one_copy_and_shares_no_number_with_the_old_one() {
-        let values = rebuild(Some(CopyId(1)), 1_000_000).unwrap();
+        let values = rebuild(Some(copy(1)), 1_000_000).unwrap();
         let record: Record = serde_json::from_slice(&values[RECORD_KEY]).unwrap();
         assert_eq!((record.term, record.state, record.holder), (Term(1_000_000), ClaimState::Free, None));
-        assert_eq!(record.members, BTreeMap::from([(node("db1"), CopyId(1))]));
+        assert_eq!(record.members, BTreeMap::from([(node("db1"), copy(1))]));
         assert_eq!((record.leader, record.quorum), (Some(node("db1")), 0));
         assert!(record.timeline.0 >= 5 + 100, "old members may have used, or use yet, the next numbers");
         let spec: StoredSpec = serde_json::from_slice(&values[SPEC_KEY]).unwrap();
@@ -288,15 +292,15 @@ mod tests {
     #[test]
     fn nothing_is_rebuilt_without_a_copy_or_below_the_next_incarnation() {
         assert!(rebuild(None, 1_000_000).is_err());
-        assert!(rebuild(Some(CopyId(1)), 13).is_err());
+        assert!(rebuild(Some(copy(1)), 13).is_err());
     }
 
     #[test]
-    fn a_node_leaves_its_old_store_once() {
+    fn the_intent_to_join_stays_until_the_node_is_taken_in() {
         let dir = tempfile::tempdir().unwrap();
         let layout = NodeLayout::new(dir.path());
         std::fs::create_dir_all(layout.agent()).unwrap();
-        let mut durable = Some(Durable { promise: Term(12), copy: Some(CopyId(1)), ..Durable::default() });
+        let mut durable = Some(Durable { promise: Term(12), copy: Some(copy(1)), ..Durable::default() });
         let me = node("db1");
         assert_eq!(carry_out(&layout, &me, &kept(), &mut durable).unwrap(), None);
         let intent = Intent::Join { left: 0, term: Term(1_000_000), reinit: true, by: "anna".to_owned() };

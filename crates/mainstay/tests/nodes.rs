@@ -129,6 +129,7 @@ impl Cluster {
         let cluster = self.file().cluster.name;
         let authority = Authority::load(&cluster, &self.layout.ca_cert(), &self.layout.ca_key()).unwrap();
         let hosts = [host.to_owned()];
+        self.give_proxy(node);
         let agent = authority.issue(&Role::Node(node.clone()), &hosts).unwrap();
         agent.write(&files.node_cert(), &files.node_key(), None, false).unwrap();
         let server = authority.issue(&Role::Server(node.clone()), &hosts).unwrap();
@@ -138,6 +139,49 @@ impl Cluster {
         let ca = authority.cert_pem().as_bytes();
         write_file(&files.ca_cert(), ca, 0o644, None, false).unwrap();
         write_file(&files.server_ca(), ca, 0o644, Some(owner), false).unwrap();
+    }
+
+    /// The certificate of a node's own proxy.
+    fn give_proxy(&self, node: &NodeId) {
+        let cluster = self.file().cluster.name;
+        let authority = Authority::load(&cluster, &self.layout.ca_cert(), &self.layout.ca_key()).unwrap();
+        let files = self.files(node);
+        let proxy = authority.issue(&Role::Proxy(node.to_string()), &[]).unwrap();
+        proxy.write(&files.proxy_cert(), &files.proxy_key(), None, false).unwrap();
+    }
+
+    /// The process of a node's own proxy, once it answers; another one than `but`.
+    fn proxy(&self, node: &NodeId, but: Option<i32>) -> i32 {
+        let known = self.nodes.iter().find(|known| known.name == *node).unwrap();
+        let address = (known.host.as_str(), self.file().proxy.write_port);
+        let begun = Instant::now();
+        loop {
+            let pid = std::fs::read_to_string(self.files(node).proxy_lock()).ok();
+            let pid = pid.and_then(|text| text.trim().parse().ok()).filter(|pid| Some(*pid) != but);
+            if let (Some(pid), Ok(_)) = (pid, std::net::TcpStream::connect(address)) {
+                return pid;
+            }
+            assert!(begun.elapsed() < PATIENT, "the proxy of {node} does not answer");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Waits until this process has ended.
+    fn gone(&self, pid: i32) {
+        let begun = Instant::now();
+        let runs = || {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.starts_with(" Z"))
+        };
+        while runs() {
+            assert!(begun.elapsed() < PATIENT, "process {pid} goes on");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn agent_pid(&self, through: &NodeId, node: &NodeId) -> Pid {
+        let pid = self.status_of(through, node)["agent_pid"].as_i64().unwrap();
+        Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()
     }
 
     fn start_agent(&mut self, config: &Path, node: &NodeId) {
@@ -162,7 +206,8 @@ impl Cluster {
         let status = self.status_of(through, node);
         for key in ["agent_pid", "guard_pid", "server_pid"] {
             let pid = status[key].as_i64().and_then(|pid| Pid::from_raw(i32::try_from(pid).unwrap()));
-            let _ = kill_process(pid.unwrap(), Signal::KILL);
+            // A witness has neither guard nor server.
+            let _ = pid.map(|pid| kill_process(pid, Signal::KILL));
         }
     }
 }
@@ -188,6 +233,19 @@ impl Drop for Cluster {
     }
 }
 
+impl Cluster {
+    /// Makes a node, and starts its agent with a file that lists it.
+    fn join(&mut self, new: &Node) {
+        self.make_node(&new.name, &new.host);
+        let mut spec = self.file();
+        self.nodes.push(new.clone());
+        spec.nodes.clone_from(&self.nodes);
+        let config = self.layout.dir().join(format!("with-{}.toml", new.name));
+        std::fs::write(&config, mainstay_model::config::render(&spec)).unwrap();
+        self.start_agent(&config, &new.name);
+    }
+}
+
 #[test]
 fn a_node_comes_one_goes_and_the_store_is_rebuilt_from_the_last() {
     let mut cluster = Cluster::up();
@@ -201,13 +259,7 @@ fn a_node_comes_one_goes_and_the_store_is_rebuilt_from_the_last() {
         dir: Some(cluster.files(&fourth).dir().to_owned()),
         ..like
     };
-    cluster.make_node(&fourth, &new.host);
-    cluster.nodes.push(new.clone());
-    let mut spec = cluster.file();
-    spec.nodes.push(new.clone());
-    let config = cluster.layout.dir().join("with-db4.toml");
-    std::fs::write(&config, mainstay_model::config::render(&spec)).unwrap();
-    cluster.start_agent(&config, &fourth);
+    cluster.join(&new);
     let waiting = cluster.wait(&fourth, "waiting", |standing| standing.store.joining);
     assert!(waiting.store.voters.is_empty() && waiting.copy.is_none(), "{waiting:?}");
     let (status, answer) = cluster.change(&first, |spec| spec.nodes.push(new));
@@ -220,17 +272,44 @@ fn a_node_comes_one_goes_and_the_store_is_rebuilt_from_the_last() {
         |standing: &Standing| standing.record.as_ref().is_some_and(|(_, record)| record.members.contains_key(&fourth));
     cluster.wait(&first, "counting db4 for commits", counts);
 
-    // One goes: not the primary, and not two.
-    let standing = cluster.standing(&first).unwrap();
+    a_witness_comes(&mut cluster, &first);
+    let gone = one_goes(&cluster, &first);
+    the_primary_hands_over_at_its_end(&cluster, &fourth);
+    two_of_three_are_lost(&cluster, &fourth, &gone);
+    an_agent_is_replaced(&cluster, &fourth);
+}
+
+fn a_witness_comes(cluster: &mut Cluster, first: &NodeId) {
+    let witness = name("w1");
+    let new = Node {
+        name: witness.clone(),
+        host: "127.0.0.10".to_owned(),
+        witness: true,
+        dir: Some(cluster.files(&witness).dir().to_owned()),
+        ..cluster.nodes[0].clone()
+    };
+    cluster.join(&new);
+    cluster.wait(&witness, "waiting", |standing| standing.store.joining);
+    let (status, answer) = cluster.change(first, |spec| spec.nodes.push(new));
+    assert_eq!(status, 200, "{answer}");
+    let votes = cluster.wait(&witness, "voting", |standing| standing.store.voters.len() == 5);
+    assert_eq!((votes.copy, votes.server), (None, ServerState::Down));
+    assert!(votes.record.is_some(), "it follows the record");
+    assert!(!cluster.files(&witness).guard_socket().exists(), "a witness has nothing to guard");
+}
+
+fn one_goes(cluster: &Cluster, first: &NodeId) -> NodeId {
+    // Not the primary, and not two.
+    let standing = cluster.standing(first).unwrap();
     let primary = standing.record.unwrap().1.holder.unwrap();
-    let (status, answer) = cluster.change(&first, |spec| spec.nodes.retain(|node| node.name != primary));
+    let (status, answer) = cluster.change(first, |spec| spec.nodes.retain(|node| node.name != primary));
     assert_eq!(status, 409, "{answer}");
     assert!(answer["error"].as_str().unwrap().contains("switch over"), "{answer}");
     let gone = [name("db1"), name("db2"), name("db3")].into_iter().find(|node| *node != primary).unwrap();
     let (status, answer) = cluster.change(&primary, |spec| spec.nodes.retain(|node| node.name != gone));
     assert_eq!(status, 200, "{answer}");
     cluster.wait(&primary, "without the removed node", |standing| {
-        standing.store.voters.len() == 3
+        standing.store.voters.len() == 4
             && standing.record.as_ref().is_some_and(|(_, record)| !record.members.contains_key(&gone))
     });
     let removed = cluster.files(&gone).removed();
@@ -246,46 +325,77 @@ fn a_node_comes_one_goes_and_the_store_is_rebuilt_from_the_last() {
         .unwrap();
     assert_eq!(again.status.code(), Some(3), "a removed node does not start again");
     assert!(String::from_utf8_lossy(&again.stderr).contains("mainstay node add"));
+    gone
+}
 
-    // Two of the three that are left are lost for ever; nothing starts them again.
-    let last = fourth;
-    let (_, answer) = cluster.ask(&last, "POST", "/v1/recover", Some(&recover(&last))).unwrap();
+fn the_primary_hands_over_at_its_end(cluster: &Cluster, through: &NodeId) {
+    let holder = |standing: &Standing| standing.record.as_ref().and_then(|(_, record)| record.holder.clone());
+    let before = cluster.wait(through, "with a holder", |standing| holder(standing).is_some());
+    let (primary, term) = (holder(&before).unwrap(), before.record.unwrap().1.term);
+    let agent = cluster.agent_pid(through, &primary);
+    kill_process(agent, Signal::TERM).unwrap();
+    let witness = name("w1");
+    cluster.wait(&witness, "with another primary", |standing| {
+        holder(standing).is_some_and(|holder| holder != primary)
+            && standing.record.as_ref().is_some_and(|(_, record)| record.term > term)
+    });
+    cluster.gone(agent.as_raw_nonzero().get());
+    let log = std::fs::read_to_string(cluster.files(&primary).agent_log()).unwrap();
+    assert!(log.contains("another node is primary"), "it was not handed over but taken");
+    // Started again by the supervisor or, if that did not start it, not needed any more.
+    cluster.wait(through, "with an open primary", |standing| holder(standing).is_some());
+}
+
+/// All but one of those that are left are lost for ever; nothing starts them again.
+fn two_of_three_are_lost(cluster: &Cluster, last: &NodeId, gone: &NodeId) {
+    let (_, answer) = cluster.ask(last, "POST", "/v1/recover", Some(&recover(last))).unwrap();
     assert!(answer["error"].as_str().unwrap().contains("the store works"), "{answer}");
     let supervisor = std::fs::read_to_string(cluster.layout.supervisor_pid()).unwrap();
     kill_process(Pid::from_raw(supervisor.trim().parse().unwrap()).unwrap(), Signal::KILL).unwrap();
-    let lost = cluster.nodes.iter().map(|node| node.name.clone()).filter(|node| *node != last && *node != gone);
+    let lost = cluster.nodes.iter().map(|node| node.name.clone()).filter(|node| node != last && node != gone);
     for node in lost.collect::<Vec<_>>() {
-        cluster.kill_node(&node, &last);
+        cluster.kill_node(&node, last);
     }
-    cluster.wait(&last, "without a store", |standing| standing.store.leader.is_none());
+    cluster.wait(last, "without a store", |standing| standing.store.leader.is_none());
     // It may still seem to lead for a moment: then it says so, and is asked again.
     let begun = Instant::now();
     loop {
-        let (status, answer) = cluster.ask(&last, "POST", "/v1/recover", Some(&recover(&last))).unwrap();
+        let (status, answer) = cluster.ask(last, "POST", "/v1/recover", Some(&recover(last))).unwrap();
         if status == 202 {
             break;
         }
         assert!(begun.elapsed() < PATIENT, "{status} {answer}");
         std::thread::sleep(Duration::from_millis(200));
     }
-    let alone = cluster.wait(&last, "primary of the rebuilt store", |standing| {
+    let alone = cluster.wait(last, "primary of the rebuilt store", |standing| {
         standing.server == ServerState::Primary
             && standing.record.as_ref().is_some_and(|(_, record)| record.term > Term(1_000_000))
     });
-    assert_eq!(alone.store.voters, [last.clone()]);
+    assert_eq!(alone.store.voters, std::slice::from_ref(last));
     assert_ne!(alone.store.group, 0);
-    assert!(cluster.files(&last).agent().join("raft.old-1").is_dir(), "the old store is kept");
+    assert!(cluster.files(last).agent().join("raft.old-1").is_dir(), "the old store is kept");
+}
 
-    // Its agent is replaced: the server does not notice.
-    let before = cluster.status_of(&last, &last);
-    let agent = Pid::from_raw(i32::try_from(before["agent_pid"].as_i64().unwrap()).unwrap()).unwrap();
-    kill_process(agent, Signal::HUP).unwrap();
+/// Server and proxy of the node do not notice.
+fn an_agent_is_replaced(cluster: &Cluster, last: &NodeId) {
+    let (status, answer) = cluster.change(last, |spec| spec.proxy.on_nodes = true);
+    assert_eq!(status, 200, "{answer}");
+    let first_proxy = cluster.proxy(last, None);
+    kill_process(Pid::from_raw(first_proxy).unwrap(), Signal::KILL).unwrap();
+    let proxy = cluster.proxy(last, Some(first_proxy));
+    let term = cluster.standing(last).unwrap().record.unwrap().1.term;
+    let before = cluster.status_of(last, last);
+    kill_process(cluster.agent_pid(last, last), Signal::HUP).unwrap();
     std::thread::sleep(Duration::from_millis(200));
-    let after = cluster.wait(&last, "back", |standing| standing.server == ServerState::Primary);
-    assert_eq!(after.record.unwrap().1.term, alone.record.unwrap().1.term, "no take-over");
-    assert_eq!(cluster.status_of(&last, &last)["server_pid"], before["server_pid"], "the same server");
-    let log = std::fs::read_to_string(cluster.files(&last).agent_log()).unwrap();
+    let after = cluster.wait(last, "back", |standing| standing.server == ServerState::Primary);
+    assert_eq!(after.record.unwrap().1.term, term, "no take-over");
+    assert_eq!(cluster.status_of(last, last)["server_pid"], before["server_pid"], "the same server");
+    let log = std::fs::read_to_string(cluster.files(last).agent_log()).unwrap();
     assert!(log.contains("the program on disk takes over"), "the agent was not replaced: nothing was tested");
+    assert_eq!(cluster.proxy(last, None), proxy, "the same proxy");
+    let (status, answer) = cluster.change(last, |spec| spec.proxy.on_nodes = false);
+    assert_eq!(status, 200, "{answer}");
+    cluster.gone(proxy);
 }
 
 fn recover(from: &NodeId) -> Value {

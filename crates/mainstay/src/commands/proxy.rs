@@ -152,8 +152,8 @@ impl Nodes {
     async fn newer(&self) -> Option<StoredSpec> {
         let peers = Arc::clone(&self.mesh) as Arc<dyn Peers>;
         let mut asked = tokio::task::JoinSet::new();
-        for node in self.addresses.keys().cloned() {
-            let peers = Arc::clone(&peers);
+        for node in self.addresses.keys() {
+            let (peers, node) = (Arc::clone(&peers), node.clone());
             asked.spawn(async move { ask::<StoredSpec>(&peers, &node, ClusterQuestion::Spec).await });
         }
         let answers = asked.join_all().await.into_iter().flatten();
