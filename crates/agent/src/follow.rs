@@ -3,12 +3,13 @@
 
 use crate::evidence::Ports;
 use crate::generations::Generations;
+use crate::mind_loop::Question;
 use crate::routes::Routes;
 use anyhow::{Context, Result};
 use mainstay_decide::io::{Config, Input};
 use mainstay_model::spec::Spec;
 use mainstay_model::stored_spec::StoredSpec;
-use mainstay_model::{NodeId, Span};
+use mainstay_model::{NodeId, ServerObservation, ServerState, Span};
 use mainstay_net::Mesh;
 use mainstay_ports::engine::{Configured, Engine, EngineError, EngineSettings};
 use mainstay_ports::peer::Peers as _;
@@ -17,8 +18,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::lookup_host;
-use tokio::sync::{mpsc, watch};
-use tokio::time::{sleep, timeout};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 /// One look-up of a host's name.
@@ -187,35 +188,82 @@ impl Follow {
     }
 }
 
-/// Gives the server's settings to the engine whenever they change, until it has taken them.
-pub async fn configure(generations: Arc<Generations>, engine: Arc<dyn Engine>, shown: watch::Sender<Configured>) {
-    let mut news = generations.watch();
-    let mut given: Option<EngineSettings> = None;
-    loop {
-        let settings = engine_settings(&news.borrow_and_update().spec);
-        let mut pause = None;
-        if given.as_ref() != Some(&settings) {
-            match engine.configure(&settings).await {
-                Ok(configured) => {
-                    if configured != Configured::default() {
-                        info!(pending = ?configured.pending_restart, refused = ?configured.refused, "server settings");
-                    }
-                    shown.send_replace(configured);
-                    given = Some(settings);
+/// Gives the server's settings to the engine whenever they change, until it has taken them; and again once a server has started, since
+/// what waited for that is in force then.
+pub struct Configure {
+    /// What the operator wants.
+    pub generations: Arc<Generations>,
+    /// Whom to tell.
+    pub engine: Arc<dyn Engine>,
+    /// The last probe.
+    pub observed: watch::Receiver<ServerObservation>,
+    /// Questions to the loop: is an order running?
+    pub questions: mpsc::Sender<Question>,
+    /// Told whenever an order begins: orders come first.
+    pub order_begins: Arc<Notify>,
+    /// What came of it.
+    pub shown: watch::Sender<Configured>,
+}
+
+impl Configure {
+    /// Runs for ever.
+    pub async fn keep(mut self) {
+        let mut news = self.generations.watch();
+        let (mut given, mut ran): (Option<EngineSettings>, bool) = (None, false);
+        let mut due = Instant::now();
+        loop {
+            let settings = engine_settings(&news.borrow_and_update().spec);
+            let wanted = given.as_ref() != Some(&settings);
+            if wanted && due <= Instant::now() {
+                match self.give(&settings).await {
+                    None => given = Some(settings),
+                    Some(pause) => due = Instant::now() + pause,
                 }
-                Err(EngineError::NotYet(why)) => {
-                    debug!(%why, "the server takes its settings later");
-                    pause = Some(CONFIGURE_AGAIN);
-                }
-                Err(problem) => {
-                    warn!(%problem, "the server does not take its settings");
-                    pause = Some(CONFIGURE_LATER);
-                }
+                continue;
             }
+            tokio::select! {
+                changed = news.changed() => match changed {
+                    Ok(()) => due = Instant::now(),
+                    Err(_) => return,
+                },
+                changed = self.observed.changed() => if changed.is_err() { return },
+                () = sleep_until(due), if wanted => {}
+            }
+            let runs = matches!(self.observed.borrow_and_update().state, ServerState::Standby | ServerState::Primary);
+            if runs && !ran {
+                (given, due) = (None, Instant::now());
+            }
+            ran = runs;
         }
-        tokio::select! {
-            changed = news.changed() => if changed.is_err() { return },
-            () = sleep(pause.unwrap_or(CONFIGURE_LATER)), if pause.is_some() => {}
+    }
+
+    /// `None`: taken. Else: after how long to try again.
+    async fn give(&self, settings: &EngineSettings) -> Option<Duration> {
+        let (question, answer) = oneshot::channel();
+        self.questions.send(question).await.ok()?;
+        if !answer.await.is_ok_and(|snapshot| snapshot.summary.order.is_none()) {
+            return Some(CONFIGURE_AGAIN);
+        }
+        let result = tokio::select! {
+            result = self.engine.configure(settings) => result,
+            () = self.order_begins.notified() => return Some(CONFIGURE_AGAIN),
+        };
+        match result {
+            Ok(configured) => {
+                if configured != Configured::default() {
+                    info!(pending = ?configured.pending_restart, refused = ?configured.refused, "server settings");
+                }
+                self.shown.send_replace(configured);
+                None
+            }
+            Err(EngineError::NotYet(why)) => {
+                debug!(%why, "the server takes its settings later");
+                Some(CONFIGURE_AGAIN)
+            }
+            Err(problem) => {
+                warn!(%problem, "the server does not take its settings");
+                Some(CONFIGURE_LATER)
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::door::{AskDoor, Late, LateApi, StoreReply};
 use crate::durable::{self, Gate};
 use crate::evidence::{self, Ports};
 use crate::executor::Hands;
-use crate::follow::{self, Addresses, Follow, decision_config};
+use crate::follow::{self, Addresses, Configure, Follow, decision_config};
 use crate::founding::{Begin, Part, ask_around};
 use crate::generations::Generations;
 use crate::handlers::{MindHandler, RouteHandler};
@@ -388,7 +388,15 @@ impl Agent {
             tokio::spawn(probes::probe(Arc::clone(&engine), interval, Arc::clone(&probe_now), seen, inputs.clone()));
             tokio::spawn(probes::watch_exit(Arc::clone(&process), Arc::clone(&server_started), inputs.clone()));
             tokio::spawn(self.slots(others.subscribe()).keep());
-            tokio::spawn(follow::configure(Arc::clone(&self.ground.generations), engine, self.configured.clone()));
+            let configure = Configure {
+                generations: Arc::clone(&self.ground.generations),
+                engine,
+                observed: self.observed.subscribe(),
+                questions: self.questions.clone(),
+                order_begins: Arc::clone(&self.order_begins),
+                shown: self.configured.clone(),
+            };
+            tokio::spawn(configure.keep());
         }
         self.start_followers(others);
         let hands = Hands {

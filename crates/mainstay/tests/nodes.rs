@@ -384,14 +384,29 @@ fn an_agent_is_replaced(cluster: &Cluster, last: &NodeId) {
     kill_process(Pid::from_raw(first_proxy).unwrap(), Signal::KILL).unwrap();
     let proxy = cluster.proxy(last, Some(first_proxy));
     let term = cluster.standing(last).unwrap().record.unwrap().1.term;
+    // A file that can not be read is found out before the agent gives its place up.
+    let config = cluster.layout.dir().join(format!("with-{last}.toml"));
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, "[cluster").unwrap();
+    kill_process(cluster.agent_pid(last, last), Signal::HUP).unwrap();
+    let log = || std::fs::read_to_string(cluster.files(last).agent_log()).unwrap();
+    let begun = Instant::now();
+    while !log().contains("not restarted") {
+        assert!(begun.elapsed() < PATIENT, "a broken file is not found out");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    std::fs::write(&config, text).unwrap();
     let before = cluster.status_of(last, last);
     kill_process(cluster.agent_pid(last, last), Signal::HUP).unwrap();
-    std::thread::sleep(Duration::from_millis(200));
+    let begun = Instant::now();
+    let taken_over = || log().matches("the program on disk takes over\"").count();
+    while taken_over() < 2 {
+        assert!(begun.elapsed() < PATIENT, "the agent is not replaced");
+        std::thread::sleep(Duration::from_millis(50));
+    }
     let after = cluster.wait(last, "back", |standing| standing.server == ServerState::Primary);
     assert_eq!(after.record.unwrap().1.term, term, "no take-over");
     assert_eq!(cluster.status_of(last, last)["server_pid"], before["server_pid"], "the same server");
-    let log = std::fs::read_to_string(cluster.files(last).agent_log()).unwrap();
-    assert!(log.contains("the program on disk takes over"), "the agent was not replaced: nothing was tested");
     assert_eq!(cluster.proxy(last, None), proxy, "the same proxy");
     let (status, answer) = cluster.change(last, |spec| spec.proxy.on_nodes = false);
     assert_eq!(status, 200, "{answer}");

@@ -29,7 +29,10 @@ const INDEX_STEP: u64 = 1_000_000_000;
 #[derive(Debug, thiserror::Error)]
 pub enum RebuildError {
     /// The journal can not be read.
-    #[error("the store's journal in {dir}: {why}; nothing was changed")]
+    #[error(
+        "the store's journal in {dir}: {why}; nothing was changed. If it can not be mended: stop this agent, move that directory aside, run \
+         `mainstay node replace NAME` with this node's name (another node carries it out), and start the agent again"
+    )]
     Journal {
         /// The directory.
         dir: PathBuf,

@@ -8,9 +8,10 @@ use crate::target::Target;
 use mainstay_agent::{AgentOptions, Ended, NodeRemoved, Signal};
 use mainstay_model::NodeId;
 use mainstay_model::layout::NodeLayout;
+use mainstay_net::Credentials;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -41,9 +42,15 @@ pub(crate) fn run(options: &Agent) -> Outcome {
         server_user: user::server_user()?.map(|user| (user.uid, user.gid)),
         os_user: user::me().name,
     };
+    let check = Check {
+        config: agent.config.clone(),
+        layout: agent.layout.clone(),
+        node: agent.node.clone(),
+        program: program.clone(),
+    };
     let mut ended = None;
     let outcome = super::daemon(WORKERS, async {
-        let signals = follow_signals()?;
+        let signals = follow_signals(check)?;
         ended = Some(mainstay_agent::run(agent, signals).await.map_err(failure)?);
         Ok(())
     });
@@ -76,7 +83,7 @@ fn replace(program: &Path) -> Failure {
 }
 
 /// SIGTERM: hand over and end. SIGINT: end at once. SIGHUP: be replaced. A later signal of a higher rank counts.
-fn follow_signals() -> Outcome<watch::Receiver<Signal>> {
+fn follow_signals(check: Check) -> Outcome<watch::Receiver<Signal>> {
     let wrong = |error: std::io::Error| Failure::failed(format!("signals can not be waited for: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(wrong)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(wrong)?;
@@ -90,6 +97,9 @@ fn follow_signals() -> Outcome<watch::Receiver<Signal>> {
                 _ = hang_up.recv() => Signal::Restart,
             };
             tracing::info!(asked = ?new, "a signal");
+            if new == Signal::Restart && !check.passes().await {
+                continue;
+            }
             if new != Signal::Restart {
                 end_by_force_later();
             }
@@ -101,6 +111,39 @@ fn follow_signals() -> Outcome<watch::Receiver<Signal>> {
         }
     });
     Ok(heard)
+}
+
+/// What must be in order before a running agent gives its place up.
+#[derive(Clone)]
+struct Check {
+    config: PathBuf,
+    layout: NodeLayout,
+    node: NodeId,
+    program: PathBuf,
+}
+
+impl Check {
+    async fn passes(&self) -> bool {
+        let check = self.clone();
+        let checked = tokio::task::spawn_blocking(move || check.look()).await;
+        let Ok(Err(failure)) = checked else { return checked.is_ok() };
+        tracing::error!(error = %failure, "not restarted: mend this and send SIGHUP again; nothing has changed");
+        false
+    }
+
+    fn look(&self) -> Outcome {
+        let target = Target::read(&self.config)?;
+        super::why::check_node(&target, Some(&self.node))?;
+        let layout = &self.layout;
+        Credentials::load(&target.spec.cluster.name, &layout.ca_cert(), &layout.node_cert(), &layout.node_key())
+            .map_err(|error| Failure::failed(error.to_string()))?;
+        let version = Command::new(&self.program).arg("--version").stdin(Stdio::null()).output();
+        match version {
+            Ok(output) if output.status.success() => Ok(()),
+            Ok(output) => Err(Failure::failed(format!("{} does not run: {}", self.program.display(), output.status))),
+            Err(error) => Err(Failure::failed(format!("{} does not run: {error}", self.program.display()))),
+        }
+    }
 }
 
 /// Whatever hangs, the process ends. Its guard keeps the server's deadline all the same.
