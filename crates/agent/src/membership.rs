@@ -91,11 +91,20 @@ impl Members {
         loop {
             sleep(PAUSE).await;
             if self.store.leader().as_ref() == Some(&self.me)
+                && self.seems_due()
                 && let Some((step, term)) = self.look().await
             {
                 self.carry_out(step, term).await;
             }
         }
+    }
+
+    /// By what this node shows anyway: an idle store is not asked each second.
+    fn seems_due(&self) -> bool {
+        let now = self.generations.now();
+        let wanted: BTreeSet<NodeId> = now.spec.nodes.iter().map(|node| node.name.clone()).collect();
+        let connected = wanted.iter().filter(|node| self.peers.connected(node)).cloned().collect();
+        next_step(&self.me, &self.store.standing(), &wanted, &BTreeSet::new(), &connected).is_some()
     }
 
     /// Specification and record as the store has them now: a leader that has just come must not go by what it remembers.
