@@ -3,6 +3,9 @@
 use crate::certificates::Certificates;
 use crate::history;
 use crate::lives::Lives;
+use crate::api_cluster;
+use crate::generations::Generations;
+use crate::lifecycle::Ending;
 use crate::mind_loop::{Question, Snapshot, Wish};
 use crate::problems::Beside;
 use crate::roles::{self, Gate, refusal};
@@ -13,15 +16,13 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
-use hyper_util::service::TowerToHyperService;
 use mainstay_model::api::{Accepted, CommandWish};
+use mainstay_model::layout::NodeLayout;
 use mainstay_model::spec::Spec;
 use mainstay_model::status::{Problem, Status};
-use mainstay_model::{NodeId, Reason, ServerObservation};
-use mainstay_net::ServerStream;
-use mainstay_net::http::{HttpServe, serve_service};
+use mainstay_model::{Command, Event, NodeId, Reason, ServerObservation};
 use mainstay_ports::clock::wall_now_ms;
-use mainstay_ports::engine::Engine;
+use mainstay_ports::engine::{Configured, Engine};
 use mainstay_ports::peer::{Caller, Channel, Handler, PeerError, Peers};
 use mainstay_ports::process::ServerProcess;
 use mainstay_ports::store::Store;
@@ -46,8 +47,16 @@ const REASON_BYTES: usize = 120;
 pub struct Api {
     /// Who answers.
     pub me: NodeId,
-    /// The cluster.
-    pub spec: Arc<Spec>,
+    /// What the operator wants.
+    pub generations: Arc<Generations>,
+    /// How the server goes by its settings.
+    pub configured: watch::Receiver<Configured>,
+    /// This node's files.
+    pub layout: NodeLayout,
+    /// How the agent is asked to end.
+    pub ending: Ending,
+    /// Facts for the history.
+    pub events: mpsc::Sender<Event>,
     /// Base address, as clients see it.
     pub address: String,
     /// Questions to the loop.
@@ -68,8 +77,6 @@ pub struct Api {
     pub version: OnceCell<String>,
     /// When each present problem was first seen here (wall time, ms), for those whose beginning nothing else tells.
     pub first_seen: Mutex<BTreeMap<String, u64>>,
-    /// What follows the specification and the store.
-    pub following: watch::Receiver<Following>,
     /// Until when this node's certificates are valid.
     pub certificates: Certificates,
     /// Who speaks under which name.
@@ -109,6 +116,24 @@ fn clock_off(theirs: u64, sent: u64, heard: u64) -> i64 {
 }
 
 impl Api {
+    /// What this node goes by, for its status.
+    fn following(&self) -> Following {
+        let now = self.generations.now();
+        Following {
+            generation: now.generation,
+            file: Some(self.generations.file_state()),
+            pending_restart: self.configured.borrow().pending_restart.clone(),
+            paused: now.paused.clone(),
+            store: Some(self.store.standing()),
+        }
+    }
+
+    /// The specification that this node goes by now.
+    #[must_use]
+    pub fn spec(&self) -> Spec {
+        self.generations.now().spec.clone()
+    }
+
     /// What the loop knows now.
     pub async fn snapshot(&self) -> Option<Snapshot> {
         let (question, answer) = oneshot::channel();
@@ -122,7 +147,7 @@ impl Api {
         let guard = self.process.status().await.unwrap_or_default();
         let engine = &self.engine;
         let version = self.version.get_or_try_init(|| async { engine.version().await }).await;
-        let following = self.following.borrow().clone();
+        let following = self.following();
         let extras = Extras {
             guard_pid: (guard.guard_pid != 0).then_some(guard.guard_pid),
             server_pid: guard.server_pid,
@@ -160,7 +185,7 @@ impl Api {
     ) -> BTreeMap<NodeId, Result<Told<T>, String>> {
         let Ok(body) = serde_json::to_vec(&question) else { return BTreeMap::new() };
         let mut asked = JoinSet::new();
-        for node in self.spec.nodes.iter().filter(|node| node.name != self.me) {
+        for node in self.spec().nodes.iter().filter(|node| node.name != self.me) {
             let (peers, body, name) = (Arc::clone(&self.peers), body.clone(), node.name.clone());
             asked.spawn(async move {
                 let sent_ms = wall_now_ms();
@@ -194,7 +219,7 @@ impl Api {
             answers.insert(self.me.clone(), mine);
         }
         beside.now_ms = wall_now_ms();
-        let mut status = status::merge(&self.spec, self.address.clone(), &answers, &beside);
+        let mut status = status::merge(&self.spec(), self.address.clone(), &answers, &beside);
         self.date(&mut status.problems);
         status
     }
@@ -221,8 +246,13 @@ impl Api {
     }
 
     /// Gives an operator's command to this node's decisions.
-    async fn command(&self, wish: CommandWish, caller: &Caller) -> Result<Accepted, (StatusCode, String)> {
+    pub(crate) async fn command(&self, wish: CommandWish, caller: &Caller) -> Result<Accepted, (StatusCode, String)> {
         let by = who(&wish.by, caller);
+        if wish.command == Command::Reinit
+            && let Some(accepted) = self.leave_old_store(&by).await?
+        {
+            return Ok(accepted);
+        }
         let (reply, answer) = oneshot::channel();
         let wish = Wish { by, command: wish.command, reply };
         let gone = || (StatusCode::SERVICE_UNAVAILABLE, "the agent's loop does not answer".to_owned());
@@ -260,16 +290,6 @@ impl Handler for AskHandler {
     }
 }
 
-/// Serves the API on connections that the mesh accepted.
-pub struct ApiServer(pub Router);
-
-#[async_trait]
-impl HttpServe for ApiServer {
-    async fn serve(&self, stream: ServerStream, caller: Caller) {
-        serve_service(stream, caller, TowerToHyperService::new(self.0.clone())).await;
-    }
-}
-
 /// The API's routes. Each connection adds its [`Caller`] as an extension. A route that is not in the table of `roles` too is refused.
 pub fn router(api: Arc<Api>) -> Router {
     let gate = api.gate.clone();
@@ -278,6 +298,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/history", get(get_history))
         .route("/v1/why", get(get_why))
         .route("/v1/command", post(post_command))
+        .merge(api_cluster::routes())
         .with_state(api)
         .layer(axum::middleware::from_fn_with_state(gate, roles::gate))
 }

@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
 /// One attempt to connect.
@@ -23,7 +23,7 @@ const PAUSE: Duration = Duration::from_millis(40);
 const LOOKS: u32 = 150;
 
 /// Where a node listens.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ports {
     /// Its agent.
     pub agent: SocketAddr,
@@ -47,7 +47,11 @@ async fn look(address: SocketAddr) -> Look {
 }
 
 /// Follows the links of all peers, passes each change on, and looks at the ports of a peer whose link fell.
-pub async fn watch_links(peers: Arc<dyn Peers>, ports: BTreeMap<NodeId, Ports>, inputs: mpsc::Sender<Input>) {
+pub async fn watch_links(
+    peers: Arc<dyn Peers>,
+    ports: watch::Receiver<BTreeMap<NodeId, Ports>>,
+    inputs: mpsc::Sender<Input>,
+) {
     use tokio::sync::broadcast::error::RecvError;
     let mut links = peers.links();
     loop {
@@ -56,14 +60,16 @@ pub async fn watch_links(peers: Arc<dyn Peers>, ports: BTreeMap<NodeId, Ports>, 
                 if inputs.send(Input::PeerLink(change.node.clone(), change.up)).await.is_err() {
                     return;
                 }
-                if let (false, Some(ports)) = (change.up, ports.get(&change.node)) {
-                    tokio::spawn(gather(Arc::clone(&peers), change.node, *ports, inputs.clone()));
+                let known = ports.borrow().get(&change.node).copied();
+                if let (false, Some(ports)) = (change.up, known) {
+                    tokio::spawn(gather(Arc::clone(&peers), change.node, ports, inputs.clone()));
                 }
             }
             // Changes were missed: tell the present state of every peer instead.
             Err(RecvError::Lagged(_)) => {
-                for node in ports.keys() {
-                    let _ = inputs.send(Input::PeerLink(node.clone(), peers.connected(node))).await;
+                let nodes: Vec<NodeId> = ports.borrow().keys().cloned().collect();
+                for node in nodes {
+                    let _ = inputs.send(Input::PeerLink(node.clone(), peers.connected(&node))).await;
                 }
             }
             Err(RecvError::Closed) => return,

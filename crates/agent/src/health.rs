@@ -165,7 +165,7 @@ impl Health {
             "role": self.role(),
             "timeline": observed.timeline,
             "xlog": { "location": observed.end.map(|end| end.0) },
-            "patroni": { "name": self.api.me, "scope": self.api.spec.cluster.name },
+            "patroni": { "name": self.api.me, "scope": self.api.spec().cluster.name },
         })
     }
 }
@@ -233,7 +233,7 @@ async fn metrics(State(health): State<Health>) -> Response {
     let Some(local) = health.api.local().await else {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     };
-    let (cluster, node) = (&health.api.spec.cluster.name, &health.api.me);
+    let (cluster, node) = (health.api.spec().cluster.name, &health.api.me);
     let mut text = String::new();
     let mut gauge = |name: &str, help: &str, value: u64| {
         let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge");

@@ -8,7 +8,7 @@ use mainstay_ports::process::{GuardStatus, ProcessError, ServerProcess, StartCom
 use rustix::process::{Pid, Signal, kill_process};
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use tokio::sync::Mutex;
 use tracing::{error, info, warn};
 
@@ -22,6 +22,8 @@ pub struct Keeper {
     guard: GuardClient,
     /// The guard's process when last heard; 0 = never.
     last_pid: AtomicU32,
+    /// The guard was asked to end: it is not replaced any more.
+    ended: AtomicBool,
     /// One replacement at a time.
     replacing: Mutex<()>,
 }
@@ -37,7 +39,14 @@ impl Keeper {
     /// When a guard neither runs nor can be started.
     pub async fn start(layout: NodeLayout, program: PathBuf) -> Result<Self, ProcessError> {
         let guard = ensure_guard(&layout, &program, &arguments()).await?;
-        let keeper = Self { layout, program, guard, last_pid: AtomicU32::new(0), replacing: Mutex::new(()) };
+        let keeper = Self {
+            layout,
+            program,
+            guard,
+            last_pid: AtomicU32::new(0),
+            ended: AtomicBool::new(false),
+            replacing: Mutex::new(()),
+        };
         let status = keeper.status().await?;
         info!(guard = status.guard_pid, server = ?status.server_pid, "the guard answers");
         if status.server_pid.is_none() {
@@ -67,6 +76,9 @@ impl Keeper {
     /// does not watch the deadline.
     async fn replace(&self) -> Result<(), ProcessError> {
         let _one = self.replacing.lock().await;
+        if self.ended.load(Ordering::Relaxed) {
+            return Err(ProcessError::GuardGone("this agent is ending".to_owned()));
+        }
         if self.guard.status().await.is_ok() {
             return Ok(());
         }
@@ -101,6 +113,7 @@ impl Keeper {
     /// # Errors
     /// When the guard is gone or the server does not end.
     pub async fn shut_down(&self) -> Result<(), ProcessError> {
+        self.ended.store(true, Ordering::Relaxed);
         self.guard.shutdown(STOP_WITHIN).await
     }
 }

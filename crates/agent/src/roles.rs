@@ -276,7 +276,7 @@ fn said(answer: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::ApiServer;
+    use crate::door::LateApi;
     use axum::Router;
     use axum::routing::{get, post};
     use mainstay_model::ClusterName;
@@ -319,7 +319,9 @@ mod tests {
                 BTreeMap::new(),
             )
             .unwrap();
-            let address = mesh.serve(BTreeMap::new(), Some(Arc::new(ApiServer(router)))).await.unwrap().unwrap();
+            let api = Arc::new(LateApi::default());
+            api.fill(router);
+            let address = mesh.serve(BTreeMap::new(), Some(api)).await.unwrap().unwrap();
             Agent { authority, address, events: heard, audit, _dir: dir, _mesh: mesh }
         }
 

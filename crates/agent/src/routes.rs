@@ -14,7 +14,7 @@ const LAG_STEP: u64 = 1024 * 1024;
 #[derive(Clone)]
 pub struct Routes {
     me: NodeId,
-    servers: Arc<BTreeMap<NodeId, SocketAddr>>,
+    servers: Arc<Mutex<BTreeMap<NodeId, SocketAddr>>>,
     board: Arc<RouteBoard>,
     said: Arc<Mutex<Said>>,
 }
@@ -31,7 +31,15 @@ impl Routes {
     /// Nothing open yet. `servers`: where each node's database server listens.
     #[must_use]
     pub fn new(me: NodeId, servers: BTreeMap<NodeId, SocketAddr>, board: Arc<RouteBoard>) -> Self {
-        Self { me, servers: Arc::new(servers), board, said: Arc::default() }
+        Self { me, servers: Arc::new(Mutex::new(servers)), board, said: Arc::default() }
+    }
+
+    /// The nodes' servers listen here from now on. Replicas are named anew by the next probe.
+    pub fn set_servers(&self, servers: BTreeMap<NodeId, SocketAddr>) {
+        *self.servers.lock().unwrap_or_else(PoisonError::into_inner) = servers;
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        said.replicas.clear();
+        self.publish(&said);
     }
 
     /// The decision's word: may clients write here, for which term, until when.
@@ -73,7 +81,7 @@ impl Routes {
     }
 
     fn member(&self, node: &NodeId, lag_bytes: Option<u64>) -> Option<RouteMember> {
-        let address = *self.servers.get(node)?;
+        let address = *self.servers.lock().unwrap_or_else(PoisonError::into_inner).get(node)?;
         Some(RouteMember { node: node.clone(), address, lag_bytes })
     }
 

@@ -1,50 +1,61 @@
 //! Puts an agent together from its files, runs it, and takes it down in order.
 
-use crate::api::{self, Api, ApiServer, AskHandler};
+use crate::api::{self, Api};
 use crate::audit::Audit;
 use crate::certificates::Certificates;
 use crate::deadline::Deadlines;
+use crate::door::{AskDoor, Late, LateApi, StoreReply};
 use crate::durable::{self, Gate};
 use crate::evidence::{self, Ports};
 use crate::executor::Hands;
+use crate::follow::{self, Addresses, Configure, Follow, decision_config};
+use crate::founding::{Begin, Part, ask_around};
+use crate::generations::Generations;
 use crate::handlers::{MindHandler, RouteHandler};
 use crate::health::{self, Health};
+use crate::intent::{self, Intent, Removed};
 use crate::keeper::Keeper;
 use crate::leased::Leased;
 use crate::lives::Lives;
+use crate::lifecycle::{Ended, Ending, Lifecycle, Signal};
+use crate::membership::Members;
 use crate::mind_loop::{self, INPUTS_MAX, Parts, Question, Wish};
+use crate::no_server::NoServer;
+use crate::proxy_child::ProxyChild;
 use crate::routes::Routes;
 use crate::slots::Slots;
-use crate::status::Following;
 use crate::{history, leadership, probes, record, roles};
 use anyhow::{Context, Result};
 use mainstay_decide::Mind;
-use mainstay_decide::io::{Config, Input};
+use mainstay_decide::io::Input;
 use mainstay_engine_postgres::{Finding, Postgres, PostgresOptions};
 use mainstay_model::layout::NodeLayout;
+use mainstay_model::record::Durable;
 use mainstay_model::spec::Spec;
 use mainstay_model::{Event, NodeId, ServerObservation, Span};
 use mainstay_net::{Mesh, MeshOptions};
-use mainstay_ports::engine::Engine;
-use mainstay_ports::peer::{Caller, Channel, Handlers, Peers};
+use mainstay_ports::clock::wall_now_ms;
+use mainstay_ports::engine::{Configured, Engine};
+use mainstay_ports::peer::{Caller, Channel, Handler, Handlers, Peers};
 use mainstay_ports::process::ServerProcess;
 use mainstay_ports::route_board::RouteBoard;
 use mainstay_ports::store::Store;
-use mainstay_store::{RaftOptions, RaftStore};
+use mainstay_store::{Look, RaftOptions, RaftStore};
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::net::lookup_host;
 use tokio::sync::{Notify, OnceCell, mpsc, watch};
+use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 /// Which node to run, from which files.
 #[derive(Clone, Debug)]
 pub struct AgentOptions {
-    /// The cluster.
+    /// The cluster, by the node's own file.
     pub spec: Spec,
+    /// That file.
+    pub config: PathBuf,
     /// This node.
     pub node: NodeId,
     /// Its files.
@@ -57,30 +68,6 @@ pub struct AgentOptions {
     pub os_user: String,
 }
 
-/// Addresses of every node, resolved once.
-struct Addresses {
-    agents: BTreeMap<NodeId, SocketAddr>,
-    servers: BTreeMap<NodeId, SocketAddr>,
-}
-
-async fn resolve(host: &str, port: u16) -> Result<SocketAddr> {
-    let mut found = lookup_host((host, port)).await.with_context(|| format!("look up host {host:?}"))?;
-    found.next().with_context(|| format!("host {host:?} has no address"))
-}
-
-impl Addresses {
-    async fn of(spec: &Spec) -> Result<Self> {
-        let (mut agents, mut servers) = (BTreeMap::new(), BTreeMap::new());
-        for node in &spec.nodes {
-            agents.insert(node.name.clone(), resolve(&node.host, node.agent_port).await?);
-            if !node.witness {
-                servers.insert(node.name.clone(), resolve(&node.host, node.port).await?);
-            }
-        }
-        Ok(Self { agents, servers })
-    }
-}
-
 /// Random bits from the operating system.
 fn entropy() -> Result<u64> {
     let mut bytes = [0u8; 8];
@@ -88,31 +75,9 @@ fn entropy() -> Result<u64> {
     Ok(u64::from_le_bytes(bytes))
 }
 
-fn decision_config(options: &AgentOptions) -> Result<Config> {
-    let spec = &options.spec;
-    let lease = spec.failover.lease();
-    let data_nodes = spec.data_nodes().map(|node| node.name.clone());
-    Ok(Config {
-        me: options.node.clone(),
-        data_nodes: data_nodes.zip(0..).collect(),
-        excluded: Default::default(),
-        durability: spec.cluster.durability,
-        sync_replicas: spec.sync_replicas(),
-        lease,
-        margin: lease.percent(spec.failover.margin_percent),
-        suspicion: Span(spec.failover.suspicion_ms),
-        ping: Span(spec.failover.ping_ms),
-        hang: Span(spec.failover.suspicion_ms * 2),
-        seed: entropy()?,
-        paused: false,
-        plants: Default::default(),
-    })
-}
-
-fn engine(options: &AgentOptions, process: Arc<dyn ServerProcess>) -> Result<Postgres> {
-    let spec = &options.spec;
+fn postgres(options: &AgentOptions, spec: &Spec, process: Arc<dyn ServerProcess>) -> Result<Postgres> {
     let node = spec.node(&options.node).context("this node is not in the file")?;
-    let peers = spec.data_nodes().map(|peer| (peer.name.clone(), (peer.host.clone(), peer.port))).collect();
+    let settings = follow::engine_settings(spec);
     let bin_dir = mainstay_engine_postgres::find_bin_dir(spec.postgres.bin_dir.as_deref())?;
     let app_verifier = std::fs::read_to_string(options.layout.app_verifier()).unwrap_or_default().trim().to_owned();
     let postgres = PostgresOptions {
@@ -122,11 +87,11 @@ fn engine(options: &AgentOptions, process: Arc<dyn ServerProcess>) -> Result<Pos
         bin_dir,
         listen: node.host.clone(),
         port: node.port,
-        peers,
+        peers: settings.peers,
         user: options.server_user,
         os_user: options.os_user.clone(),
-        parameters: spec.postgres.parameters.clone(),
-        hba: spec.postgres.hba.clone(),
+        parameters: settings.parameters,
+        hba: settings.hba,
         app_verifier,
     };
     Ok(Postgres::new(postgres, process)?)
@@ -148,201 +113,453 @@ async fn report(postgres: &Postgres) -> Result<()> {
     Ok(())
 }
 
-fn mesh(options: &AgentOptions, addresses: &Addresses) -> Result<Arc<Mesh>> {
-    let mut peers = addresses.agents.clone();
-    let listen = peers.remove(&options.node);
-    Ok(Mesh::new(MeshOptions {
-        cluster: options.spec.cluster.name.clone(),
-        me: Caller::Node(options.node.clone()),
-        listen,
-        peers,
-        cert: options.layout.node_cert(),
-        key: options.layout.node_key(),
-        ca: options.layout.ca_cert(),
-    })?)
+/// How long the server, and its guard, may take to end.
+const END: Duration = Duration::from_secs(20);
+/// How long the store may take to stop.
+const STORE_END: Duration = Duration::from_secs(5);
+
+/// The node was removed from the cluster; its agent does not start.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "this node was removed from the cluster by {by} (generation {generation}). Its data are kept in {dir}. To take it in again: add it \
+     with mainstay node add, and remove the file {file}"
+)]
+pub struct NodeRemoved {
+    by: String,
+    generation: u64,
+    dir: String,
+    file: String,
+}
+
+/// What is there before the store: files, server, connections.
+struct Ground {
+    options: AgentOptions,
+    generations: Arc<Generations>,
+    durable: Option<Durable>,
+    /// No store of an older incarnation is joined.
+    above: Option<u64>,
+    addresses: Addresses,
+    keeper: Option<Arc<Keeper>>,
+    process: Arc<dyn ServerProcess>,
+    deadlines: Deadlines,
+    engine: Arc<dyn Engine>,
+    mesh: Arc<Mesh>,
+    doors: Doors,
+}
+
+/// Handlers that are filled in once what is behind them is there.
+struct Doors {
+    late: BTreeMap<Channel, Arc<Late>>,
+    ask: Arc<AskDoor>,
+    api: Arc<LateApi>,
+}
+
+impl Doors {
+    fn new(generations: &Arc<Generations>) -> Self {
+        let channels = [Channel::Raft, Channel::Store, Channel::Mind, Channel::Route];
+        let spec = Arc::clone(generations);
+        let listed = spec.now().spec.nodes.iter().map(|node| node.name.clone()).collect();
+        let before =
+            StoreReply { part: Part::Unknown, listed, generation: spec.now().generation, ..StoreReply::default() };
+        Self {
+            late: channels.into_iter().map(|channel| (channel, Arc::default())).collect(),
+            ask: Arc::new(AskDoor::new(before, move || spec.now())),
+            api: Arc::default(),
+        }
+    }
+
+    fn handlers(&self) -> Handlers {
+        let late = self.late.iter().map(|(channel, late)| (*channel, Arc::clone(late) as Arc<dyn Handler>));
+        late.chain([(Channel::Ask, Arc::clone(&self.ask) as Arc<dyn Handler>)]).collect()
+    }
+
+    fn fill(&self, handlers: Handlers) {
+        for (channel, handler) in handlers {
+            if let Some(late) = self.late.get(&channel) {
+                late.fill(handler);
+            }
+        }
+    }
+}
+
+/// Refuses to run a node that was removed.
+fn check_removed(layout: &NodeLayout) -> Result<()> {
+    let Some(removed) = Removed::load(layout)? else { return Ok(()) };
+    let (dir, file) = (layout.dir().display().to_string(), layout.removed().display().to_string());
+    Err(NodeRemoved { by: removed.by, generation: removed.generation, dir, file }.into())
+}
+
+impl Ground {
+    async fn lay(options: AgentOptions) -> Result<Self> {
+        let (me, layout) = (options.node.clone(), options.layout.clone());
+        check_removed(&layout)?;
+        let generations = Arc::new(Generations::load(layout.spec_cache(), options.spec.clone())?);
+        let mut durable = durable::load(&layout.durable())?;
+        let above = intent::carry_out(&layout, &me, &generations.now(), &mut durable)?;
+        let now = generations.now();
+        // What the node has kept may not list it: it was removed, or it has just been added and its file is newer.
+        let spec = if now.spec.node(&me).is_some() { &now.spec } else { &options.spec };
+        let node = spec.node(&me).context("this node is not in the file")?;
+        let listen = follow::resolve(&node.host, node.agent_port).await?;
+        let mut addresses = Addresses::of(&now.spec, &Addresses::default()).await;
+        addresses.agents.insert(me.clone(), listen);
+        let keeper = match node.witness {
+            true => None,
+            false => Some(Arc::new(Keeper::start(layout.clone(), options.program.clone()).await?)),
+        };
+        let process = keeper.clone().map_or(Arc::new(NoServer) as Arc<dyn ServerProcess>, |keeper| keeper);
+        let deadlines = Deadlines::start(Arc::clone(&process));
+        let engine: Arc<dyn Engine> = if node.witness {
+            Arc::new(NoServer)
+        } else {
+            let leased = Leased::new(Arc::clone(&process), deadlines.clone());
+            let postgres = postgres(&options, spec, Arc::new(leased))?;
+            report(&postgres).await?;
+            Arc::new(postgres)
+        };
+        let mesh = Mesh::new(MeshOptions {
+            cluster: spec.cluster.name.clone(),
+            me: Caller::Node(me.clone()),
+            listen: Some(listen),
+            peers: addresses.agents.clone(),
+            cert: layout.node_cert(),
+            key: layout.node_key(),
+            ca: layout.ca_cert(),
+        })?;
+        let doors = Doors::new(&generations);
+        Ok(Self { options, generations, durable, above, addresses, keeper, process, deadlines, engine, mesh, doors })
+    }
+
+    /// Starts this node's part of the store; asks around first when its directory is empty.
+    async fn store(&self) -> Result<Arc<RaftStore>> {
+        let (me, dir) = (&self.options.node, self.options.layout.raft());
+        let listed: Vec<NodeId> = self.generations.now().spec.nodes.iter().map(|node| node.name.clone()).collect();
+        let peers = Arc::clone(&self.mesh) as Arc<dyn Peers>;
+        let begin = match mainstay_store::look(&dir)? {
+            Look::Member { .. } => Begin::Found,
+            look => {
+                let joining = matches!(look, Look::Joining { .. });
+                self.doors.ask.say(if joining || self.above.is_some() { Part::Joining } else { Part::Empty });
+                match (joining, ask_around(me, &listed, &peers, self.above).await) {
+                    // Whoever once waited to be taken in founds nothing: the store it waited for may come back.
+                    (true, Begin::Found) => Begin::Join { group: 0 },
+                    (_, begin) => begin,
+                }
+            }
+        };
+        let (voters, group) = match begin {
+            Begin::Join { group } => (Vec::new(), group),
+            Begin::Found | Begin::Wait(_) => (listed, 0),
+        };
+        let raft = RaftOptions {
+            // The longest that a member may be set to: heartbeats are a good part of what an idle node costs.
+            heartbeat: Span(125),
+            group,
+            ..RaftOptions::new(me.clone(), voters, dir)
+        };
+        let (store, handlers) = RaftStore::start(raft, peers).await?;
+        self.doors.fill(handlers);
+        Ok(store)
+    }
 }
 
 /// Everything that the tasks share.
 struct Agent {
     me: NodeId,
-    spec: Arc<Spec>,
-    keeper: Arc<Keeper>,
-    deadlines: Deadlines,
-    engine: Arc<dyn Engine>,
-    mesh: Arc<Mesh>,
+    ground: Ground,
     store: Arc<RaftStore>,
     routes: Routes,
     inputs: mpsc::Sender<Input>,
     questions: mpsc::Sender<Question>,
     wishes: mpsc::Sender<Wish>,
+    events: mpsc::Sender<Event>,
     order_begins: Arc<Notify>,
     observed: watch::Sender<ServerObservation>,
-    addresses: Addresses,
-    layout: NodeLayout,
+    configured: watch::Sender<Configured>,
+    ending: Ending,
     lives: Arc<Lives>,
-    /// Told by the parts that follow the specification and the store; shown in the status.
-    following: watch::Sender<Following>,
-    events: mpsc::Sender<Event>,
 }
 
-/// Runs the agent until `stop` turns true; then ends the server in order, and the guard.
+/// Runs the agent until `signal` asks it to end, or it ends by itself.
 ///
 /// # Errors
-/// When the agent can not be set up, or can not make its promise durable any more.
-pub async fn run(options: AgentOptions, stop: watch::Receiver<bool>) -> Result<()> {
-    let addresses = Addresses::of(&options.spec).await?;
-    let durable = durable::load(&options.layout.durable())?;
-    let keeper = Arc::new(Keeper::start(options.layout.clone(), options.program.clone()).await?);
-    let deadlines = Deadlines::start(keeper.clone() as Arc<dyn ServerProcess>);
-    let leased = Leased::new(keeper.clone() as Arc<dyn ServerProcess>, deadlines.clone());
-    let postgres = engine(&options, Arc::new(leased))?;
-    report(&postgres).await?;
-    let engine: Arc<dyn Engine> = Arc::new(postgres);
-    let mesh = mesh(&options, &addresses)?;
-    let voters = options.spec.nodes.iter().map(|node| node.name.clone()).collect();
-    let raft = RaftOptions {
-        // The longest that a member may be set to: heartbeats are a good part of what an idle node costs.
-        heartbeat: Span(125),
-        ..RaftOptions::new(options.node.clone(), voters, options.layout.raft())
+/// When the agent can not be set up ([`NodeRemoved`] among others), or can not make its promise durable any more.
+pub async fn run(options: AgentOptions, mut signal: watch::Receiver<Signal>) -> Result<Ended> {
+    let ground = Ground::lay(options).await?;
+    ground.mesh.serve(ground.doors.handlers(), Some(Arc::clone(&ground.doors.api) as _)).await?;
+    let store = tokio::select! {
+        store = ground.store() => store?,
+        asked = signal.wait_for(|signal| *signal != Signal::Run) => {
+            let restart = asked.is_ok_and(|asked| *asked == Signal::Restart);
+            return end_early(&ground, restart).await;
+        }
     };
-    let (store, mut handlers) = RaftStore::start(raft, Arc::clone(&mesh) as Arc<dyn Peers>).await?;
-
     let (inputs, input_queue) = mpsc::channel(INPUTS_MAX);
     let (questions, question_queue) = mpsc::channel::<Question>(64);
     let (wishes, wish_queue) = mpsc::channel::<Wish>(16);
     let (events, event_queue) = mpsc::channel(256);
     let life = entropy()?;
     let board = Arc::new(RouteBoard::new(life));
+    let me = ground.options.node.clone();
+    let durable = ground.durable.clone();
     let agent = Agent {
-        me: options.node.clone(),
-        spec: Arc::new(options.spec.clone()),
-        routes: Routes::new(options.node.clone(), addresses.servers.clone(), Arc::clone(&board)),
-        keeper,
-        deadlines,
-        engine,
-        mesh,
+        routes: Routes::new(me.clone(), ground.addresses.servers.clone(), Arc::clone(&board)),
+        me,
         store,
         inputs: inputs.clone(),
         questions,
         wishes,
+        events,
         order_begins: Arc::default(),
         observed: watch::Sender::new(ServerObservation::default()),
-        addresses,
-        layout: options.layout.clone(),
+        configured: watch::Sender::new(Configured::default()),
+        ending: Ending::default(),
         lives: Arc::default(),
-        following: watch::Sender::new(Following::default()),
-        events,
+        ground,
     };
-    let api = agent.api()?;
-    handlers.insert(Channel::Mind, Arc::new(MindHandler { inputs, lives: Arc::clone(&agent.lives) }));
-    handlers.insert(Channel::Route, Arc::new(RouteHandler(board)));
-    handlers.insert(Channel::Ask, Arc::new(AskHandler(Arc::clone(&api))));
-    agent.listen(handlers, &api).await?;
-
-    let data = agent.engine.has_data().await;
-    let mind = Mind::new(decision_config(&options)?, durable.clone(), data, life);
-    let parts = agent.start_tasks(mind, Gate::new(options.layout.durable(), durable), event_queue);
+    tokio::spawn(history::keep(Arc::clone(&agent.store) as Arc<dyn Store>, event_queue));
+    agent
+        .open(BTreeMap::from([
+            (
+                Channel::Mind,
+                Arc::new(MindHandler { inputs, lives: Arc::clone(&agent.lives) }) as Arc<dyn Handler>,
+            ),
+            (Channel::Route, Arc::new(RouteHandler(board)) as Arc<dyn Handler>),
+        ]))
+        .await?;
+    let data = agent.ground.engine.has_data().await;
+    let config = decision_config(&agent.me, &agent.ground.generations.now(), entropy()?);
+    let mind = Mind::new(config, durable.clone(), data, life);
+    let parts = agent.start_tasks(mind, Gate::new(agent.ground.options.layout.durable(), durable));
+    let stop = agent.start_ends(signal);
     let outcome = mind_loop::run(parts, input_queue, question_queue, wish_queue, stop).await;
-    info!("the loop has ended; stopping the server and its guard");
-    if outcome.is_ok() {
-        agent.end().await;
+    agent.end(outcome.is_ok()).await?;
+    outcome?;
+    Ok(agent.ending.how().unwrap_or(Ended::Stopped))
+}
+
+/// Asked to end before there was a store.
+async fn end_early(ground: &Ground, restart: bool) -> Result<Ended> {
+    if restart {
+        return Ok(Ended::Restart);
     }
-    Ok(outcome?)
+    if let Some(keeper) = &ground.keeper {
+        shut_down(keeper).await;
+    }
+    Ok(Ended::Stopped)
 }
 
 impl Agent {
     fn api(&self) -> Result<Arc<Api>> {
-        let address = self.addresses.agents.get(&self.me).map(|at| format!("https://{at}")).unwrap_or_default();
-        let audit = Audit::start(self.layout.audit_log()).context("start the audit's writer")?;
+        let layout = &self.ground.options.layout;
+        let audit = Audit::start(layout.audit_log()).context("start the audit's writer")?;
         let gate = roles::Gate { me: self.me.clone(), audit, events: self.events.clone() };
+        let address = self.ground.addresses.agents.get(&self.me).map(|at| format!("https://{at}")).unwrap_or_default();
         Ok(Arc::new(Api {
             me: self.me.clone(),
-            spec: Arc::clone(&self.spec),
+            generations: Arc::clone(&self.ground.generations),
+            configured: self.configured.subscribe(),
+            layout: layout.clone(),
+            ending: self.ending.clone(),
+            events: self.events.clone(),
             address,
             questions: self.questions.clone(),
             wishes: self.wishes.clone(),
-            peers: Arc::clone(&self.mesh) as Arc<dyn Peers>,
+            peers: self.peers(),
             store: Arc::clone(&self.store),
-            process: Arc::clone(&self.keeper) as Arc<dyn ServerProcess>,
-            engine: Arc::clone(&self.engine),
+            process: Arc::clone(&self.ground.process),
+            engine: Arc::clone(&self.ground.engine),
             observed: self.observed.subscribe(),
             version: OnceCell::new(),
             first_seen: Mutex::default(),
-            following: self.following.subscribe(),
-            certificates: Certificates::of(&self.layout),
+            certificates: Certificates::of(layout),
             lives: Arc::clone(&self.lives),
             gate,
         }))
     }
 
-    async fn listen(&self, handlers: Handlers, api: &Arc<Api>) -> Result<()> {
-        self.mesh.serve(handlers, Some(Arc::new(ApiServer(api::router(Arc::clone(api)))))).await?;
-        let node = self.spec.node(&self.me).context("this node is not in the file")?;
-        let address = resolve(&node.host, node.health_port).await?;
+    fn peers(&self) -> Arc<dyn Peers> {
+        Arc::clone(&self.ground.mesh) as Arc<dyn Peers>
+    }
+
+    /// The node's own lines in the specification; in the file, if that does not list it.
+    fn node(&self) -> Result<mainstay_model::spec::Node> {
+        let now = self.ground.generations.now();
+        let node = now.spec.node(&self.me).or_else(|| self.ground.options.spec.node(&self.me));
+        node.cloned().context("this node is not in the file")
+    }
+
+    /// Opens the doors, and the plain port for health checks.
+    async fn open(&self, handlers: Handlers) -> Result<()> {
+        let api = self.api()?;
+        self.ground.doors.ask.fill(Arc::clone(&api));
+        self.ground.doors.fill(handlers);
+        self.ground.doors.api.fill(api::router(Arc::clone(&api)));
+        let node = self.node()?;
+        let address = follow::resolve(&node.host, node.health_port).await?;
         let listener = tokio::net::TcpListener::bind(address)
             .await
             .with_context(|| format!("listen on {address} for health checks (is another agent running?)"))?;
-        tokio::spawn(health::serve(listener, Health { api: Arc::clone(api), routes: self.routes.clone() }));
+        tokio::spawn(health::serve(listener, Health { api, routes: self.routes.clone() }));
         Ok(())
     }
 
     /// Starts what feeds the loop, and gathers what the loop works with.
-    fn start_tasks(&self, mind: Mind, gate: Gate, event_queue: mpsc::Receiver<Event>) -> Parts {
-        let process = Arc::clone(&self.keeper) as Arc<dyn ServerProcess>;
+    fn start_tasks(&self, mind: Mind, gate: Gate) -> Parts {
+        let process = Arc::clone(&self.ground.process);
         let store = Arc::clone(&self.store) as Arc<dyn Store>;
-        let peers = Arc::clone(&self.mesh) as Arc<dyn Peers>;
-        let events = self.events.clone();
         let (probe_interval, interval) = watch::channel(Span(250));
         let (probe_now, server_started) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let inputs = &self.inputs;
 
         tokio::spawn(record::watch(Arc::clone(&store), inputs.clone()));
-        tokio::spawn(history::keep(Arc::clone(&store), event_queue));
-        tokio::spawn(evidence::watch_links(Arc::clone(&peers), self.ports(), inputs.clone()));
-        tokio::spawn(leadership::keep_apart(
-            self.me.clone(),
-            Arc::clone(&self.store),
-            Arc::clone(&peers),
-            self.routes.clone(),
-        ));
-        let has_server = self.spec.node(&self.me).is_some_and(|node| !node.witness);
-        if has_server {
-            let (engine, seen) = (Arc::clone(&self.engine), self.observed.clone());
-            tokio::spawn(probes::probe(engine, interval, Arc::clone(&probe_now), seen, inputs.clone()));
+        let apart = leadership::keep_apart(self.me.clone(), Arc::clone(&self.store), self.peers(), self.routes.clone());
+        tokio::spawn(apart);
+        if self.ground.keeper.is_some() {
+            let (engine, seen) = (Arc::clone(&self.ground.engine), self.observed.clone());
+            tokio::spawn(probes::probe(Arc::clone(&engine), interval, Arc::clone(&probe_now), seen, inputs.clone()));
             tokio::spawn(probes::watch_exit(Arc::clone(&process), Arc::clone(&server_started), inputs.clone()));
             tokio::spawn(self.slots().keep());
+            let configure = Configure {
+                generations: Arc::clone(&self.ground.generations),
+                engine,
+                observed: self.observed.subscribe(),
+                questions: self.questions.clone(),
+                order_begins: Arc::clone(&self.order_begins),
+                shown: self.configured.clone(),
+            };
+            tokio::spawn(configure.keep());
         }
-        let (engine, deadlines) = (Arc::clone(&self.engine), self.deadlines.clone());
-        let order_begins = Arc::clone(&self.order_begins);
-        let hands = Hands { engine, process, gate, deadlines, inputs: inputs.clone(), order_begins };
-        let routes = self.routes.clone();
+        self.start_followers();
+        let hands = Hands {
+            engine: Arc::clone(&self.ground.engine),
+            process,
+            gate,
+            deadlines: self.ground.deadlines.clone(),
+            inputs: inputs.clone(),
+            order_begins: Arc::clone(&self.order_begins),
+        };
+        let (routes, events, peers) = (self.routes.clone(), self.events.clone(), self.peers());
         Parts { mind, hands, store, peers, routes, events, probe_interval, probe_now, server_started }
+    }
+
+    /// What goes by the specification while the agent runs.
+    fn start_followers(&self) {
+        let generations = &self.ground.generations;
+        let ports: watch::Sender<BTreeMap<NodeId, Ports>> = watch::Sender::new(self.ground.addresses.ports(&self.me));
+        tokio::spawn(evidence::watch_links(self.peers(), ports.subscribe(), self.inputs.clone()));
+        let follow = Follow {
+            me: self.me.clone(),
+            generations: Arc::clone(generations),
+            mesh: Arc::clone(&self.ground.mesh),
+            inputs: self.inputs.clone(),
+            routes: self.routes.clone(),
+            ports,
+            addresses: self.ground.addresses.clone(),
+        };
+        tokio::spawn(follow.run());
+        let (me, store) = (self.me.clone(), Arc::clone(&self.store));
+        let followed = Arc::clone(generations);
+        tokio::spawn(async move { followed.follow(&me, &*store).await });
+        tokio::spawn(self.members().keep());
+        tokio::spawn(self.proxy().keep(Arc::clone(generations)));
+        if self.ground.above.is_some() {
+            tokio::spawn(clear_once_taken_in(Arc::clone(&self.store), self.ground.options.layout.clone()));
+        }
+    }
+
+    fn members(&self) -> Members {
+        Members {
+            me: self.me.clone(),
+            store: Arc::clone(&self.store),
+            peers: self.peers(),
+            generations: Arc::clone(&self.ground.generations),
+            events: self.events.clone(),
+        }
+    }
+
+    fn proxy(&self) -> ProxyChild {
+        let options = &self.ground.options;
+        ProxyChild {
+            program: options.program.clone(),
+            config: options.config.clone(),
+            node: self.me.clone(),
+            layout: options.layout.clone(),
+        }
     }
 
     fn slots(&self) -> Slots {
         Slots {
-            engine: Arc::clone(&self.engine),
+            engine: Arc::clone(&self.ground.engine),
             observed: self.observed.subscribe(),
             questions: self.questions.clone(),
             order_begins: Arc::clone(&self.order_begins),
         }
     }
 
-    fn ports(&self) -> BTreeMap<NodeId, Ports> {
-        let others = self.addresses.agents.iter().filter(|(node, _)| **node != self.me);
-        others
-            .map(|(node, agent)| {
-                (node.clone(), Ports { agent: *agent, server: self.addresses.servers.get(node).copied() })
-            })
-            .collect()
+    /// Starts what ends the agent; returns what tells the loop.
+    fn start_ends(&self, signal: watch::Receiver<Signal>) -> watch::Receiver<bool> {
+        let lifecycle = Lifecycle {
+            me: self.me.clone(),
+            questions: self.questions.clone(),
+            wishes: self.wishes.clone(),
+            store: Arc::clone(&self.store),
+            peers: self.peers(),
+            ending: self.ending.clone(),
+        };
+        tokio::spawn(lifecycle.follow(signal));
+        let (members, ending) = (self.members(), self.ending.clone());
+        tokio::spawn(async move {
+            let stored = members.until_removed().await;
+            warn!(generation = stored.generation, by = %stored.by, "this node was removed from the cluster: ending its server");
+            ending.end(Ended::Removed(stored.by.clone()));
+        });
+        let (stop, stopped) = watch::channel(false);
+        let ending = self.ending.clone();
+        tokio::spawn(async move {
+            ending.asked().await;
+            stop.send_replace(true);
+            // The sender must live as long as the loop: a dropped one would say nothing.
+            std::future::pending::<()>().await;
+        });
+        stopped
     }
 
-    /// Ends the server and the guard. Bounded.
-    async fn end(&self) {
-        match tokio::time::timeout(Duration::from_secs(20), self.keeper.shut_down()).await {
-            Ok(Ok(())) => info!("the server and its guard have ended"),
-            Ok(Err(error)) => warn!(%error, "the guard did not end the server in order"),
-            Err(_) => warn!("the server did not end in time; its guard is left with it"),
+    /// Takes down what must not outlive the agent. `in_order`: the loop ended as asked.
+    async fn end(&self, in_order: bool) -> Result<()> {
+        let how = self.ending.how();
+        if in_order && how != Some(Ended::Restart) {
+            info!("the loop has ended; stopping the server and its guard");
+            if let Some(keeper) = &self.ground.keeper {
+                shut_down(keeper).await;
+            }
+            self.proxy().end().await;
         }
+        if timeout(STORE_END, self.store.stop()).await.is_err() {
+            error!("this node's part of the store did not stop in time");
+        }
+        if let Some(Ended::Removed(by)) = how {
+            let generation = self.ground.generations.now().generation;
+            Removed { generation, by, wall_ms: wall_now_ms() }.save(&self.ground.options.layout)?;
+        }
+        Ok(())
+    }
+}
+
+/// The intent to join another store is done once its leader has taken this node in.
+async fn clear_once_taken_in(store: Arc<RaftStore>, layout: NodeLayout) {
+    while store.standing().joining {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    info!("the store's leader has taken this node in");
+    Intent::clear(&layout);
+}
+
+/// Ends the server and the guard. Bounded.
+async fn shut_down(keeper: &Keeper) {
+    match timeout(END, keeper.shut_down()).await {
+        Ok(Ok(())) => info!("the server and its guard have ended"),
+        Ok(Err(error)) => warn!(%error, "the guard did not end the server in order"),
+        Err(_) => warn!("the server did not end in time; its guard is left with it"),
     }
 }

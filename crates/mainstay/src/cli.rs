@@ -247,6 +247,12 @@ pub(crate) struct Proxy {
     /// The cluster's mainstay.toml; pki/proxy.crt and proxy.key lie next to it (`join --proxy` makes them)
     #[arg(long, value_name = "FILE", env = "MAINSTAY_CONFIG")]
     pub(crate) config: PathBuf,
+    /// The directory in which pki/ lies, if that is not next to the file
+    #[arg(long, value_name = "DIR", conflicts_with = "node")]
+    pub(crate) dir: Option<PathBuf>,
+    /// Be the proxy of this node (its agent starts it so)
+    #[arg(long, value_name = "NODE", hide = true)]
+    pub(crate) node: Option<NodeId>,
 }
 
 /// `supervise`.

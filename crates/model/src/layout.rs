@@ -2,7 +2,7 @@
 //!
 //! A node's directory:
 //! ```text
-//! agent/     agent's user only: durable.json, raft/, node.{crt,key}, proxy.{crt,key}, ca.crt, app.verifier, guard.sock
+//! agent/     agent's user only: durable.json, spec.json, raft/, node.crt, node.key, ca.crt, proxy.crt, proxy.key, app.verifier, guard.sock
 //! data/      the database server's data directory (its user only)
 //! conf/      its configuration and TLS files (its user only), outside the data directory so that a rewind never overwrites them
 //! run/       its Unix socket
@@ -58,10 +58,15 @@ paths!(NodeLayout {
     agent => "agent", "Only the agent's user may read it.";
     durable => "agent/durable.json", "Promise, upstream, copy.";
     raft => "agent/raft", "The embedded store's files.";
+    spec_cache => "agent/spec.json", "The newest specification that the node has seen.";
+    intent => "agent/intent.json", "What the agent does to its part of the store at its next start.";
+    removed => "agent/removed.json", "The node was removed from the cluster: the agent does not start.";
+    proxy_cert => "agent/proxy.crt", "The certificate with which the node's proxy asks for the route.";
+    proxy_key => "agent/proxy.key", "Its key.";
+    proxy_lock => "agent/proxy.lock", "Held by the node's proxy; its process id.";
+    proxy_log => "log/proxy.log", "The log of the node's proxy (JSON lines).";
     node_cert => "agent/node.crt", "The agent's certificate (PEM).";
     node_key => "agent/node.key", "The agent's key (PEM).";
-    proxy_cert => "agent/proxy.crt", "The certificate of the proxy on this node's host.";
-    proxy_key => "agent/proxy.key", "Its key.";
     ca_cert => "agent/ca.crt", "The cluster authority (PEM).";
     app_verifier => "agent/app.verifier", "SCRAM verifier of the application role, for the first copy.";
     guard_socket => "agent/guard.sock", "Where the guard listens.";

@@ -43,6 +43,7 @@ pub(crate) struct Setup {
     pub(crate) stall: Duration,
     pub(crate) snapshot_every: u64,
     pub(crate) copy: u64,
+    pub(crate) group: u64,
 }
 
 /// See the module's doc.

@@ -86,6 +86,8 @@ impl Driver {
     fn submit_checkpoint(&mut self, number: u64, messages: Vec<(NodeId, Vec<u8>)>) {
         let mut contents = self.node.store().contents();
         contents.copy = self.setup.copy;
+        contents.group = self.setup.group;
+        contents.owner = self.shared.me.to_string();
         self.checkpoint_running = true;
         self.bytes_since_snapshot = 0;
         self.submit(Job { number, records: Records::checkpoint(&contents), checkpoint: true, messages });
@@ -100,7 +102,8 @@ impl Driver {
                 self.snapshots_sent.insert(to, Instant::now());
             }
             let to_copy = self.known_copy(to).unwrap_or(0);
-            encoded.push((name, Frame { from_copy: self.setup.copy, to_copy, message }.encode()));
+            encoded
+                .push((name, Frame { group: self.setup.group, from_copy: self.setup.copy, to_copy, message }.encode()));
         }
         encoded
     }

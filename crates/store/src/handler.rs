@@ -32,6 +32,9 @@ impl Handler for RaftHandler {
             tracing::warn!(%from, "a Raft message that cannot be read: is another version running there?");
             return;
         };
+        if !self.0.ours(from, frame.group) {
+            return;
+        }
         let _ = self.0.offer(Event::Raft { from: from.clone(), frame: Box::new(frame) }, body.len());
     }
 
@@ -48,10 +51,13 @@ impl Handler for StoreHandler {
     async fn message(&self, _from: &Caller, _body: Vec<u8>) {}
 
     async fn request(&self, from: &Caller, body: Vec<u8>) -> Result<Vec<u8>, String> {
-        if !matches!(from, Caller::Node(_)) {
+        let Caller::Node(from) = from else {
             return Err("only members may use the store channel".to_owned());
+        };
+        let (group, request, timeout) = Request::decode(&body).map_err(|error| error.to_string())?;
+        if !self.0.ours(from, group) {
+            return Ok(Answer::NotProposed("it is a member of another store".to_owned()).encode());
         }
-        let (request, timeout) = Request::decode(&body).map_err(|error| error.to_string())?;
         let answer = ask_driver(&self.0, request, timeout).await.unwrap_or(Answer::Unknown);
         Ok(answer.encode())
     }

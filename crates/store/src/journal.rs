@@ -31,6 +31,7 @@ const HARD: u8 = 2;
 const ENTRY: u8 = 3;
 const SNAPSHOT: u8 = 4;
 const TRIMMED: u8 = 5;
+const OWNER: u8 = 6;
 
 /// Makes a file's data durable; replaced in tests by disks that fail or stall.
 pub(crate) type Sync = Arc<dyn Fn(&File) -> io::Result<()> + Send + std::marker::Sync>;
@@ -40,7 +41,7 @@ pub(crate) type Sync = Arc<dyn Fn(&File) -> io::Result<()> + Send + std::marker:
 pub(crate) enum OpenError {
     #[error("{what} {path}: {source}")]
     Io { what: &'static str, path: PathBuf, source: io::Error },
-    #[error("{0} is in use by another process")]
+    #[error("{0} is in use by another process: is another agent of this node running?")]
     InUse(PathBuf),
     #[error("{path} is damaged at byte {at}, before records that were acknowledged")]
     Damaged { path: PathBuf, at: u64 },
@@ -51,6 +52,10 @@ pub(crate) enum OpenError {
 pub(crate) struct Contents {
     /// This directory's own random number.
     pub(crate) copy: u64,
+    /// Which store it is a part of: 0 is the one that a cluster begins with.
+    pub(crate) group: u64,
+    /// Whose it is; empty: written by a version that did not say.
+    pub(crate) owner: String,
     pub(crate) hard: HardState,
     pub(crate) snapshot: Snapshot,
     /// Index and term of the entry before the first in `entries`.
@@ -81,6 +86,7 @@ impl Records {
     pub(crate) fn checkpoint(contents: &Contents) -> Self {
         let mut records = Self::default();
         records.add(COPY, &Out::default().u64(contents.copy).0);
+        records.add(OWNER, &Out::default().u64(contents.group).bytes(contents.owner.as_bytes()).0);
         records.add_message(SNAPSHOT, &contents.snapshot);
         records.add(TRIMMED, &Out::default().u64(contents.trimmed.0).u64(contents.trimmed.1).0);
         records.hard(&contents.hard);
@@ -98,6 +104,11 @@ impl Records {
 }
 
 impl Contents {
+    /// Nobody has added this member yet, and it has voted for nobody.
+    pub(crate) fn is_nobodys(&self) -> bool {
+        self.snapshot.data.is_empty() && self.entries.is_empty() && self.hard.vote == 0
+    }
+
     fn read(&mut self, payload: &[u8]) -> Result<(), Malformed> {
         let mut input = In(payload);
         while !input.0.is_empty() {
@@ -112,6 +123,7 @@ impl Contents {
         let mut input = In(bytes);
         match kind {
             COPY => self.copy = input.u64()?,
+            OWNER => (self.group, self.owner) = (input.u64()?, input.text()?),
             HARD => self.hard = parse(bytes)?,
             SNAPSHOT => {
                 self.snapshot = parse(bytes)?;
@@ -215,7 +227,7 @@ fn lock(dir: &Path) -> Result<File, OpenError> {
     }
 }
 
-fn file_path(dir: &Path, generation: u64) -> PathBuf {
+pub(crate) fn file_path(dir: &Path, generation: u64) -> PathBuf {
     dir.join(format!("journal-{generation:020}"))
 }
 

@@ -24,6 +24,7 @@ mod log_bridge;
 pub mod memory;
 mod mirror;
 mod raft_store;
+mod rebuild;
 mod request;
 mod shared;
 mod state;
@@ -31,3 +32,4 @@ mod writer;
 
 pub use memory::MemoryStore;
 pub use raft_store::{Member, RaftError, RaftOptions, RaftStore, StartError};
+pub use rebuild::{Look, RebuildError, Rebuilt, look, rebuild, set_aside};

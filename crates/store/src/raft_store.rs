@@ -6,7 +6,7 @@
 use crate::command::Command;
 use crate::driver::{Driver, Setup};
 use crate::handler::{RaftHandler, StoreHandler, ask_driver};
-use crate::journal::{Contents, Journal, OpenError, Sync};
+use crate::journal::{Contents, Journal, OpenError, Records, Sync};
 use crate::log_bridge;
 use crate::mirror::{Mirror, initial_snapshot};
 use crate::request::{Answer, Change, Request};
@@ -14,6 +14,7 @@ use crate::shared::{Event, Queued, Shared, Visible};
 use crate::state::{State, raft_id};
 use crate::writer::{self, Job};
 use async_trait::async_trait;
+use mainstay_model::api::StoreStanding;
 use mainstay_model::{NodeId, Revision, Span};
 use mainstay_ports::peer::{Channel, Handler, PeerError, Peers};
 use mainstay_ports::store::{CasOutcome, Store, StoreError, Versioned};
@@ -22,6 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -46,8 +48,11 @@ pub struct RaftOptions {
     /// This node.
     pub me: NodeId,
     /// The members that the cluster begins with; the same list on each of them. It counts only while `dir` is empty. A node that
-    /// is not in the list joins by being added.
+    /// is not in the list (it may be empty) joins by being added.
     pub voters: Vec<NodeId>,
+    /// Which store to join, if this node is not in the list: 0 is the one that a cluster begins with. It counts only while nobody has
+    /// added this node.
+    pub group: u64,
     /// Where the journal lies. One member, one directory.
     pub dir: PathBuf,
     /// Silence of the leader after which a follower stands for election; the time is drawn from 1 to 1.5 times this.
@@ -62,7 +67,7 @@ impl RaftOptions {
     /// The defaults: election 500 ms, heartbeat 100 ms, a snapshot each 4096 entries.
     #[must_use]
     pub fn new(me: NodeId, voters: Vec<NodeId>, dir: PathBuf) -> Self {
-        Self { me, voters, dir, election: Span(500), heartbeat: Span(100), snapshot_every: 4096 }
+        Self { me, voters, group: 0, dir, election: Span(500), heartbeat: Span(100), snapshot_every: 4096 }
     }
 }
 
@@ -74,9 +79,10 @@ pub enum StartError {
     Options(String),
     /// The journal could not be opened: disk, permission, another process, damage.
     #[error(
-        "the store's journal: {0}. If the directory is lost, remove this member and add it again with an empty one"
+        "the store's journal: {0}. If it can not be mended: stop this agent, move the directory {dir} aside, run \
+         `mainstay node replace NAME` with this node's name (another node carries it out), and start the agent again", dir = .1.display()
     )]
-    Journal(String),
+    Journal(String, PathBuf),
     /// Threads could not be started.
     #[error("the store's threads: {0}")]
     Threads(#[from] std::io::Error),
@@ -134,9 +140,20 @@ impl RaftStore {
             let (options, sync) = (options.clone(), sync);
             move || Journal::open(&options.dir, sync, || first_contents(&options))
         });
-        let journal_error = |error: OpenError| StartError::Journal(error.to_string());
-        let (journal, contents) =
-            opened.await.map_err(|error| StartError::Journal(error.to_string()))?.map_err(journal_error)?;
+        let broken = |why: String| StartError::Journal(why, options.dir.clone());
+        let opened = opened.await.map_err(|error| broken(error.to_string()))?;
+        let (mut journal, mut contents) = opened.map_err(|error: OpenError| broken(error.to_string()))?;
+        if !contents.owner.is_empty() && contents.owner != options.me.as_str() {
+            return Err(broken(format!(
+                "the directory belongs to the node {}, this one is {}",
+                contents.owner, options.me
+            )));
+        }
+        if contents.group != options.group && contents.is_nobodys() {
+            // It waited for a store that was rebuilt meanwhile.
+            contents.group = options.group;
+            journal.checkpoint(&Records::checkpoint(&contents)).map_err(|error| broken(error.to_string()))?;
+        }
         let election = options.election.to_std();
         let (shared, threads) = launch(&options, journal, contents, Arc::clone(&peers))?;
         tokio::spawn(follow_links(links, Arc::clone(&shared)));
@@ -170,6 +187,36 @@ impl RaftStore {
         let mut members = self.shared.visible().members.clone();
         members.sort();
         members
+    }
+
+    /// This member's view of the store, without asking anybody.
+    #[must_use]
+    pub fn standing(&self) -> StoreStanding {
+        let members = self.members();
+        let named = |learner: bool| {
+            let of_kind = members.iter().filter(move |member| member.learner == learner);
+            of_kind.map(|member| member.node.clone()).collect()
+        };
+        StoreStanding {
+            group: self.shared.group,
+            leader: self.leader(),
+            voters: named(false),
+            learners: named(true),
+            joining: members.is_empty(),
+            failure: self.failure(),
+        }
+    }
+
+    /// Nothing was ever written: as far as this member knows the store has just been founded.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        self.shared.visible().state.values.is_empty()
+    }
+
+    /// How many messages of members of another store were dropped.
+    #[must_use]
+    pub fn foreign(&self) -> u64 {
+        self.shared.foreign.load(Ordering::Relaxed)
     }
 
     /// Moves the leadership to a voting member.
@@ -295,7 +342,12 @@ impl RaftStore {
         if *to == self.shared.me {
             return ask_driver(&self.shared, request.clone(), left).await.map_or(Asked::Lost, Asked::Answer);
         }
-        match timeout_at(deadline, self.peers.request(to, Channel::Store, request.encode(left), left)).await {
+        match timeout_at(
+            deadline,
+            self.peers.request(to, Channel::Store, request.encode(self.shared.group, left), left),
+        )
+        .await
+        {
             Ok(Ok(body)) => Answer::decode(&body).map_or(Asked::Lost, Asked::Answer),
             Ok(Err(error @ PeerError::NotConnected(_))) => Asked::Unasked(error.to_string()),
             // A refusal comes from that side's listener; how far the request got there is not known.
@@ -365,9 +417,6 @@ impl Store for RaftStore {
 fn check(options: &RaftOptions) -> Result<(), StartError> {
     let distinct: BTreeSet<u64> = options.voters.iter().chain([&options.me]).map(raft_id).collect();
     let names: BTreeSet<&NodeId> = options.voters.iter().chain([&options.me]).collect();
-    if options.voters.is_empty() {
-        return Err(StartError::Options("no voters: name the members that the cluster begins with".to_owned()));
-    }
     if distinct.len() != names.len() {
         return Err(StartError::Options("two names have the same hash: rename a node".to_owned()));
     }
@@ -383,10 +432,10 @@ fn check(options: &RaftOptions) -> Result<(), StartError> {
 
 /// What a new directory holds: the same first state on each initial voter, nothing on one that joins later.
 fn first_contents(options: &RaftOptions) -> Contents {
-    let mut number = [0; 8];
-    let _ = rustix::rand::getrandom(&mut number, rustix::rand::GetRandomFlags::empty());
-    let mut contents = Contents { copy: u64::from_ne_bytes(number).max(1), ..Contents::default() };
+    let owner = options.me.to_string();
+    let mut contents = Contents { copy: random(), group: options.group, owner, ..Contents::default() };
     if options.voters.contains(&options.me) {
+        contents.group = 0;
         let mut voters: Vec<u64> = options.voters.iter().map(raft_id).collect();
         voters.sort_unstable();
         voters.dedup();
@@ -396,6 +445,13 @@ fn first_contents(options: &RaftOptions) -> Contents {
         contents.hard.commit = 1;
     }
     contents
+}
+
+/// A random number, never 0.
+pub(crate) fn random() -> u64 {
+    let mut number = [0; 8];
+    let _ = rustix::rand::getrandom(&mut number, rustix::rand::GetRandomFlags::empty());
+    u64::from_ne_bytes(number).max(1)
 }
 
 fn config(options: &RaftOptions, applied: u64) -> Config {
@@ -425,28 +481,31 @@ fn launch(
     contents: Contents,
     peers: Arc<dyn Peers>,
 ) -> Result<Launched, StartError> {
+    let broken = |why: String| StartError::Journal(why, options.dir.clone());
     let snapshot = contents.snapshot.get_metadata().index;
     let state = match &contents.snapshot.data {
         data if data.is_empty() => State::default(),
-        data => State::decode(data).map_err(|error| StartError::Journal(format!("its snapshot: {error}")))?,
+        data => State::decode(data).map_err(|error| broken(format!("its snapshot: {error}")))?,
     };
     let mirror = Mirror::new(&contents);
     let config = config(options, snapshot);
     // The crate checks what it loads by panicking.
     let node = catch_unwind(AssertUnwindSafe(|| RawNode::new(&config, mirror, &log_bridge::logger())));
-    let node = node.map_err(|_| StartError::Journal("its parts do not fit together".to_owned()))?;
-    let node = node.map_err(|error| StartError::Journal(error.to_string()))?;
+    let node = node.map_err(|_| broken("its parts do not fit together".to_owned()))?;
+    let node = node.map_err(|error| broken(error.to_string()))?;
     let (events, queue) = mpsc::channel::<Queued>();
     let (writer, jobs) = mpsc::channel::<Job>();
     let names: BTreeMap<u64, NodeId> =
         options.voters.iter().chain([&options.me]).map(|node| (raft_id(node), node.clone())).collect();
     let members = state.members.clone();
-    let shared = Arc::new(Shared::new(options.me.clone(), Visible { state, ..Visible::default() }, events));
+    let shared =
+        Arc::new(Shared::new(options.me.clone(), contents.group, Visible { state, ..Visible::default() }, events));
     let setup = Setup {
         tick: options.heartbeat.to_std() / u32::try_from(TICKS_PER_HEARTBEAT).unwrap_or(1),
         stall: options.election.to_std() * STALL_ELECTIONS,
         snapshot_every: options.snapshot_every.max(1),
         copy: contents.copy,
+        group: contents.group,
     };
     let mut driver = Driver::new(Arc::clone(&shared), node, Arc::clone(&peers), setup, queue, writer);
     driver.names.extend(names);

@@ -49,9 +49,9 @@ pub(crate) enum Answer {
 }
 
 impl Request {
-    pub(crate) fn encode(&self, timeout: Duration) -> Vec<u8> {
+    pub(crate) fn encode(&self, group: u64, timeout: Duration) -> Vec<u8> {
         let millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-        let out = Out::default().u64(millis);
+        let out = Out::default().u64(group).u64(millis);
         match self {
             Request::Cas(command) => out.u8(1).bytes(&command.encode()),
             Request::Read { key } => out.u8(2).bytes(key.as_bytes()),
@@ -69,8 +69,10 @@ impl Request {
         .0
     }
 
-    pub(crate) fn decode(bytes: &[u8]) -> Result<(Self, Duration), Malformed> {
+    /// The asker's store, the request, and how long it may take.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<(u64, Self, Duration), Malformed> {
         let mut input = In(bytes);
+        let group = input.u64()?;
         let timeout = Duration::from_millis(input.u64()?).min(TIMEOUT_MAX);
         let request = match input.u8()? {
             1 => Request::Cas(Command::decode(input.bytes()?)?),
@@ -89,7 +91,7 @@ impl Request {
             _ => return Err(Malformed),
         };
         input.end()?;
-        Ok((request, timeout))
+        Ok((group, request, timeout))
     }
 }
 
@@ -168,8 +170,8 @@ mod tests {
             Request::Progress { node },
         ];
         for request in requests {
-            let bytes = request.encode(Duration::from_millis(1500));
-            assert_eq!(Request::decode(&bytes), Ok((request, Duration::from_millis(1500))));
+            let bytes = request.encode(3, Duration::from_millis(1500));
+            assert_eq!(Request::decode(&bytes), Ok((3, request, Duration::from_millis(1500))));
             assert_eq!(Request::decode(&bytes[..bytes.len() - 1]), Err(Malformed));
         }
         let versioned = Versioned { revision: Revision(9), value: vec![3] };

@@ -7,15 +7,17 @@ use crate::state::State;
 use mainstay_model::NodeId;
 use mainstay_ports::store::Versioned;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 
 /// Bytes that may wait for the driver. What does not fit is refused (requests) or dropped (messages; Raft sends them again).
 const QUEUE_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// What an event counts besides its bytes.
 const EVENT_COST: usize = 512;
+/// How often members of another store are complained about.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
 /// What the driver reacts to.
 pub(crate) enum Event {
@@ -70,6 +72,11 @@ impl Visible {
 /// See the module's doc.
 pub(crate) struct Shared {
     pub(crate) me: NodeId,
+    /// Which store this is a member of.
+    pub(crate) group: u64,
+    /// Messages and requests of members of another store, dropped.
+    pub(crate) foreign: AtomicU64,
+    complained: Mutex<Option<Instant>>,
     pub(crate) leader: watch::Sender<Option<NodeId>>,
     visible: Mutex<Visible>,
     failure: OnceLock<String>,
@@ -78,9 +85,12 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(me: NodeId, visible: Visible, events: mpsc::Sender<Queued>) -> Self {
+    pub(crate) fn new(me: NodeId, group: u64, visible: Visible, events: mpsc::Sender<Queued>) -> Self {
         Self {
             me,
+            group,
+            foreign: AtomicU64::new(0),
+            complained: Mutex::new(None),
             leader: watch::Sender::new(None),
             visible: Mutex::new(visible),
             failure: OnceLock::new(),
@@ -91,6 +101,22 @@ impl Shared {
 
     pub(crate) fn visible(&self) -> MutexGuard<'_, Visible> {
         self.visible.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Is this the number of our store? Another one is counted, and complained about now and then.
+    pub(crate) fn ours(&self, from: &NodeId, group: u64) -> bool {
+        if group == self.group {
+            return true;
+        }
+        let count = self.foreign.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut complained = self.complained.lock().unwrap_or_else(PoisonError::into_inner);
+        if complained.is_none_or(|last| last.elapsed() >= COMPLAIN_EVERY) {
+            *complained = Some(Instant::now());
+            tracing::warn!(peer = %from, theirs = group, ours = self.group, count,
+                "a member of another store calls; it is not heard. If `mainstay recover` was used, `mainstay reinit` takes the node \
+                 with the old one in again");
+        }
+        false
     }
 
     /// Why this member works no more, if so.

@@ -63,6 +63,12 @@ impl State {
         Self { applied, members, ..Self::default() }
     }
 
+    /// Replaces every value.
+    pub(crate) fn set_values(&mut self, values: BTreeMap<String, Versioned>) {
+        self.bytes = values.iter().map(|(key, versioned)| cost(key, &versioned.value)).sum();
+        self.values = values;
+    }
+
     /// Carries out the command of the entry at `index`.
     pub(crate) fn apply(&mut self, index: u64, data: &[u8]) -> Applied {
         let command = match Logged::decode(data) {

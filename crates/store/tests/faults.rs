@@ -8,7 +8,8 @@ use common::cluster::{Cluster, PATIENT, node};
 use mainstay_model::NodeId;
 use mainstay_ports::store::{CasOutcome, Store};
 use mainstay_ports::store_suite::{Count, Fixture as _, add, number, put};
-use mainstay_store::{Member, RaftError};
+use mainstay_store::{Member, RaftError, rebuild, set_aside};
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -283,4 +284,60 @@ async fn watches_on_followers_follow_at_once() {
     println!("a follower shows a write {:?} (median), {:?} (p99) after the leader's answer", lags[50], lags[98]);
     // Far below a heartbeat: it is told, it does not find out.
     assert!(lags[50] < Duration::from_millis(50), "median {:?}", lags[50]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rebuilt_store_and_the_old_one_do_not_hear_each_other() {
+    let (mut cluster, leader) = started().await;
+    let old = put(cluster.store(&leader).as_ref(), "k", b"before").await;
+    let me = cluster.others(&leader)[0].clone();
+    let other = cluster.others(&leader)[1].clone();
+    let mut seen = cluster.store(&me).watch("k");
+    timeout(PATIENT, seen.wait_for(Option::is_some)).await.unwrap().unwrap();
+    cluster.down(&me, true).await;
+    let new = |_: &_| Ok(BTreeMap::from([("k".to_owned(), b"rebuilt".to_vec())]));
+    rebuild(&cluster.dir(&me), &me, 77, new).unwrap();
+    cluster.join(&me, 0).await;
+    // Alone it is a majority, though the two others live and have one of their own.
+    let read = cluster.store(&me).read("k", PATIENT).await.unwrap().unwrap();
+    assert_eq!(read.value, b"rebuilt");
+    assert!(read.revision > old);
+    put(cluster.store(&leader).as_ref(), "k", b"old majority").await;
+    put(cluster.store(&me).as_ref(), "k", b"new minority").await;
+    let end = Instant::now() + PATIENT;
+    while cluster.store(&me).foreign() == 0 {
+        assert!(Instant::now() < end, "the old members never called: nothing was tested");
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(cluster.store(&me).standing().group, 77);
+    assert_eq!(cluster.store(&me).standing().voters, std::slice::from_ref(&me));
+    // An old member comes over: its directory is moved aside, and the new leader takes it in.
+    cluster.down(&other, true).await;
+    assert!(set_aside(&cluster.dir(&other)).unwrap().is_some());
+    cluster.join(&other, 77).await;
+    assert!(cluster.store(&other).standing().joining);
+    cluster.store(&me).add_member(&other).await.unwrap();
+    let read = cluster.store(&other).read("k", PATIENT).await.unwrap().unwrap();
+    assert_eq!(read.value, b"new minority");
+    assert!(!cluster.store(&other).standing().joining);
+    // The group is remembered.
+    for node in [&me, &other] {
+        cluster.down(node, true).await;
+        cluster.join(node, 0).await;
+    }
+    put(cluster.store(&other).as_ref(), "k", b"after the restart").await;
+    assert_eq!(cluster.store(&me).standing().group, 77);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_directory_of_another_node_is_refused() {
+    let (mut cluster, leader) = started().await;
+    let (mine, thief) = (cluster.others(&leader)[0].clone(), node("d"));
+    cluster.down(&mine, true).await;
+    std::fs::rename(cluster.dir(&mine), cluster.dir(&thief)).unwrap();
+    let options = mainstay_store::RaftOptions::new(thief.clone(), Vec::new(), cluster.dir(&thief));
+    let refused =
+        mainstay_store::RaftStore::start(options, cluster.wire.peers(&thief)).await.err().unwrap().to_string();
+    assert!(refused.contains(&format!("belongs to the node {mine}")), "{refused}");
+    assert!(refused.contains("mainstay node replace"), "{refused}");
 }

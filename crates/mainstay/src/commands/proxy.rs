@@ -1,23 +1,34 @@
-//! `mainstay proxy`: the data plane. Asks every agent for its route over mutual TLS and lets client connections follow it.
+//! `mainstay proxy`: the data plane. Asks every agent for its route over mutual TLS and lets client connections follow it. Which agents
+//! there are it learns from them: the file only tells whom to ask first.
 
 use crate::cli::Proxy;
 use crate::failure::{Failure, Outcome};
 use crate::target::Target;
+use mainstay_agent::door::{ClusterQuestion, ask};
+use mainstay_agent::proxy_child::ProxyLock;
 use mainstay_model::NodeId;
-use mainstay_net::{Credentials, Mesh};
-use mainstay_ports::peer::{Channel, Handlers, Peers as _};
-use mainstay_proxy::{ProxyOptions, Stats, feed};
+use mainstay_model::layout::ClusterLayout;
+use mainstay_model::spec::Spec;
+use mainstay_model::stored_spec::StoredSpec;
+use mainstay_net::mesh::Mesh;
+use mainstay_net::{Credentials, NetError};
+use mainstay_ports::peer::{Channel, Handlers, Peers};
+use mainstay_proxy::{ProxyOptions, Stats, TimedReport, feed};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::lookup_host;
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 
 /// The name in the proxy's certificate that `up` makes.
 pub(crate) const NAME: &str = "local";
 /// How long one question to an agent may take; the feed itself is stricter.
 const ANSWER: Duration = Duration::from_secs(2);
+/// How often the agents are asked whether the cluster's nodes have changed.
+const ASK_SPEC_EVERY: Duration = Duration::from_secs(5);
 /// Reports on their way to the proxy.
 const REPORTS_MAX: usize = 256;
 /// Threads; as many as cores up to this.
@@ -31,11 +42,43 @@ pub(crate) fn run(options: &Proxy) -> Outcome {
     super::start_log();
     let target = Target::read(&crate::target::absolute(&options.config)?)?;
     let workers = std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX);
-    let outcome = super::daemon(workers, serve(target));
+    let outcome = place(&target, options).and_then(|place| super::daemon(workers, serve(target.spec, place)));
     if let Err(failure) = &outcome {
         tracing::error!(error = %failure, "the proxy ends");
     }
     outcome
+}
+
+/// Where this proxy listens, and what it shows.
+struct Place {
+    host: String,
+    ca: PathBuf,
+    cert: PathBuf,
+    key: PathBuf,
+    /// The newest specification that the node has kept.
+    cache: Option<PathBuf>,
+    _lock: Option<ProxyLock>,
+}
+
+fn place(target: &Target, options: &Proxy) -> Outcome<Place> {
+    let Some(node) = &options.node else {
+        let layout = match &options.dir {
+            Some(dir) => ClusterLayout::new(crate::target::absolute(dir)?),
+            None => target.layout.clone(),
+        };
+        let host = target.spec.proxy.host.clone().unwrap_or_else(|| "0.0.0.0".to_owned());
+        let (ca, cert, key) = (layout.ca_cert(), layout.proxy_cert(), layout.proxy_key());
+        return Ok(Place { host, ca, cert, key, cache: None, _lock: None });
+    };
+    super::why::check_node(target, Some(node))?;
+    let known = target.spec.node(node);
+    let layout = super::agent::layout(target, node)?;
+    let lock = ProxyLock::take(&layout)
+        .map_err(|error| Failure::failed(format!("{} can not be written: {error}", layout.proxy_lock().display())))?
+        .ok_or_else(|| Failure::not_now(format!("the proxy of node {node} runs already")))?;
+    let host = known.map(|known| known.host.clone()).unwrap_or_default();
+    let (ca, cert, key) = (layout.ca_cert(), layout.proxy_cert(), layout.proxy_key());
+    Ok(Place { host, ca, cert, key, cache: Some(layout.spec_cache()), _lock: Some(lock) })
 }
 
 /// Each connection costs two descriptors; where the system allows less, it is said instead of found out under load.
@@ -57,33 +100,16 @@ fn raise_descriptors(connections: usize) {
     }
 }
 
-async fn serve(target: Target) -> Outcome {
-    let options = options(&target).await?;
+async fn serve(file: Spec, place: Place) -> Outcome {
+    let first = newest_known(file, place.cache.as_deref());
+    let options = options(&first.spec, &place.host).await?;
     raise_descriptors(options.max_connections);
-    let mut peers = BTreeMap::new();
-    for node in &target.spec.nodes {
-        peers.insert(node.name.clone(), resolve(&node.host, node.agent_port).await?);
-    }
-    let nodes: Vec<NodeId> = peers.keys().cloned().collect();
-    let layout = &target.layout;
-    let (cert, key) = (layout.proxy_cert(), layout.proxy_key());
-    // The proxy is called as its certificate says.
-    let mesh = Credentials::load(&target.spec.cluster.name, &layout.ca_cert(), &cert, &key)
-        .and_then(|credentials| Mesh::with_credentials(credentials, None, peers))
-        .map_err(|error| {
-            Failure::failed(error.to_string()).hint("`mainstay join --proxy NAME` makes this host's certificate")
-        })?;
-    mesh.serve(Handlers::new(), None).await.map_err(|error| Failure::failed(error.to_string()))?;
+    let wrong = |error: NetError| Failure::failed(error.to_string());
+    let credentials = Credentials::load(&first.spec.cluster.name, &place.ca, &place.cert, &place.key).map_err(wrong)?;
+    let mesh = Mesh::with_credentials(credentials, None, BTreeMap::new()).map_err(wrong)?;
+    mesh.serve(Handlers::new(), None).await.map_err(wrong)?;
     let (reports, heard) = mpsc::channel(REPORTS_MAX);
-    for node in nodes {
-        let (mesh, asked) = (Arc::clone(&mesh), node.clone());
-        let ask = move |body: Vec<u8>| {
-            let (mesh, node) = (Arc::clone(&mesh), asked.clone());
-            async move { mesh.request(&node, Channel::Route, body, ANSWER).await }
-        };
-        tokio::spawn(feed(node, ask, reports.clone()));
-    }
-    drop(reports);
+    tokio::spawn(Nodes { mesh, reports, stored: first, addresses: BTreeMap::new(), feeds: BTreeMap::new() }.follow());
     let stop = async {
         let _ = super::end_signal().await;
         tracing::info!("asked to end");
@@ -93,12 +119,95 @@ async fn serve(target: Target) -> Outcome {
         .map_err(|error| Failure::failed(error.to_string()))
 }
 
-/// Where it listens and what it may hold, from the cluster's file.
-async fn options(target: &Target) -> Outcome<ProxyOptions> {
-    let proxy = &target.spec.proxy;
-    let host = proxy.host.clone().unwrap_or_else(|| "0.0.0.0".to_owned());
-    let write = resolve(&host, proxy.write_port).await?;
-    let read = resolve(&host, proxy.read_port).await?;
+/// The file, or what the node has kept of a later one.
+fn newest_known(file: Spec, cache: Option<&Path>) -> StoredSpec {
+    let kept = cache.and_then(|cache| std::fs::read(cache).ok());
+    let kept = kept.and_then(|text| serde_json::from_slice::<StoredSpec>(&text).ok());
+    kept.filter(|kept| kept.spec.cluster.name == file.cluster.name).unwrap_or_else(|| StoredSpec::of_file(file))
+}
+
+/// The agents that this proxy listens to.
+struct Nodes {
+    mesh: Arc<Mesh>,
+    reports: mpsc::Sender<TimedReport>,
+    stored: StoredSpec,
+    addresses: BTreeMap<NodeId, SocketAddr>,
+    feeds: BTreeMap<NodeId, AbortHandle>,
+}
+
+impl Nodes {
+    /// Follows the specification as the agents have it, and the names of hosts, for ever.
+    async fn follow(mut self) {
+        loop {
+            self.connect().await;
+            tokio::time::sleep(ASK_SPEC_EVERY).await;
+            if let Some(newer) = self.newer().await {
+                tracing::info!(generation = newer.generation, "the cluster's nodes may have changed");
+                self.stored = newer;
+            }
+        }
+    }
+
+    /// A later generation that an agent knows.
+    async fn newer(&self) -> Option<StoredSpec> {
+        let peers = Arc::clone(&self.mesh) as Arc<dyn Peers>;
+        let mut asked = tokio::task::JoinSet::new();
+        for node in self.addresses.keys() {
+            let (peers, node) = (Arc::clone(&peers), node.clone());
+            asked.spawn(async move { ask::<StoredSpec>(&peers, &node, ClusterQuestion::Spec).await });
+        }
+        let answers = asked.join_all().await.into_iter().flatten();
+        answers.filter(|answer| answer.generation > self.stored.generation).max_by_key(|answer| answer.generation)
+    }
+
+    async fn connect(&mut self) {
+        let mut addresses = BTreeMap::new();
+        for node in &self.stored.spec.nodes {
+            match resolve(&node.host, node.agent_port).await {
+                Ok(address) => drop(addresses.insert(node.name.clone(), address)),
+                // It keeps the address that it had: a name server may be away for a while.
+                Err(error) => {
+                    tracing::warn!(node = %node.name, %error, "the node is not found");
+                    addresses.extend(self.addresses.get(&node.name).map(|held| (node.name.clone(), *held)));
+                }
+            }
+        }
+        if addresses == self.addresses {
+            return;
+        }
+        if let Err(error) = self.mesh.set_peers(addresses.clone()) {
+            return tracing::error!(%error, "the connections to the agents do not follow the cluster's nodes");
+        }
+        self.addresses = addresses;
+        self.feeds.retain(|node, feed| {
+            let stays = self.addresses.contains_key(node);
+            if !stays {
+                feed.abort();
+            }
+            stays
+        });
+        for node in self.addresses.keys() {
+            if !self.feeds.contains_key(node) {
+                self.feeds.insert(node.clone(), self.feed(node.clone()));
+            }
+        }
+    }
+
+    fn feed(&self, node: NodeId) -> AbortHandle {
+        let (mesh, asked) = (Arc::clone(&self.mesh), node.clone());
+        let ask = move |body: Vec<u8>| {
+            let (mesh, node) = (Arc::clone(&mesh), asked.clone());
+            async move { mesh.request(&node, Channel::Route, body, ANSWER).await }
+        };
+        tokio::spawn(feed(node, ask, self.reports.clone())).abort_handle()
+    }
+}
+
+/// Where it listens and what it may hold.
+async fn options(spec: &Spec, host: &str) -> Outcome<ProxyOptions> {
+    let proxy = &spec.proxy;
+    let write = resolve(host, proxy.write_port).await?;
+    let read = resolve(host, proxy.read_port).await?;
     let most = usize::try_from(proxy.max_connections).unwrap_or(usize::MAX);
     Ok(ProxyOptions {
         max_lag_bytes: proxy.max_lag_bytes,

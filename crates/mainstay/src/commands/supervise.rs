@@ -277,9 +277,10 @@ fn collect(wards: &mut [Ward]) {
 /// Ends the proxy, then the agents (which end their servers and guards), then whatever is left.
 async fn finish(wards: &mut [Ward], dir: &Path) {
     tracing::info!("asked to end");
-    for (verb, at_most) in [("proxy", PROXY_END), ("agent", AGENTS_END)] {
+    // Agents are asked to end at once: where every node goes there is nobody to hand the primary's role to.
+    for (verb, how, at_most) in [("proxy", Signal::TERM, PROXY_END), ("agent", Signal::INT, AGENTS_END)] {
         let of_group = |ward: &&Ward| ward.verb == verb;
-        wards.iter().filter(of_group).for_each(|ward| ward.signal(Signal::TERM));
+        wards.iter().filter(of_group).for_each(|ward| ward.signal(how));
         let begun = boot_now();
         collect_ended(wards);
         while wards.iter().filter(of_group).any(Ward::runs) && boot_now().since(begun).to_std() < at_most {

@@ -50,6 +50,16 @@ impl Cluster {
         self.stores.insert(node.clone(), store);
     }
 
+    /// Starts a member that waits to be added to this store.
+    #[allow(dead_code)] // Each test program uses its own part of these helpers.
+    pub async fn join(&mut self, node: &NodeId, group: u64) {
+        let mut options = RaftOptions::new(node.clone(), Vec::new(), self.dir(node));
+        options.group = group;
+        let (store, handlers) = RaftStore::start(options, self.wire.peers(node)).await.unwrap();
+        self.wire.up(node, handlers);
+        self.stores.insert(node.clone(), store);
+    }
+
     pub async fn down(&mut self, node: &NodeId, seen: bool) {
         self.wire.down(node, seen);
         self.stores.remove(node).unwrap().stop().await;

@@ -1,0 +1,206 @@
+//! The proxy of this node: a process of its own that the agent starts, watches, and ends with the node. It outlives the agent: the next
+//! one finds it by the lock that it holds, which also names its process.
+
+use crate::generations::Generations;
+use mainstay_model::NodeId;
+use mainstay_model::layout::NodeLayout;
+use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use std::fs::OpenOptions;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+use tracing::{error, info, warn};
+
+/// How often it is looked at.
+const LOOK: Duration = Duration::from_millis(500);
+/// A new one holds its lock after this at the latest.
+const COME_UP: Duration = Duration::from_secs(5);
+/// Pause before it is started again; doubled each time it ends soon, up to the second.
+const PAUSE_FIRST: Duration = Duration::from_millis(300);
+const PAUSE_MOST: Duration = Duration::from_secs(10);
+/// One that ran for this long did not end soon.
+const LONG: Duration = Duration::from_secs(10);
+/// How long it may take to end.
+const END: Duration = Duration::from_secs(3);
+
+/// How to start it.
+#[derive(Clone, Debug)]
+pub struct ProxyChild {
+    /// This program.
+    pub program: PathBuf,
+    /// The cluster's file.
+    pub config: PathBuf,
+    /// This node.
+    pub node: NodeId,
+    /// Its files.
+    pub layout: NodeLayout,
+}
+
+/// The process that holds this lock, if one does.
+fn holder(lock: &Path) -> Option<Pid> {
+    let file = OpenOptions::new().read(true).write(true).open(lock).ok()?;
+    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+        return None;
+    }
+    let text = std::fs::read_to_string(lock).ok()?;
+    Pid::from_raw(text.trim().parse().ok()?)
+}
+
+impl ProxyChild {
+    /// Keeps it running while the specification wants one, for ever.
+    pub async fn keep(self, generations: Arc<Generations>) {
+        let mut news = generations.watch();
+        let mut pause = PAUSE_FIRST;
+        loop {
+            let wanted = news.borrow_and_update().spec.proxy.on_nodes;
+            match (wanted, holder(&self.layout.proxy_lock())) {
+                (true, Some(pid)) => {
+                    let begun = Instant::now();
+                    self.watch(pid, &mut news).await;
+                    if begun.elapsed() >= LONG {
+                        pause = PAUSE_FIRST;
+                    }
+                }
+                (true, None) => {
+                    self.start().await;
+                    if holder(&self.layout.proxy_lock()).is_none() {
+                        sleep(pause).await;
+                        pause = (pause * 2).min(PAUSE_MOST);
+                    }
+                }
+                (false, Some(_)) => self.end().await,
+                (false, None) => {
+                    if news.changed().await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Returns when it has ended, or is not wanted any more.
+    async fn watch(
+        &self,
+        pid: Pid,
+        news: &mut tokio::sync::watch::Receiver<Arc<mainstay_model::stored_spec::StoredSpec>>,
+    ) {
+        loop {
+            tokio::select! {
+                () = sleep(LOOK) => {}
+                changed = news.changed() => if changed.is_err() || !news.borrow().spec.proxy.on_nodes { return },
+            }
+            // Ours, also after this agent has replaced itself: what has ended is collected.
+            let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+            if holder(&self.layout.proxy_lock()) != Some(pid) {
+                return warn!(pid = pid.as_raw_nonzero().get(), "this node's proxy has ended; starting it again");
+            }
+        }
+    }
+
+    async fn start(&self) {
+        if !self.layout.proxy_cert().is_file() {
+            error!(
+                path = %self.layout.proxy_cert().display(),
+                "this node's proxy has no certificate and does not start: run `mainstay pki issue` for this node, or set on_nodes = false in [proxy]"
+            );
+            return sleep(PAUSE_MOST).await;
+        }
+        let started = self.spawn();
+        let pid = match started {
+            Ok(pid) => pid,
+            Err(problem) => return error!(%problem, "this node's proxy can not be started"),
+        };
+        let begun = Instant::now();
+        while begun.elapsed() < COME_UP {
+            if holder(&self.layout.proxy_lock()).is_some() {
+                return info!(pid = pid.as_raw_nonzero().get(), "this node's proxy runs");
+            }
+            if !matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None)) {
+                return error!(log = %self.layout.proxy_log().display(), "this node's proxy ended at once; its log says why");
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        warn!("this node's proxy does not come up");
+    }
+
+    fn spawn(&self) -> std::io::Result<Pid> {
+        std::fs::create_dir_all(self.layout.log())?;
+        let log = OpenOptions::new().create(true).append(true).open(self.layout.proxy_log())?;
+        let mut command = Command::new(&self.program);
+        command.arg0("mainstay").arg("proxy").arg("--config").arg(&self.config);
+        command.arg("--node").arg(self.node.as_str()).current_dir(self.layout.dir());
+        // A group of its own: what is typed at a terminal, or sent to the agent's group, is not for it.
+        command.process_group(0).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        Ok(Pid::from_child(&command.spawn()?))
+    }
+
+    /// Ends it in order, and by force when that takes too long.
+    pub async fn end(&self) {
+        let begun = Instant::now();
+        let Some(pid) = holder(&self.layout.proxy_lock()) else { return };
+        let _ = kill_process(pid, Signal::TERM);
+        while holder(&self.layout.proxy_lock()) == Some(pid) {
+            if begun.elapsed() >= END {
+                warn!(pid = pid.as_raw_nonzero().get(), "this node's proxy did not end in time; killing it");
+                let _ = kill_process(pid, Signal::KILL);
+                sleep(Duration::from_millis(50)).await;
+                break;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+        info!("this node's proxy has ended");
+    }
+}
+
+/// Held by the proxy for as long as it runs.
+#[derive(Debug)]
+pub struct ProxyLock {
+    _file: std::fs::File,
+}
+
+impl ProxyLock {
+    /// Takes the lock and writes this process's id into it. `None`: another proxy of this node runs.
+    ///
+    /// # Errors
+    /// When the file can not be written.
+    pub fn take(layout: &NodeLayout) -> std::io::Result<Option<Self>> {
+        use std::io::Write as _;
+        let mut file =
+            OpenOptions::new().create(true).truncate(false).read(true).write(true).open(layout.proxy_lock())?;
+        // An agent that looks whether somebody holds it, holds it for a moment itself.
+        let mut tries = 0;
+        while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            tries += 1;
+            if tries > 20 {
+                return Ok(None);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        file.set_len(0)?;
+        writeln!(file, "{}", std::process::id())?;
+        Ok(Some(Self { _file: file }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lock_names_its_holder_and_goes_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = NodeLayout::new(dir.path());
+        std::fs::create_dir_all(layout.agent()).unwrap();
+        assert_eq!(holder(&layout.proxy_lock()), None);
+        let held = ProxyLock::take(&layout).unwrap().unwrap();
+        assert!(ProxyLock::take(&layout).unwrap().is_none());
+        assert_eq!(holder(&layout.proxy_lock()), Pid::from_raw(i32::try_from(std::process::id()).unwrap()));
+        drop(held);
+        assert_eq!(holder(&layout.proxy_lock()), None);
+    }
+}
