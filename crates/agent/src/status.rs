@@ -265,7 +265,7 @@ fn problems(spec: &Spec, answers: &BTreeMap<NodeId, LocalStatus>, primary: Optio
     let mut list = Vec::new();
     let mut add = |name: &str, severity: &str, evidence: String, since: Option<u64>| {
         let since = since.map(rfc3339);
-        list.push(Problem { name: name.to_owned(), severity: severity.to_owned(), evidence, since });
+        list.push(Problem { name: name.to_owned(), severity: severity.to_owned(), evidence, hint: String::new(), since });
     };
     match primary {
         None => {

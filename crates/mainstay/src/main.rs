@@ -8,8 +8,11 @@ mod cli;
 mod client;
 mod commands;
 mod failure;
+mod identity;
 mod local;
 mod output;
+mod plan;
+mod session;
 mod target;
 
 use clap::Parser;

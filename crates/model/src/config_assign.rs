@@ -70,6 +70,25 @@ pub fn assign(spec: &Spec, changes: &[Assignment], owned: &[&str]) -> Result<Spe
     parse(&text, owned).map_err(|error| without_lines(error, changes))
 }
 
+/// Are these keys known, as far as it can be told without knowing which nodes there are by now?
+///
+/// # Errors
+/// Every key that is not.
+pub fn check_names(spec: &Spec, changes: &[Assignment]) -> Result<(), ConfigError> {
+    let mut problems = Vec::new();
+    for change in changes {
+        let of_unknown_node = change
+            .key
+            .strip_prefix("node.")
+            .and_then(|rest| rest.split_once('.'))
+            .is_some_and(|(name, _)| !spec.nodes.iter().any(|node| node.name.as_str() == name));
+        if !of_unknown_node && let Err(text) = Place::of(spec, &change.key) {
+            problems.push(ConfigProblem { line: None, key: change.key.clone(), text });
+        }
+    }
+    if problems.is_empty() { Ok(()) } else { Err(ConfigError { problems }) }
+}
+
 fn alone(key: &str, text: &str) -> ConfigError {
     ConfigError { problems: vec![ConfigProblem { line: None, key: key.to_owned(), text: text.to_owned() }] }
 }

@@ -88,6 +88,9 @@ pub struct Problem {
     pub severity: String,
     /// What was seen.
     pub evidence: String,
+    /// What to do about it; empty when there is nothing to do.
+    #[serde(default)]
+    pub hint: String,
     /// Since when, RFC 3339.
     pub since: Option<String>,
 }
