@@ -2,6 +2,7 @@
 
 use crate::cli::Which;
 use crate::client::{Agents, Answer, decode, nobody, with_advice};
+use crate::commands::check_node;
 use crate::failure::{Failure, Outcome};
 use crate::target::Target;
 use mainstay_model::NodeId;
@@ -35,6 +36,22 @@ impl Session {
         let mut session = Session { target, agents, specs: BTreeMap::new() };
         session.refresh().await;
         Ok(session)
+    }
+
+    /// The same, for a command that names nodes: they must be the cluster's.
+    ///
+    /// # Errors
+    /// Also when one of the nodes is not; that is said even if nobody can be asked.
+    pub(crate) async fn open_for(which: &Which, nodes: impl IntoIterator<Item = &NodeId>) -> Outcome<Session> {
+        let nodes: Vec<&NodeId> = nodes.into_iter().collect();
+        let known = |target: &Target| nodes.iter().try_for_each(|node| check_node(target, Some(node)));
+        match Self::open(which).await {
+            Ok(session) => known(&session.target).map(|()| session),
+            Err(failure) => {
+                known(&Target::find(which)?)?;
+                Err(failure)
+            }
+        }
     }
 
     /// Asks again for the specification in force.

@@ -2,7 +2,6 @@
 
 use super::status::summary;
 use super::wait::{self, Verdict, seconds};
-use super::why::check_node;
 use crate::cli::{Failover, Global};
 use crate::failure::{Failure, Outcome};
 use crate::output::progress::Progress;
@@ -23,8 +22,7 @@ const AT_MOST: Duration = Duration::from_secs(30);
 /// # Errors
 /// When too few members answer (exit status 3), it is refused, or does not come about.
 pub(crate) async fn run(options: Failover, global: Global) -> Outcome {
-    let session = Session::open(&options.which).await?;
-    check_node(&session.target, options.to.as_ref())?;
+    let session = Session::open_for(&options.which, options.to.as_ref()).await?;
     if let Some(to) = &options.to
         && session.spec().node(to).is_some_and(|node| node.witness)
     {

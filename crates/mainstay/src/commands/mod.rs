@@ -21,6 +21,7 @@ mod wait;
 mod why;
 
 pub(crate) use proxy::NAME as PROXY_NAME;
+pub(crate) use why::check_node;
 
 use crate::cli::{Cli, Command};
 use crate::failure::{Failure, Outcome};

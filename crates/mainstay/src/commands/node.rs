@@ -2,7 +2,6 @@
 //! also when the command is interrupted.
 
 use super::set::until_known;
-use super::why::check_node;
 use crate::cli::{Global, Node as Options, NodeAdd, NodeRemove, NodeReplace, NodeVerb};
 use crate::failure::{Failure, Outcome};
 use crate::local::engine::owned_parameters;
@@ -163,8 +162,7 @@ async fn joined(
 }
 
 async fn remove(options: NodeRemove, global: Global) -> Outcome {
-    let mut session = Session::open(&options.which).await?;
-    check_node(&session.target, Some(&options.node))?;
+    let mut session = Session::open_for(&options.which, [&options.node]).await?;
     let before = session.spec().clone();
     let mut spec = before.clone();
     spec.nodes.retain(|node| node.name != options.node);
@@ -222,8 +220,7 @@ async fn gone(session: &Session, options: &NodeRemove, progress: &mut Progress, 
 }
 
 async fn replace(options: NodeReplace, global: Global) -> Outcome {
-    let mut session = Session::open(&options.which).await?;
-    check_node(&session.target, Some(&options.node))?;
+    let mut session = Session::open_for(&options.which, [&options.node]).await?;
     let before = session.spec().clone();
     let mut spec = before.clone();
     if let (Some(host), Some(node)) = (&options.host, spec.nodes.iter_mut().find(|node| node.name == options.node)) {

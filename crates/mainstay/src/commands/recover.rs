@@ -2,7 +2,6 @@
 
 use super::status::summary;
 use super::wait::{self, Verdict, seconds};
-use super::why::check_node;
 use crate::cli::{Global, Recover};
 use crate::failure::{Failure, Outcome};
 use crate::output::progress::Progress;
@@ -28,8 +27,7 @@ const TRIES: usize = 3;
 /// # Errors
 /// When the store works, the node can not be the source, or something could be missing and that was not accepted.
 pub(crate) async fn run(options: Recover, global: Global) -> Outcome {
-    let session = Session::open(&options.which).await?;
-    check_node(&session.target, options.from.as_ref())?;
+    let session = Session::open_for(&options.which, options.from.as_ref()).await?;
     let (standings, silent) = session.standings().await;
     if standings.is_empty() {
         return Err(crate::client::with_advice(crate::client::nobody(&silent), &session.target));

@@ -1,7 +1,6 @@
 //! `mainstay reinit`: a node's copy of the data is given up, moved aside, and cloned anew.
 
 use super::wait::{self, Verdict, seconds};
-use super::why::check_node;
 use crate::cli::{Global, Reinit};
 use crate::failure::{Failure, Outcome};
 use crate::output::progress::Progress;
@@ -20,9 +19,8 @@ use std::time::Duration;
 /// # Errors
 /// When the node is the primary or a witness, nobody can be cloned from, or it does not stream in time.
 pub(crate) async fn run(options: Reinit, global: Global) -> Outcome {
-    let session = Session::open(&options.which).await?;
+    let session = Session::open_for(&options.which, [&options.node]).await?;
     let node = &options.node;
-    check_node(&session.target, Some(node))?;
     let before = session.status().await?;
     let known = check_now(&session, &before, &options)?;
     let behind = known.lag_bytes.map(|lag| format!(", {} behind", bytes(lag))).unwrap_or_default();

@@ -3,7 +3,6 @@
 use super::status::summary;
 use super::switchover::{Order, hand_over};
 use super::wait::{self, Verdict, seconds};
-use super::why::check_node;
 use crate::cli::{Global, Restart};
 use crate::failure::{Failure, Outcome};
 use crate::output::progress::Progress;
@@ -25,10 +24,7 @@ const ROUNDS_MAX: usize = 3;
 /// # Errors
 /// When it can not be done now, or a step does not come to its end; the steps after it are not begun.
 pub(crate) async fn run(options: Restart, global: Global) -> Outcome {
-    let mut session = Session::open(&options.which).await?;
-    for node in &options.nodes {
-        check_node(&session.target, Some(node))?;
-    }
+    let mut session = Session::open_for(&options.which, &options.nodes).await?;
     let wish = Wish { nodes: options.nodes.clone(), pending: options.pending, in_place: options.in_place };
     let before = session.status().await?;
     let steps = plan(&before, &pending(&session), &wish)?;

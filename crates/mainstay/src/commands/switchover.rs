@@ -2,7 +2,6 @@
 
 use super::status::summary;
 use super::wait::{self, Verdict, seconds};
-use super::why::check_node;
 use crate::cli::{Global, Switchover};
 use crate::failure::{Failure, Outcome};
 use crate::output::progress::Progress;
@@ -25,8 +24,7 @@ const BACK: Duration = Duration::from_secs(2);
 /// # Errors
 /// When it is refused now (exit status 3), asked wrongly, or does not come about.
 pub(crate) async fn run(options: Switchover, global: Global) -> Outcome {
-    let session = Session::open(&options.which).await?;
-    check_node(&session.target, options.to.as_ref())?;
+    let session = Session::open_for(&options.which, options.to.as_ref()).await?;
     let before = session.status().await?;
     let from = check_now(&session, &before, options.to.as_ref())?;
     let aim = options.to.as_ref().map_or_else(|| "the best replica".to_owned(), ToString::to_string);

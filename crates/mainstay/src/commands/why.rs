@@ -41,8 +41,7 @@ struct NodeReasons {
 /// When no agent answers, the event is unknown, or the node is not one of the cluster's.
 pub(crate) async fn run(options: Why, global: Global) -> Outcome {
     let wanted = options.event.as_deref().map(str::parse::<Wanted>).transpose().map_err(Failure::usage)?;
-    let session = Session::open(&options.which).await?;
-    check_node(&session.target, options.node.as_ref())?;
+    let session = Session::open_for(&options.which, options.node.as_ref()).await?;
     let event = match wanted {
         Some(wanted) => Some(event(&session, wanted).await?),
         None => None,
