@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// How long before an event its reasons begin, and how long after it they end, milliseconds. Clocks of hosts differ by less, as a rule.
-const BEFORE_MS: u64 = 15_000;
+const BEFORE_MS: u64 = 10_000;
 const AFTER_MS: u64 = 5_000;
 /// A reason that still holds is said again once a minute; what is older does not hold any more.
 const HOLDS_MS: u64 = 90_000;
@@ -97,13 +97,13 @@ fn wall_ms(reason: &Value) -> Option<u64> {
     reason.get("wall_ms").and_then(Value::as_u64)
 }
 
-/// What holds each node back now: the last reason not to act, if it still holds.
+/// What holds each node back now: its last reason, if that is one not to act and still holds.
 fn holding(nodes: &[NodeReasons], now_ms: u64) -> BTreeMap<NodeId, Value> {
     let holds = |reason: &&Value| {
         let rule = fields(reason).get("rule").and_then(Value::as_str).unwrap_or_default();
         HOLDING.contains(&rule) && wall_ms(reason).is_some_and(|at| now_ms.saturating_sub(at) < HOLDS_MS)
     };
-    nodes.iter().filter_map(|node| Some((node.node.clone(), node.reasons.iter().rev().find(holds)?.clone()))).collect()
+    nodes.iter().filter_map(|node| Some((node.node.clone(), node.reasons.last().filter(holds)?.clone()))).collect()
 }
 
 fn show(event: Option<&Told>, nodes: &[NodeReasons], now: &BTreeMap<NodeId, Value>) {
@@ -191,7 +191,14 @@ mod tests {
             node: name(text),
             reasons: vec![json!({"wall_ms": wall_ms, "rule": rule, "text": "because", "term": 3})],
         };
-        let nodes = [node("db1", "hold-back", 950_000), node("db2", "hold-back", 1_000), node("db3", "stand", 950_000)];
+        let mut went_on = node("db4", "hold-back", 950_000);
+        went_on.reasons.push(json!({"wall_ms": 960_000, "rule": "stand", "text": "because", "term": 4}));
+        let nodes = [
+            went_on,
+            node("db1", "hold-back", 950_000),
+            node("db2", "hold-back", 1_000),
+            node("db3", "stand", 950_000),
+        ];
         assert_eq!(holding(&nodes, 1_000_000).into_keys().collect::<Vec<_>>(), [name("db1")]);
     }
 

@@ -22,7 +22,8 @@ impl Told {
     pub(crate) fn name(&self) -> String {
         match self.sequence {
             Some(sequence) => format!("#{sequence}"),
-            None => format!("t{}", self.event.term),
+            None if self.is_change() => format!("t{}", self.event.term),
+            None => "-".to_owned(),
         }
     }
 
@@ -238,7 +239,7 @@ mod tests {
         let number = |text: &str| find(&events, text.parse().unwrap()).and_then(|told| told.sequence);
         assert_eq!(["8", "#8", "t2", "last", "99", "t9"].map(number), [Some(8), Some(8), Some(7), Some(9), None, None]);
         assert!("yesterday".parse::<Wanted>().unwrap_err().contains("last"));
-        assert_eq!((events[0].name(), told(None, 1, 4, "x").name()), ("#7".to_owned(), "t4".to_owned()));
+        assert_eq!((events[0].name(), told(None, 1, 4, "primary-opened").name()), ("#7".to_owned(), "t4".to_owned()));
     }
 
     #[test]
