@@ -2,6 +2,7 @@
 
 use crate::failure::{Failure, Outcome};
 use crate::target::Target;
+use mainstay_model::layout::NodeLayout;
 use mainstay_net::{Credentials, NetError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,8 +31,8 @@ pub(crate) fn credentials(target: &Target) -> Outcome<Arc<Credentials>> {
     })
 }
 
-/// Those next to the file: an administrator's, else an operator's, else a reader's. What is there but closed to this user is passed over
-/// for the next, as long as there is a next.
+/// Those next to the file: an administrator's, else an operator's, else a reader's; on a node's host without any, the node's own, which may
+/// look. What is there but closed to this user is passed over for the next, as long as there is a next.
 fn beside(target: &Target) -> Papers {
     let pki = target.layout.pki();
     let of = |role: &str| Papers {
@@ -39,8 +40,14 @@ fn beside(target: &Target) -> Papers {
         key: pki.join(role).with_extension("key"),
         authority: target.layout.ca_cert(),
     };
+    let standard = Path::new("/var/lib/mainstay").join(target.spec.cluster.name.as_str());
+    let nodes = target.spec.nodes.iter().map(|node| {
+        let layout = NodeLayout::new(node.dir.clone().unwrap_or_else(|| standard.clone()));
+        Papers { cert: layout.node_cert(), key: layout.node_key(), authority: layout.ca_cert() }
+    });
     let usable = |papers: &Papers| std::fs::File::open(&papers.key).is_ok() && papers.cert.is_file();
-    ["admin", "operator", "reader"].into_iter().map(of).find(usable).unwrap_or_else(|| of("admin"))
+    let people = ["admin", "operator", "reader"].into_iter().map(of);
+    people.chain(nodes).find(usable).unwrap_or_else(|| of("admin"))
 }
 
 fn advice(error: &NetError, papers: &Papers, cluster: &str) -> String {

@@ -46,7 +46,7 @@ pub(crate) async fn run(options: Recover, global: Global) -> Outcome {
     };
     let progress = Progress::new();
     progress.say(table.trim_end());
-    let choice = choose(&standings, &silent, from)?;
+    let choice = choose(&standings, &silent, from, session.spec())?;
     tell(&progress, from, &choice);
     if !choice.doubts.is_empty() && !options.accept_data_loss {
         return Err(Failure::not_now(format!("acknowledged commits may be missing\n{}", choice.doubts.join("\n")))
@@ -109,7 +109,20 @@ fn tell(progress: &Progress, from: &NodeId, choice: &Choice) {
             list(&choice.lost)
         ));
     }
+    if choice.replicas_short > 0 {
+        progress.say(&blocked(choice));
+    }
     choice.doubts.iter().for_each(|doubt| progress.say(&format!("Doubt: {doubt}")));
+}
+
+fn blocked(choice: &Choice) -> String {
+    let count = choice.replicas_short;
+    format!(
+        "Durability is strict and {count} replica{} for it {} missing: writes stay blocked until a node has joined (`mainstay node replace`), or until \
+         `mainstay set cluster.durability=available`",
+        if count == 1 { "" } else { "s" },
+        if count == 1 { "is" } else { "are" }
+    )
 }
 
 async fn carry_out(
@@ -144,29 +157,42 @@ async fn carry_out(
             Err(failure) => progress.say(&format!("{other} does not join yet: {}", failure.error)),
         }
     }
-    progress.step("Waiting for a primary that takes writes");
+    let writes = choice.replicas_short == 0;
+    progress.step(if writes { "Waiting for a primary that takes writes" } else { "Waiting for a primary" });
     let left = until.saturating_duration_since(Instant::now()).max(Duration::from_secs(10));
     let after = wait::until(session, left, &mut progress, |status| {
-        if status.cluster.term >= choice.term && status.cluster.writable && status.cluster.primary.is_some() {
+        // Without the replicas that strict commits wait for, clients are not let in: the server runs, and its node says what it waits for.
+        let waits = status
+            .nodes
+            .iter()
+            .any(|node| node.name == *from && ["promoting", "waiting", "running"].contains(&node.state.as_str()));
+        let open = status.cluster.writable && status.cluster.primary.is_some();
+        if status.cluster.term >= choice.term && (open || (!writes && waits)) {
             Verdict::Done
         } else {
             Verdict::Wait(format!("no primary of term {} takes writes yet", choice.term))
         }
     })
     .await?;
-    let now = after.cluster.primary.clone().map(|node| node.to_string()).unwrap_or_default();
-    progress.finish(&now);
-    let mut verified = vec![format!("{now} is primary of term {} and takes writes", after.cluster.term)];
-    wait::prove_writes(session, &after, &mut verified).await;
+    let now = after.cluster.primary.as_ref().unwrap_or(from);
+    progress.finish(now.as_str());
+    let mut verified = vec![format!("{now} leads the store and holds term {}", after.cluster.term)];
+    if after.cluster.writable {
+        verified.push(format!("{now} takes writes"));
+        wait::prove_writes(session, &after, &mut verified).await;
+    }
     let took = boot_now().since(begun);
     if global.json {
         output::object(&json!({
-            "from": from, "term": after.cluster.term, "primary": after.cluster.primary, "joined": joined, "keep_off": choice.lost,
+            "from": from, "term": after.cluster.term, "primary": after.cluster.primary, "joined": joined, "writable": after.cluster.writable, "keep_off": choice.lost,
             "doubts": choice.doubts, "seconds": seconds(took.0), "verified": verified,
         }));
     } else {
         output::line(&format!("Recovered from {from} in {took}: {}.", summary(&after)));
         output::line(&format!("Verified: {}.", verified.join("; ")));
+        if !after.cluster.writable && !writes {
+            output::line(&format!("{}.", blocked(choice)));
+        }
         if !choice.lost.is_empty() {
             output::line(&format!(
                 "Next: keep {} off; `mainstay node replace NAME` or `node remove NAME` for each",

@@ -7,7 +7,7 @@ use crate::cli::{Global, Restart};
 use crate::failure::{Failure, Outcome};
 use crate::output::progress::Progress;
 use crate::output::{self, confirm};
-use crate::plan::restart::{Step, Wish, cost, done, plan};
+use crate::plan::restart::{Step, Wish, cost, done, lowered, plan};
 use crate::session::Session;
 use mainstay_model::status::Status;
 use mainstay_model::{Command, NodeId};
@@ -16,8 +16,9 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// A parameter that replicas must hold at least as high as the primary takes a second round when it is lowered; more than that is a mistake.
-const ROUNDS_MAX: usize = 3;
+/// How long servers may take to say that nothing waits any more.
+const SETTLE: Duration = Duration::from_secs(5);
+const EACH: Duration = Duration::from_millis(200);
 
 /// Restarts.
 ///
@@ -40,21 +41,39 @@ pub(crate) async fn run(options: Restart, global: Global) -> Outcome {
     confirm(global.yes, &question)?;
     let begun = boot_now();
     let at_most = Duration::from_secs(options.wait);
-    let mut restarted = Vec::new();
+    let mut restarted: Vec<NodeId> = Vec::new();
     let mut round = steps;
-    for _ in 0..ROUNDS_MAX {
+    // A second round only for parameters that were lowered, which the first one can not bring about.
+    for second in [false, true] {
         for step in &round {
             carry_out(&session, step, at_most, &mut progress).await?;
-            restarted.push(node_of(step).clone());
+            if !restarted.contains(node_of(step)) {
+                restarted.push(node_of(step).clone());
+            }
         }
-        session.refresh().await;
-        let more = Wish { pending: true, ..wish.clone() };
-        round = plan(&session.status().await?, &pending(&session), &more)?;
-        if round.is_empty() || !options.pending {
-            break;
+        let left = settle(&mut session, &restarted).await;
+        match lowered(&session.status().await?, &left) {
+            Some(steps) if options.pending && !second => {
+                progress.say("Parameters were lowered: the primary must hold them first, so it restarts in place; writes wait meanwhile");
+                round = steps;
+            }
+            _ => break,
         }
     }
-    report(&session, &restarted, boot_now().since(begun).0, global).await
+    report(&session, &restarted, options.pending, boot_now().since(begun).0, global).await
+}
+
+/// What still waits on these nodes, once they have had time to say that nothing does.
+async fn settle(session: &mut Session, restarted: &[NodeId]) -> BTreeMap<NodeId, Vec<String>> {
+    let until = tokio::time::Instant::now() + SETTLE;
+    loop {
+        session.refresh().await;
+        let left = pending(session);
+        if !restarted.iter().any(|node| left.contains_key(node)) || tokio::time::Instant::now() >= until {
+            return left;
+        }
+        tokio::time::sleep(EACH).await;
+    }
 }
 
 fn nothing(global: Global) -> Outcome {
@@ -147,16 +166,17 @@ async fn wait_for(
     Ok(())
 }
 
-async fn report(session: &Session, restarted: &[NodeId], took_ms: u64, global: Global) -> Outcome {
+async fn report(session: &Session, restarted: &[NodeId], all: bool, took_ms: u64, global: Global) -> Outcome {
     let after = session.status().await?;
     let waiting = pending(session);
-    let mut verified = vec![format!("{} run new server processes", names(restarted))];
-    verified.push(match waiting.is_empty() {
-        true => "no parameter waits for a restart".to_owned(),
-        false => {
-            format!("parameters still wait for a restart on {}", names(&waiting.keys().cloned().collect::<Vec<_>>()))
-        }
-    });
+    let left =
+        format!("parameters still wait for a restart on {}", names(&waiting.keys().cloned().collect::<Vec<_>>()));
+    if all && !waiting.is_empty() {
+        return Err(Failure::failed(format!("{} restarted, but {left}", names(restarted)))
+            .hint("what waits: `mainstay status`; why a server does not take it: its server.log and agent.log"));
+    }
+    let mut verified = vec![format!("new server processes on {}", names(restarted))];
+    verified.push(if waiting.is_empty() { "no parameter waits for a restart".to_owned() } else { left });
     wait::prove_writes(session, &after, &mut verified).await;
     if global.json {
         output::object(&json!({

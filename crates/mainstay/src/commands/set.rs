@@ -31,7 +31,9 @@ const KNOWN: Duration = Duration::from_secs(15);
 /// How long the record may take to show another durability: replicas must have caught up for some.
 const RECORDED: Duration = Duration::from_secs(60);
 /// How long a server may take to say that a parameter waits for a restart.
-const PENDING: Duration = Duration::from_secs(3);
+const PENDING: Duration = Duration::from_secs(2);
+/// For how long what waits must stay the same to be believed: servers answer one after the other.
+const STILL: Duration = Duration::from_millis(600);
 const EACH: Duration = Duration::from_millis(150);
 
 /// Shows or changes.
@@ -172,15 +174,24 @@ async fn carry_out(
     if let Some(wanted) = durability {
         verified.push(until_recorded(session, wanted, &mut progress).await?);
     }
-    if differences.iter().any(|difference| difference.key.starts_with("postgres.")) {
-        let until = Instant::now() + PENDING;
-        while pending(session).is_empty() && Instant::now() < until {
-            tokio::time::sleep(EACH).await;
-            session.refresh().await;
-        }
+    if differences.iter().any(|difference| difference.key.starts_with("postgres.parameters.")) {
+        until_pending(session).await;
     }
     report(session, &stored, differences, &verified, boot_now().since(begun).0, global);
     Ok(())
+}
+
+/// Waits until the servers have said which parameters wait for a restart, or time enough to say that none does.
+async fn until_pending(session: &mut Session) {
+    let (until, mut seen, mut since) = (Instant::now() + PENDING, pending(session), Instant::now());
+    while Instant::now() < until && (seen.is_empty() || since.elapsed() < STILL) {
+        tokio::time::sleep(EACH).await;
+        session.refresh().await;
+        let now = pending(session);
+        if now != seen {
+            (seen, since) = (now, Instant::now());
+        }
+    }
 }
 
 /// Waits until every node that answers goes by this generation; the others follow when they are back.

@@ -3,7 +3,8 @@
 use super::failover::{list, members, newest_record};
 use crate::failure::{Failure, Outcome};
 use mainstay_model::api::Standing;
-use mainstay_model::{NodeId, Position, Term};
+use mainstay_model::spec::Spec;
+use mainstay_model::{Durability, NodeId, Position, Term};
 use std::collections::BTreeMap;
 
 /// What a recovery would do.
@@ -17,6 +18,8 @@ pub(crate) struct Choice {
     pub(crate) lost: Vec<NodeId>,
     /// What may be lost; empty: nothing that was acknowledged can be missing.
     pub(crate) doubts: Vec<String>,
+    /// How many replicas a commit still waits for that are not there: writes stay blocked until they are, or the durability is another.
+    pub(crate) replicas_short: u32,
 }
 
 /// Works it out.
@@ -27,6 +30,7 @@ pub(crate) fn choose(
     standings: &BTreeMap<NodeId, Standing>,
     silent: &BTreeMap<NodeId, String>,
     from: &NodeId,
+    spec: &Spec,
 ) -> Outcome<Choice> {
     let Some(source) = standings.get(from) else {
         let why = silent.get(from).cloned().unwrap_or_else(|| "no answer".to_owned());
@@ -44,8 +48,12 @@ pub(crate) fn choose(
         .flatten()
         .max()
         .unwrap_or_default();
-    let others = standings.keys().filter(|node| *node != from).cloned().collect();
+    let others: Vec<NodeId> = standings.keys().filter(|node| *node != from).cloned().collect();
+    let holds_data = |node: &&NodeId| spec.node(node).is_some_and(|node| !node.witness);
+    let replicas = u32::try_from(others.iter().filter(holds_data).count()).unwrap_or(u32::MAX);
+    let waits = if spec.cluster.durability == Durability::Strict { spec.sync_replicas() } else { 0 };
     Ok(Choice {
+        replicas_short: waits.saturating_sub(replicas),
         term: highest.next_incarnation(),
         others,
         lost: silent.keys().cloned().collect(),
@@ -126,6 +134,32 @@ mod tests {
     use super::*;
     use crate::plan::examples::{name, record, standing};
     use mainstay_model::Revision;
+    use std::fmt::Write as _;
+
+    /// Chooses in a cluster of three data nodes.
+    fn choose(
+        standings: &BTreeMap<NodeId, Standing>,
+        silent: &BTreeMap<NodeId, String>,
+        from: &NodeId,
+    ) -> Outcome<Choice> {
+        super::choose(standings, silent, from, &spec("strict"))
+    }
+
+    fn spec(durability: &str) -> Spec {
+        let mut text = format!("[cluster]\nname = \"a\"\ndurability = \"{durability}\"\n");
+        for number in 1..=3 {
+            let _ = write!(text, "[[node]]\nname = \"db{number}\"\nhost = \"10.0.0.{number}\"\n");
+        }
+        mainstay_model::config::parse(&text, &[]).unwrap()
+    }
+
+    #[test]
+    fn alone_and_strict_writes_stay_blocked() {
+        let (standings, silent) = (lost(vec![standing(3, 100)]), silent(&["db1", "db2"]));
+        assert_eq!(choose(&standings, &silent, &name("db3")).unwrap().replicas_short, 1);
+        let available = super::choose(&standings, &silent, &name("db3"), &spec("available")).unwrap();
+        assert_eq!(available.replicas_short, 0);
+    }
 
     fn lost(mut standings: Vec<Standing>) -> BTreeMap<NodeId, Standing> {
         standings.iter_mut().for_each(|standing| standing.store.leader = None);

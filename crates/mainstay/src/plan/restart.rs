@@ -79,6 +79,24 @@ pub(crate) fn plan(status: &Status, pending: &BTreeMap<NodeId, Vec<String>>, wis
     Ok(steps)
 }
 
+/// Parameters that a replica may not hold lower than the primary. A lowered one reaches the replicas only after the primary runs with it, and a
+/// replica that is promoted keeps its higher value: so the primary restarts in place first.
+const NEVER_LOWER: [&str; 5] = [
+    "max_connections",
+    "max_locks_per_transaction",
+    "max_prepared_transactions",
+    "max_wal_senders",
+    "max_worker_processes",
+];
+
+/// What is left to do when parameters still wait after every server was restarted once: they were lowered. `None`: nothing that helps.
+pub(crate) fn lowered(status: &Status, pending: &BTreeMap<NodeId, Vec<String>>) -> Option<Vec<Step>> {
+    let primary = status.cluster.primary.as_ref()?;
+    let held_up = pending.get(primary)?.iter().any(|name| NEVER_LOWER.contains(&name.as_str()));
+    let replicas = pending.keys().filter(|node| *node != primary).cloned().map(Step::Replica);
+    held_up.then(|| std::iter::once(Step::InPlace(primary.clone())).chain(replicas).collect())
+}
+
 /// What it costs, for people.
 pub(crate) fn cost(status: &Status, steps: &[Step]) -> String {
     let replicas = status.nodes.iter().filter(|node| node.role == "replica" && node.healthy).count();
@@ -161,6 +179,17 @@ mod tests {
         let failure = refused(&lame, &wish("db2"));
         assert!(failure.error.contains("no replica is fit"), "{}", failure.error);
         assert!(failure.hint.unwrap().contains("--in-place"));
+    }
+
+    #[test]
+    fn lowered_parameters_begin_at_the_primary() {
+        let all = |parameter: &str| ["db1", "db2", "db3"].map(|node| (name(node), vec![parameter.to_owned()])).into();
+        assert_eq!(
+            lowered(&three(), &all("max_connections")).unwrap(),
+            [Step::InPlace(name("db2")), Step::Replica(name("db1")), Step::Replica(name("db3"))]
+        );
+        assert_eq!(lowered(&three(), &all("shared_buffers")), None, "a restart was all it needed");
+        assert_eq!(lowered(&three(), &[(name("db1"), vec!["max_connections".to_owned()])].into()), None);
     }
 
     #[test]
