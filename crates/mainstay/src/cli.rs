@@ -306,6 +306,49 @@ mod tests {
     }
 
     #[test]
+    fn every_verb_shows_examples() {
+        let program = Cli::command();
+        let node = program.find_subcommand("node").unwrap();
+        let verbs = [
+            "status",
+            "history",
+            "why",
+            "switchover",
+            "failover",
+            "restart",
+            "reinit",
+            "pause",
+            "resume",
+            "set",
+            "recover",
+        ];
+        let verbs = verbs.into_iter().map(|verb| program.find_subcommand(verb).unwrap());
+        for verb in verbs.chain(["add", "remove", "replace"].map(|verb| node.find_subcommand(verb).unwrap())) {
+            let help = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Examples:\n  mainstay "), "{}", verb.get_name());
+        }
+    }
+
+    #[test]
+    fn verbs_of_a_running_cluster_take_its_place_and_a_certificate() {
+        for verb in [
+            "failover",
+            "restart",
+            "reinit db1",
+            "pause",
+            "resume",
+            "set",
+            "recover",
+            "node add db4 --host h",
+            "node remove db4",
+            "node replace db4",
+        ] {
+            let cli = parse(&format!("mainstay {verb} --yes --json --name orders --identity /tmp/ann")).unwrap();
+            assert!(cli.global.yes && cli.global.json, "{verb}");
+        }
+    }
+
+    #[test]
     fn bad_values_are_usage_errors() {
         for line in [
             "mainstay up --nodes 0",

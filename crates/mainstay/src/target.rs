@@ -79,11 +79,19 @@ fn standard_config(name: Option<&str>) -> Outcome<PathBuf> {
     }
 }
 
+/// Which cluster a file describes, if it can be read.
+fn cluster_of(path: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let spec = mainstay_model::config::parse(&text, crate::local::engine::owned_parameters()).ok()?;
+    Some(spec.cluster.name.to_string())
+}
+
 /// The files of clusters on real hosts, of this name or of any, in order of their names.
 fn on_hosts(place: &Path, name: Option<&str>) -> Vec<PathBuf> {
     if let Some(name) = name {
-        let candidates = [place.join(format!("{name}.toml")), place.join(name).join("mainstay.toml")];
-        return candidates.into_iter().filter(|path| path.is_file()).take(1).collect();
+        let named = [place.join(format!("{name}.toml")), place.join(name).join("mainstay.toml")];
+        let only = Some(place.join("mainstay.toml")).filter(|path| cluster_of(path).as_deref() == Some(name));
+        return named.into_iter().chain(only).filter(|path| path.is_file()).take(1).collect();
     }
     let entries =
         std::fs::read_dir(place).map(|entries| entries.flatten().take(1000).collect()).unwrap_or_else(|_| Vec::new());
@@ -183,5 +191,8 @@ mod tests {
         assert_eq!(on_hosts(place.path(), Some("orders")), [at("orders/mainstay.toml")]);
         assert_eq!(on_hosts(place.path(), Some("bills")), [at("bills.toml")]);
         assert!(on_hosts(place.path(), Some("notes")).is_empty());
+        std::fs::write(at("mainstay.toml"), "[cluster]\nname = \"shop\"\n[[node]]\nname = \"a\"\nhost = \"h\"\n")
+            .unwrap();
+        assert_eq!(on_hosts(place.path(), Some("shop")), [at("mainstay.toml")]);
     }
 }

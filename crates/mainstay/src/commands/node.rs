@@ -102,20 +102,18 @@ async fn write(session: &mut Session, spec: Spec, change: String, progress: &mut
     Ok(vec![format!("generation {} is in force", stored.generation), known])
 }
 
-/// What must be typed on the new host.
+/// What must be typed here and on the new host. The file is written beside itself first: a shell empties what it writes to before anything reads it.
 fn next_steps(session: &Session, node: &Node) -> Vec<String> {
-    let name = &session.spec().cluster.name;
-    let config = format!("/etc/mainstay/{name}.toml");
+    let here = session.target.config.display();
+    let there = "/etc/mainstay/mainstay.toml";
+    let (name, host) = (&node.name, &node.host);
     let engine = if node.witness { "mainstay" } else { "mainstay and PostgreSQL" };
     vec![
-        format!("here:       mainstay pki issue {}      (prints a join token; then `mainstay pki serve`)", node.name),
-        format!("here:       mainstay set > {name}.toml      (the file as it is now: copy it to the new host)"),
-        format!("on {}: install {engine}; put the file at {config}", node.host),
-        format!(
-            "on {}: mainstay join --config {config} --node {} --token TOKEN --at THIS-HOST:PORT",
-            node.host, node.name
-        ),
-        format!("on {}: mainstay agent --config {config} --node {}      (or its systemd unit)", node.host, node.name),
+        format!("here: mainstay set --config {here} > {here}.new && mv {here}.new {here}"),
+        format!("here: mainstay pki issue {name} --config {here} > {name}.token; mainstay pki serve --config {here}"),
+        format!("on {host}: install {engine}; copy {here} to {there}, and {name}.token"),
+        format!("on {host}: mainstay join --config {there} --node {name} --at THIS-HOST --token - < {name}.token"),
+        format!("on {host}: start its agent: mainstay agent --config {there} --node {name}, or its systemd unit"),
     ]
 }
 
