@@ -16,8 +16,9 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// How long servers may take to say that nothing waits any more.
-const SETTLE: Duration = Duration::from_secs(5);
+/// How long agents may take to say that nothing waits any more: before a second round, and at the end.
+const SETTLE: Duration = Duration::from_secs(8);
+const SETTLE_LAST: Duration = Duration::from_secs(40);
 const EACH: Duration = Duration::from_millis(200);
 
 /// Restarts.
@@ -40,18 +41,19 @@ pub(crate) async fn run(options: Restart, global: Global) -> Outcome {
         format!("Restart {} of cluster {}? {}.", servers(&steps), before.cluster.name, cost(&before, &steps));
     confirm(global.yes, &question)?;
     let begun = boot_now();
-    let at_most = Duration::from_secs(options.wait);
+    let each_step = Duration::from_secs(options.wait);
     let mut restarted: Vec<NodeId> = Vec::new();
     let mut round = steps;
     // A second round only for parameters that were lowered, which the first one can not bring about.
     for second in [false, true] {
         for step in &round {
-            carry_out(&session, step, at_most, &mut progress).await?;
+            carry_out(&session, step, each_step, &mut progress).await?;
             if !restarted.contains(node_of(step)) {
                 restarted.push(node_of(step).clone());
             }
         }
-        let left = settle(&mut session, &restarted).await;
+        let at_most = if second { SETTLE_LAST } else { SETTLE };
+        let left = settle(&mut session, &restarted, at_most).await;
         match lowered(&session.status().await?, &left) {
             Some(steps) if options.pending && !second => {
                 progress.say("Parameters were lowered: the primary must hold them first, so it restarts in place; writes wait meanwhile");
@@ -64,8 +66,8 @@ pub(crate) async fn run(options: Restart, global: Global) -> Outcome {
 }
 
 /// What still waits on these nodes, once they have had time to say that nothing does.
-async fn settle(session: &mut Session, restarted: &[NodeId]) -> BTreeMap<NodeId, Vec<String>> {
-    let until = tokio::time::Instant::now() + SETTLE;
+async fn settle(session: &mut Session, restarted: &[NodeId], at_most: Duration) -> BTreeMap<NodeId, Vec<String>> {
+    let until = tokio::time::Instant::now() + at_most;
     loop {
         session.refresh().await;
         let left = pending(session);
