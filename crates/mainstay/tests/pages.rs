@@ -1,7 +1,5 @@
 //! Pages that are written from the code: what stands in `docs/` is what the code says.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests, too")]
-
 #[test]
 fn the_page_on_configuration_is_what_the_table_of_keys_says() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/configuration.md");
