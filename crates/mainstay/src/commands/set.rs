@@ -220,7 +220,11 @@ async fn until_recorded(session: &Session, wanted: Durability, progress: &mut Pr
         let (standings, _) = session.standings().await;
         let shown = newest_record(&standings).map(|record| record.asynchronous);
         if shown == Some(wanted == Durability::Async) {
-            let text = if wanted == Durability::Async { "without waiting" } else { "with replicas that confirm" };
+            let text = match wanted {
+                Durability::Async => "without waiting",
+                Durability::Strict => "only once enough replicas hold them",
+                Durability::Available => "once the replicas that are there hold them",
+            };
             progress.finish("");
             return Ok(format!("the record says that commits are acknowledged {text}"));
         }
