@@ -1,11 +1,11 @@
 //! The API: what people and programs ask an agent, over mutual TLS; and what agents ask each other to answer it.
 
-use crate::certificates::Certificates;
-use crate::history;
-use crate::lives::Lives;
 use crate::api_cluster;
+use crate::certificates::Certificates;
 use crate::generations::Generations;
+use crate::history;
 use crate::lifecycle::Ending;
+use crate::lives::Lives;
 use crate::mind_loop::{Question, Snapshot, Wish};
 use crate::problems::Beside;
 use crate::roles::{self, Gate, refusal};

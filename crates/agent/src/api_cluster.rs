@@ -442,5 +442,4 @@ mod tests {
         assert_eq!(code, StatusCode::CONFLICT);
         assert!(why.contains("5 is in force, made by anna"), "{why}");
     }
-
 }

@@ -12,9 +12,9 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod api_cluster;
 pub mod audit;
 pub mod certificates;
-pub mod api_cluster;
 pub mod deadline;
 pub mod door;
 pub mod durable;
@@ -30,8 +30,8 @@ pub mod intent;
 pub mod keeper;
 pub mod leadership;
 pub mod leased;
-pub mod lives;
 pub mod lifecycle;
+pub mod lives;
 pub mod membership;
 pub mod mind_loop;
 pub mod no_server;

@@ -16,8 +16,8 @@ use crate::health::{self, Health};
 use crate::intent::{self, Intent, Removed};
 use crate::keeper::Keeper;
 use crate::leased::Leased;
-use crate::lives::Lives;
 use crate::lifecycle::{Ended, Ending, Lifecycle, Signal};
+use crate::lives::Lives;
 use crate::membership::Members;
 use crate::mind_loop::{self, INPUTS_MAX, Parts, Question, Wish};
 use crate::no_server::NoServer;
@@ -320,10 +320,7 @@ pub async fn run(options: AgentOptions, mut signal: watch::Receiver<Signal>) -> 
     tokio::spawn(history::keep(Arc::clone(&agent.store) as Arc<dyn Store>, event_queue));
     agent
         .open(BTreeMap::from([
-            (
-                Channel::Mind,
-                Arc::new(MindHandler { inputs, lives: Arc::clone(&agent.lives) }) as Arc<dyn Handler>,
-            ),
+            (Channel::Mind, Arc::new(MindHandler { inputs, lives: Arc::clone(&agent.lives) }) as Arc<dyn Handler>),
             (Channel::Route, Arc::new(RouteHandler(board)) as Arc<dyn Handler>),
         ]))
         .await?;

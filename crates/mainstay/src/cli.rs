@@ -1,5 +1,9 @@
 //! The command line: every verb with its options, help and examples. Nothing is done here.
 
+mod verbs;
+
+pub(crate) use verbs::*;
+
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mainstay_model::{ClusterName, Durability, NodeId};
 use std::ffi::OsString;
@@ -15,6 +19,8 @@ use std::path::PathBuf;
     after_help = "Examples:\n  mainstay up                    a cluster of three nodes on this machine\n  \
                   mainstay status                how it is\n  mainstay connect               psql as the application\n  \
                   mainstay switchover            hand the primary's role to a replica\n  \
+                  mainstay set                   what is configured, and how to change it\n  \
+                  mainstay history               which changes of primary there were\n  \
                   mainstay down --destroy        end it and remove its files\n\n\
                   Exit status: 0 done, 1 failed, 2 wrong command line or file, 3 not now (the reason is said)."
 )]
@@ -45,12 +51,28 @@ pub(crate) enum Command {
     Down(Down),
     /// Show how the cluster is
     Status(Status),
-    /// Show what happened
-    History(Which),
-    /// Show why it decided as it did
+    /// Show which changes of primary there were, and what else happened
+    History(History),
+    /// Show why it decided as it did, or does nothing
     Why(Why),
     /// Hand the primary's role to a replica
     Switchover(Switchover),
+    /// Let a replica take over without the primary's help
+    Failover(Failover),
+    /// Restart the database servers, in an order that keeps the cluster in service
+    Restart(Restart),
+    /// Give a node's copy of the data up and clone it anew
+    Reinit(Reinit),
+    /// Switch automatic take-over, restart and rejoin off
+    Pause(Pause),
+    /// Switch them on again
+    Resume(Resume),
+    /// Show or change the specification in force
+    Set(Set),
+    /// Add, remove or replace nodes
+    Node(Node),
+    /// Rebuild the cluster from one node when more than half are lost for ever
+    Recover(Recover),
     /// Open psql on the cluster, or print its address
     Connect(Connect),
     /// Make the cluster's authority, and issue certificates from it
@@ -81,6 +103,17 @@ pub(crate) struct Which {
     /// The name of a cluster on this machine, in the standard place
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<ClusterName>,
+    /// Your certificate: a directory with NAME.crt, NAME.key and ca.crt, or its path without .crt [default: pki/admin beside the file]
+    #[arg(long, value_name = "PATH", env = "MAINSTAY_IDENTITY", hide_env_values = true)]
+    pub(crate) identity: Option<PathBuf>,
+}
+
+/// `resume`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:\n  mainstay resume")]
+pub(crate) struct Resume {
+    #[command(flatten)]
+    pub(crate) which: Which,
 }
 
 /// `up`.
@@ -172,17 +205,6 @@ pub(crate) struct Status {
     /// Show it again each second, until interrupted
     #[arg(long, short = 'w')]
     pub(crate) watch: bool,
-}
-
-/// `why`.
-#[derive(Args, Clone, Debug)]
-#[command(after_help = "Examples:\n  mainstay why\n  mainstay why --node db2 --json")]
-pub(crate) struct Why {
-    #[command(flatten)]
-    pub(crate) which: Which,
-    /// Only this node's reasons
-    #[arg(long, value_name = "NODE")]
-    pub(crate) node: Option<NodeId>,
 }
 
 /// `switchover`.
@@ -290,6 +312,49 @@ mod tests {
         }
         for verb in ["status", "history", "why", "switchover", "connect"] {
             parse(&format!("mainstay {verb} --config /tmp/mainstay.toml")).unwrap();
+        }
+    }
+
+    #[test]
+    fn every_verb_shows_examples() {
+        let program = Cli::command();
+        let node = program.find_subcommand("node").unwrap();
+        let verbs = [
+            "status",
+            "history",
+            "why",
+            "switchover",
+            "failover",
+            "restart",
+            "reinit",
+            "pause",
+            "resume",
+            "set",
+            "recover",
+        ];
+        let verbs = verbs.into_iter().map(|verb| program.find_subcommand(verb).unwrap());
+        for verb in verbs.chain(["add", "remove", "replace"].map(|verb| node.find_subcommand(verb).unwrap())) {
+            let help = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Examples:\n  mainstay "), "{}", verb.get_name());
+        }
+    }
+
+    #[test]
+    fn verbs_of_a_running_cluster_take_its_place_and_a_certificate() {
+        for verb in [
+            "failover",
+            "restart",
+            "reinit db1",
+            "pause",
+            "resume",
+            "set",
+            "recover",
+            "node add db4 --host h",
+            "node remove db4",
+            "node replace db4",
+        ] {
+            let cli = parse(&format!("mainstay {verb} --yes --json --name orders --identity /tmp/ann")).unwrap();
+            assert!(cli.global.yes && cli.global.json, "{verb}");
         }
     }
 

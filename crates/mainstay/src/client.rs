@@ -3,14 +3,13 @@
 use crate::failure::{Failure, Outcome};
 use crate::target::Target;
 use mainstay_model::NodeId;
-use mainstay_model::layout::NodeLayout;
 use mainstay_model::spec::Node;
 use mainstay_model::status::Status;
 use mainstay_net::{Credentials, Expect, http};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::lookup_host;
@@ -18,6 +17,8 @@ use tokio::task::JoinSet;
 
 /// How long one agent may take. It asks the others itself, and waits for those for most of a second.
 const ANSWER: Duration = Duration::from_millis(1500);
+/// How long a change may take to be accepted.
+const CHANGE: Duration = Duration::from_secs(10);
 /// How long the slower agents are waited for once one has answered.
 const LATER: Duration = Duration::from_millis(150);
 
@@ -38,6 +39,33 @@ impl Answer {
             None => format!("it answered with status {}", self.status),
         }
     }
+
+    /// What the refusal says to do next, if it does.
+    pub(crate) fn hint(&self) -> Option<String> {
+        self.body.get("hint").and_then(Value::as_str).filter(|hint| !hint.is_empty()).map(ToOwned::to_owned)
+    }
+
+    /// The answer of one agent to a wish: its body, or the refusal as this command's end.
+    ///
+    /// # Errors
+    /// When it was refused: wrongly asked (usage), not now, or not allowed.
+    pub(crate) fn accepted(self, node: &NodeId) -> Outcome<Value> {
+        let (error, hint) = (self.error(), self.hint());
+        let failure = match self.status {
+            200..300 => return Ok(self.body),
+            400 | 413 | 422 => Failure::usage(error),
+            403 => Failure::failed(format!("the agent of {node} does not allow it: {error}"))
+                .hint("use a certificate with the role for it: --identity, or MAINSTAY_IDENTITY"),
+            404 | 405 => Failure::failed(format!("the agent of {node} does not know this request: {error}"))
+                .hint("it may be of an older version: upgrade it, then try again"),
+            409 | 503 => Failure::not_now(error).hint("nothing was changed; see `mainstay status` and `mainstay why`"),
+            _ => Failure::failed(format!("the agent of {node} refuses: {error}")),
+        };
+        Err(match hint {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        })
+    }
 }
 
 /// The agents of one cluster.
@@ -52,18 +80,17 @@ impl Agents {
     /// # Errors
     /// When it can not be read: the caller may not operate this cluster.
     pub(crate) fn of(target: &Target) -> Outcome<Agents> {
-        let layout = &target.layout;
-        let cluster = &target.spec.cluster.name;
-        let (ca, cert, key) = certificate(target);
-        let credentials = Credentials::load(cluster, &ca, &cert, &key)
-            .map_err(|error| {
-                Failure::failed(format!("the cluster's API can not be called: {error}"))
-                    .hint(format!(
-                        "run this as the user that owns {} (root, if root made it), or join as a person: `mainstay join --help`",
-                        layout.pki().display()
-                    ))
-            })?;
-        Ok(Agents { nodes: target.spec.nodes.clone(), credentials })
+        Ok(Agents { nodes: target.spec.nodes.clone(), credentials: crate::identity::credentials(target)? })
+    }
+
+    /// The cluster has these nodes now.
+    pub(crate) fn know(&mut self, nodes: &[Node]) {
+        nodes.clone_into(&mut self.nodes);
+    }
+
+    /// Of whom these are the agents.
+    pub(crate) fn names(&self) -> Vec<NodeId> {
+        self.nodes.iter().map(|node| node.name.clone()).collect()
     }
 
     /// Asks one agent once.
@@ -78,16 +105,18 @@ impl Agents {
         body: Option<&Value>,
     ) -> Result<Answer, String> {
         let node = self.nodes.iter().find(|known| known.name == *node).ok_or("it is not in the file")?;
-        ask(node, &self.credentials, (method, path), body).await
+        // A change is written to the store first, which may elect a leader meanwhile.
+        let limit = if method == "GET" { ANSWER } else { CHANGE };
+        ask(node, &self.credentials, (method, path), body, limit).await
     }
 
     /// Asks every agent; returns what came within a short time after the first answer, and why the others did not.
-    pub(crate) async fn ask_all(&self, path: &'static str) -> (BTreeMap<NodeId, Answer>, BTreeMap<NodeId, String>) {
+    pub(crate) async fn ask_all(&self, path: &str) -> (BTreeMap<NodeId, Answer>, BTreeMap<NodeId, String>) {
         let mut asked = JoinSet::new();
         for node in self.nodes.clone() {
-            let credentials = Arc::clone(&self.credentials);
+            let (credentials, path) = (Arc::clone(&self.credentials), path.to_owned());
             asked.spawn(async move {
-                let answer = ask(&node, &credentials, ("GET", path), None).await;
+                let answer = ask(&node, &credentials, ("GET", &path), None, ANSWER).await;
                 (node.name, answer)
             });
         }
@@ -124,42 +153,25 @@ impl Agents {
     }
 }
 
-/// The certificate to call with: a person's beside the file, the one that may do most first; else this host's own as a node, which may look.
-fn certificate(target: &Target) -> (PathBuf, PathBuf, PathBuf) {
-    let layout = &target.layout;
-    let people = [
-        (layout.admin_cert(), layout.admin_key()),
-        (layout.operator_cert(), layout.operator_key()),
-        (layout.reader_cert(), layout.reader_key()),
-    ];
-    if let Some((cert, key)) = people.into_iter().find(|(cert, _)| cert.exists()) {
-        return (layout.ca_cert(), cert, key);
-    }
-    let nodes = target.spec.nodes.iter().map(|node| NodeLayout::new(target.spec.node_dir(node)));
-    match nodes.into_iter().find(|node| node.node_key().exists()) {
-        Some(node) => (node.ca_cert(), node.node_cert(), node.node_key()),
-        None => (layout.ca_cert(), layout.admin_cert(), layout.admin_key()),
-    }
-}
-
 async fn ask(
     node: &Node,
     credentials: &Credentials,
     (method, path): (&str, &str),
     body: Option<&Value>,
+    limit: Duration,
 ) -> Result<Answer, String> {
     let exchange = async {
         let host = (node.host.as_str(), node.agent_port);
         let mut addresses = lookup_host(host).await.map_err(|error| format!("{}: {error}", node.host))?;
         let address = addresses.next().ok_or_else(|| format!("{} has no address", node.host))?;
         let expect = Expect::Node(node.name.clone());
-        http::request(credentials, address, expect, (method, path), body, ANSWER)
+        http::request(credentials, address, expect, (method, path), body, limit)
             .await
             .map_err(|error| error.to_string())
     };
-    let (status, bytes) = match tokio::time::timeout(ANSWER, exchange).await {
+    let (status, bytes) = match tokio::time::timeout(limit, exchange).await {
         Ok(answered) => answered?,
-        Err(_) => return Err(format!("no answer within {} ms", ANSWER.as_millis())),
+        Err(_) => return Err(format!("no answer within {} ms", limit.as_millis())),
     };
     let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
     Ok(Answer { status, body })
@@ -175,9 +187,14 @@ pub(crate) fn decode<T: DeserializeOwned>(answer: &Answer) -> Option<T> {
 
 /// No agent answered, and why.
 pub(crate) fn nobody(silent: &BTreeMap<NodeId, String>) -> Failure {
-    let reasons: Vec<String> = silent.iter().map(|(node, why)| format!("{node}: {why}")).collect();
-    let reasons = if reasons.is_empty() { "no usable answer".to_owned() } else { reasons.join("\n") };
-    Failure::failed(format!("no agent of the cluster answers\n{reasons}"))
+    let mut text = "no agent of the cluster answers".to_owned();
+    for (node, why) in silent {
+        let _ = write!(text, "\n{node}: {why}");
+    }
+    if silent.is_empty() {
+        text.push_str("\nno usable answer");
+    }
+    Failure::failed(text)
 }
 
 /// Adds what to do when no agent of a cluster on this machine answers.

@@ -9,8 +9,11 @@ mod cli_keys;
 mod client;
 mod commands;
 mod failure;
+mod identity;
 mod local;
 mod output;
+mod plan;
+mod session;
 mod target;
 
 use clap::Parser;

@@ -19,6 +19,8 @@ pub(crate) struct Target {
     pub(crate) spec: Spec,
     /// The directory it stands in: certificates and secrets lie next to it.
     pub(crate) layout: ClusterLayout,
+    /// Whose certificate to show, if not the one next to the file.
+    pub(crate) identity: Option<PathBuf>,
 }
 
 /// Where `up` keeps clusters that were given no directory.
@@ -56,6 +58,55 @@ pub(crate) fn directory(dir: Option<&Path>, name: Option<&str>) -> Outcome<PathB
     }
 }
 
+/// Where the files of clusters on real hosts lie: `NAME.toml`, or `NAME/mainstay.toml`.
+const ON_HOSTS: &str = "/etc/mainstay";
+
+/// The file that is meant when neither a directory nor a file was named: of a cluster on this machine, else of one on real hosts.
+fn standard_config(name: Option<&str>) -> Outcome<PathBuf> {
+    let here = ClusterLayout::new(directory(None, name)?).config();
+    if here.is_file() {
+        return Ok(here);
+    }
+    let found = on_hosts(Path::new(ON_HOSTS), name);
+    match found.as_slice() {
+        [only] => Ok(only.clone()),
+        [] => Ok(here),
+        several => {
+            let names: Vec<String> = several.iter().map(|path| path.display().to_string()).collect();
+            Err(Failure::usage(format!("which cluster? There are {}", names.join(", ")))
+                .hint("say which with --name NAME, --config FILE or MAINSTAY_CONFIG"))
+        }
+    }
+}
+
+/// Which cluster a file describes, if it can be read.
+fn cluster_of(path: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let spec = mainstay_model::config::parse(&text, crate::local::engine::owned_parameters()).ok()?;
+    Some(spec.cluster.name.to_string())
+}
+
+/// The files of clusters on real hosts, of this name or of any, in order of their names.
+fn on_hosts(place: &Path, name: Option<&str>) -> Vec<PathBuf> {
+    if let Some(name) = name {
+        let named = [place.join(format!("{name}.toml")), place.join(name).join("mainstay.toml")];
+        let only = Some(place.join("mainstay.toml")).filter(|path| cluster_of(path).as_deref() == Some(name));
+        return named.into_iter().chain(only).filter(|path| path.is_file()).take(1).collect();
+    }
+    let entries =
+        std::fs::read_dir(place).map(|entries| entries.flatten().take(1000).collect()).unwrap_or_else(|_| Vec::new());
+    let mut found: Vec<PathBuf> = entries
+        .into_iter()
+        .map(|entry| entry.path())
+        .filter_map(|path| match path.extension() {
+            Some(kind) if kind == "toml" && path.is_file() => Some(path),
+            _ => Some(path.join("mainstay.toml")).filter(|path| path.is_file()),
+        })
+        .collect();
+    found.sort();
+    found
+}
+
 /// The directories with a cluster's file in this directory, in order of their names.
 pub(crate) fn clusters_in(place: &Path) -> Vec<PathBuf> {
     let entries =
@@ -88,13 +139,15 @@ impl Target {
         let config = match (&which.dir, &which.config, &which.name) {
             (Some(dir), _, _) => ClusterLayout::new(absolute(dir)?).config(),
             (_, Some(config), _) => absolute(config)?,
-            (_, _, Some(name)) => ClusterLayout::new(directory(None, Some(name.as_str()))?).config(),
+            (_, _, Some(name)) => standard_config(Some(name.as_str()))?,
             _ => match std::env::var_os("MAINSTAY_CONFIG").filter(|value| !value.is_empty()) {
                 Some(config) => absolute(Path::new(&config))?,
-                None => ClusterLayout::new(directory(None, None)?).config(),
+                None => standard_config(None)?,
             },
         };
-        Self::read(&config)
+        let mut target = Self::read(&config)?;
+        target.identity = which.identity.as_deref().map(absolute).transpose()?;
+        Ok(target)
     }
 
     /// Reads a cluster's file.
@@ -106,7 +159,7 @@ impl Target {
         let spec = mainstay_model::config::parse(&text, crate::local::engine::owned_parameters())
             .map_err(|error| Failure::usage(format!("{} holds mistakes:\n{error}", config.display())))?;
         let dir = config.parent().unwrap_or(Path::new("/"));
-        Ok(Target { config: config.to_owned(), spec, layout: ClusterLayout::new(dir) })
+        Ok(Target { config: config.to_owned(), spec, layout: ClusterLayout::new(dir), identity: None })
     }
 }
 
@@ -118,5 +171,28 @@ fn no_file(config: &Path, error: &std::io::Error) -> Failure {
         std::io::ErrorKind::PermissionDenied => Failure::failed(format!("{name} can not be read: {error}"))
             .hint("run it as the user that owns the cluster (root, if root made it)"),
         _ => Failure::failed(format!("{name} can not be read: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::on_hosts;
+
+    #[test]
+    fn files_of_clusters_on_hosts_are_found() {
+        let place = tempfile::tempdir().unwrap();
+        let at = |path: &str| place.path().join(path);
+        assert!(on_hosts(place.path(), None).is_empty());
+        std::fs::create_dir(at("orders")).unwrap();
+        std::fs::write(at("orders/mainstay.toml"), "").unwrap();
+        std::fs::write(at("bills.toml"), "").unwrap();
+        std::fs::write(at("notes.txt"), "").unwrap();
+        assert_eq!(on_hosts(place.path(), None), [at("bills.toml"), at("orders/mainstay.toml")]);
+        assert_eq!(on_hosts(place.path(), Some("orders")), [at("orders/mainstay.toml")]);
+        assert_eq!(on_hosts(place.path(), Some("bills")), [at("bills.toml")]);
+        assert!(on_hosts(place.path(), Some("notes")).is_empty());
+        std::fs::write(at("mainstay.toml"), "[cluster]\nname = \"shop\"\n[[node]]\nname = \"a\"\nhost = \"h\"\n")
+            .unwrap();
+        assert_eq!(on_hosts(place.path(), Some("shop")), [at("mainstay.toml")]);
     }
 }

@@ -4,6 +4,7 @@
 //! too, because words do not know engines. What a single setting may hold stands in [`crate::config_check`].
 
 use crate::config_check::check;
+use crate::config_reference::{keys_of, text_of};
 use crate::spec::Spec;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -37,16 +38,6 @@ pub struct ConfigError {
     /// The mistakes.
     pub problems: Vec<ConfigProblem>,
 }
-
-/// The keys of each table, by the table's path. A test keeps it equal to the types in [`crate::spec`].
-const KNOWN: &[(&str, &[&str])] = &[
-    ("", &["cluster", "node", "failover", "proxy", "postgres"]),
-    ("cluster", &["name", "engine", "durability"]),
-    ("node", &["name", "host", "zone", "witness", "port", "agent_port", "health_port", "dir"]),
-    ("failover", &["ping_ms", "suspicion_ms", "lease_ms", "margin_percent", "sync_replicas"]),
-    ("proxy", &["on_nodes", "host", "write_port", "read_port", "max_lag_bytes", "hold_ms", "max_connections"]),
-    ("postgres", &["bin_dir", "parameters", "hba"]),
-];
 
 /// Reads the text of a `mainstay.toml`. `owned` are the server parameters that the engine keeps for itself.
 ///
@@ -114,12 +105,12 @@ fn unknown_keys(lines: &Lines) -> Vec<ConfigProblem> {
         .iter()
         .filter_map(|(path, line)| {
             let (table, key) = split_path(path)?;
-            let known = KNOWN.iter().find(|(name, _)| *name == table)?.1;
+            let known = keys_of(table)?;
             if known.contains(&key) {
                 return None;
             }
             let place = if table.is_empty() { "at the top of the file".to_owned() } else { format!("in [{table}]") };
-            let advice = match nearest(key, known) {
+            let advice = match nearest(key, &known) {
                 Some(near) => format!("did you mean {near:?}?"),
                 None => format!("known here: {}", known.join(", ")),
             };
@@ -139,7 +130,7 @@ fn split_path(path: &str) -> Option<(&str, &str)> {
         _ => table,
     };
     let is_item = key.bytes().all(|byte| byte.is_ascii_digit());
-    if is_item && !KNOWN.iter().any(|(name, known)| *name == table && known.contains(&key)) {
+    if is_item && !keys_of(table).is_some_and(|known| known.contains(&key)) {
         return None;
     }
     Some((table, key))
@@ -202,10 +193,11 @@ pub fn render(spec: &Spec) -> String {
         out,
         "# A Mainstay cluster. The same file on every node; unknown keys are errors.\n\n\
          [cluster]\nname = {}\nengine = \"{}\"\n\
-         durability = \"{}\"          # strict: block rather than lose | available: go on alone, and say so | async: never wait\n",
+         durability = \"{}\"          # {}\n",
         quoted(cluster.name.as_str()),
         cluster.engine,
         cluster.durability,
+        text_of("cluster.durability"),
     );
     for node in &spec.nodes {
         render_node(&mut out, node);
@@ -222,13 +214,17 @@ fn render_node(out: &mut String, node: &crate::spec::Node) {
         let _ = writeln!(out, "zone = {}", quoted(zone));
     }
     if node.witness {
-        out.push_str("witness = true               # votes, holds no data\n");
+        let _ = writeln!(out, "witness = true               # {}", text_of("node.witness"));
     }
     let _ = write!(
         out,
-        "port = {}                  # the database server\nagent_port = {}            # peers and API, mutual TLS\n\
-         health_port = {}           # health endpoints, plain HTTP\n",
-        node.port, node.agent_port, node.health_port
+        "port = {}                  # {}\nagent_port = {}            # {}\nhealth_port = {}           # {}\n",
+        node.port,
+        text_of("node.port"),
+        node.agent_port,
+        text_of("node.agent_port"),
+        node.health_port,
+        text_of("node.health_port")
     );
     if let Some(dir) = &node.dir {
         let _ = writeln!(out, "dir = {}", quoted(&dir.display().to_string()));
@@ -236,7 +232,8 @@ fn render_node(out: &mut String, node: &crate::spec::Node) {
 }
 
 /// A setting, as a comment if it stands at its default.
-fn setting<T: fmt::Display + PartialEq>(out: &mut String, key: &str, value: T, default: T, comment: &str) {
+fn setting<T: fmt::Display + PartialEq>(out: &mut String, path: &str, value: T, default: T) {
+    let (key, comment) = (path.rsplit('.').next().unwrap_or(path), text_of(path));
     let mark = if value == default { "# " } else { "" };
     let _ = writeln!(out, "{:<28} # {comment}", format!("{mark}{key} = {value}"));
 }
@@ -244,42 +241,35 @@ fn setting<T: fmt::Display + PartialEq>(out: &mut String, key: &str, value: T, d
 fn render_failover(out: &mut String, spec: &Spec) {
     let (now, default) = (&spec.failover, crate::spec::Failover::default());
     out.push_str("\n[failover]\n");
-    setting(out, "ping_ms", now.ping_ms, default.ping_ms, "how often agents tell each other that they live");
-    setting(out, "suspicion_ms", now.suspicion_ms, default.suspicion_ms, "silence after which a primary is suspected");
-    setting(out, "lease_ms", now.lease_ms, default.lease_ms, "how long a primary serves without renewing its claim");
-    setting(
-        out,
-        "margin_percent",
-        now.margin_percent,
-        default.margin_percent,
-        "part of the lease kept back for clocks",
-    );
-    match now.sync_replicas {
-        Some(count) => {
-            let _ = writeln!(out, "sync_replicas = {count}            # how many replicas a commit waits for");
-        }
+    setting(out, "failover.ping_ms", now.ping_ms, default.ping_ms);
+    setting(out, "failover.suspicion_ms", now.suspicion_ms, default.suspicion_ms);
+    setting(out, "failover.lease_ms", now.lease_ms, default.lease_ms);
+    setting(out, "failover.margin_percent", now.margin_percent, default.margin_percent);
+    let text = text_of("failover.sync_replicas");
+    let _ = match now.sync_replicas {
+        Some(count) => writeln!(out, "sync_replicas = {count}            # {text}"),
         None => {
-            let _ = writeln!(
-                out,
-                "{:<28} # how many replicas a commit waits for; default: half of the data nodes",
-                format!("# sync_replicas = {}", spec.sync_replicas())
-            );
+            let shown = format!("# sync_replicas = {}", spec.sync_replicas());
+            writeln!(out, "{shown:<28} # {text}; default: half of the data nodes")
         }
-    }
+    };
 }
 
 fn render_proxy(out: &mut String, spec: &Spec) {
     let (now, default) = (&spec.proxy, crate::spec::Proxy::default());
     out.push_str("\n[proxy]\n");
-    setting(out, "on_nodes", now.on_nodes, default.on_nodes, "does each node run a proxy of its own?");
+    setting(out, "proxy.on_nodes", now.on_nodes, default.on_nodes);
+    let mut always = |key: &str, value: String| {
+        let _ = writeln!(out, "{:<28} # {}", format!("{key} = {value}"), text_of(&format!("proxy.{key}")));
+    };
     if let Some(host) = &now.host {
-        let _ = writeln!(out, "{:<28} # a proxy of its own listens there", format!("host = {}", quoted(host)));
+        always("host", quoted(host));
     }
-    let _ = writeln!(out, "{:<28} # the address for writes", format!("write_port = {}", now.write_port));
-    let _ = writeln!(out, "{:<28} # the address for reads", format!("read_port = {}", now.read_port));
-    setting(out, "max_lag_bytes", now.max_lag_bytes, default.max_lag_bytes, "a replica further behind gets no reads");
-    setting(out, "hold_ms", now.hold_ms, default.hold_ms, "how long a new connection waits for a primary");
-    setting(out, "max_connections", now.max_connections, default.max_connections, "open or held at once");
+    always("write_port", now.write_port.to_string());
+    always("read_port", now.read_port.to_string());
+    setting(out, "proxy.max_lag_bytes", now.max_lag_bytes, default.max_lag_bytes);
+    setting(out, "proxy.hold_ms", now.hold_ms, default.hold_ms);
+    setting(out, "proxy.max_connections", now.max_connections, default.max_connections);
 }
 
 fn render_postgres(out: &mut String, spec: &Spec) {

@@ -28,7 +28,9 @@ impl Found {
         self.0.push(ConfigProblem { line: None, key: key.into(), text: text.into() });
     }
 
-    fn bounds(&mut self, key: &str, value: u64, least: u64, most: u64) {
+    /// Bounds stand in the table of all keys.
+    fn bounds(&mut self, key: &str, value: u64) {
+        let Some((least, most)) = crate::config_reference::find(key).and_then(|known| known.bounds) else { return };
         if value < least || value > most {
             self.add(key, format!("{key} = {value} is out of bounds: {least} to {most}"));
         }
@@ -153,10 +155,10 @@ fn plural(count: usize) -> &'static str {
 
 fn failover(spec: &Spec, found: &mut Found) {
     let times = &spec.failover;
-    found.bounds("failover.ping_ms", times.ping_ms, 20, 10_000);
-    found.bounds("failover.suspicion_ms", times.suspicion_ms, 100, 60_000);
-    found.bounds("failover.lease_ms", times.lease_ms, 500, 600_000);
-    found.bounds("failover.margin_percent", times.margin_percent, 5, 60);
+    found.bounds("failover.ping_ms", times.ping_ms);
+    found.bounds("failover.suspicion_ms", times.suspicion_ms);
+    found.bounds("failover.lease_ms", times.lease_ms);
+    found.bounds("failover.margin_percent", times.margin_percent);
     if times.suspicion_ms < times.ping_ms.saturating_mul(2) {
         found.add(
             "failover.suspicion_ms",
@@ -181,8 +183,8 @@ fn proxy(spec: &Spec, found: &mut Found) {
     {
         found.add("proxy.host", why);
     }
-    found.bounds("proxy.hold_ms", proxy.hold_ms, 0, 600_000);
-    found.bounds("proxy.max_connections", u64::from(proxy.max_connections), 1, 1_000_000);
+    found.bounds("proxy.hold_ms", proxy.hold_ms);
+    found.bounds("proxy.max_connections", u64::from(proxy.max_connections));
 }
 
 fn postgres(spec: &Spec, owned: &[&str], found: &mut Found) {

@@ -8,7 +8,9 @@
 pub mod api;
 pub mod command;
 pub mod config;
+pub mod config_assign;
 pub mod config_check;
+pub mod config_reference;
 pub mod event;
 pub mod ids;
 pub mod layout;

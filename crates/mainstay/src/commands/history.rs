@@ -1,107 +1,194 @@
-//! `mainstay history`: what happened, as the cluster itself recorded it.
+//! `mainstay history`: every change of primary, and what else happened, as the cluster itself recorded it.
 
-use crate::cli::{Global, Which};
-use crate::client::{Agents, nobody, with_advice};
+use crate::cli::{Global, History};
+use crate::client::{nobody, with_advice};
 use crate::failure::{Failure, Outcome};
-use crate::output;
-use crate::target::Target;
+use crate::output::{self, Colour, paint};
+use crate::plan::changes::{Row, Told, changes, loss, merge, since};
+use crate::session::Session;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use mainstay_model::Event;
+use mainstay_ports::clock::wall_now_ms;
 use serde::Deserialize;
 use serde_json::json;
+use std::fmt::Write as _;
 
 #[derive(Deserialize)]
 struct Page {
-    events: Vec<Event>,
+    events: Vec<Told>,
 }
 
-/// Shows the events, oldest first.
+/// Shows the changes of primary, or all events, oldest first.
 ///
 /// # Errors
-/// When no agent can read the history.
-pub(crate) async fn run(which: Which, global: Global) -> Outcome {
-    let target = Target::find(&which)?;
-    let agents = Agents::of(&target)?;
-    let (answers, silent) = agents.ask_all("/v1/history").await;
-    let pages: Vec<Page> = answers.values().filter_map(crate::client::decode).collect();
-    if pages.is_empty() {
-        return Err(match answers.iter().next() {
-            Some((node, answer)) => Failure::not_now(format!("{node} can not read the history: {}", answer.error()))
-                .hint("a majority of the nodes must be up to read it; see `mainstay status`"),
-            None => with_advice(nobody(&silent), &target),
-        });
-    }
-    let events = merge(pages);
+/// When no agent can read the history, or the time is none.
+pub(crate) async fn run(options: History, global: Global) -> Outcome {
+    let zone = TimeZone::system();
+    let from = options.since.as_deref().map(|text| since(text, wall_now_ms(), &zone));
+    let from = from.transpose().map_err(|error| Failure::usage(format!("--since {error}")))?.unwrap_or(0);
+    let session = Session::open(&options.which).await?;
+    let events = read(&session).await?;
+    let rows: Vec<Row> = changes(&events).into_iter().filter(|row| row.told.event.wall_ms >= from).collect();
+    let events: Vec<Told> = events.into_iter().filter(|told| told.event.wall_ms >= from).collect();
     if global.json {
-        output::object(&json!({ "events": events }));
-    } else if events.is_empty() {
-        output::line("Nothing has happened yet.");
+        output::object(&json!({ "changes": rows, "events": events }));
+    } else if options.all {
+        events.iter().for_each(|told| output::line(&event_line(told, &zone)));
+        if events.is_empty() {
+            output::line("Nothing has happened.");
+        }
     } else {
-        for event in &events {
-            output::line(&row(event, &TimeZone::system()));
+        rows.iter().for_each(|row| output::line(change_text(row, &zone).trim_end()));
+        let others = events.iter().filter(|told| !told.is_change()).count();
+        if rows.is_empty() {
+            output::line("No change of primary.");
+        }
+        if others > 0 {
+            output::line(&paint(Colour::Faint, &format!("and {others} other events: mainstay history --all")));
         }
     }
     Ok(())
 }
 
-/// All pages as one list: each event once, in the order of terms and times.
-fn merge(pages: Vec<Page>) -> Vec<Event> {
-    let mut events: Vec<Event> = Vec::new();
-    for event in pages.into_iter().flat_map(|page| page.events) {
-        if !events.contains(&event) {
-            events.push(event);
-        }
+/// The whole history that is kept, from every agent that can read it.
+///
+/// # Errors
+/// When none can.
+pub(crate) async fn read(session: &Session) -> Outcome<Vec<Told>> {
+    let (answers, silent) = session.agents.ask_all("/v1/history").await;
+    let pages: Vec<Page> = answers.values().filter_map(crate::client::decode).collect();
+    if pages.is_empty() {
+        return Err(match answers.iter().next() {
+            Some((node, answer)) => Failure::not_now(format!("{node} can not read the history: {}", answer.error()))
+                .hint("a majority of the nodes must be up to read it; see `mainstay status`"),
+            None => with_advice(nobody(&silent), &session.target),
+        });
     }
-    events.sort_by_key(|event| (event.wall_ms, event.term));
-    events
+    Ok(merge(pages.into_iter().map(|page| page.events).collect()))
 }
 
-fn row(event: &Event, zone: &TimeZone) -> String {
+/// One event on one line.
+pub(crate) fn event_line(told: &Told, zone: &TimeZone) -> String {
+    let event = &told.event;
     let time = time(event.wall_ms, zone);
-    format!("{time}  {:<6} term {:<4} {:<18} {}", event.node, event.term.0, event.kind, event.text)
+    format!("{:<5} {time}  {:<6} term {:<4} {:<18} {}", told.name(), event.node, event.term.0, event.kind, event.text)
+}
+
+/// A change of primary: what a person wants to know first stands first.
+fn change_text(row: &Row, zone: &TimeZone) -> String {
+    let event = &row.told.event;
+    let (name, at) = (row.told.name(), short(event.wall_ms, zone));
+    let Some(change) = &event.change else {
+        return format!("{name:<5} {at}  {} opened in term {}\n      {}\n", event.node, event.term, event.text);
+    };
+    let from = change.from.as_ref().map_or_else(|| "(none)".to_owned(), ToString::to_string);
+    let who = if change.from.as_ref() == Some(&change.to) {
+        format!("{from}, again")
+    } else {
+        format!("{from} → {}", change.to)
+    };
+    let gap = change.gap.map(|gap| format!("  gap {gap}")).unwrap_or_default();
+    let lost = loss(Some(change), &row.losses);
+    let colour = if lost.starts_with("lost") || lost.starts_with("up to") { Colour::Red } else { Colour::Green };
+    let mut out = format!("{name:<5} {at}  {who}{gap}  {}\n", paint(colour, &lost));
+    let fork = change.fork.map(|fork| format!(", left {fork}")).unwrap_or_default();
+    let _ = writeln!(out, "      term {}, timeline {}{fork}, open from {}", event.term, change.timeline, change.end);
+    let _ = writeln!(out, "      cause: {}", change.cause);
+    for lost in &row.losses {
+        let commits = lost.commits.map(|count| format!(", {count} commits")).unwrap_or_default();
+        let standing = if lost.may_be_acknowledged { "may have been acknowledged" } else { "never acknowledged" };
+        let _ = writeln!(
+            out,
+            "      left behind: {} to {}{commits}, {standing}; kept in {}",
+            lost.from,
+            lost.to,
+            if lost.kept.is_empty() { "no place" } else { &lost.kept }
+        );
+    }
+    out
 }
 
 /// A moment of some host's wall clock, for people.
 pub(crate) fn time(wall_ms: u64, zone: &TimeZone) -> String {
+    stamp(wall_ms, zone, "%Y-%m-%d %H:%M:%S%.3f")
+}
+
+fn short(wall_ms: u64, zone: &TimeZone) -> String {
+    stamp(wall_ms, zone, "%Y-%m-%d %H:%M:%S")
+}
+
+fn stamp(wall_ms: u64, zone: &TimeZone, form: &str) -> String {
     let stamp = i64::try_from(wall_ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
     match stamp {
-        Some(stamp) => stamp.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M:%S%.3f").to_string(),
+        Some(stamp) => stamp.to_zoned(zone.clone()).strftime(form).to_string(),
         None => "-".to_owned(),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Page, merge, row};
+    use super::{change_text, event_line};
+    use crate::plan::changes::{Row, Told};
+    use crate::plan::examples::{at, name};
     use jiff::tz::TimeZone;
-    use mainstay_model::{Event, NodeId, Term};
+    use mainstay_model::{Change, Event, Lost, Lsn, Span, Term, Timeline};
 
-    fn event(wall_ms: u64, kind: &str) -> Event {
-        let node = NodeId::new("db1").unwrap();
-        Event {
-            node,
-            wall_ms,
-            term: Term(2),
-            kind: kind.into(),
-            text: "db1 serves from 0/3000000".into(),
+    fn told() -> Told {
+        let event = Event {
+            node: name("db2"),
+            wall_ms: 1_700_000_000_123,
+            term: Term(4),
+            kind: "primary-opened".into(),
+            text: "db2 serves from 0/3000000".into(),
             change: None,
             lost: None,
-        }
-    }
-
-    #[test]
-    fn pages_become_one_ordered_list() {
-        let (first, second) = (event(1_000, "primary-lost"), event(2_000, "primary-opened"));
-        let pages = vec![Page { events: vec![second.clone()] }, Page { events: vec![first.clone(), second.clone()] }];
-        assert_eq!(merge(pages), [first, second]);
+        };
+        Told { sequence: Some(12), event }
     }
 
     #[test]
     fn a_row_reads_well() {
         assert_eq!(
-            row(&event(1_700_000_000_123, "primary-opened"), &TimeZone::UTC),
-            "2023-11-14 22:13:20.123  db1    term 2    primary-opened     db1 serves from 0/3000000"
+            event_line(&told(), &TimeZone::UTC),
+            "#12   2023-11-14 22:13:20.123  db2    term 4    primary-opened     db2 serves from 0/3000000"
         );
+    }
+
+    #[test]
+    fn a_change_says_who_when_why_and_what_was_lost() {
+        let mut told = told();
+        told.event.change = Some(Change {
+            cause: "the server of db1 ended (signal 9)".into(),
+            from: Some(name("db1")),
+            to: name("db2"),
+            timeline: Timeline(3),
+            fork: Some(at(2, 0x500_0148)),
+            end: Lsn(0x500_01F8),
+            gap: Some(Span(412)),
+            at_risk_bytes: Some(0),
+        });
+        let lost = Lost {
+            from: at(2, 0x500_0148),
+            to: at(2, 0x500_0948),
+            commits: Some(3),
+            may_be_acknowledged: true,
+            kept: "/d/1".into(),
+            ..Lost::default()
+        };
+        let row = Row { told, losses: vec![lost] };
+        let text = change_text(&row, &TimeZone::UTC);
+        assert_eq!(
+            text,
+            "#12   2023-11-14 22:13:20  db1 → db2  gap 412 ms  lost 3 commits, 2.0 kB\n      \
+             term 4, timeline 3, left 2@0/5000148, open from 0/50001F8\n      \
+             cause: the server of db1 ended (signal 9)\n      \
+             left behind: 2@0/5000148 to 2@0/5000948, 3 commits, may have been acknowledged; kept in /d/1\n"
+        );
+    }
+
+    #[test]
+    fn without_details_the_words_of_the_event_are_shown() {
+        let text = change_text(&Row { told: told(), losses: Vec::new() }, &TimeZone::UTC);
+        assert!(text.contains("db2 opened in term 4") && text.contains("db2 serves from"), "{text}");
     }
 }

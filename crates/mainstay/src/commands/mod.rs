@@ -3,18 +3,27 @@
 mod agent;
 mod connect;
 mod down;
+mod failover;
 mod guard;
 mod history;
 mod join;
+mod node;
+mod pause;
 mod pki;
 mod proxy;
+mod recover;
+mod reinit;
+mod restart;
+mod set;
 mod status;
 mod supervise;
 mod switchover;
 mod up;
+mod wait;
 mod why;
 
 pub(crate) use proxy::NAME as PROXY_NAME;
+pub(crate) use why::check_node;
 
 use crate::cli::{Cli, Command};
 use crate::failure::{Failure, Outcome};
@@ -30,9 +39,17 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Up(options) => up::run(&options, global),
         Command::Down(options) => down::run(&options, global),
         Command::Status(options) => one_thread(status::run(options, global)),
-        Command::History(which) => one_thread(history::run(which, global)),
+        Command::History(options) => one_thread(history::run(options, global)),
         Command::Why(options) => one_thread(why::run(options, global)),
         Command::Switchover(options) => one_thread(switchover::run(options, global)),
+        Command::Failover(options) => one_thread(failover::run(options, global)),
+        Command::Restart(options) => one_thread(restart::run(options, global)),
+        Command::Reinit(options) => one_thread(reinit::run(options, global)),
+        Command::Pause(options) => one_thread(pause::pause(options, global)),
+        Command::Resume(options) => one_thread(pause::resume(options, global)),
+        Command::Set(options) => one_thread(set::run(options, global)),
+        Command::Node(options) => one_thread(node::run(options, global)),
+        Command::Recover(options) => one_thread(recover::run(options, global)),
         Command::Connect(options) => connect::run(&options, global),
         Command::Pki(options) => pki::run(options, global),
         Command::Join(options) => join::run(options, global),

@@ -18,6 +18,25 @@ pub(crate) fn render(head: &[&str], rows: &[Vec<String>], width: u16) -> String 
     table.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
 }
 
+/// A text in lines of at most this many letters, broken between words.
+pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    for part in text.lines() {
+        let mut line = String::new();
+        for word in part.split_whitespace() {
+            if !line.is_empty() && line.chars().count() + 1 + word.chars().count() > width {
+                lines.push(std::mem::take(&mut line));
+            }
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line.push_str(word);
+        }
+        lines.push(line);
+    }
+    lines
+}
+
 /// A number of bytes for people, at most seven characters.
 pub(crate) fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
@@ -45,7 +64,13 @@ pub(crate) fn ago(seconds: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{ago, bytes, render};
+    use super::{ago, bytes, render, wrap};
+
+    #[test]
+    fn long_texts_are_broken_between_words() {
+        assert_eq!(wrap("one two three\nfour", 8), ["one two", "three", "four"]);
+        assert_eq!(wrap("extraordinarily", 4), ["extraordinarily"]);
+    }
 
     #[test]
     fn columns_are_aligned_and_lines_end_clean() {

@@ -1,0 +1,290 @@
+//! `mainstay node add`, `node remove`, `node replace`: which nodes the cluster has. A command writes what is wanted; the cluster carries it out,
+//! also when the command is interrupted.
+
+use super::set::until_known;
+use crate::cli::{Global, Node as Options, NodeAdd, NodeRemove, NodeReplace, NodeVerb};
+use crate::failure::{Failure, Outcome};
+use crate::local::engine::owned_parameters;
+use crate::output::progress::Progress;
+use crate::output::{self, confirm};
+use crate::plan::failover::newest_record;
+use crate::plan::sizes::{Shape, warnings};
+use crate::session::Session;
+use mainstay_model::NodeId;
+use mainstay_model::api::ReplaceWish;
+use mainstay_model::config_check::check;
+use mainstay_model::spec::{Node, Spec};
+use serde_json::json;
+use std::time::Duration;
+use tokio::time::Instant;
+
+const EACH: Duration = Duration::from_millis(200);
+
+/// Runs the verb.
+///
+/// # Errors
+/// When the wish is wrong, not possible now, or not seen to take effect.
+pub(crate) async fn run(options: Options, global: Global) -> Outcome {
+    match options.verb {
+        NodeVerb::Add(options) => add(options, global).await,
+        NodeVerb::Remove(options) => remove(options, global).await,
+        NodeVerb::Replace(options) => replace(options, global).await,
+    }
+}
+
+fn checked(spec: &Spec) -> Outcome {
+    let problems: Vec<String> = check(spec, owned_parameters()).into_iter().map(|problem| problem.text).collect();
+    if problems.is_empty() { Ok(()) } else { Err(Failure::usage(problems.join("\n")).hint("nothing was changed")) }
+}
+
+async fn add(options: NodeAdd, global: Global) -> Outcome {
+    let mut session = Session::open(&options.which).await?;
+    let node = Node {
+        name: options.node.clone(),
+        host: options.host.clone(),
+        zone: options.zone.clone(),
+        witness: options.witness,
+        port: options.port,
+        agent_port: options.agent_port,
+        health_port: options.health_port,
+        dir: options.data_dir.clone(),
+    };
+    let before = session.spec().clone();
+    let mut spec = before.clone();
+    let mut progress = Progress::new();
+    let mut verified = Vec::new();
+    match before.node(&node.name) {
+        Some(known) if *known == node => progress.say(&format!("{} is one of the nodes already", node.name)),
+        Some(_) => {
+            return Err(Failure::usage(format!("a node is called {} already, with other settings", node.name)).hint(
+                "for another host: `mainstay node replace`; for other settings: `mainstay set node.NAME.KEY=VALUE`",
+            ));
+        }
+        None => {
+            spec.nodes.push(node.clone());
+            checked(&spec)?;
+            session.in_force()?;
+            say_shapes(&progress, &before, &spec);
+            let kind = if node.witness { "witness" } else { "data node" };
+            confirm(
+                global.yes,
+                &format!("Add the {kind} {} at {} to the cluster {}?", node.name, node.host, before.cluster.name),
+            )?;
+            let change = format!("node {} added at {}", node.name, node.host);
+            verified.extend(write(&mut session, spec, change, &mut progress).await?);
+        }
+    }
+    let next = next_steps(&session, &node);
+    joined(&session, &node, options.wait, &mut progress, &mut verified).await?;
+    report(&session, &node.name, "added", &verified, if options.wait > 0 { Vec::new() } else { next }, global);
+    Ok(())
+}
+
+/// Says how votes and commits change.
+fn say_shapes(progress: &Progress, before: &Spec, after: &Spec) {
+    let (before, after) = (Shape::of(before), Shape::of(after));
+    progress.say(&format!("Now:  {}", before.words()));
+    progress.say(&format!("Then: {}", after.words()));
+    warnings(before, after).iter().for_each(|warning| progress.say(&format!("Note: {warning}")));
+}
+
+async fn write(session: &mut Session, spec: Spec, change: String, progress: &mut Progress) -> Outcome<Vec<String>> {
+    progress.step("Writing the new generation");
+    let stored = match session.propose(spec, change).await {
+        Ok(stored) => stored,
+        Err(failure) => {
+            progress.fail();
+            return Err(failure);
+        }
+    };
+    progress.finish(&format!("generation {}", stored.generation));
+    let known = until_known(session, stored.generation, progress).await;
+    Ok(vec![format!("generation {} is in force", stored.generation), known])
+}
+
+/// What must be typed here and on the new host. The file is written beside itself first: a shell empties what it writes to before anything reads it.
+fn next_steps(session: &Session, node: &Node) -> Vec<String> {
+    let here = session.target.config.display();
+    let there = "/etc/mainstay/mainstay.toml";
+    let (name, host) = (&node.name, &node.host);
+    let engine = if node.witness { "mainstay" } else { "mainstay and PostgreSQL" };
+    vec![
+        format!("here: mainstay set --config {here} > {here}.new && mv {here}.new {here}"),
+        format!("here: mainstay pki issue {name} --config {here} > {name}.token; mainstay pki serve --config {here}"),
+        format!("on {host}: install {engine}; copy {here} to {there}, and {name}.token"),
+        format!("on {host}: mainstay join --config {there} --node {name} --at THIS-HOST --token - < {name}.token"),
+        format!("on {host}: start its agent: mainstay agent --config {there} --node {name}, or its systemd unit"),
+    ]
+}
+
+/// Waits until the node votes, and does what its role asks.
+async fn joined(
+    session: &Session,
+    node: &Node,
+    seconds: u64,
+    progress: &mut Progress,
+    verified: &mut Vec<String>,
+) -> Outcome {
+    if seconds == 0 {
+        return Ok(());
+    }
+    progress.step(&format!("Waiting until {} votes{}", node.name, if node.witness { "" } else { " and streams" }));
+    let until = Instant::now() + Duration::from_secs(seconds);
+    loop {
+        let (standings, _) = session.standings().await;
+        let votes =
+            standings.iter().any(|(other, standing)| *other != node.name && standing.store.voters.contains(&node.name));
+        let status = session.agents.status().await.ok();
+        let known = status.as_ref().and_then(|status| status.nodes.iter().find(|known| known.name == node.name));
+        let healthy = known.is_some_and(|known| known.healthy);
+        if votes && healthy {
+            let state = known.map(|known| known.state.clone()).unwrap_or_default();
+            progress.finish(&state);
+            verified.push(format!("{} votes, and is {state}", node.name));
+            return Ok(());
+        }
+        let missing = format!(
+            "{} {}, and is {}",
+            node.name,
+            if votes { "votes" } else { "does not vote yet" },
+            known.map_or("unknown to the agents", |known| known.state.as_str())
+        );
+        if Instant::now() >= until {
+            progress.fail();
+            return Err(Failure::failed(format!("not within {seconds} s: {missing}"))
+                .hint("the cluster takes it in by itself once its agent runs: see `mainstay status` and that node's agent.log"));
+        }
+        progress.detail(&missing);
+        tokio::time::sleep(EACH).await;
+    }
+}
+
+async fn remove(options: NodeRemove, global: Global) -> Outcome {
+    let mut session = Session::open_for(&options.which, [&options.node]).await?;
+    let before = session.spec().clone();
+    let mut spec = before.clone();
+    spec.nodes.retain(|node| node.name != options.node);
+    checked(&spec)?;
+    let status = session.status().await?;
+    not_primary(status.cluster.primary.as_ref(), &options.node, "removed")?;
+    session.in_force()?;
+    let mut progress = Progress::new();
+    say_shapes(&progress, &before, &spec);
+    progress.say(&format!("Its agent ends its server in order and stops; its data stay on its host. A vote is taken back only once no commit counts on {}", options.node));
+    confirm(global.yes, &format!("Take {} out of the cluster {}?", options.node, before.cluster.name))?;
+    let change = format!("node {} removed", options.node);
+    let mut verified = write(&mut session, spec, change, &mut progress).await?;
+    gone(&session, &options, &mut progress, &mut verified).await?;
+    report(&session, &options.node, "removed", &verified, Vec::new(), global);
+    Ok(())
+}
+
+fn not_primary(primary: Option<&NodeId>, node: &NodeId, what: &str) -> Outcome {
+    if primary == Some(node) {
+        return Err(Failure::not_now(format!("{node} is the primary: it can not be {what}"))
+            .hint("hand its role over first: `mainstay switchover` (or `--to NODE`); nothing was changed"));
+    }
+    Ok(())
+}
+
+/// Waits until neither the record nor the store counts it.
+async fn gone(session: &Session, options: &NodeRemove, progress: &mut Progress, verified: &mut Vec<String>) -> Outcome {
+    if options.wait == 0 {
+        return Ok(());
+    }
+    let node = &options.node;
+    progress.step(&format!("Waiting until the cluster no longer counts {node}"));
+    let until = Instant::now() + Duration::from_secs(options.wait);
+    loop {
+        let (standings, _) = session.standings().await;
+        let record = newest_record(&standings);
+        let counted = record.is_some_and(|record| record.members.contains_key(node));
+        let votes = standings.iter().any(|(other, standing)| other != node && standing.store.voters.contains(node));
+        if !counted && !votes && record.is_some() {
+            progress.finish("");
+            verified.push(format!("neither the record nor the store counts {node}"));
+            return Ok(());
+        }
+        let missing =
+            if counted { "the record still counts it for commits" } else { "the store still counts its vote" };
+        if Instant::now() >= until {
+            progress.fail();
+            return Err(Failure::failed(format!("not within {} s: {missing}", options.wait))
+                .hint("the cluster goes on with it by itself; what holds it back: `mainstay status`, `mainstay why`"));
+        }
+        progress.detail(missing);
+        tokio::time::sleep(EACH).await;
+    }
+}
+
+async fn replace(options: NodeReplace, global: Global) -> Outcome {
+    let mut session = Session::open_for(&options.which, [&options.node]).await?;
+    let before = session.spec().clone();
+    let mut spec = before.clone();
+    if let (Some(host), Some(node)) = (&options.host, spec.nodes.iter_mut().find(|node| node.name == options.node)) {
+        node.host.clone_from(host);
+    }
+    checked(&spec)?;
+    let status = session.status().await?;
+    not_primary(status.cluster.primary.as_ref(), &options.node, "replaced")?;
+    let answers = status.nodes.iter().any(|node| node.name == options.node && node.agent_pid.is_some());
+    let moved = spec != before;
+    if answers && !moved {
+        // A host that joined anew and waits for its vote answers, too.
+        let (standings, _) = session.standings().await;
+        if standings
+            .get(&options.node)
+            .is_none_or(|standing| !standing.store.joining && standing.store.failure.is_none())
+        {
+            return Err(Failure::not_now(format!(
+                "{} answers, and has its part of the store: there is nothing to replace",
+                options.node
+            ))
+            .hint("to clone its data anew: `mainstay reinit`; if its host is to go: stop its agent there first"));
+        }
+    }
+    let mut progress = Progress::new();
+    progress.say(&format!(
+        "Its old vote is taken back and given anew to {}; its old copy counts as lost. The old host must stay off",
+        options.node
+    ));
+    confirm(global.yes, &format!("Replace {} of the cluster {}?", options.node, before.cluster.name))?;
+    let mut verified = Vec::new();
+    if moved {
+        let change = format!("node {} replaced at {}", options.node, options.host.clone().unwrap_or_default());
+        verified.extend(write(&mut session, spec, change, &mut progress).await?);
+    }
+    progress.step("Taking the old vote back");
+    let wish = ReplaceWish { node: options.node.clone(), by: crate::local::user::who() };
+    if let Err(failure) = session.post_any("/v1/replace", &wish).await {
+        progress.fail();
+        return Err(failure);
+    }
+    progress.finish("");
+    verified.push(format!("the store was told to take the old vote of {} back", options.node));
+    let Some(node) = session.spec().node(&options.node).cloned() else {
+        return Err(Failure::failed(format!("{} is not one of the nodes any more", options.node)));
+    };
+    let next = next_steps(&session, &node);
+    joined(&session, &node, options.wait, &mut progress, &mut verified).await?;
+    report(&session, &node.name, "replaced", &verified, if options.wait > 0 { Vec::new() } else { next }, global);
+    Ok(())
+}
+
+fn report(session: &Session, node: &NodeId, what: &str, verified: &[String], next: Vec<String>, global: Global) {
+    let generation = session.stored().map(|stored| stored.generation);
+    if global.json {
+        output::object(
+            &json!({ "node": node, "done": what, "generation": generation, "verified": verified, "next": next }),
+        );
+        return;
+    }
+    output::line(&format!("The node {node} is {what}."));
+    if !verified.is_empty() {
+        output::line(&format!("Verified: {}.", verified.join("; ")));
+    }
+    if !next.is_empty() {
+        output::line("Next:");
+        next.iter().for_each(|step| output::line(&format!("  {step}")));
+    }
+}

@@ -1,0 +1,113 @@
+//! `mainstay reinit`: a node's copy of the data is given up, moved aside, and cloned anew.
+
+use super::wait::{self, Verdict, seconds};
+use crate::cli::{Global, Reinit};
+use crate::failure::{Failure, Outcome};
+use crate::output::progress::Progress;
+use crate::output::table::bytes;
+use crate::output::{self, confirm};
+use crate::plan::sizes::Shape;
+use crate::session::Session;
+use mainstay_model::Command;
+use mainstay_model::status::{NodeStatus, Status};
+use mainstay_ports::clock::boot_now;
+use serde_json::json;
+use std::time::Duration;
+
+/// Clones a node anew.
+///
+/// # Errors
+/// When the node is the primary or a witness, nobody can be cloned from, or it does not stream in time.
+pub(crate) async fn run(options: Reinit, global: Global) -> Outcome {
+    let session = Session::open_for(&options.which, [&options.node]).await?;
+    let node = &options.node;
+    let before = session.status().await?;
+    let known = check_now(&session, &before, &options)?;
+    let behind = known.lag_bytes.map(|lag| format!(", {} behind", bytes(lag))).unwrap_or_default();
+    let progress = Progress::new();
+    progress.say(&format!(
+        "{node} is {} {}{behind}; its data in {} are moved aside, not removed",
+        known.role,
+        known.state,
+        place(known)
+    ));
+    progress.say(&format!(
+        "The cluster: {}; until {node} streams again it has one copy less",
+        Shape::of(session.spec()).words()
+    ));
+    confirm(
+        global.yes,
+        &format!(
+            "Give the copy of {node} up and clone it anew from the primary? The disk must hold both copies meanwhile."
+        ),
+    )?;
+    clone_anew(&session, &before, &options, global, progress).await
+}
+
+fn place(node: &NodeStatus) -> &str {
+    if node.data_dir.is_empty() { "its directory" } else { &node.data_dir }
+}
+
+fn check_now<'a>(session: &Session, before: &'a Status, options: &Reinit) -> Outcome<&'a NodeStatus> {
+    let node = &options.node;
+    if session.spec().node(node).is_some_and(|node| node.witness) {
+        return Err(Failure::usage(format!("{node} is a witness: it holds no data")));
+    }
+    if before.cluster.primary.as_ref() == Some(node) {
+        return Err(Failure::not_now(format!("{node} is the primary: its copy is the one that is cloned from"))
+            .hint("hand its role over first: `mainstay switchover`; nothing was changed"));
+    }
+    before.nodes.iter().find(|known| known.name == *node && known.agent_pid.is_some()).ok_or_else(|| {
+        Failure::not_now(format!("the agent of {node} does not answer")).hint("start it first; nothing was changed")
+    })
+}
+
+async fn clone_anew(
+    session: &Session,
+    before: &Status,
+    options: &Reinit,
+    global: Global,
+    mut progress: Progress,
+) -> Outcome {
+    let node = &options.node;
+    let begun = boot_now();
+    progress.step(&format!("Cloning {node} anew"));
+    let accepted = match session.command(node, Command::Reinit).await {
+        Ok(accepted) => accepted,
+        Err(failure) => {
+            progress.fail();
+            return Err(failure);
+        }
+    };
+    if options.wait == 0 {
+        progress.finish("taken up");
+        return say(global, node.as_str(), None, &[accepted.text]);
+    }
+    let was = before.nodes.iter().find(|known| known.name == *node).and_then(|known| known.server_pid);
+    let after = wait::until(session, Duration::from_secs(options.wait), &mut progress, |status| {
+        let Some(now) = status.nodes.iter().find(|now| now.name == *node) else {
+            return Verdict::Over(Failure::failed(format!("{node} is not one of the nodes any more")));
+        };
+        // The same process: the clone has not begun.
+        if now.healthy && now.server_pid.is_some() && now.server_pid != was {
+            Verdict::Done
+        } else {
+            Verdict::Wait(format!("{node} is {}", now.state))
+        }
+    })
+    .await?;
+    let state = after.nodes.iter().find(|now| now.name == *node).map(|now| now.state.clone()).unwrap_or_default();
+    progress.finish(&state);
+    say(global, node.as_str(), Some(boot_now().since(begun).0), &[format!("{node} is a replica, {state}")])
+}
+
+fn say(global: Global, node: &str, took_ms: Option<u64>, verified: &[String]) -> Outcome {
+    if global.json {
+        output::object(&json!({ "node": node, "seconds": took_ms.map(seconds), "verified": verified }));
+    } else {
+        let took = took_ms.map(|ms| format!(" in {}", mainstay_model::Span(ms))).unwrap_or_default();
+        output::line(&format!("Cloned {node} anew{took}."));
+        output::line(&format!("Verified: {}.", verified.join("; ")));
+    }
+    Ok(())
+}

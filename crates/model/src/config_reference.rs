@@ -1,0 +1,298 @@
+//! Every key of `mainstay.toml` in one place: its kind, its bounds, what it is for, and when a change of it takes effect. Reading, checking,
+//! writing, `mainstay set` and the page `docs/configuration.md` all go by this table.
+
+use crate::spec::{Failover, Postgres, Proxy};
+use std::fmt::Write as _;
+
+/// What may stand behind a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A text.
+    Text,
+    /// A whole number.
+    Number,
+    /// `true` or `false`.
+    Boolean,
+    /// A list of texts.
+    Texts,
+    /// A table whose keys are free, with texts, numbers or booleans.
+    Free,
+    /// A table with keys of its own.
+    Table,
+    /// Any number of tables.
+    Tables,
+}
+
+impl Kind {
+    const fn words(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Number => "whole number",
+            Self::Boolean => "true or false",
+            Self::Texts => "list of texts",
+            Self::Free => "table",
+            Self::Table => "table",
+            Self::Tables => "tables",
+        }
+    }
+}
+
+/// When a change of a running cluster takes effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// At once, on every node.
+    AtOnce,
+    /// With the next start of what reads it, which is named.
+    NextStart(&'static str),
+    /// Not by `mainstay set`: why, or what to use instead.
+    Elsewhere(&'static str),
+}
+
+/// One key.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// The table it stands in, `""` for the top of the file.
+    pub table: &'static str,
+    /// Its name.
+    pub name: &'static str,
+    /// What may stand behind it.
+    pub kind: Kind,
+    /// The smallest and largest number.
+    pub bounds: Option<(u64, u64)>,
+    /// What holds when it is left out, if the types do not say; `"required"` for keys without default.
+    pub default: Option<&'static str>,
+    /// What it is for, as short as a comment.
+    pub text: &'static str,
+    /// When a change takes effect.
+    pub effect: Effect,
+}
+
+impl Key {
+    /// `failover.lease_ms`.
+    #[must_use]
+    pub fn path(&self) -> String {
+        if self.table.is_empty() { self.name.to_owned() } else { format!("{}.{}", self.table, self.name) }
+    }
+}
+
+const fn key(table: &'static str, name: &'static str, kind: Kind, text: &'static str) -> Key {
+    Key { table, name, kind, bounds: None, default: None, text, effect: Effect::AtOnce }
+}
+
+impl Key {
+    const fn within(mut self, least: u64, most: u64) -> Key {
+        self.bounds = Some((least, most));
+        self
+    }
+    const fn or(mut self, default: &'static str) -> Key {
+        self.default = Some(default);
+        self
+    }
+    const fn when(mut self, effect: Effect) -> Key {
+        self.effect = effect;
+        self
+    }
+}
+
+const NODES: Effect = Effect::Elsewhere("use `mainstay node add`, `node remove` or `node replace`");
+const TABLE: Effect = Effect::Elsewhere("name one of its keys, as TABLE.KEY=VALUE");
+const NAMED: Effect = Effect::Elsewhere("a cluster keeps its name: certificates and data carry it");
+const ENGINE: Effect = Effect::Elsewhere("a cluster keeps its engine: its data are of that engine");
+const MOVED: Effect = Effect::Elsewhere("a node on another host is new: `mainstay node replace NAME --host HOST`");
+const RENAMED: Effect = Effect::Elsewhere("a node keeps its name: add one with the new name, then remove this one");
+const TURNED: Effect = Effect::Elsewhere("a node keeps its kind: remove it, then add it anew");
+const SERVER: Effect = Effect::NextStart("that node's server");
+const AGENT: Effect =
+    Effect::Elsewhere("a running agent keeps its ports: remove the node, then add it with the new ones");
+const PROXY: Effect = Effect::NextStart("each proxy");
+const PARAMETER: Effect =
+    Effect::NextStart("the servers, for parameters that need it (it is said which); else at once");
+
+/// The whole table, in the order of the page.
+pub const KEYS: &[Key] = &[
+    key("", "cluster", Kind::Table, "the cluster as a whole").or("required").when(TABLE),
+    key("", "node", Kind::Tables, "one [[node]] for each node").or("required").when(NODES),
+    key("", "failover", Kind::Table, "times of the take-over").or("each key's own").when(TABLE),
+    key("", "proxy", Kind::Table, "what clients connect to").or("each key's own").when(TABLE),
+    key("", "postgres", Kind::Table, "PostgreSQL's own settings").or("each key's own").when(TABLE),
+    key("cluster", "name", Kind::Text, "a letter a-z, then letters, digits or '-'; 40 at most")
+        .or("required")
+        .when(NAMED),
+    key("cluster", "engine", Kind::Text, "the database engine: postgres").or("postgres").when(ENGINE),
+    key(
+        "cluster",
+        "durability",
+        Kind::Text,
+        "strict: block rather than lose | available: go on alone, and say so | async: never wait",
+    )
+    .or("strict"),
+    key("node", "name", Kind::Text, "a letter a-z, then letters, digits or '-'; 40 at most")
+        .or("required")
+        .when(RENAMED),
+    key("node", "host", Kind::Text, "an IP address, or a name that resolves to one").or("required").when(MOVED),
+    key("node", "zone", Kind::Text, "the failure zone").or("none"),
+    key("node", "witness", Kind::Boolean, "votes, holds no data").or("false").when(TURNED),
+    key("node", "port", Kind::Number, "the database server").within(1, 65535).or("5432").when(SERVER),
+    key("node", "agent_port", Kind::Number, "peers and API, mutual TLS").within(1, 65535).or("7420").when(AGENT),
+    key("node", "health_port", Kind::Number, "health endpoints, plain HTTP").within(1, 65535).or("7421").when(AGENT),
+    key("node", "dir", Kind::Text, "where the node keeps its files, an absolute path")
+        .or("/var/lib/mainstay/CLUSTER")
+        .when(MOVED),
+    key("failover", "ping_ms", Kind::Number, "how often agents tell each other that they live").within(20, 10_000),
+    key("failover", "suspicion_ms", Kind::Number, "silence after which a primary is suspected").within(100, 60_000),
+    key("failover", "lease_ms", Kind::Number, "how long a primary serves without renewing its claim")
+        .within(500, 600_000),
+    key("failover", "margin_percent", Kind::Number, "part of the lease kept back for clocks").within(5, 60),
+    key("failover", "sync_replicas", Kind::Number, "how many replicas a commit waits for")
+        .or("half of the data nodes, rounded down"),
+    key("proxy", "on_nodes", Kind::Boolean, "does each node run a proxy of its own?").when(PROXY),
+    key("proxy", "host", Kind::Text, "a proxy of its own listens there").or("none").when(PROXY),
+    key("proxy", "write_port", Kind::Number, "the address for writes").within(1, 65535).when(PROXY),
+    key("proxy", "read_port", Kind::Number, "the address for reads").within(1, 65535).when(PROXY),
+    key("proxy", "max_lag_bytes", Kind::Number, "a replica further behind gets no reads").when(PROXY),
+    key("proxy", "hold_ms", Kind::Number, "how long a new connection waits for a primary")
+        .within(0, 600_000)
+        .when(PROXY),
+    key("proxy", "max_connections", Kind::Number, "open or held at once").within(1, 1_000_000).when(PROXY),
+    key("postgres", "bin_dir", Kind::Text, "where `postgres` and `initdb` are, an absolute path")
+        .or("the newest of the distribution's")
+        .when(Effect::NextStart("each agent")),
+    key("postgres", "parameters", Kind::Free, "server parameters; the names that Mainstay owns are refused")
+        .or("none")
+        .when(PARAMETER),
+    key("postgres", "hba", Kind::Texts, "lines of pg_hba.conf, before the default ones").or("none"),
+];
+
+/// The tables with fixed keys, in the order of the page.
+pub const TABLES: [&str; 6] = ["", "cluster", "node", "failover", "proxy", "postgres"];
+
+/// The keys of a table; `None` for what is no table with fixed keys.
+#[must_use]
+pub fn keys_of(table: &str) -> Option<Vec<&'static str>> {
+    TABLES.contains(&table).then(|| KEYS.iter().filter(|key| key.table == table).map(|key| key.name).collect())
+}
+
+/// The key of this path, `failover.lease_ms`; a node's keys as `node.host`.
+#[must_use]
+pub fn find(path: &str) -> Option<&'static Key> {
+    let (table, name) = path.rsplit_once('.').unwrap_or(("", path));
+    KEYS.iter().find(|key| key.table == table && key.name == name)
+}
+
+/// What a key is for, as a comment.
+pub(crate) fn text_of(path: &str) -> &'static str {
+    find(path).map_or("", |key| key.text)
+}
+
+/// What holds when the key is left out, as the file would write it, or in words.
+#[must_use]
+pub fn default_of(key: &Key) -> String {
+    if let Some(words) = key.default {
+        return words.to_owned();
+    }
+    let value = match key.table {
+        "failover" => toml::Table::try_from(Failover::default()),
+        "proxy" => toml::Table::try_from(Proxy::default()),
+        "postgres" => toml::Table::try_from(Postgres::default()),
+        _ => return String::new(),
+    };
+    value.ok().and_then(|table| table.get(key.name).map(ToString::to_string)).unwrap_or_default()
+}
+
+/// The whole table as a page.
+#[must_use]
+pub fn page() -> String {
+    let mut out = String::from(
+        "# Configuration\n\n\
+         One file describes a cluster, the same on every node: `mainstay.toml`. It seeds the cluster; afterwards each change is a new\n\
+         generation in the cluster's own store, made by `mainstay set` and `mainstay node`. `mainstay set` without arguments prints what is\n\
+         in force. A file that says something else is named by `mainstay status`; it is no reason to stop.\n\n\
+         Unknown keys are errors, with the line and the nearest known key. Everything but `cluster.name` and the names and hosts of the nodes\n\
+         has a default. This page is written from the table in `crates/model/src/config_reference.rs`; a test keeps both equal.\n",
+    );
+    for table in TABLES {
+        let heading = match table {
+            "" => "The tables".to_owned(),
+            "node" => "`[[node]]`, one for each".to_owned(),
+            _ => format!("`[{table}]`"),
+        };
+        let _ = write!(
+            out,
+            "\n## {heading}\n\n| Key | Is | Default | What for | A change takes effect |\n|---|---|---|---|---|\n"
+        );
+        for key in KEYS.iter().filter(|key| key.table == table) {
+            row(&mut out, key);
+        }
+    }
+    out.push_str(ENDING);
+    out
+}
+
+fn row(out: &mut String, key: &Key) {
+    let bounds = key.bounds.map(|(least, most)| format!(", {least} to {most}")).unwrap_or_default();
+    let effect = match key.effect {
+        Effect::AtOnce => "at once".to_owned(),
+        Effect::NextStart(what) => format!("with the next start of {what}"),
+        Effect::Elsewhere(instead) => format!("not by `set`: {instead}"),
+    };
+    let text = key.text.replace('|', "\\|");
+    let _ =
+        writeln!(out, "| `{}` | {}{bounds} | {} | {text} | {effect} |", key.name, key.kind.words(), default_of(key));
+}
+
+const ENDING: &str = "
+## Rules between keys
+
+* Names are unique, and so is each port on one host (a proxy's ports count on every node's host while `proxy.on_nodes` is set).
+* At least one node holds data. `failover.sync_replicas` is at most the number of data nodes less one, and 0 only with `durability = \"async\"`.
+* `suspicion_ms` is at least twice `ping_ms`, `lease_ms` at least three times `ping_ms`.
+* A host is written without a port; `0.0.0.0` is no host.
+
+## Changing it while the cluster runs
+
+```sh
+mainstay set                                              # what is in force
+mainstay set failover.lease_ms=4000 proxy.hold_ms=20000   # one or more keys
+mainstay set postgres.parameters.max_connections=300      # says whether servers must be restarted
+mainstay restart --pending                                # and this restarts those, replicas first
+mainstay set 'postgres.hba+=hostssl all all 10.0.0.0/8 scram-sha-256'
+mainstay set node.db3.zone=c                              # a node's keys stand behind its name
+mainstay set --unset failover.sync_replicas               # back to the default
+mainstay set --file mainstay.toml                         # a whole edited file
+```
+";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_says_what_it_is_for_and_what_holds_without_it() {
+        for key in KEYS {
+            assert!(!key.text.is_empty() && !default_of(key).is_empty(), "{}", key.path());
+            assert!(TABLES.contains(&key.table), "{}", key.path());
+        }
+        let mut paths: Vec<String> = KEYS.iter().map(Key::path).collect();
+        paths.sort();
+        let count = paths.len();
+        paths.dedup();
+        assert_eq!(paths.len(), count, "a key stands there twice");
+    }
+
+    #[test]
+    fn defaults_come_from_the_types() {
+        assert_eq!(find("failover.lease_ms").map(default_of), Some("3000".to_owned()));
+        assert_eq!(find("proxy.on_nodes").map(default_of), Some("true".to_owned()));
+        assert_eq!(find("cluster.durability").map(default_of), Some("strict".to_owned()));
+        let text = "[cluster]\nname = \"a\"\n[[node]]\nname = \"db1\"\nhost = \"h\"\n";
+        let spec = crate::config::parse(text, &[]).unwrap();
+        for (name, value) in [
+            ("port", spec.nodes[0].port),
+            ("agent_port", spec.nodes[0].agent_port),
+            ("health_port", spec.nodes[0].health_port),
+        ] {
+            assert_eq!(find(&format!("node.{name}")).map(default_of), Some(value.to_string()), "{name}");
+        }
+        assert_eq!(spec.cluster.durability.as_str(), "strict");
+    }
+}
