@@ -68,6 +68,9 @@ pub(super) fn expected(fault: HostFault, shape: Shape) -> Expected {
         F::ReplicaKill => of(Primary::Same, within(3), 2),
         // Its agent is started again.
         F::ClockStep => of(Primary::Any, within(8), 0),
+        F::HostWiped => of(Primary::Same, within(3), 2),
+        // Until the operator has decided.
+        F::MostWiped => of(Primary::Same, within(30), 1),
         // The store has lost its majority: nobody may serve, whatever the mode.
         F::HostsLost => of(Primary::Any, Writes::Wait, 8),
         F::ReplicasLost => match shape.durability {

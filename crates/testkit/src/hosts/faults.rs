@@ -12,7 +12,10 @@ use mainstay_model::status::Status;
 use rustix::process::Signal;
 use std::net::Ipv4Addr;
 use std::process::Child;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How long an operator's command may take.
+pub(super) const OPERATOR: Duration = Duration::from_secs(60);
 
 /// A fault. "The primary's" means that of the node that is the primary then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -59,10 +62,18 @@ pub enum HostFault {
     AgentKill,
     /// SIGKILL to a replica's every process; they stay away until it is healed.
     ReplicaKill,
+    /// A replica's host is gone with its disk; a new one takes its place under the old name (`mainstay node replace`).
+    HostWiped,
+    /// All hosts but the primary's are gone for ever, with their disks; the rest goes on alone (`mainstay recover`), then new ones take
+    /// their places.
+    MostWiped,
 }
 
 impl HostFault {
-    /// Every fault, in the order in which they are tried.
+    /// Faults whose healing needs an operator's commands.
+    pub const OPERATED: [HostFault; 2] = [HostFault::HostWiped, HostFault::MostWiped];
+
+    /// Every fault that the cluster mends by itself, in the order in which they are tried.
     pub const ALL: [HostFault; 21] = [
         HostFault::ServerKill,
         HostFault::HostKill,
@@ -112,6 +123,8 @@ impl HostFault {
             HostFault::StoppedReplica => "stopped-replica",
             HostFault::AgentKill => "agent-kill",
             HostFault::ReplicaKill => "replica-kill",
+            HostFault::HostWiped => "host-wiped",
+            HostFault::MostWiped => "most-wiped",
         }
     }
 
@@ -158,6 +171,8 @@ pub enum Heal {
     Sessions(Vec<Child>),
     /// The clock of this node is right again.
     Clock(NodeId),
+    /// These nodes' hosts are new ones.
+    Replace(Vec<NodeId>),
 }
 
 impl Heal {
@@ -165,7 +180,7 @@ impl Heal {
     ///
     /// # Errors
     /// When it could not be undone.
-    pub fn apply(self, cluster: &HostCluster) -> Result<()> {
+    pub async fn apply(self, cluster: &HostCluster) -> Result<()> {
         match self {
             Heal::Nothing => {}
             Heal::Keep(nodes) => nodes.iter().try_for_each(|node| cluster.keep(node, true))?,
@@ -194,6 +209,12 @@ impl Heal {
                 }
             }
             Heal::Clock(node) => inject::set_clock(cluster.host(&node)?, 0)?,
+            Heal::Replace(nodes) => {
+                for node in nodes {
+                    cluster.keep(&node, true)?;
+                    cluster.run(&["node", "replace", node.as_str(), "--yes"], OPERATOR).await?;
+                }
+            }
         }
         Ok(())
     }

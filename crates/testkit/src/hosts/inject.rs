@@ -2,7 +2,7 @@
 
 use super::checks::direction;
 use super::cluster::HostCluster;
-use super::faults::{Heal, HostFault, Injected};
+use super::faults::{Heal, HostFault, Injected, OPERATOR};
 use super::files;
 use super::host::Host;
 use super::network::cut_towards;
@@ -57,6 +57,8 @@ pub(super) async fn inject(fault: HostFault, cluster: &HostCluster, status: &Sta
         F::LongQuery => long_query(cluster, status, &before, host).await?,
         F::ReplayPaused => replay_paused(cluster, status, &before, host).await?,
         F::StoppedReplica => stopped_replica(cluster, replica).await?,
+        F::HostWiped => wipe(cluster, &[replica])?,
+        F::MostWiped => lose_most(cluster, &before).await?,
         F::AgentKill => kill_agent(host, status, &before)?,
     };
     Ok(Injected { before, at, evidence, heal })
@@ -101,6 +103,23 @@ fn kill_hosts(cluster: &HostCluster, hosts: &[(&NodeId, &Host)], at_once: bool) 
         nodes.iter().try_for_each(|node| cluster.keep(node, true))?;
     }
     Ok((first.context("no host was named")?, evidence.join(", "), heal))
+}
+
+/// Kills these hosts and gives them empty volumes under their old names.
+fn wipe(cluster: &HostCluster, hosts: &[(&NodeId, &Host)]) -> Result<Happened> {
+    let (at, evidence, _) = kill_hosts(cluster, hosts, false)?;
+    let nodes: Vec<NodeId> = hosts.iter().map(|(node, _)| (*node).clone()).collect();
+    nodes.iter().try_for_each(|node| cluster.wipe(node))?;
+    Ok((at, format!("{evidence}, and what was on their volumes"), Heal::Replace(nodes)))
+}
+
+async fn lose_most(cluster: &HostCluster, primary: &NodeId) -> Result<Happened> {
+    let happened = wipe(cluster, &cluster.others(primary).collect::<Vec<_>>())?;
+    // The primary must have run out of its lease: `recover` refuses while the store works.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let words = ["recover", "--from", primary.as_str(), "--accept-data-loss", "--yes"];
+    cluster.run(&words, OPERATOR).await?;
+    Ok(happened)
 }
 
 /// The server's processes: they work in the data directory, of which there is one of that name in each host.

@@ -228,7 +228,7 @@ async fn happen(
     }
     tokio::time::sleep(expected.lasts).await;
     let healing = Instant::now();
-    heal.apply(cluster).with_context(|| format!("this could not be healed: {evidence}"))?;
+    heal.apply(cluster).await.with_context(|| format!("this could not be healed: {evidence}"))?;
     let healed = ledger.at(Instant::now());
     ledger.progress(PROOF, WHOLE_AFTER).await.with_context(|| format!("no writes after healing this: {evidence}"))?;
     tokio::time::sleep(settings.after).await;
