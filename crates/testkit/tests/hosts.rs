@@ -6,6 +6,9 @@
 use mainstay_model::Durability;
 use mainstay_testkit::hosts::trial::{self, Settings};
 use mainstay_testkit::hosts::{HostCluster, HostFault, Shape};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// Runs these faults one after the other and asserts that each went as it must.
 async fn survives(shape: Shape, faults: &[HostFault]) {
@@ -37,4 +40,52 @@ async fn every_fault_on_three_hosts() {
 async fn writes_go_on_alone_where_availability_was_chosen() {
     let shape = Shape { durability: Durability::Available, ..Shape::THREE };
     survives(shape, &[HostFault::ReplicasLost, HostFault::ServerKill]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_nodes_and_a_witness() {
+    let shape = Shape { durability: Durability::Available, ..Shape::WITNESS };
+    survives(shape, &[HostFault::ServerKill, HostFault::HostKill, HostFault::LinkCut, HostFault::Switchover]).await;
+}
+
+/// Paths below `/proc/NUMBER` of processes that name this directory.
+fn living(dir: &Path) -> Vec<PathBuf> {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
+    let name = dir.to_string_lossy().into_owned();
+    let names = |path: &PathBuf| {
+        let line = std::fs::read(path.join("cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(&name)
+    };
+    processes.filter(names).collect()
+}
+
+/// Loop devices on files of this directory.
+fn loops(dir: &Path) -> usize {
+    let devices =
+        std::fs::read_dir("/sys/block").unwrap().flatten().map(|entry| entry.path().join("loop/backing_file"));
+    let name = dir.to_string_lossy().into_owned();
+    devices.filter_map(|file| std::fs::read_to_string(file).ok()).filter(|text| text.contains(&name)).count()
+}
+
+fn until(what: &str, met: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !met() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "{what}: not within 30 s");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Hosts end with the program that made them, also when it had no chance to clean up.
+#[test]
+fn nothing_lives_on_after_the_maker_was_killed() {
+    let place = tempfile::tempdir().unwrap();
+    let mut maker = Command::new(env!("CARGO_BIN_EXE_testkit"));
+    maker.args(["hosts", "--only", "server-kill"]).env("TMPDIR", place.path());
+    let mut maker = maker.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let dir = place.path().join(format!("mainstay-hosts-{}-0", maker.id()));
+    until("three hosts with a volume each", || loops(&dir) == 3 && living(&dir).len() >= 3);
+    until("an agent runs", || dir.join("db3/agent.log").exists());
+    maker.kill().unwrap();
+    maker.wait().unwrap();
+    until("every process ends and every loop device is free", || living(&dir).is_empty() && loops(&dir) == 0);
 }
