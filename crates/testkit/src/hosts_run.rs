@@ -170,11 +170,10 @@ pub(crate) async fn soak(options: &Soak) -> Result<bool> {
         verdict.duplicated.len(),
     );
     if changes > 0 || last.cluster.term != first.cluster.term {
-        cluster
-            .history()
-            .await?
-            .iter()
-            .for_each(|event| println!("{} {} {} {}", event.node, event.term, event.kind, event.text));
+        cluster.history().await?.iter().for_each(|event| {
+            println!("{} {} {} {} {}", event.wall_ms, event.node, event.term, event.kind, event.text)
+        });
+        cluster.show_logs();
     }
     if busy.processors_percent < 95.0 || busy.syncs_per_second < 1.0 {
         bail!("the machine was not saturated: {busy:?}");

@@ -4,6 +4,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use mainstay_model::Durability;
+use mainstay_testkit::hosts::host::{Blueprint, Host};
+use mainstay_testkit::hosts::network::{Switch, arrives, cut_towards};
+use mainstay_testkit::hosts::page;
 use mainstay_testkit::hosts::trial::{self, Settings};
 use mainstay_testkit::hosts::{HostCluster, HostFault, Shape};
 use std::path::{Path, PathBuf};
@@ -33,7 +36,14 @@ async fn survives(shape: Shape, faults: &[HostFault]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_fault_on_three_hosts() {
-    survives(Shape::THREE, &HostFault::ALL).await;
+    let of_a_disk = |fault: &HostFault| matches!(fault, HostFault::DiskFull | HostFault::DiskStall);
+    let faults: Vec<HostFault> = HostFault::ALL.into_iter().filter(|fault| !of_a_disk(fault)).collect();
+    survives(Shape::THREE, &faults).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn full_and_stalled_disks() {
+    survives(Shape::THREE, &[HostFault::DiskFull, HostFault::DiskStall]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -88,4 +98,50 @@ fn nothing_lives_on_after_the_maker_was_killed() {
     maker.kill().unwrap();
     maker.wait().unwrap();
     until("every process ends and every loop device is free", || living(&dir).is_empty() && loops(&dir) == 0);
+}
+
+fn host(dir: &Path, name: &str, last: u8) -> Host {
+    let blueprint = Blueprint {
+        name: name.to_owned(),
+        address: [10, 77, 0, last].into(),
+        dir: dir.join(name),
+        volume_mb: 20,
+        program: env!("CARGO_BIN_EXE_testkit").into(),
+    };
+    Host::start(&blueprint).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cables_are_cut_in_the_direction_that_is_meant() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = (host(dir.path(), "one", 1), host(dir.path(), "two", 2));
+    let switch = Switch::start().unwrap();
+    switch.plug(&one).unwrap();
+    switch.plug(&two).unwrap();
+    let both = || (arrives(&one, &two).unwrap(), arrives(&two, &one).unwrap());
+    assert_eq!(both(), (true, true));
+    cut_towards(&one, &[two.address()], true).unwrap();
+    assert_eq!(both(), (false, true));
+    cut_towards(&one, &[two.address()], false).unwrap();
+    assert_eq!(both(), (true, true));
+    switch.connect(&one, false).unwrap();
+    assert_eq!(both(), (false, false));
+    switch.connect(&one, true).unwrap();
+    assert_eq!(both(), (true, true));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_is_followed_on_hosts_and_nothing_of_it_reaches_this_machine() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = (host(dir.path(), "one", 1), host(dir.path(), "two", 2));
+    let path = dir.path().join("page.md");
+    let text = "```sh\n# on every host\nhostname > /etc/mainstay/of-the-page\nhostname > /var/lib/mainstay/of-the-page\n```\n\
+                ```sh\n# on two: look\ncat /etc/mainstay/of-the-page /var/lib/mainstay/of-the-page\n```\n";
+    std::fs::write(&path, text).unwrap();
+    let printed = page::follow(&path, &[&one, &two]).await.unwrap();
+    assert_eq!(printed, ["", "", "two\ntwo\n"]);
+    assert!(!Path::new("/etc/mainstay/of-the-page").exists() && !Path::new("/var/lib/mainstay/of-the-page").exists());
+    std::fs::write(&path, "```sh\n# on one\nfalse\ntrue\n```\n").unwrap();
+    let error = format!("{:#}", page::follow(&path, &[&one, &two]).await.unwrap_err());
+    assert!(error.contains("page.md:1"), "{error}");
 }
