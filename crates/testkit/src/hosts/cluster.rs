@@ -30,13 +30,13 @@ pub struct Shape {
     pub witnesses: u8,
     /// How commits are protected.
     pub durability: Durability,
-    /// Size of a node's volume.
+    /// Size of a node's volume. Its image is sparse: what is not written takes no room. Each take-over keeps the old primary's diverged log.
     pub volume_mb: u32,
 }
 
 impl Shape {
     /// Three data nodes.
-    pub const THREE: Shape = Shape { data: 3, witnesses: 0, durability: Durability::Strict, volume_mb: 600 };
+    pub const THREE: Shape = Shape { data: 3, witnesses: 0, durability: Durability::Strict, volume_mb: 1500 };
     /// Two data nodes and a witness.
     pub const WITNESS: Shape = Shape { data: 2, witnesses: 1, ..Shape::THREE };
     /// Five data nodes.
