@@ -1,4 +1,4 @@
-//! What contributors run: `cargo xtask tidy | test | sim | demo | bench`.
+//! What contributors run: `cargo xtask tidy | test | sim | demo | bench | hosts | soak`.
 //!
 //! Nothing here is part of the program. Each command says what it is about to do before it does it, how long each step took, and
 //! stops at the first that fails.
@@ -39,6 +39,18 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Every fault on virtual hosts (root): `cargo xtask hosts --all`, `--only FAULT`, `--shape three|witness|five`
+    Hosts {
+        /// Passed on
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Processors and disks saturated by other programs: nobody may take over (root): `cargo xtask soak --minutes 10`
+    Soak {
+        /// Passed on
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Measures: `cargo xtask bench failover [--trials N] [--only FAULT] [--json]`
     Bench {
         /// What to measure
@@ -51,7 +63,7 @@ enum Command {
 enum Bench {
     /// The longest gap between acknowledged writes when something dies
     Failover {
-        /// Passed on: `--trials N`, `--only server-kill|node-kill|server-stop|switchover`, `--json`
+        /// Passed on: `--hosts` (on virtual hosts, as root), `--trials N`, `--only FAULT,FAULT`, `--json`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
@@ -64,6 +76,8 @@ fn run() -> Result<ExitCode> {
         Command::Test => suite::test(&root).map(|()| ExitCode::SUCCESS),
         Command::Sim { arguments } => suite::sim(&root, &arguments),
         Command::Demo { arguments } => suite::testkit(&root, "demo", &arguments),
+        Command::Hosts { arguments } => suite::testkit(&root, "hosts", &arguments),
+        Command::Soak { arguments } => suite::testkit(&root, "soak", &arguments),
         Command::Bench { what: Bench::Failover { arguments } } => suite::testkit(&root, "bench-failover", &arguments),
     }
 }

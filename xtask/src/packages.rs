@@ -47,6 +47,53 @@ pub(crate) fn ensure() -> Result<()> {
     Ok(())
 }
 
+/// What virtual hosts are made with, and the package that brings it.
+const HOST_TOOLS: [(&str, &str); 7] = [
+    ("/sbin/ip", "iproute2"),
+    ("/sbin/mkfs.ext4", "e2fsprogs"),
+    ("/bin/mount", "mount"),
+    ("/usr/bin/nsenter", "util-linux"),
+    ("/usr/bin/unshare", "util-linux"),
+    ("/sbin/fsfreeze", "util-linux"),
+    ("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1", "libfaketime"),
+];
+
+/// Makes sure that virtual hosts can be made. Returns `false`, and says so, where only root could do that and this is not root.
+pub(crate) fn ensure_hosts() -> Result<bool> {
+    if !is_root()? {
+        println!("── packages: virtual hosts need root; what needs them is left out");
+        return Ok(false);
+    }
+    // One architecture's path of the library is asked for; on others it is looked for by name.
+    let there = |path: &str| Path::new(path).exists() || (path.contains("faketime") && has_faketime());
+    let mut missing: Vec<&str> =
+        HOST_TOOLS.iter().filter(|(path, _)| !there(path)).map(|(_, package)| *package).collect();
+    missing.dedup();
+    if missing.is_empty() {
+        return Ok(true);
+    }
+    if !Path::new("/usr/bin/apt-get").exists() {
+        bail!("virtual hosts need {}: install it by this system's means", missing.join(", "));
+    }
+    println!("{} is missing. Now, as root:\n    apt-get install --no-install-recommends {0}", missing.join(" "));
+    step("packages for virtual hosts", || {
+        apt(&["update"])?;
+        apt(&[&["install", "-y", "--no-install-recommends"], missing.as_slice()].concat())
+    })?;
+    Ok(true)
+}
+
+fn has_faketime() -> bool {
+    let dirs = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten();
+    dirs.into_iter().any(|dir| dir.path().join("faketime/libfaketimeMT.so.1").exists())
+}
+
+fn apt(arguments: &[&str]) -> Result<()> {
+    let mut command = Command::new("/usr/bin/apt-get");
+    command.env("DEBIAN_FRONTEND", "noninteractive").env("UCF_FORCE_CONFFOLD", "1").arg("-q").args(arguments);
+    finish(&mut command)
+}
+
 fn is_root() -> Result<bool> {
     let status = std::fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
     let uids = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
@@ -55,11 +102,6 @@ fn is_root() -> Result<bool> {
 
 /// What the packages recommend is left out: a mail server and a scheduler are among it. The common package first: it brings the file with all its other settings, and no server. Then ours, then the server.
 fn install() -> Result<()> {
-    let apt = |arguments: &[&str]| {
-        let mut command = Command::new("/usr/bin/apt-get");
-        command.env("DEBIAN_FRONTEND", "noninteractive").env("UCF_FORCE_CONFFOLD", "1").arg("-q").args(arguments);
-        finish(&mut command)
-    };
     apt(&["update"])?;
     apt(&["install", "-y", "--no-install-recommends", "postgresql-common"])?;
     no_server_of_its_own(Path::new(CREATE_CLUSTER))?;

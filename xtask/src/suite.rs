@@ -28,6 +28,9 @@ pub(crate) fn test(root: &Path) -> Result<()> {
     closing.push(simulator_line(&simulator("sim", ["--seeds", SEEDS])?)?);
     closing.push(plants_line(&simulator("plants", ["--plant", "all"])?)?);
     closing.push(end_to_end(root)?);
+    if packages::ensure_hosts()? {
+        closing.push(virtual_hosts(root)?);
+    }
     println!();
     closing.iter().for_each(|line| println!("{line}"));
     println!("all passed in {:.0} s", began.elapsed().as_secs_f64());
@@ -68,10 +71,21 @@ fn unit(root: &Path) -> Result<String> {
 /// The tests that drive the built program. One at a time: they measure.
 fn end_to_end(root: &Path) -> Result<String> {
     build(root)?;
-    let mut command = cargo(root, &["test", "-p", END_TO_END, "--release", "--", "--test-threads=1"]);
-    command.env("MAINSTAY_BIN", binary(root, "mainstay")?);
-    let counted = count(&run_kept("end to end", &mut command)?);
+    let which = ["--lib", "--bins", "--test", "end_to_end"];
+    let counted = count(&run_kept("end to end", &mut tests_of_built(root, &which)?)?);
     closing_line("end to end", counted)
+}
+
+/// The same with hosts of their own. They need root.
+fn virtual_hosts(root: &Path) -> Result<String> {
+    let counted = count(&run_kept("virtual hosts", &mut tests_of_built(root, &["--test", "hosts"])?)?);
+    closing_line("virtual hosts", counted)
+}
+
+fn tests_of_built(root: &Path, which: &[&str]) -> Result<Command> {
+    let mut command = cargo(root, &["test", "-p", END_TO_END, "--release"]);
+    command.args(which).args(["--", "--test-threads=1", "--nocapture"]).env("MAINSTAY_BIN", binary(root, "mainstay")?);
+    Ok(command)
 }
 
 /// How many passed and failed, from what `cargo test` or `nextest` printed.
@@ -167,6 +181,10 @@ fn binary(root: &Path, name: &str) -> Result<PathBuf> {
 pub(crate) fn testkit(root: &Path, command: &str, arguments: &[OsString]) -> Result<ExitCode> {
     // With --json the last line of standard output belongs to the tool; ours come before it.
     packages::ensure()?;
+    let on_hosts = matches!(command, "hosts" | "soak") || arguments.iter().any(|word| word == "--hosts");
+    if on_hosts && !packages::ensure_hosts()? {
+        bail!("run this as root");
+    }
     build(root)?;
     let mainstay = binary(root, "mainstay")?;
     let mut tool = Command::new(binary(root, "testkit")?);

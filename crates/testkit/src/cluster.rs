@@ -214,10 +214,10 @@ pub fn unhealed(status: &Status) -> Option<String> {
     if primaries != 1 || status.cluster.primary.is_none() || !status.cluster.writable {
         return Some(format!("{primaries} primaries, writable: {}; {:?}", status.cluster.writable, status.problems));
     }
-    let lame = status
-        .nodes
-        .iter()
-        .find(|node| !(node.role == "primary" || (node.role == "replica" && node.state == "streaming")));
+    let does_its_part = |node: &NodeStatus| {
+        matches!((node.role.as_str(), node.state.as_str()), ("primary" | "witness", _) | ("replica", "streaming"))
+    };
+    let lame = status.nodes.iter().find(|node| !does_its_part(node));
     let lame = lame.or_else(|| status.nodes.iter().find(|node| !node.healthy));
     lame.map(|node| format!("{} is {} and {}, healthy: {}", node.name, node.role, node.state, node.healthy))
 }

@@ -10,10 +10,11 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
+use tokio_postgres::{AsyncMessage, Client, Config, NoTls, Row};
 
 /// A client waits this long for an answer before it gives up on the connection.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -104,15 +105,22 @@ pub struct Verdict {
     pub undead: Vec<(i32, i64)>,
 }
 
-fn config(uri: &str) -> Result<Config> {
+pub(crate) fn config(uri: &str) -> Result<Config> {
     let mut config: Config = uri.parse().context("the address is not understood")?;
-    // Loopback: what is measured here is the cluster, not encryption.
+    // What is measured here is the cluster, not encryption.
     config.ssl_mode(SslMode::Disable).connect_timeout(PATIENCE).application_name("mainstay-ledger");
     Ok(config)
 }
 
+/// A number that no other run of these tests has.
+pub(crate) fn unique() -> Result<i64> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let parts = (u64::from(std::process::id()) % 256) * 16 + COUNT.fetch_add(1, Ordering::Relaxed) % 16;
+    Ok(i64::try_from(mainstay_ports::clock::wall_now_ms() * 4096 + parts)?)
+}
+
 /// A connection, and how many warnings have come over it.
-async fn connect(config: &Config) -> Result<(Client, Arc<AtomicU64>)> {
+pub(crate) async fn connect(config: &Config) -> Result<(Client, Arc<AtomicU64>)> {
     let (client, mut connection) =
         tokio::time::timeout(PATIENCE, config.connect(NoTls)).await.context("no connection in time")??;
     let warnings = Arc::new(AtomicU64::new(0));
@@ -129,26 +137,32 @@ async fn connect(config: &Config) -> Result<(Client, Arc<AtomicU64>)> {
     Ok((client, warnings))
 }
 
-/// Tries until a server takes it.
-async fn reach<T>(
-    config: &Config,
-    what: &str,
-    attempt: impl AsyncFn(&Client) -> Result<T, tokio_postgres::Error>,
-) -> Result<T> {
+/// Tries until a server takes it: a query about one run, or, without one, a statement that returns nothing.
+pub(crate) async fn reach(
+    config: Config,
+    what: &'static str,
+    statement: &'static str,
+    run: Option<i64>,
+) -> Result<Vec<Row>> {
     let begun = Instant::now();
     loop {
-        let error = match connect(config).await {
-            Ok((client, _)) => match tokio::time::timeout(PATIENCE, attempt(&client)).await {
-                Ok(Ok(done)) => return Ok(done),
-                Ok(Err(error)) => anyhow::Error::from(error),
-                Err(_) => anyhow::anyhow!("no answer in time"),
-            },
-            Err(error) => error,
+        let attempt = async {
+            let (client, _) = connect(&config).await?;
+            let asked = async {
+                match &run {
+                    Some(run) => client.query(statement, &[run]).await,
+                    None => client.batch_execute(statement).await.map(|()| Vec::new()),
+                }
+            };
+            Ok::<_, anyhow::Error>(tokio::time::timeout(PATIENCE, asked).await.context("no answer in time")??)
         };
-        if begun.elapsed() > REACH {
-            return Err(error.context(format!("{what}: nobody took it for {} s", REACH.as_secs())));
+        match attempt.await {
+            Ok(rows) => return Ok(rows),
+            Err(error) if begun.elapsed() > REACH => {
+                return Err(error.context(format!("{what}: nobody took it for {} s", REACH.as_secs())));
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
         }
-        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
@@ -158,14 +172,22 @@ impl Ledger {
     /// # Errors
     /// When no server takes writes within a minute.
     pub async fn start(uri: &str, clients: i32) -> Result<Ledger> {
+        Ledger::start_on(&Handle::current(), uri, clients).await
+    }
+
+    /// The same with the clients on another runtime, which may be inside a virtual host.
+    ///
+    /// # Errors
+    /// When no server takes writes within a minute.
+    pub async fn start_on(runtime: &Handle, uri: &str, clients: i32) -> Result<Ledger> {
         let config = config(uri)?;
         let table = "CREATE TABLE IF NOT EXISTS mainstay_ledger (run bigint NOT NULL, client integer NOT NULL, sequence bigint NOT NULL)";
-        reach(&config, "the ledger's table", async |client| client.batch_execute(table).await).await?;
-        let unique = mainstay_ports::clock::wall_now_ms() * 4096 + u64::from(std::process::id()) % 4096;
-        let run = i64::try_from(unique)?;
+        let made = runtime.spawn(reach(config.clone(), "the ledger's table", table, None));
+        made.await.context("making the table failed")??;
+        let run = unique()?;
         let (begun, shared) = (Instant::now(), Arc::new(Shared::default()));
         let writers = (0..clients)
-            .map(|client| tokio::spawn(write(config.clone(), run, client, begun, shared.clone())))
+            .map(|client| runtime.spawn(write(config.clone(), run, client, begun, shared.clone())))
             .collect();
         Ok(Ledger { config, run, begun, shared, writers })
     }
@@ -286,6 +308,20 @@ impl Records {
         gaps.max_by_key(|gap| gap.length).unwrap_or_default()
     }
 
+    /// The first acknowledgement of a write that was sent after this moment; `None`: there was none.
+    #[must_use]
+    pub fn first_after(&self, moment: Duration) -> Option<Duration> {
+        let later = self.operations.iter().filter(|operation| operation.invoked >= moment);
+        later.filter(|operation| operation.told == Told::Acknowledged).map(|operation| operation.finished).min()
+    }
+
+    /// How many writes that were sent and acknowledged between these moments there are.
+    #[must_use]
+    pub fn acknowledged_between(&self, from: Duration, to: Duration) -> usize {
+        let during = |operation: &&Operation| operation.invoked >= from && operation.finished <= to;
+        self.operations.iter().filter(during).filter(|operation| operation.told == Told::Acknowledged).count()
+    }
+
     fn acknowledged(&self, which: impl Fn(&Operation) -> bool) -> Vec<Duration> {
         let those = self.operations.iter().filter(|operation| operation.told == Told::Acknowledged && which(operation));
         those.map(|operation| operation.finished).collect()
@@ -296,9 +332,17 @@ impl Records {
     /// # Errors
     /// When nobody answers within a minute.
     pub async fn verify(&self) -> Result<Verdict> {
+        self.verify_on(&Handle::current()).await
+    }
+
+    /// The same on another runtime, which may be inside a virtual host.
+    ///
+    /// # Errors
+    /// When nobody answers within a minute.
+    pub async fn verify_on(&self, runtime: &Handle) -> Result<Verdict> {
         let select = "SELECT client, sequence, count(*) FROM mainstay_ledger WHERE run = $1 GROUP BY client, sequence";
-        let rows =
-            reach(&self.config, "the verification", async |client| client.query(select, &[&self.run]).await).await?;
+        let rows = runtime.spawn(reach(self.config.clone(), "the verification", select, Some(self.run)));
+        let rows = rows.await.context("the verification failed")??;
         let there: BTreeMap<(i32, i64), i64> = rows.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect();
         Ok(self.compare(&there))
     }

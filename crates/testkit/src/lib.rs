@@ -7,6 +7,7 @@
 
 pub mod cluster;
 pub mod faults;
+pub mod hosts;
 pub mod idle;
 pub mod ledger;
 pub mod processes;

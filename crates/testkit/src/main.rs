@@ -1,9 +1,12 @@
-//! `testkit`: the demonstration and the benchmark, from outside.
+//! `testkit`: the demonstration, the benchmarks and the faults on virtual hosts, from outside.
 
 #![forbid(unsafe_code)]
 
 mod bench;
+mod bench_hosts;
+mod bench_table;
 mod demo;
+mod hosts_run;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -22,21 +25,26 @@ enum Command {
     Demo(demo::Options),
     /// Measures the longest time without an acknowledged write, fault by fault
     BenchFailover(bench::Options),
+    /// Lets faults happen to clusters on virtual hosts (needs root)
+    Hosts(hosts_run::Options),
+    /// Saturates the processors and the data volumes: nobody may take over (needs root)
+    Soak(hosts_run::Soak),
+    /// The first process of a virtual host
+    #[command(hide = true)]
+    HostInit {
+        /// The host's directory: by it a sweep finds what a dead run left
+        _dir: std::path::PathBuf,
+    },
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let command = Arguments::parse().command;
-    let work = async {
-        match &command {
-            Command::Demo(options) => demo::run(options).await,
-            Command::BenchFailover(options) => bench::run(options).await,
+    let done = match command {
+        // Without a runtime: it has one thread to collect processes, and one to listen.
+        Command::HostInit { .. } => mainstay_testkit::hosts::init::run().map(|()| true),
+        command => {
+            tokio::runtime::Runtime::new().map_err(Into::into).and_then(|runtime| runtime.block_on(work(&command)))
         }
-    };
-    // Dropping the work takes its cluster down.
-    let done = tokio::select! {
-        done = work => done,
-        () = interrupted() => Err(anyhow::anyhow!("interrupted")),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -45,6 +53,24 @@ async fn main() -> ExitCode {
             eprintln!("testkit: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+async fn work(command: &Command) -> anyhow::Result<bool> {
+    let work = async {
+        match command {
+            Command::Demo(options) => demo::run(options).await,
+            Command::BenchFailover(options) if options.hosts => bench_hosts::run(options).await,
+            Command::BenchFailover(options) => bench::run(options).await,
+            Command::Hosts(options) => hosts_run::run(options).await,
+            Command::Soak(options) => hosts_run::soak(options).await,
+            Command::HostInit { .. } => Ok(false),
+        }
+    };
+    // Dropping the work takes its cluster down.
+    tokio::select! {
+        done = work => done,
+        () = interrupted() => Err(anyhow::anyhow!("interrupted")),
     }
 }
 

@@ -40,7 +40,8 @@ pub fn resident(pid: u32) -> Option<u64> {
     line.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }
 
-fn all() -> Vec<u32> {
+/// Every process of this machine.
+pub(crate) fn all() -> Vec<u32> {
     let Ok(list) = std::fs::read_dir("/proc") else { return Vec::new() };
     list.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }

@@ -1,0 +1,28 @@
+//! Real hosts for tests: virtual ones on this machine, each with its own network, processes, mounts and data volume, joined by a switch whose
+//! cables can be cut, with a client's host beside them.
+//!
+//! Everything of a run ends with the program that made it, also when that is killed: each host's first process ends when the pipe from its
+//! maker closes, and the kernel ends what else is in the host, unmounts its volume and frees its loop device.
+
+mod checks;
+pub mod cluster;
+mod command;
+mod expected;
+pub mod faults;
+mod files;
+pub mod fresh;
+pub mod host;
+pub mod init;
+mod inject;
+pub mod inside;
+pub mod network;
+pub mod page;
+pub mod sampler;
+pub mod saturation;
+mod sweep;
+pub mod trial;
+mod volume;
+
+pub use cluster::{HostCluster, Shape};
+pub use expected::{Expected, Primary, Writes};
+pub use faults::HostFault;

@@ -1,0 +1,90 @@
+//! Faults of a data volume: full, or frozen.
+
+use super::host::{Host, VOLUME};
+use anyhow::{Context as _, Result, bail};
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, ChildStdin, Stdio};
+
+/// The longest that a volume stays frozen, whatever happens to this program. Seconds.
+const FROZEN_MOST: u32 = 45;
+
+/// A frozen volume; it thaws when this is dropped, when this program dies, or after the longest time.
+pub struct Freeze {
+    child: Child,
+    hold: Option<ChildStdin>,
+}
+
+impl Freeze {
+    /// Freezes a host's data volume: everything that writes there waits.
+    ///
+    /// # Errors
+    /// When it can not be frozen.
+    pub(crate) fn new(host: &Host) -> Result<Freeze> {
+        let script = format!(
+            "trap '' INT TERM; fsfreeze -f {VOLUME} || exit 1; echo frozen; timeout {FROZEN_MOST} cat >/dev/null; fsfreeze -u {VOLUME}"
+        );
+        // Outside of the host's processes: it must outlive them.
+        let mut command =
+            super::command::words(&["nsenter", "-t", &host.init().to_string(), "-m", "sh", "-c", &script]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("freeze a volume")?;
+        let hold = child.stdin.take();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().context("no output")?).read_line(&mut line)?;
+        if line.trim() != "frozen" {
+            bail!("the volume of {} was not frozen", host.name());
+        }
+        Ok(Freeze { child, hold })
+    }
+
+    /// Lets writes pass again.
+    ///
+    /// # Errors
+    /// When it had thawed before, or does not.
+    pub(crate) fn thaw(mut self) -> Result<()> {
+        if self.child.try_wait()?.is_some() {
+            bail!("the volume thawed by itself before it should");
+        }
+        drop(self.hold.take());
+        let status = self.child.wait()?;
+        if !status.success() {
+            bail!("the volume did not thaw: {status}");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Freeze {
+    fn drop(&mut self) {
+        drop(self.hold.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// Fills a host's volume as the server's user: what the file system keeps back for root stays free, as on a usual host.
+///
+/// # Errors
+/// When room is left.
+pub(crate) fn fill(host: &Host) -> Result<String> {
+    let script = format!(
+        "mkdir -p {VOLUME}/filler && chown postgres {VOLUME}/filler || exit 1
+         as=\"setpriv --reuid postgres --regid postgres --clear-groups\"
+         room=$(df -B1 --output=avail {VOLUME} | tail -1)
+         $as fallocate -l \"$room\" {VOLUME}/filler/a 2>/dev/null
+         $as dd if=/dev/zero of={VOLUME}/filler/b bs=64k 2>/dev/null
+         $as dd if=/dev/zero of={VOLUME}/filler/c bs=4k 2>/dev/null
+         df -B1 --output=avail {VOLUME} | tail -1"
+    );
+    let left: u64 = host.run_now(&["sh", "-c", &script])?.trim().parse().context("df is not understood")?;
+    if left > 64 * 1024 {
+        bail!("{left} bytes of the volume of {} are still free", host.name());
+    }
+    Ok(format!("{left} bytes are free on the volume of {}", host.name()))
+}
+
+/// Removes the filler.
+///
+/// # Errors
+/// When the disk refuses.
+pub(crate) fn empty(host: &Host) -> Result<()> {
+    host.run_now(&["rm", "-rf", &format!("{VOLUME}/filler")]).map(drop)
+}
