@@ -1,5 +1,6 @@
 //! Standing: when to raise the term, asking first, collecting recruits, and the claim.
 
+use crate::failover::Ordered;
 use crate::io::Evidence;
 use crate::mind::Mind;
 use crate::plant::Plant;
@@ -16,6 +17,7 @@ const TOLD_VALID_MS: u64 = 1000;
 const HOLD_BACK_MS: u64 = 400;
 const STAGGER_MS: u64 = 150;
 const ASYNC_SETTLE_MS: u64 = 300;
+const CAUSE_MAX: usize = 200;
 
 /// A holder in doubt.
 #[derive(Clone, Debug)]
@@ -46,7 +48,7 @@ pub(crate) struct Candidacy {
     pub(crate) term: Term,
     pub(crate) stage: Stage,
     give_up: Moment,
-    since: Moment,
+    pub(crate) since: Moment,
     recruit_at: Moment,
     pub(crate) answers: BTreeMap<NodeId, Answer>,
     counted: u32,
@@ -54,6 +56,10 @@ pub(crate) struct Candidacy {
     pub(crate) record: Record,
     caught_up: bool,
     pub(crate) early: bool,
+    /// An operator's order stands behind it.
+    pub(crate) ordered: Option<Ordered>,
+    /// Goes on with too few answers: the operator accepted the loss, and the last lease has run out.
+    pub(crate) forced: bool,
 }
 
 impl Mind {
@@ -65,7 +71,9 @@ impl Mind {
         let same = record.term == term;
         let hears = same && holder.as_ref().is_some_and(|holder| self.is_me(Some(holder)) || self.hears(holder));
         let newer = record.term > term || self.durable.promise > term;
-        let would_answer = !newer && self.durable.copy.is_some() && self.problem.is_none() && self.has_data_role();
+        // A node that the configuration no longer lists answers too, as long as it has its copy: the record may count it.
+        let would_answer = !newer && self.durable.copy.is_some() && self.problem.is_none();
+        let newer = newer || self.is_superseded();
         // A holder that is not primary any more does not hold others back.
         let idle = self.is_me(holder.as_ref()) && self.reign.is_none() && self.candidacy.is_none();
         self.send(from.clone(), Message::Told { term, hears: (hears && !idle) || newer, would_answer });
@@ -73,7 +81,7 @@ impl Mind {
 
     pub(crate) fn on_told(&mut self, from: &NodeId, term: Term, hears: bool, would_answer: bool) {
         let now = self.now;
-        let known = self.config.data_nodes.contains_key(from);
+        let known = self.counts(from);
         if let Some(suspect) = self.suspect.as_mut().filter(|suspect| known && suspect.term == term) {
             suspect.told.insert(from.clone(), (hears, would_answer, now));
         }
@@ -87,12 +95,12 @@ impl Mind {
             heard.unwrap_or(self.view.holder_since).max(self.view.holder_since).max(self.born.unwrap_or(self.now));
         match peer.and_then(|peer| peer.evidence) {
             Some(Evidence::AllRefused) => self.now,
-            Some(Evidence::AgentRefused) => since + self.config.lease,
+            Some(Evidence::AgentRefused) => since + self.granted_lease(),
             _ => since + self.config.suspicion,
         }
     }
 
-    fn may_ever_stand(&self) -> bool {
+    pub(crate) fn may_ever_stand(&self) -> bool {
         self.has_data_role()
             && !self.config.excluded.contains(&self.config.me)
             && self.durable.copy.is_some()
@@ -110,23 +118,48 @@ impl Mind {
         }
         let mine = self.is_me(record.holder.as_ref());
         if !self.may_ever_stand() {
-            if mine && matches!(record.state, ClaimState::Held | ClaimState::Electing) && !self.orders.busy() {
+            self.failover_failed("this node can not become primary any more");
+            if mine
+                && !self.is_superseded()
+                && matches!(record.state, ClaimState::Held | ClaimState::Electing)
+                && !self.orders.busy()
+            {
                 self.abdicate("this node holds the term and can not become primary", None);
             }
             return;
         }
+        if self.failover.is_some() {
+            self.stand_by_order(&record);
+            return;
+        }
+        let invited = record.state == ClaimState::Free && self.is_me(record.wanted.as_ref());
+        if self.config.paused && !invited {
+            self.suspect = None;
+            let holds = record.holder.as_ref().is_some_and(|holder| self.is_me(Some(holder)) || self.hears(holder));
+            if !holds {
+                self.reason(
+                    "paused",
+                    "no primary is heard, and the cluster is paused: not standing; resume, or order a failover",
+                );
+            }
+            return;
+        }
+        let me = self.config.me.clone();
         match (&record.state, &record.holder) {
             (ClaimState::Founding, _) => {}
             (ClaimState::Free, _) => self.stand_when_free(&record),
-            (_, None) => self.stand("the record names no holder"),
-            (_, Some(_)) if mine => self.stand("this node holds the term and is not primary"),
+            (_, None) => self.stand("the record names no holder", "the record named no holder"),
+            (_, Some(_)) if mine => {
+                let cause = format!("{me} held the term and was no longer primary (its agent or server was restarted)");
+                self.stand("this node holds the term and is not primary", &cause);
+            }
             (_, Some(holder)) => self.stand_when_silent(&record, &holder.clone()),
         }
     }
 
     fn stand_when_free(&mut self, record: &Record) {
         if self.is_me(record.wanted.as_ref()) {
-            self.stand("the last holder stepped down in favour of this node");
+            self.stand("the last holder stepped down in favour of this node", "");
             return;
         }
         let mut at = self.view.since + Span(STAGGER_MS * self.rank(record));
@@ -146,7 +179,7 @@ impl Mind {
             );
             return;
         }
-        self.stand("nobody holds the term");
+        self.stand("nobody holds the term", "nobody held the term");
     }
 
     fn heard_members(&self, record: &Record) -> usize {
@@ -186,7 +219,7 @@ impl Mind {
         if suspect.ask_at <= now {
             suspect.ask_at = now + Span(ASK_AGAIN_MS);
             let message = Message::Ask { term: suspect.term };
-            self.send_data_nodes(&message);
+            self.send_voters(&message);
         }
         if let Some(at) = self.suspect.as_ref().map(|suspect| suspect.ask_at) {
             self.until(at);
@@ -223,14 +256,30 @@ impl Mind {
 
     fn stand_after_lease(&mut self, record: &Record) {
         let waits = record.asynchronous && record.state == ClaimState::Held;
-        if waits && !self.lease_over() && !self.planted(Plant::AsyncWithoutLeaseWait) {
-            if let Some(from) = self.view.lease_from {
-                self.until(from + self.config.lease + self.config.margin);
-            }
+        if waits
+            && let Some(at) = self.lease_ends()
+            && !self.planted(Plant::AsyncWithoutLeaseWait)
+        {
+            self.until(at);
             self.reason("hold-back", "asynchronous mode: waiting until the lease has run out");
             return;
         }
-        self.stand("the holder is silent and enough members would answer");
+        let cause = self.silence(record);
+        self.stand("the holder is silent and enough members would answer", &cause);
+    }
+
+    /// What is known of a holder that is not heard, for the history.
+    fn silence(&self, record: &Record) -> String {
+        let Some(holder) = &record.holder else { return String::new() };
+        let peer = self.peers.get(holder);
+        let heard = peer.and_then(|peer| peer.heard).map(|at| self.now.since(at));
+        let silent = heard.map_or("never heard here".to_owned(), |span| format!("not heard for {span}"));
+        match peer.and_then(|peer| peer.evidence) {
+            Some(Evidence::AllRefused) => format!("{holder} {silent}: its agent and its server were dead"),
+            Some(Evidence::AgentRefused) => format!("{holder} {silent}: its agent was dead"),
+            Some(Evidence::ServerRefused) => format!("{holder} {silent}: its server was dead"),
+            None => format!("{holder} {silent}"),
+        }
     }
 
     /// My place among those who may stand: members first, by the position last heard, then by the file.
@@ -251,7 +300,8 @@ impl Mind {
 
     // ---- raising -----------------------------------------------------------------------------------------------------
 
-    fn stand(&mut self, why: &str) {
+    /// Raises the term. `cause` is kept for the history, unless an earlier one still waits for a primary to open.
+    pub(crate) fn stand(&mut self, why: &str, cause: &str) {
         if self.now < self.pause_until {
             let at = self.pause_until;
             self.until(at);
@@ -264,6 +314,10 @@ impl Mind {
         let Some(mut record) = self.record().cloned() else { return };
         record.term = record.term.next();
         record.holder = Some(self.config.me.clone());
+        let fresh = record.state == ClaimState::Held || record.reason.is_empty() || self.failover.is_some();
+        if fresh && !cause.is_empty() {
+            record.reason = clip(cause);
+        }
         record.state = ClaimState::Electing;
         self.reason("stand", format!("{why}: raising the term to {}", record.term));
         self.candidacy = Some(Candidacy {
@@ -277,6 +331,8 @@ impl Mind {
             record: record.clone(),
             caught_up: false,
             early: false,
+            ordered: self.failover.clone(),
+            forced: false,
         });
         self.write(Intent::Raise, record);
     }
@@ -290,6 +346,14 @@ impl Mind {
         candidacy.since = now;
         candidacy.give_up = now + Span(GIVE_UP_MS);
         let term = candidacy.term;
+        let ordered = candidacy.ordered.clone();
+        self.failover = None;
+        if let Some(ordered) = ordered {
+            let patience = self.patience(&ordered);
+            if let Some(candidacy) = self.candidacy.as_mut() {
+                candidacy.give_up = now + patience;
+            }
+        }
         self.suspect = None;
         self.event_of(term, "stood", format!("raised the term to {term} and asks for recruits"));
         self.promise(term);
@@ -308,7 +372,7 @@ impl Mind {
 
     pub(crate) fn on_answer(&mut self, from: &NodeId, answer: Answer) {
         let old = self.planted(Plant::OldAnswers);
-        let known = self.config.data_nodes.contains_key(from);
+        let known = self.counts(from);
         let Some(candidacy) = self.candidacy.as_mut() else { return };
         if (answer.term == candidacy.term || old) && candidacy.stage != Stage::Raising && known {
             candidacy.counted += 1;
@@ -322,8 +386,13 @@ impl Mind {
         let current = self.record().is_some_and(|record| record.term == term && self.is_me(record.holder.as_ref()));
         let stage = candidacy.stage.clone();
         let raising = stage == Stage::Raising;
+        if self.is_superseded() {
+            self.end_candidacy();
+            return;
+        }
         if !raising && (!current || self.durable.promise > term) {
             self.reason("stand", "a newer term is known: this candidacy ends");
+            self.failover_failed("a newer term was raised meanwhile");
             self.end_candidacy();
             return;
         }
@@ -354,6 +423,7 @@ impl Mind {
     }
 
     fn give_up(&mut self, why: &str, wanted: Option<NodeId>) {
+        self.failover_failed(why);
         self.end_candidacy();
         let pause = self.random.between(100, 500);
         self.pause_until = self.now + Span(pause);
@@ -368,8 +438,7 @@ impl Mind {
             candidacy.recruit_at = now + Span(REPEAT_MS);
             let message = Message::Recruit { term: candidacy.term };
             let answered: Vec<NodeId> = candidacy.answers.keys().cloned().collect();
-            let ask: Vec<NodeId> =
-                self.config.data_nodes.keys().filter(|node| !answered.contains(node)).cloned().collect();
+            let ask: Vec<NodeId> = self.voters().into_iter().filter(|node| !answered.contains(node)).collect();
             for node in ask {
                 self.send(node, message.clone());
             }
@@ -394,8 +463,12 @@ impl Mind {
     fn elect(&mut self) {
         let Some(candidacy) = self.candidacy.clone() else { return };
         let Some(mine) = candidacy.answers.get(&self.config.me).map(|answer| answer.end.clone()) else { return };
-        if !self.enough_answers(&candidacy) {
+        let enough = self.enough_answers(&candidacy);
+        if !enough && !self.enough_by_order(&candidacy) {
             return;
+        }
+        if let Some(candidacy) = self.candidacy.as_mut() {
+            candidacy.forced = !enough;
         }
         let best = candidacy.answers.iter().max_by(|left, right| self.compare(&left.1.end, &right.1.end));
         let Some((node, best)) = best else { return };
@@ -464,6 +537,9 @@ impl Mind {
             voters.saturating_sub(quorum)
         } else if self.planted(Plant::EnoughQuorum) {
             quorum
+        } else if self.planted(Plant::RemovedNotCounted) {
+            let removed = record.members.keys().filter(|node| !self.config.data_nodes.contains_key(*node)).count();
+            (quorum + 1).saturating_sub(removed as u64)
         } else {
             quorum + 1
         };
@@ -475,11 +551,13 @@ impl Mind {
         if leader {
             return true;
         }
-        if !self.lease_over() && !self.planted(Plant::AsyncWithoutLeaseWait) {
+        if let Some(at) = self.lease_ends()
+            && !self.planted(Plant::AsyncWithoutLeaseWait)
+        {
+            self.until(at);
             return false;
         }
-        let missing =
-            self.config.data_nodes.keys().any(|node| !candidacy.answers.contains_key(node) && self.hears(node));
+        let missing = self.voters().iter().any(|node| !candidacy.answers.contains_key(node) && self.hears(node));
         let settled = candidacy.since + Span(ASYNC_SETTLE_MS);
         if missing && self.now < settled {
             self.until(settled);
@@ -512,6 +590,11 @@ impl Mind {
             self.order(term, Order::Recruit);
         }
     }
+}
+
+/// Bounded text for the record.
+pub(crate) fn clip(text: &str) -> String {
+    text.chars().take(CAUSE_MAX).collect()
 }
 
 /// How many answers of members an election needs.

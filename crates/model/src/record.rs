@@ -85,9 +85,14 @@ pub struct Record {
     /// The data's identity, once the first copy exists.
     pub system: Option<SystemId>,
     /// The lease for which the last grant was given. Who waits for a lease to run out waits for this one, whatever its own setting
-    /// says: the setting may change while a grant holds. `None`: written by a version that did not say.
+    /// says: the setting may change while a grant holds. `None`: written by a version that did not say. Zero: no lease runs, the last
+    /// leader's own release says that its server is stopped.
     #[serde(default)]
     pub lease: Option<Span>,
+    /// The newest timeline whose claim could not prove that its log held everything acknowledged: the mode was asynchronous and the last
+    /// leader did not answer, or an operator accepted a loss. What a log holds that left the history before it may be acknowledged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lossy: Option<Timeline>,
     /// Why the right to be primary changed hands last, for people: written by who released the term, or raised it. Decides nothing.
     #[serde(default)]
     pub reason: String,

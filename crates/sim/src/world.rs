@@ -157,6 +157,7 @@ impl World {
             asynchronous,
             system: Some(system),
             lease: Some(self.shape.lease),
+            lossy: None,
             reason: String::new(),
         };
         self.store.versions.push((Revision(1), record));
