@@ -166,7 +166,11 @@ impl Mind {
 pub(crate) fn lossy(candidacy: &Candidacy) -> bool {
     let record = &candidacy.record;
     let answered = record.leader.as_ref().is_none_or(|leader| good(candidacy, leader));
-    candidacy.forced || (record.asynchronous && !answered)
+    // A claim of that kind which never became a timeline of its own was not told either.
+    let mine =
+        record.holder.as_ref().and_then(|me| candidacy.answers.get(me)).map(|answer| answer.end.position.timeline);
+    let untold = record.lossy == Some(record.timeline) && mine.is_some_and(|mine| mine < record.timeline);
+    candidacy.forced || (record.asynchronous && !answered) || untold
 }
 
 fn good(candidacy: &Candidacy, node: &NodeId) -> bool {

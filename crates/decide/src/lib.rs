@@ -8,11 +8,13 @@
 mod candidate;
 mod claim;
 mod crash;
+mod doubt;
 mod explain;
 mod failover;
 mod found;
 pub mod io;
 mod mind;
+mod open;
 mod operator;
 mod orders;
 mod peers;

@@ -3,7 +3,8 @@
 //! The rules are state-driven: an input changes what is known, then every rule looks at what is known and may give one order, one
 //! write, and messages. A machine that is restarted between any two outputs therefore goes on from what it finds.
 
-use crate::candidate::{Candidacy, Suspect};
+use crate::candidate::Candidacy;
+use crate::doubt::Suspect;
 use crate::explain::Explain;
 use crate::failover::Ordered;
 use crate::io::{Config, Input, Output};

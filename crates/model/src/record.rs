@@ -98,6 +98,30 @@ pub struct Record {
     pub reason: String,
 }
 
+/// `Record::recovered` leaves so many timeline numbers out: a lost part of the store may have handed them out unseen.
+pub const TIMELINES_SKIPPED: u32 = 16;
+
+impl Record {
+    /// The record that a store rebuilt from `node` begins with: its copy is the only member, and it is to stand. `self` is the newest
+    /// record that it knows, `term` the first of the new incarnation. `lossy`: something acknowledged may be missing in its copy.
+    #[must_use]
+    pub fn recovered(&self, node: &NodeId, copy: CopyId, term: Term, lossy: bool) -> Record {
+        let timeline = Timeline(self.timeline.0 + TIMELINES_SKIPPED);
+        Record {
+            term,
+            holder: None,
+            state: ClaimState::Free,
+            members: BTreeMap::from([(node.clone(), copy)]),
+            quorum: 0,
+            timeline,
+            wanted: Some(node.clone()),
+            lossy: if lossy { Some(timeline) } else { self.lossy },
+            reason: format!("the store was rebuilt from {node}"),
+            ..self.clone()
+        }
+    }
+}
+
 /// From whom a standby streams, and of which term that server is primary.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Upstream {

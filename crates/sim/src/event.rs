@@ -82,6 +82,12 @@ pub enum Happening {
     Fault(Fault, Node),
     /// The end of faults.
     Heal,
+    /// A node learns this generation of the operator's wishes.
+    Learn(Node, usize),
+    /// The lost store is rebuilt.
+    Recover,
+    /// A node of the lost store joins the rebuilt one.
+    Join(Node),
     /// Is all well again?
     Settled,
 }

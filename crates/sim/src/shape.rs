@@ -54,6 +54,12 @@ pub struct Shape {
     pub targeted: u64,
     /// How many such faults at most.
     pub targeted_most: u32,
+    /// Data nodes listed at the beginning; the others are spare hosts.
+    pub listed: usize,
+    /// An operator is at work: commands, nodes, modes, times.
+    pub operator: bool,
+    /// The store may lose its majority for ever.
+    pub store_loss_for_ever: bool,
 }
 
 impl Shape {
@@ -75,6 +81,10 @@ impl Shape {
         let drift = if plants.contains(&Plant::NoMargin) { 100_000 } else { 20_000 };
         let clock_rates = (0..nodes).map(|_| rng.range(1_000_000 - drift, 1_000_000 + drift)).collect();
         let heal_at = rng.range(5_000, 11_000) * MS;
+        let operator = rng.chance(5000);
+        let store_loss_for_ever = operator && rng.chance(1500);
+        let spare = usize::from(operator && nodes > 2 && rng.chance(3000));
+        let listed = if nodes - spare > sync_replicas as usize { nodes - spare } else { nodes };
         Shape {
             nodes,
             sync_replicas,
@@ -93,7 +103,10 @@ impl Shape {
             fault_pause: rng.range(150, 1800) * MS,
             heal_at,
             linger_until: if rng.chance(1000) { heal_at + 4_000 * MS } else { heal_at },
-            end_at: heal_at + 9_000 * MS,
+            end_at: heal_at + if operator { 16_000 } else { 9_000 } * MS,
+            listed,
+            operator,
+            store_loss_for_ever,
             targeted: *[0, 1000, 2500, 5000].get(rng.index(4)).unwrap_or(&0),
             targeted_most: rng.range(1, 10) as u32,
         }

@@ -6,8 +6,9 @@ use crate::event::{Happening, Node, Queue};
 use crate::host::{Guard, Host};
 use crate::invariants::{Ledger, Violation};
 use crate::network::Network;
+use crate::operator::Wish;
 use crate::rng::Rng;
-use crate::server::{Entry, Server};
+use crate::server::{Entry, Process, Server};
 use crate::shape::{MS, Micros, Shape};
 use crate::store::Store;
 use crate::trace::Trace;
@@ -48,8 +49,14 @@ pub struct World {
     pub trace: Trace,
     /// Planted faults.
     pub plants: BTreeSet<Plant>,
-    /// Nodes that the operator took out.
-    pub excluded: BTreeSet<NodeId>,
+    /// The operator's wishes, one generation after the other.
+    pub wishes: Vec<Wish>,
+    /// The members that are left over when the store was rebuilt go on with this one.
+    pub lost_store: Store,
+    /// How often the store was rebuilt.
+    pub group: u32,
+    /// The store has lost its majority for ever.
+    pub store_lost: bool,
     /// The first broken promise.
     pub violation: Option<Violation>,
     /// No more faults.
@@ -103,7 +110,10 @@ impl World {
             counters: Counters::default(),
             trace: Trace::new(traced),
             plants: plants.clone(),
-            excluded: BTreeSet::new(),
+            wishes: Vec::new(),
+            lost_store: Store::default(),
+            group: 0,
+            store_lost: false,
             violation: None,
             healed: false,
             targeted_left,
@@ -114,6 +124,7 @@ impl World {
             settled: 0,
             done: false,
         };
+        world.first_wish();
         if !world.shape.found {
             world.populate();
         }
@@ -128,7 +139,7 @@ impl World {
             (1..=20).map(|id| Entry { id, timeline: Timeline(1), term: Term(1), client: true }).collect();
         self.last_entry = 20;
         let mut members = BTreeMap::new();
-        for node in 0..self.nodes.len() {
+        for node in 0..self.shape.listed {
             let Some(copy) = CopyId::new(self.rng.draw() | 1) else { continue };
             members.insert(self.names[node].clone(), copy);
             let host = &mut self.nodes[node];
@@ -139,7 +150,7 @@ impl World {
                 Server { data: Some(system), log: log.clone(), flushed: 20, replayed: 20, ..Server::default() };
         }
         let asynchronous = self.shape.durability == Durability::Async;
-        let quorum = u32::try_from(self.nodes.len()).unwrap_or(1) - 1 - self.shape.sync_replicas;
+        let quorum = u32::try_from(self.shape.listed).unwrap_or(1) - 1 - self.shape.sync_replicas;
         if asynchronous {
             members.retain(|node, _| *node == self.names[0]);
         }
@@ -223,6 +234,9 @@ impl World {
             Happening::NextFault => self.next_fault(),
             Happening::Fault(fault, node) => self.strike(fault, node),
             Happening::Heal => self.heal(),
+            Happening::Learn(node, generation) => self.learn(node, generation),
+            Happening::Recover => self.recover(),
+            Happening::Join(node) => self.join(node),
             Happening::Settled => self.look_settled(),
             other => self.happen_to_server(other),
         }
@@ -243,16 +257,6 @@ impl World {
             Happening::Clients => self.clients_write(),
             Happening::Rush => self.clients_rush(),
             _ => {}
-        }
-    }
-
-    /// Tells agents which nodes the operator took out: a change of configuration is a restart of the agent here.
-    pub(crate) fn spread_excluded(&mut self) {
-        for node in 0..self.nodes.len() {
-            let stale = self.nodes[node].mind.as_ref().is_some_and(|mind| mind.config().excluded != self.excluded);
-            if stale {
-                self.agent_dies(node, "restarted with another configuration");
-            }
         }
     }
 
@@ -285,14 +289,24 @@ impl World {
         }
         let Some((_, record)) = self.store.newest() else { return Some("no record".to_owned()) };
         let server = &self.nodes[primary].server;
+        let wish = self.wish();
+        if !wish.listed.contains(&primary) {
+            return Some(format!("n{primary} is primary and not listed"));
+        }
         for node in (0..self.nodes.len()).filter(|node| *node != primary) {
+            if !wish.listed.contains(&node) {
+                if self.nodes[node].server.process != Process::Down {
+                    return Some(format!("n{node} is not listed, and its server runs"));
+                }
+                continue;
+            }
             let streams = server.senders.values().any(|sender| sender.standby == node && sender.streaming);
             if !streams {
                 return Some(format!("n{node} does not stream from n{primary}"));
             }
             let copy = self.nodes[node].gate.copy;
             let member = record.members.get(&self.names[node]).copied();
-            if self.shape.durability != Durability::Async && (copy.is_none() || member != copy) {
+            if wish.durability != Durability::Async && (copy.is_none() || member != copy) {
                 return Some(format!("n{node} is not a member with its copy"));
             }
         }

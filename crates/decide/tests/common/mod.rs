@@ -220,15 +220,7 @@ impl World {
     pub(crate) fn recover(&mut self, from: &NodeId) {
         let (_, old) = self.store.clone().unwrap();
         let copy = self.nodes[from].durable.as_ref().unwrap().copy.unwrap();
-        let record = Record {
-            term: old.term.next_incarnation(),
-            holder: None,
-            state: ClaimState::Free,
-            members: BTreeMap::from([(from.clone(), copy)]),
-            quorum: 0,
-            wanted: Some(from.clone()),
-            ..old
-        };
+        let record = old.recovered(from, copy, old.term.next_incarnation(), false);
         self.store = Some((Revision(1), record.clone()));
         for (other, node) in &self.nodes {
             if node.alive {
