@@ -124,7 +124,9 @@ impl Mind {
         let old = self.planted(Plant::OldAnswers);
         let known = self.counts(from);
         let Some(candidacy) = self.candidacy.as_mut() else { return };
-        if (answer.term == candidacy.term || old) && candidacy.stage != Stage::Raising && known {
+        // An answer that comes while the claim is written was not compared with, and must not look as if it had been.
+        let open = !matches!(candidacy.stage, Stage::Raising | Stage::Claiming);
+        if (answer.term == candidacy.term || old) && open && known {
             candidacy.counted += 1;
             candidacy.answers.insert(from.clone(), answer);
         }

@@ -58,10 +58,22 @@ impl Mind {
     }
 
     pub(crate) fn may_ever_stand(&self) -> bool {
-        self.has_data_role()
+        // The best log of all may be that of a node that was just removed: invited, it stands, and then hands over.
+        let invited = self.record().is_some_and(|record| self.is_me(record.wanted.as_ref()));
+        (self.has_data_role() || invited || self.holds_the_only_copy())
             && !self.config.excluded.contains(&self.config.me)
             && self.durable.copy.is_some()
             && self.problem.is_none()
+    }
+
+    /// A removed node that is still a member, while every data node is heard and says that it has no whole copy.
+    fn holds_the_only_copy(&self) -> bool {
+        let member = self.record().is_some_and(|record| record.members.contains_key(&self.config.me));
+        let bare = |node: &NodeId| {
+            let presence = self.peers.get(node).and_then(|peer| peer.presence.as_ref());
+            self.hears(node) && presence.is_some_and(|presence| presence.copy.is_none())
+        };
+        member && !self.config.data_nodes.is_empty() && self.config.data_nodes.keys().all(bare)
     }
 
     /// Looks whether this node should raise the term.

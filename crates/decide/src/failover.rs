@@ -132,9 +132,10 @@ impl Mind {
         self.tell("failover-failed", format!("the failover that {} ordered: {why}{silent}", ordered.by));
     }
 
-    /// How many bytes of the last leader's log beyond this end were heard of; `None`: nothing acknowledged can be missing.
+    /// After my claim: how many bytes of the last leader's log beyond this end were heard of; `None`: nothing acknowledged can be missing.
     pub(crate) fn at_risk(&self, candidacy: &Candidacy, mine: &LogEnd) -> Option<u64> {
-        if !lossy(candidacy) {
+        // As the claim was written: an answer that came later was not compared with.
+        if self.record().is_none_or(|record| record.lossy != Some(record.timeline)) {
             return None;
         }
         let leader = candidacy.record.leader.as_ref()?;

@@ -24,6 +24,7 @@ impl Mind {
 
     pub(crate) fn on_command(&mut self, id: u64, by: &str, command: Command) {
         let reply = match command {
+            _ if self.lost => Err("this node is just starting and has not read the record yet: try again".to_owned()),
             Command::Switchover { to } => self.on_switchover(by, to),
             Command::Failover { accept_data_loss } => self.on_failover(by, accept_data_loss),
             Command::Restart { in_place } => self.on_restart(by, in_place),

@@ -45,7 +45,13 @@ impl Mind {
             if self.config.excluded.contains(node) {
                 return Err(format!("{node} may not become primary"));
             }
-            if copy.is_none() || reign.streams_now.get(node) != copy {
+            if !self.config.data_nodes.contains_key(node) {
+                return Err(format!("{node} is no data node of this cluster"));
+            }
+            // In asynchronous mode nobody but the primary is a member: whoever streams will do.
+            let asynchronous = self.record().is_some_and(|record| record.asynchronous);
+            let streams = reign.streams_now.get(node);
+            if streams.is_none() || (!asynchronous && streams != copy) {
                 return Err(format!("{node} is not a streaming member of the sync set"));
             }
             if self.peers.get(node).is_some_and(|peer| peer.link == Some(false)) {

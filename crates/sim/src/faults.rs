@@ -62,14 +62,14 @@ faults! {
     RestartInPlace 5 "the operator restarts a primary in place";
     Reinit 5 "the operator has a copy made anew";
     Pause 4 "the operator pauses the cluster";
-    Resume 5 "the operator resumes the cluster";
+    Resume 11 "the operator resumes the cluster";
     NodeAdded 5 "a node is added";
     NodeRemoved 4 "a node is removed";
     NodeReplaced 4 "a host is wiped and replaced";
     Mode 7 "the durability is changed";
     SyncReplicas 4 "the number of replicas that commits wait for is changed";
     Lease 5 "the lease is changed";
-    StoreLost 4 "the store loses its majority for ever";
+    StoreLost 0 "the store loses its majority for ever";
 }
 
 const TARGETED: &[Fault] = &[
@@ -142,7 +142,8 @@ impl World {
 
     /// A fault happens.
     pub(crate) fn strike(&mut self, fault: Fault, node: Node) {
-        if self.healed || !self.nodes[node].up || !self.nodes[node].joined {
+        let any = fault == Fault::StoreLost;
+        if self.healed || (!any && (!self.nodes[node].up || !self.nodes[node].joined)) {
             return;
         }
         self.trace(Some(node), || format!("FAULT {}", fault.text()));

@@ -111,6 +111,13 @@ impl World {
         match fault {
             Fault::Failover => self.command(node, FAILOVER, Command::Failover { accept_data_loss: false }),
             Fault::FailoverWithLoss => {
+                if self.rng.chance(6000) {
+                    let until = self.now + self.rng.range(2_500, 6_000) * MS;
+                    for other in (0..self.nodes.len()).filter(|other| *other != node).collect::<Vec<_>>() {
+                        self.net.cut(node, other, until);
+                        self.net.cut(other, node, until);
+                    }
+                }
                 self.command(node, FAILOVER_WITH_LOSS, Command::Failover { accept_data_loss: true });
             }
             Fault::Restart => self.command(node, RESTART, Command::Restart { in_place: false }),
@@ -218,7 +225,10 @@ impl World {
             .iter()
             .any(|entry| self.ledger.acknowledged.contains_key(&entry.id) && !self.elsewhere(node, entry.id));
         let strict = self.wishes.iter().all(|wish| wish.durability == Durability::Strict);
-        let spare = if leads { strict && !record.asynchronous && count > record.quorum as usize } else { leader };
+        // A leader's write may be under way: its host is wiped only after its release.
+        let free = record.state == ClaimState::Free;
+        let spare =
+            if leads { strict && free && !record.asynchronous && count > record.quorum as usize } else { leader };
         if !spare || needed || record.state == ClaimState::Founding {
             return;
         }
@@ -247,7 +257,14 @@ impl World {
         self.store_lost = true;
         self.store.away_until = u64::MAX;
         // Somebody notices, and waits until no lease can run any more.
-        let wait = self.rng.range(6_000, 8_000) * MS;
+        let lease = self
+            .store
+            .newest()
+            .and_then(|(_, record)| record.lease)
+            .unwrap_or(self.shape.lease)
+            .0
+            .max(self.wish().lease.0);
+        let wait = lease * 14 / 10 * MS + self.rng.range(300, 900) * MS;
         self.queue.push(self.now + wait, Happening::Recover);
     }
 
@@ -294,15 +311,19 @@ impl World {
         self.group = 1;
         self.nodes[node].group = 1;
         self.watch_begins(node);
+        let until = self.now + self.rng.range(300, 5_000) * MS;
+        let mut away = Vec::new();
         for other in (0..self.nodes.len()).filter(|other| *other != node) {
-            if self.healed || !self.nodes[other].joined || self.rng.chance(5000) {
+            if self.healed || !self.nodes[other].joined || self.rng.chance(4000) {
                 self.join(other);
             } else {
-                let until = self.now + self.rng.range(300, 3_000) * MS;
-                self.cut_from_joined(other, until);
-                let later = until + self.rng.range(100, 1_500) * MS;
-                self.queue.push(later, Happening::Join(other));
+                away.push(other);
             }
+        }
+        for other in away {
+            self.cut_from_joined(other, until);
+            let later = until + self.rng.range(100, 1_500) * MS;
+            self.queue.push(later, Happening::Join(other));
         }
     }
 
@@ -391,7 +412,8 @@ impl World {
                 self.nodes[node].failing_over = false;
                 self.nodes[node].accepts_loss = false;
                 let risk = event.change.as_ref().is_some_and(|change| change.at_risk_bytes.is_some());
-                if event.kind == "primary-opened" && !risk && self.ledger.lossy.contains(&event.term) {
+                let told = risk || self.ledger.reported.contains(&event.term);
+                if event.kind == "primary-opened" && !told && self.ledger.lossy.contains(&event.term) {
                     self.violate("S6", format!("n{node} opened term {} without naming what is at risk", event.term));
                 }
             }

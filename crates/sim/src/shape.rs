@@ -83,6 +83,7 @@ impl Shape {
         let heal_at = rng.range(5_000, 11_000) * MS;
         let operator = rng.chance(5000);
         let store_loss_for_ever = operator && rng.chance(1500);
+        let heal_at = if store_loss_for_ever { heal_at + 6_000 * MS } else { heal_at };
         let spare = usize::from(operator && nodes > 2 && rng.chance(3000));
         let listed = if nodes - spare > sync_replicas as usize { nodes - spare } else { nodes };
         Shape {

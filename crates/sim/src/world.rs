@@ -3,6 +3,7 @@
 
 use crate::counters::Counters;
 use crate::event::{Happening, Node, Queue};
+use crate::faults::Fault;
 use crate::host::{Guard, Host};
 use crate::invariants::{Ledger, Violation};
 use crate::network::Network;
@@ -185,6 +186,10 @@ impl World {
         let first = self.rng.range(200, 1500) * MS;
         self.queue.push(first, Happening::NextFault);
         self.queue.push(self.shape.heal_at, Happening::Heal);
+        if self.shape.store_loss_for_ever {
+            let lost = self.rng.range(1_000, 6_000) * MS;
+            self.queue.push(lost, Happening::Fault(Fault::StoreLost, 0));
+        }
     }
 
     /// Runs to the end, or to the first broken promise.
