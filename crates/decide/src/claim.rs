@@ -14,8 +14,7 @@ impl Mind {
     fn claim_record(&mut self, candidacy: &Candidacy, mine: &LogEnd) -> Option<Record> {
         let mut record = candidacy.record.clone();
         let copy = self.durable.copy?;
-        let forced = candidacy.forced && !self.planted(Plant::ForcedKeepsMembers);
-        if record.asynchronous || forced {
+        if record.asynchronous || candidacy.forced {
             record.members.clear();
             record.quorum = 0;
         }

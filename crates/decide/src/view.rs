@@ -83,6 +83,9 @@ impl Mind {
         if !same_grant {
             self.view.lease_from = Some(self.now);
         }
+        if self.planted(Plant::ReleaseEndsLease) && record.state == ClaimState::Free {
+            self.view.lease_from = None;
+        }
         self.view.since = self.now;
         self.view.newest = Some((revision, record));
         self.after_record();
@@ -124,8 +127,7 @@ impl Mind {
     /// When the last grant's lease has surely run out; `None`: it has, or no lease runs. Asked only by a node that is not primary.
     pub(crate) fn lease_ends(&self) -> Option<Moment> {
         let record = self.record()?;
-        let released = self.planted(Plant::ReleaseEndsLease) && record.state == ClaimState::Free;
-        if record.lease == Some(Span(0)) || self.is_me(record.leader.as_ref()) || released {
+        if record.lease == Some(Span(0)) || self.is_me(record.leader.as_ref()) {
             return None;
         }
         let lease = if self.planted(Plant::LeaseChangeIgnored) { self.config.lease } else { self.granted_lease() };

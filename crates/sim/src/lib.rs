@@ -19,6 +19,7 @@ pub mod orders;
 mod orders_copy;
 mod orders_primary;
 pub mod rng;
+mod scenario;
 pub mod server;
 pub mod shape;
 pub mod store;

@@ -29,11 +29,11 @@ pub struct Wish {
 }
 
 /// Numbers of commands, to count what was accepted.
-const FAILOVER: u64 = 1;
-const FAILOVER_WITH_LOSS: u64 = 2;
+pub(crate) const FAILOVER: u64 = 1;
+pub(crate) const FAILOVER_WITH_LOSS: u64 = 2;
 const RESTART: u64 = 3;
 const RESTART_IN_PLACE: u64 = 4;
-const REINIT: u64 = 5;
+pub(crate) const REINIT: u64 = 5;
 
 impl World {
     pub(crate) fn first_wish(&mut self) {
@@ -58,6 +58,14 @@ impl World {
 
     /// A new generation: every node learns it in its own time.
     pub(crate) fn new_wish(&mut self, wish: Wish) {
+        self.wish_within(wish, |world, _| {
+            let most = if world.healed || world.rng.chance(4000) { 60 } else { 2_500 };
+            world.rng.range(1, most) * MS
+        });
+    }
+
+    /// The same; `delay` says how long each node takes to learn it.
+    pub(crate) fn wish_within(&mut self, wish: Wish, delay: impl Fn(&mut World, Node) -> u64) {
         if *self.wish() == wish {
             return;
         }
@@ -65,8 +73,7 @@ impl World {
         self.wishes.push(wish);
         let generation = self.wishes.len() - 1;
         for node in 0..self.nodes.len() {
-            let most = if self.healed || self.rng.chance(4000) { 60 } else { 2_500 };
-            let delay = self.rng.range(1, most) * MS;
+            let delay = delay(self, node);
             self.queue.push(self.now + delay, Happening::Learn(node, generation));
         }
     }
@@ -154,7 +161,7 @@ impl World {
         self.new_wish(wish);
     }
 
-    fn command(&mut self, node: Node, id: u64, command: Command) {
+    pub(crate) fn command(&mut self, node: Node, id: u64, command: Command) {
         self.input(node, Input::Operator { id, by: "operator".to_owned(), command });
     }
 
@@ -232,6 +239,11 @@ impl World {
         if !spare || needed || record.state == ClaimState::Founding {
             return;
         }
+        self.wipe(node);
+    }
+
+    /// The host comes back with an empty disk.
+    pub(crate) fn wipe(&mut self, node: Node) {
         self.counters.nodes_replaced += 1;
         self.trace(Some(node), || "the host is wiped and replaced".to_owned());
         self.agent_dies(node, "its host is wiped");

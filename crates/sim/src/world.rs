@@ -186,6 +186,10 @@ impl World {
         let first = self.rng.range(200, 1500) * MS;
         self.queue.push(first, Happening::NextFault);
         self.queue.push(self.shape.heal_at, Happening::Heal);
+        if self.shape.scenario.is_some() {
+            let begin = self.rng.range(2_000, 3_500) * MS;
+            self.queue.push(begin, Happening::Act(0));
+        }
         if self.shape.store_loss_for_ever {
             let lost = self.rng.range(1_000, 6_000) * MS;
             self.queue.push(lost, Happening::Fault(Fault::StoreLost, 0));
@@ -241,6 +245,7 @@ impl World {
             Happening::Heal => self.heal(),
             Happening::Learn(node, generation) => self.learn(node, generation),
             Happening::Recover => self.recover(),
+            Happening::Act(step) => self.act(step),
             Happening::Join(node) => self.join(node),
             Happening::Settled => self.look_settled(),
             other => self.happen_to_server(other),
