@@ -137,12 +137,8 @@ impl World {
             }
             Fault::NodeAdded => self.add_node(&mut wish),
             Fault::NodeRemoved => {
-                if wish.listed.len() > 2
-                    && wish.listed.len() > 1 + wish.sync_replicas as usize
-                    && wish.listed.remove(&node)
-                {
-                    self.counters.nodes_removed += 1;
-                }
+                let few = wish.listed.len() <= 2.max(1 + wish.sync_replicas as usize);
+                self.counters.nodes_removed += u64::from(!few && wish.listed.remove(&node));
             }
             Fault::NodeReplaced => self.replace_node(node),
             Fault::Mode => self.change_mode(&mut wish),
