@@ -1,6 +1,6 @@
-//! Standing: when to raise the term, asking first, collecting recruits, and the claim.
+//! Standing: raising the term, collecting recruits, and who wins. When to stand is in `doubt`.
 
-use crate::io::Evidence;
+use crate::failover::Ordered;
 use crate::mind::Mind;
 use crate::plant::Plant;
 use crate::view::Intent;
@@ -11,21 +11,8 @@ use std::collections::BTreeMap;
 
 const GIVE_UP_MS: u64 = 900;
 const REPEAT_MS: u64 = 100;
-const ASK_AGAIN_MS: u64 = 200;
-const TOLD_VALID_MS: u64 = 1000;
-const HOLD_BACK_MS: u64 = 400;
-const STAGGER_MS: u64 = 150;
 const ASYNC_SETTLE_MS: u64 = 300;
-
-/// A holder in doubt.
-#[derive(Clone, Debug)]
-pub(crate) struct Suspect {
-    pub(crate) holder: NodeId,
-    pub(crate) term: Term,
-    since: Moment,
-    ask_at: Moment,
-    told: BTreeMap<NodeId, (bool, bool, Moment)>,
-}
+const CAUSE_MAX: usize = 200;
 
 /// How far a candidacy is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +33,7 @@ pub(crate) struct Candidacy {
     pub(crate) term: Term,
     pub(crate) stage: Stage,
     give_up: Moment,
-    since: Moment,
+    pub(crate) since: Moment,
     recruit_at: Moment,
     pub(crate) answers: BTreeMap<NodeId, Answer>,
     counted: u32,
@@ -54,204 +41,17 @@ pub(crate) struct Candidacy {
     pub(crate) record: Record,
     caught_up: bool,
     pub(crate) early: bool,
+    /// An operator's order stands behind it.
+    pub(crate) ordered: Option<Ordered>,
+    /// Goes on with too few answers: the operator accepted the loss, and the last lease has run out.
+    pub(crate) forced: bool,
 }
 
 impl Mind {
-    // ---- in doubt ----------------------------------------------------------------------------------------------------
-
-    pub(crate) fn on_ask(&mut self, from: &NodeId, term: Term) {
-        let Some(record) = self.record() else { return };
-        let holder = record.holder.clone();
-        let same = record.term == term;
-        let hears = same && holder.as_ref().is_some_and(|holder| self.is_me(Some(holder)) || self.hears(holder));
-        let newer = record.term > term || self.durable.promise > term;
-        let would_answer = !newer && self.durable.copy.is_some() && self.problem.is_none() && self.has_data_role();
-        // A holder that is not primary any more does not hold others back.
-        let idle = self.is_me(holder.as_ref()) && self.reign.is_none() && self.candidacy.is_none();
-        self.send(from.clone(), Message::Told { term, hears: (hears && !idle) || newer, would_answer });
-    }
-
-    pub(crate) fn on_told(&mut self, from: &NodeId, term: Term, hears: bool, would_answer: bool) {
-        let now = self.now;
-        let known = self.config.data_nodes.contains_key(from);
-        if let Some(suspect) = self.suspect.as_mut().filter(|suspect| known && suspect.term == term) {
-            suspect.told.insert(from.clone(), (hears, would_answer, now));
-        }
-    }
-
-    /// From when on the holder counts as silent.
-    fn silent_at(&self, holder: &NodeId) -> Moment {
-        let peer = self.peers.get(holder);
-        let heard = peer.and_then(|peer| peer.heard);
-        let since =
-            heard.unwrap_or(self.view.holder_since).max(self.view.holder_since).max(self.born.unwrap_or(self.now));
-        match peer.and_then(|peer| peer.evidence) {
-            Some(Evidence::AllRefused) => self.now,
-            Some(Evidence::AgentRefused) => since + self.config.lease,
-            _ => since + self.config.suspicion,
-        }
-    }
-
-    fn may_ever_stand(&self) -> bool {
-        self.has_data_role()
-            && !self.config.excluded.contains(&self.config.me)
-            && self.durable.copy.is_some()
-            && self.problem.is_none()
-    }
-
-    /// Looks whether this node should raise the term.
-    pub(crate) fn plan_stand(&mut self) {
-        if self.reign.is_some() || self.leave.is_some() || self.candidacy.is_some() {
-            return;
-        }
-        let Some(record) = self.record().cloned() else { return };
-        if record.term < self.durable.promise {
-            return; // this view is behind the store: a newer record comes, or is read
-        }
-        let mine = self.is_me(record.holder.as_ref());
-        if !self.may_ever_stand() {
-            if mine && matches!(record.state, ClaimState::Held | ClaimState::Electing) && !self.orders.busy() {
-                self.abdicate("this node holds the term and can not become primary", None);
-            }
-            return;
-        }
-        match (&record.state, &record.holder) {
-            (ClaimState::Founding, _) => {}
-            (ClaimState::Free, _) => self.stand_when_free(&record),
-            (_, None) => self.stand("the record names no holder"),
-            (_, Some(_)) if mine => self.stand("this node holds the term and is not primary"),
-            (_, Some(holder)) => self.stand_when_silent(&record, &holder.clone()),
-        }
-    }
-
-    fn stand_when_free(&mut self, record: &Record) {
-        if self.is_me(record.wanted.as_ref()) {
-            self.stand("the last holder stepped down in favour of this node");
-            return;
-        }
-        let mut at = self.view.since + Span(STAGGER_MS * self.rank(record));
-        if let Some(other) = &record.wanted {
-            self.reason("hold-back", format!("{other} is to stand next"));
-            at = at + Span(HOLD_BACK_MS);
-        }
-        if self.now < at {
-            self.until(at);
-            return;
-        }
-        let answering = |node: &NodeId| self.is_me(Some(node)) || self.hears(node);
-        if !enough(record, record.members.keys().filter(|node| answering(node)).count(), |node| answering(node)) {
-            self.reason(
-                "hold-back",
-                format!("too few members are heard: {} of {}", self.heard_members(record), need(record)),
-            );
-            return;
-        }
-        self.stand("nobody holds the term");
-    }
-
-    fn heard_members(&self, record: &Record) -> usize {
-        record.members.keys().filter(|node| self.is_me(Some(node)) || self.hears(node)).count()
-    }
-
-    fn stand_when_silent(&mut self, record: &Record, holder: &NodeId) {
-        let silent_at = self.silent_at(holder);
-        if self.now < silent_at {
-            self.suspect = None;
-            self.until(silent_at);
-            return;
-        }
-        if self.suspect.is_none() {
-            self.reason(
-                "suspect",
-                format!("{holder}, holder of term {}, is not heard: asking the others", record.term),
-            );
-            self.loss.get_or_insert(self.now);
-            self.suspect = Some(Suspect {
-                holder: holder.clone(),
-                term: record.term,
-                since: self.now,
-                ask_at: self.now,
-                told: BTreeMap::new(),
-            });
-        }
-        self.ask();
-        if self.told_enough(record) {
-            self.stand_after_lease(record);
-        }
-    }
-
-    fn ask(&mut self) {
-        let now = self.now;
-        let Some(suspect) = self.suspect.as_mut() else { return };
-        if suspect.ask_at <= now {
-            suspect.ask_at = now + Span(ASK_AGAIN_MS);
-            let message = Message::Ask { term: suspect.term };
-            self.send_data_nodes(&message);
-        }
-        if let Some(at) = self.suspect.as_ref().map(|suspect| suspect.ask_at) {
-            self.until(at);
-        }
-    }
-
-    /// Would q + 1 members answer (or the leader itself), and does none of them hear the holder?
-    fn told_enough(&mut self, record: &Record) -> bool {
-        let Some(suspect) = self.suspect.as_ref() else { return false };
-        let fresh = |at: Moment| self.now.since(at).0 <= TOLD_VALID_MS;
-        let hearing =
-            suspect.told.iter().find(|(_, (hears, _, at))| *hears && fresh(*at)).map(|(node, _)| node.clone());
-        if let Some(node) = hearing {
-            self.reason("hold-back", format!("{node} hears the holder, or knows a newer term"));
-            return false;
-        }
-        let answers = |node: &NodeId| {
-            self.is_me(Some(node)) || suspect.told.get(node).is_some_and(|(_, would, at)| *would && fresh(*at))
-        };
-        let count = record.members.keys().filter(|node| answers(node)).count();
-        let allowed = enough(record, count, answers) || record.asynchronous;
-        let (since, rank) = (suspect.since, self.rank(record));
-        if !allowed {
-            self.reason("hold-back", format!("too few members would answer: {count} of {}", need(record)));
-            return false;
-        }
-        let at = since + Span(STAGGER_MS * rank);
-        if self.now < at {
-            self.until(at);
-            return false;
-        }
-        true
-    }
-
-    fn stand_after_lease(&mut self, record: &Record) {
-        let waits = record.asynchronous && record.state == ClaimState::Held;
-        if waits && !self.lease_over() && !self.planted(Plant::AsyncWithoutLeaseWait) {
-            if let Some(from) = self.view.lease_from {
-                self.until(from + self.config.lease + self.config.margin);
-            }
-            self.reason("hold-back", "asynchronous mode: waiting until the lease has run out");
-            return;
-        }
-        self.stand("the holder is silent and enough members would answer");
-    }
-
-    /// My place among those who may stand: members first, by the position last heard, then by the file.
-    fn rank(&self, record: &Record) -> u64 {
-        let key = |node: &NodeId, position: Option<Position>| {
-            let place = self.config.data_nodes.get(node).copied().unwrap_or(u32::MAX);
-            (!record.members.contains_key(node), std::cmp::Reverse(position), place)
-        };
-        let mine = key(&self.config.me, self.position_hint());
-        let before = self.config.data_nodes.keys().filter(|node| **node != self.config.me).filter(|node| {
-            let presence = self.peers.get(*node).and_then(|peer| peer.presence.as_ref());
-            let able =
-                presence.is_some_and(|presence| presence.copy.is_some()) && !self.config.excluded.contains(*node);
-            able && self.hears(node) && key(node, presence.and_then(|presence| presence.position)) < mine
-        });
-        before.count() as u64
-    }
-
     // ---- raising -----------------------------------------------------------------------------------------------------
 
-    fn stand(&mut self, why: &str) {
+    /// Raises the term. `cause` is kept for the history, unless an earlier one still waits for a primary to open.
+    pub(crate) fn stand(&mut self, why: &str, cause: &str) {
         if self.now < self.pause_until {
             let at = self.pause_until;
             self.until(at);
@@ -264,6 +64,10 @@ impl Mind {
         let Some(mut record) = self.record().cloned() else { return };
         record.term = record.term.next();
         record.holder = Some(self.config.me.clone());
+        let fresh = record.state == ClaimState::Held || record.reason.is_empty() || self.failover.is_some();
+        if fresh && !cause.is_empty() {
+            record.reason = clip(cause);
+        }
         record.state = ClaimState::Electing;
         self.reason("stand", format!("{why}: raising the term to {}", record.term));
         self.candidacy = Some(Candidacy {
@@ -277,6 +81,8 @@ impl Mind {
             record: record.clone(),
             caught_up: false,
             early: false,
+            ordered: self.failover.clone(),
+            forced: false,
         });
         self.write(Intent::Raise, record);
     }
@@ -290,6 +96,14 @@ impl Mind {
         candidacy.since = now;
         candidacy.give_up = now + Span(GIVE_UP_MS);
         let term = candidacy.term;
+        let ordered = candidacy.ordered.clone();
+        self.failover = None;
+        if let Some(ordered) = ordered {
+            let patience = self.patience(&ordered);
+            if let Some(candidacy) = self.candidacy.as_mut() {
+                candidacy.give_up = now + patience;
+            }
+        }
         self.suspect = None;
         self.event_of(term, "stood", format!("raised the term to {term} and asks for recruits"));
         self.promise(term);
@@ -308,9 +122,11 @@ impl Mind {
 
     pub(crate) fn on_answer(&mut self, from: &NodeId, answer: Answer) {
         let old = self.planted(Plant::OldAnswers);
-        let known = self.config.data_nodes.contains_key(from);
+        let known = self.counts(from);
         let Some(candidacy) = self.candidacy.as_mut() else { return };
-        if (answer.term == candidacy.term || old) && candidacy.stage != Stage::Raising && known {
+        // An answer that comes while the claim is written was not compared with, and must not look as if it had been.
+        let open = !matches!(candidacy.stage, Stage::Raising | Stage::Claiming);
+        if (answer.term == candidacy.term || old) && open && known {
             candidacy.counted += 1;
             candidacy.answers.insert(from.clone(), answer);
         }
@@ -322,8 +138,13 @@ impl Mind {
         let current = self.record().is_some_and(|record| record.term == term && self.is_me(record.holder.as_ref()));
         let stage = candidacy.stage.clone();
         let raising = stage == Stage::Raising;
+        if self.is_superseded() {
+            self.end_candidacy();
+            return;
+        }
         if !raising && (!current || self.durable.promise > term) {
             self.reason("stand", "a newer term is known: this candidacy ends");
+            self.failover_failed("a newer term was raised meanwhile");
             self.end_candidacy();
             return;
         }
@@ -354,6 +175,7 @@ impl Mind {
     }
 
     fn give_up(&mut self, why: &str, wanted: Option<NodeId>) {
+        self.failover_failed(why);
         self.end_candidacy();
         let pause = self.random.between(100, 500);
         self.pause_until = self.now + Span(pause);
@@ -368,8 +190,7 @@ impl Mind {
             candidacy.recruit_at = now + Span(REPEAT_MS);
             let message = Message::Recruit { term: candidacy.term };
             let answered: Vec<NodeId> = candidacy.answers.keys().cloned().collect();
-            let ask: Vec<NodeId> =
-                self.config.data_nodes.keys().filter(|node| !answered.contains(node)).cloned().collect();
+            let ask: Vec<NodeId> = self.voters().into_iter().filter(|node| !answered.contains(node)).collect();
             for node in ask {
                 self.send(node, message.clone());
             }
@@ -394,8 +215,12 @@ impl Mind {
     fn elect(&mut self) {
         let Some(candidacy) = self.candidacy.clone() else { return };
         let Some(mine) = candidacy.answers.get(&self.config.me).map(|answer| answer.end.clone()) else { return };
-        if !self.enough_answers(&candidacy) {
+        let enough = self.enough_answers(&candidacy);
+        if !enough && !self.enough_by_order(&candidacy) {
             return;
+        }
+        if let Some(candidacy) = self.candidacy.as_mut() {
+            candidacy.forced = !enough;
         }
         let best = candidacy.answers.iter().max_by(|left, right| self.compare(&left.1.end, &right.1.end));
         let Some((node, best)) = best else { return };
@@ -464,6 +289,9 @@ impl Mind {
             voters.saturating_sub(quorum)
         } else if self.planted(Plant::EnoughQuorum) {
             quorum
+        } else if self.planted(Plant::RemovedNotCounted) {
+            let removed = record.members.keys().filter(|node| !self.config.data_nodes.contains_key(*node)).count();
+            (quorum + 1).saturating_sub(removed as u64)
         } else {
             quorum + 1
         };
@@ -475,11 +303,13 @@ impl Mind {
         if leader {
             return true;
         }
-        if !self.lease_over() && !self.planted(Plant::AsyncWithoutLeaseWait) {
+        if let Some(at) = self.lease_ends()
+            && !self.planted(Plant::AsyncWithoutLeaseWait)
+        {
+            self.until(at);
             return false;
         }
-        let missing =
-            self.config.data_nodes.keys().any(|node| !candidacy.answers.contains_key(node) && self.hears(node));
+        let missing = self.voters().iter().any(|node| !candidacy.answers.contains_key(node) && self.hears(node));
         let settled = candidacy.since + Span(ASYNC_SETTLE_MS);
         if missing && self.now < settled {
             self.until(settled);
@@ -514,12 +344,7 @@ impl Mind {
     }
 }
 
-/// How many answers of members an election needs.
-fn need(record: &Record) -> usize {
-    record.quorum as usize + 1
-}
-
-fn enough(record: &Record, count: usize, answers: impl Fn(&NodeId) -> bool) -> bool {
-    count >= need(record)
-        || record.leader.as_ref().is_some_and(|leader| record.members.contains_key(leader) && answers(leader))
+/// Bounded text for the record.
+pub(crate) fn clip(text: &str) -> String {
+    text.chars().take(CAUSE_MAX).collect()
 }

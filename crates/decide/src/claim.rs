@@ -1,10 +1,11 @@
 //! The claim: one write that makes the winner leader, and the promotion that follows it.
 
 use crate::candidate::Candidacy;
+use crate::failover::lossy;
 use crate::io::Output;
 use crate::mind::Mind;
 use crate::plant::Plant;
-use crate::reign::Reign;
+use crate::reign::{Origin, Reign};
 use crate::view::Intent;
 use mainstay_model::{ClaimState, LogEnd, Moment, Order, Record, ServerState, Timeline};
 
@@ -13,7 +14,7 @@ impl Mind {
     fn claim_record(&mut self, candidacy: &Candidacy, mine: &LogEnd) -> Option<Record> {
         let mut record = candidacy.record.clone();
         let copy = self.durable.copy?;
-        if record.asynchronous {
+        if record.asynchronous || candidacy.forced {
             record.members.clear();
             record.quorum = 0;
         }
@@ -26,12 +27,15 @@ impl Mind {
         record.state = ClaimState::Held;
         record.leader = Some(self.config.me.clone());
         record.wanted = None;
-        record.grant = self.next_grant();
+        self.grant(&mut record);
         record.timeline = Timeline(record.timeline.0.max(mine.position.timeline.0) + 1);
         if self.planted(Plant::LocalTimelines) {
             record.timeline = Timeline(mine.position.timeline.0 + 1);
         }
         record.lineage = mine.forked();
+        if lossy(candidacy) {
+            record.lossy = Some(record.timeline);
+        }
         Some(record)
     }
 
@@ -47,7 +51,7 @@ impl Mind {
         if claimed {
             // My own claim, whose reply was lost, has landed: a renewal of mine makes it certain.
             let Some(mut record) = self.record().cloned() else { return };
-            record.grant = self.next_grant();
+            self.grant(&mut record);
             self.write(Intent::Claim, record);
         } else if let Some(record) = self.claim_record(&candidacy, &mine) {
             self.write(Intent::Claim, record);
@@ -55,11 +59,10 @@ impl Mind {
     }
 
     /// The claim is mine: promote.
-    pub(crate) fn claimed(&mut self, sent: Moment) {
+    pub(crate) fn claimed(&mut self, deadline: Moment) {
         let Some(candidacy) = self.candidacy.take() else { return };
         let Some(record) = self.record().cloned() else { return };
         let Some(mine) = candidacy.answers.get(&self.config.me).map(|answer| answer.end.clone()) else { return };
-        let deadline = sent + self.config.lease - self.config.margin;
         let ready = self.durable.promise == record.term
             && self.durable.upstream.is_none()
             && self.server.is(ServerState::Standby)
@@ -73,7 +76,15 @@ impl Mind {
         let setting = self.first_setting(&record, candidacy.record.members.contains_key(&self.config.me));
         let (term, timeline) = (record.term, record.timeline);
         self.tell("elected", format!("elected for term {term} from {} answers", candidacy.answers.len()));
-        self.reign = Some(Reign::promoting(self.now, term, deadline, setting.clone(), self.config.lease));
+        self.tell_at_risk(&candidacy, &mine);
+        let mut reign = Reign::promoting(self.now, term, deadline, setting.clone(), self.config.lease);
+        reign.origin = Origin {
+            cause: record.reason.clone(),
+            from: candidacy.record.leader.clone(),
+            fork: Some(mine.position),
+            at_risk: self.at_risk(&candidacy, &mine),
+        };
+        self.reign = Some(reign);
         self.out.push(Output::Deadline(term, deadline));
         self.server.forget_end();
         self.order(term, Order::Promote { setting, timeline, fork: mine.position });
@@ -89,7 +100,7 @@ impl Mind {
         let Some(copy) = self.durable.copy else { return };
         record.leader = Some(self.config.me.clone());
         record.members.insert(self.config.me.clone(), copy);
-        record.grant = self.next_grant();
+        self.grant(&mut record);
         self.write(Intent::Early, record);
     }
 

@@ -2,7 +2,7 @@
 
 use crate::mind::Mind;
 use crate::plant::Plant;
-use crate::reign::Phase;
+use crate::reign::{Origin, Phase};
 use mainstay_model::record::RecoveryEnd;
 use mainstay_model::{CopyId, Message, NodeId, Order, OrderFailure, ServerState, Span};
 
@@ -42,6 +42,8 @@ impl Mind {
                     reign.phase = Phase::Crashed;
                     reign.opened = false;
                     reign.switch = None;
+                    reign.restart = None;
+                    why.clone_into(&mut reign.death);
                     reign.restart_at = now;
                     let term = reign.term;
                     self.close_route(term);
@@ -78,8 +80,20 @@ impl Mind {
         if self.orders.busy() {
             return;
         }
-        if let Some(wanted) = self.fit_replica() {
-            self.abdicate("the server died and a member that streamed can take over", Some(wanted));
+        let Some(reign) = &self.reign else { return };
+        let ordered = reign.restart.is_some();
+        if self.config.paused && !ordered {
+            let me = &self.config.me;
+            let text = format!(
+                "the server died and the cluster is paused: the claim is kept and nothing is started; resume, or order \
+                 `mainstay restart {me} --in-place`, or a failover to another node"
+            );
+            self.reason("paused-server", text);
+            return;
+        }
+        if let Some(wanted) = self.fit_replica().filter(|_| !ordered) {
+            let cause = format!("{}'s server died: {}", self.config.me, reign.death);
+            self.abdicate_because("the server died and a member that streamed can take over", Some(wanted), &cause);
             return;
         }
         let now = self.now;
@@ -93,7 +107,8 @@ impl Mind {
             reign.fresh_from = Some(now);
             reign.fresh = false;
             reign.renew_at = now;
-            self.reason("restart", "no member can take over: renewing the claim, then starting the server in place");
+            let why = if ordered { "an operator ordered it" } else { "no member can take over" };
+            self.reason("restart", format!("{why}: renewing the claim, then starting the server in place"));
             self.plan_renewal();
             return;
         }
@@ -134,6 +149,11 @@ impl Mind {
             self.abdicate("the restarted server is on another timeline than the record's", None);
             return;
         }
+        let cause = match reign.restart.take() {
+            Some(restart) => format!("restarted in place, ordered by {}", restart.by),
+            None => format!("restarted in place after the server died: {}", reign.death),
+        };
+        reign.origin = Origin { cause, from: Some(self.config.me.clone()), fork: None, at_risk: None };
         reign.phase = Phase::Serving;
         reign.end = Some(end);
         reign.since = now;
@@ -142,7 +162,7 @@ impl Mind {
         reign.streams_now.clear();
         let term = reign.term;
         self.tell("restarted", format!("restarted in place as primary of term {term}; recovery ended at {}", end.lsn));
-        self.send_data_nodes(&Message::Open { term, timeline: end.timeline });
+        self.send_voters(&Message::Open { term, timeline: end.timeline });
     }
 
     pub(crate) fn not_restarted(&mut self, failure: Option<OrderFailure>) {

@@ -2,7 +2,7 @@
 
 use crate::io::Output;
 use crate::mind::Mind;
-use mainstay_model::{Event, Moment, Reason, Term};
+use mainstay_model::{Change, Event, Lost, Moment, Reason, Term};
 use std::collections::{BTreeMap, VecDeque};
 
 const KEPT: usize = 32;
@@ -39,15 +39,18 @@ impl Mind {
     }
 
     pub(crate) fn event_of(&mut self, term: Term, kind: &'static str, text: impl Into<String>) {
-        let event = Event {
-            node: self.config.me.clone(),
-            wall_ms: 0,
-            term,
-            kind: kind.to_owned(),
-            text: text.into(),
-            change: None,
-            lost: None,
-        };
+        self.event_with(term, kind, text.into(), None, None);
+    }
+
+    pub(crate) fn event_with(
+        &mut self,
+        term: Term,
+        kind: &'static str,
+        text: String,
+        change: Option<Change>,
+        lost: Option<Lost>,
+    ) {
+        let event = Event { node: self.config.me.clone(), wall_ms: 0, term, kind: kind.to_owned(), text, change, lost };
         self.out.push(Output::Event(event));
     }
 

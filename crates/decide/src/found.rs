@@ -77,7 +77,8 @@ impl Mind {
             return Some(self.now);
         }
         let heard = self.peers.get(holder).and_then(|peer| peer.heard).unwrap_or(self.view.since).max(self.view.since);
-        Some(heard + self.config.lease + self.config.margin + Span(STAGGER_MS * self.place()))
+        let lease = self.granted_lease();
+        Some(heard + lease + self.margin_of(lease) + Span(STAGGER_MS * self.place()))
     }
 
     fn founding_record(&mut self) -> Record {
@@ -96,15 +97,15 @@ impl Mind {
             asynchronous: self.config.durability == Durability::Async,
             system: None,
             lease: Some(self.config.lease),
+            lossy: None,
             reason: "the first copy".to_owned(),
         }
     }
 
-    pub(crate) fn founding_begun(&mut self, sent: Moment) {
+    pub(crate) fn founding_begun(&mut self, deadline: Moment) {
         let Some(term) = self.record().map(|record| record.term) else { return };
         let Some(copy) = self.random.copy() else { return };
         self.promise(term);
-        let deadline = sent + self.config.lease - self.config.margin;
         let need = if self.config.durability == Durability::Strict { self.config.sync_replicas } else { 0 };
         let setting = SyncSetting { need, copies: BTreeMap::new() };
         let mut reign = Reign::promoting(self.now, term, deadline, setting.clone(), self.config.lease);
@@ -145,22 +146,23 @@ impl Mind {
         record.quorum = 0;
         record.timeline = end.timeline;
         record.system = Some(system);
-        record.grant = self.next_grant();
+        self.grant(&mut record);
         self.write(Intent::Founded, record);
     }
 
-    pub(crate) fn founded_written(&mut self, sent: Moment) {
+    pub(crate) fn founded_written(&mut self, sent: Moment, deadline: Moment) {
         let now = self.now;
         let Some(reign) = self.reign.as_mut().filter(|reign| reign.phase == Phase::Founded) else { return };
         let Some((copy, _)) = reign.founding else { return };
         reign.phase = Phase::Serving;
         reign.since = now;
+        "the first copy".clone_into(&mut reign.origin.cause);
         let (term, timeline) = (reign.term, reign.end.map(|end| end.timeline));
         self.persist(|durable| durable.copy = Some(copy));
-        self.renewed(sent);
+        self.renewed(sent, deadline);
         self.tell("founded", format!("the first copy exists: {copy}"));
         if let Some(timeline) = timeline {
-            self.send_data_nodes(&Message::Open { term, timeline });
+            self.send_voters(&Message::Open { term, timeline });
         }
         self.presence_at = self.now;
     }

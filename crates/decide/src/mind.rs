@@ -3,8 +3,10 @@
 //! The rules are state-driven: an input changes what is known, then every rule looks at what is known and may give one order, one
 //! write, and messages. A machine that is restarted between any two outputs therefore goes on from what it finds.
 
-use crate::candidate::{Candidacy, Suspect};
+use crate::candidate::Candidacy;
+use crate::doubt::Suspect;
 use crate::explain::Explain;
+use crate::failover::Ordered;
 use crate::io::{Config, Input, Output};
 use crate::orders::Orders;
 use crate::peers::Peer;
@@ -36,6 +38,10 @@ pub struct Mind {
     pub(crate) leave: Option<Leave>,
     pub(crate) candidacy: Option<Candidacy>,
     pub(crate) suspect: Option<Suspect>,
+    /// A failover that an operator ordered, until the term is raised for it.
+    pub(crate) failover: Option<Ordered>,
+    /// The latest incarnation that a peer follows.
+    pub(crate) superseded: u64,
     /// No standing before this (a random pause after a failed try).
     pub(crate) pause_until: Moment,
     /// The candidate that waits for this node's answer.
@@ -82,6 +88,8 @@ impl Mind {
             leave: None,
             candidacy: None,
             suspect: None,
+            failover: None,
+            superseded: 0,
             pause_until: Moment(0),
             asked: None,
             peers,
@@ -133,6 +141,7 @@ impl Mind {
         self.plan_read();
         if !self.lost {
             self.check_system();
+            self.plan_superseded();
             self.plan_standing_down();
             self.plan_reign();
             self.plan_leave();

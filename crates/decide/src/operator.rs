@@ -8,15 +8,27 @@ impl Mind {
     /// Takes the operator's new wishes. Who I am, the seed and plants stay.
     pub(crate) fn on_configured(&mut self, config: Config) {
         let (me, seed, plants) = (self.config.me.clone(), self.config.seed, std::mem::take(&mut self.config.plants));
+        let paused = self.config.paused;
         self.config = Config { me, seed, plants, ..config };
+        self.update_peers();
+        if paused != self.config.paused {
+            self.server.retry_at = self.now;
+            let text = if paused {
+                "resumed: take-over, restart and rejoin go on by themselves"
+            } else {
+                "paused: no take-over, restart or rejoin by itself"
+            };
+            self.reason("paused", text);
+        }
     }
 
     pub(crate) fn on_command(&mut self, id: u64, by: &str, command: Command) {
         let reply = match command {
+            _ if self.lost => Err("this node is just starting and has not read the record yet: try again".to_owned()),
             Command::Switchover { to } => self.on_switchover(by, to),
-            Command::Failover { .. } | Command::Restart { .. } | Command::Reinit => {
-                Err("this command is not understood here yet".to_owned())
-            }
+            Command::Failover { accept_data_loss } => self.on_failover(by, accept_data_loss),
+            Command::Restart { in_place } => self.on_restart(by, in_place),
+            Command::Reinit => self.on_reinit(by),
         };
         if let Err(why) = &reply {
             self.reason("refused", format!("{by}: {why}"));

@@ -113,6 +113,7 @@ impl Mind {
         }
         match (order, outcome) {
             (Order::StartStandby, _) => self.started(failure, cut),
+            (Order::Stop, _) => self.standby_stopped(failure),
             (Order::Recruit | Order::ReadEnd, Outcome::Ended(end)) => self.end_known(end),
             (Order::Recruit | Order::ReadEnd, _) => self.end_unknown(failure),
             (Order::Follow { .. }, Outcome::Done) => {
@@ -120,17 +121,17 @@ impl Mind {
                 self.server.pointed = true;
             }
             (Order::Follow { .. }, _) => self.follow_failed(failure),
-            (Order::Rewind { .. }, Outcome::Done | Outcome::Replaced(_)) => {
+            (Order::Rewind { .. }, outcome @ (Outcome::Done | Outcome::Replaced(_))) => {
                 let copy = self.server.rewinding;
                 self.server.set(self.now, ServerState::Down);
                 self.copy_made(copy);
-                self.tell("rewound", "the diverged log was kept and reported, and the copy rewound");
+                self.replaced("rewound", "the diverged log was kept and reported, and the copy rewound", outcome);
             }
             (Order::Rewind { .. }, _) => self.rewind_failed(failure),
-            (Order::Clone { copy, .. }, Outcome::Done | Outcome::Replaced(_)) => {
+            (Order::Clone { copy, .. }, outcome @ (Outcome::Done | Outcome::Replaced(_))) => {
                 self.server.set(self.now, ServerState::Down);
                 self.copy_made(Some(copy));
-                self.tell("cloned", format!("a new copy was cloned: {copy}"));
+                self.replaced("cloned", &format!("a new copy was cloned: {copy}"), outcome);
             }
             (Order::Clone { .. }, _) => {
                 self.server.cloning = None;
@@ -139,6 +140,36 @@ impl Mind {
             }
             (order, outcome) => self.primary_outcome(order, outcome, failure),
         }
+    }
+
+    /// Tells what left the history, and whether that may have been acknowledged.
+    fn replaced(&mut self, kind: &'static str, text: &str, outcome: Outcome) {
+        let lost = match outcome {
+            Outcome::Replaced(mut lost) => {
+                lost.may_be_acknowledged = self.may_be_acknowledged(lost.to);
+                Some(lost)
+            }
+            _ => None,
+        };
+        let mut text = text.to_owned();
+        if let Some(lost) = &lost {
+            let word = if lost.may_be_acknowledged { "may have been acknowledged" } else { "never were acknowledged" };
+            text = format!(
+                "{text}; what it held from {} to {} is no part of the cluster's history and {word}",
+                lost.from, lost.to
+            );
+        }
+        self.reason(kind, text.clone());
+        self.event_with(self.record_term(), kind, text, None, lost);
+    }
+
+    /// Was the timeline that superseded a log ending there claimed without proof that nothing acknowledged is missing? A later claim
+    /// of that kind counts as well: better one warning too many.
+    fn may_be_acknowledged(&self, end: mainstay_model::Position) -> bool {
+        let Some(record) = self.record() else { return true };
+        let path = record.lineage.0.iter().map(|left| left.timeline).chain([record.timeline]);
+        let next = path.filter(|timeline| *timeline > end.timeline).min().unwrap_or(record.timeline);
+        record.lossy.is_some_and(|lossy| lossy >= next)
     }
 
     fn primary_outcome(&mut self, order: Order, outcome: Outcome, failure: Option<OrderFailure>) {
@@ -162,7 +193,13 @@ impl Mind {
     /// `cut`: it was to start without upstream, by the durable state of that moment.
     fn started(&mut self, failure: Option<OrderFailure>, cut: bool) {
         match failure {
-            None => self.server.set(self.now, ServerState::Standby),
+            None => {
+                self.server.set(self.now, ServerState::Standby);
+                self.server.ordered = false;
+                if std::mem::take(&mut self.server.restarting) {
+                    self.tell("restarted", "the server runs again as a standby");
+                }
+            }
             Some(OrderFailure::Stale) => {
                 self.server.set(self.now, ServerState::Down);
                 return;

@@ -2,10 +2,14 @@
 
 use crate::io::{Evidence, Output};
 use crate::mind::Mind;
+use crate::plant::Plant;
 use mainstay_model::{Message, Moment, NodeId, Presence, Span, Term};
+use std::collections::BTreeSet;
 
 /// Presence is sent to data nodes and whoever else was heard, at most this many.
 const PEERS_MAX: usize = 64;
+/// A node that is neither listed nor a member is forgotten after this silence.
+const FORGET_MS: u64 = 10_000;
 
 /// One peer as last heard.
 #[derive(Clone, Debug, Default)]
@@ -43,6 +47,7 @@ impl Mind {
         if !self.peers.contains_key(from) && self.peers.len() >= PEERS_MAX {
             return;
         }
+        self.note_incarnation(from, presence.promise);
         let now = self.now;
         let peer = self.peers.entry(from.clone()).or_default();
         peer.heard = Some(now);
@@ -91,10 +96,67 @@ impl Mind {
         }
     }
 
-    pub(crate) fn send_data_nodes(&mut self, message: &Message) {
-        let nodes: Vec<NodeId> = self.config.data_nodes.keys().cloned().collect();
-        for node in nodes {
+    /// Data nodes, and members of the record that the configuration does not list (any more, or yet).
+    pub(crate) fn voters(&self) -> BTreeSet<NodeId> {
+        let mut voters: BTreeSet<NodeId> = self.config.data_nodes.keys().cloned().collect();
+        if let Some(record) = self.record() {
+            voters.extend(record.members.keys().cloned());
+        }
+        voters
+    }
+
+    /// Does what this node says count here?
+    pub(crate) fn counts(&self, node: &NodeId) -> bool {
+        self.config.data_nodes.contains_key(node)
+            || self.record().is_some_and(|record| record.members.contains_key(node))
+    }
+
+    pub(crate) fn send_voters(&mut self, message: &Message) {
+        for node in self.voters() {
             self.send(node, message.clone());
+        }
+    }
+
+    /// The configuration changed: who is new is talked to; who is neither listed, nor a member, nor heard is forgotten.
+    pub(crate) fn update_peers(&mut self) {
+        let voters = self.voters();
+        let (me, now) = (self.config.me.clone(), self.now);
+        let recent = |peer: &Peer| peer.heard.is_some_and(|heard| now.since(heard).0 < FORGET_MS);
+        self.peers.retain(|node, peer| voters.contains(node) || recent(peer));
+        for node in voters.into_iter().filter(|node| *node != me) {
+            self.peers.entry(node).or_default();
+        }
+    }
+
+    // ---- a rebuilt store ---------------------------------------------------------------------------------------------
+
+    /// A peer knows terms of this incarnation.
+    pub(crate) fn note_incarnation(&mut self, from: &NodeId, term: Term) {
+        let incarnation = term.incarnation();
+        if incarnation > self.superseded {
+            self.superseded = incarnation;
+            self.reason(
+                "incarnation",
+                format!("{from} follows term {term} of a rebuilt store (incarnation {incarnation})"),
+            );
+        }
+    }
+
+    /// Was the store rebuilt without this node, as far as it knows? Ends when its own record reaches that incarnation.
+    pub(crate) fn is_superseded(&self) -> bool {
+        let own = self.record().map(|record| record.term.incarnation());
+        own.is_some_and(|own| own < self.superseded) && !self.planted(Plant::SupersededStandsOn)
+    }
+
+    /// Stands down, from whatever it is.
+    pub(crate) fn plan_superseded(&mut self) {
+        if !self.is_superseded() {
+            return;
+        }
+        self.fence("the cluster's store was rebuilt without this node");
+        self.failover_failed("the cluster's store was rebuilt without this node");
+        if self.candidacy.is_some() {
+            self.end_candidacy();
         }
     }
 

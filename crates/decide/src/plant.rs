@@ -88,6 +88,14 @@ plants! {
     PromiseInMemory 32 Shell "the promise is kept in memory only";
     UnknownTakenForFailed 18 Mind "a CAS without reply is taken for failed";
     LateRewind 31 Shell "late rewind without term check";
+    LeaseChangeIgnored 50 Mind "who waits for a lease waits for its own setting, not for the granted one";
+    LeaseShortenedAtOnce 51 Mind "a shorter lease is granted while a deadline from a longer one still runs";
+    ForcedWithoutLeaseWait 52 Mind "a forced failover does not wait for the last lease";
+    ReinitOfLastCopy 53 Mind "a copy is given up on request although no other primary runs";
+    SupersededStandsOn 54 Mind "a node goes on although the store was rebuilt without it";
+    RemovedNotCounted 55 Mind "members that the configuration lists no longer are left out of an election's count";
+    PauseStopsFencing 56 Mind "while paused, the deadline moves on without a renewal";
+    ReleaseEndsLease 57 Mind "a candidate's release counts as the end of the last leader's lease";
 }
 
 impl Plant {

@@ -94,6 +94,9 @@ impl Situation<'_> {
         let acting = u32::try_from(members.len()).unwrap_or(u32::MAX);
         if self.strict && acting < self.wanted {
             let kept = self.members.iter().filter(|(node, _)| *node != self.me && !self.broken.contains(*node));
+            // Those that stream first: whoever is to leave still confirms until others do.
+            let mut kept: Vec<_> = kept.collect();
+            kept.sort_by_key(|(node, copy)| self.flush.get(*node).is_none_or(|(theirs, _)| theirs != *copy));
             for (node, copy) in kept {
                 if members.len() < self.wanted as usize {
                     members.entry(node.clone()).or_insert(*copy);

@@ -6,7 +6,9 @@ use mainstay_model::{Answer, LogEnd, Message, NodeId, Position, ServerState, Ter
 
 impl Mind {
     pub(crate) fn on_recruit(&mut self, from: &NodeId, term: Term) {
-        if self.lost || self.problem.is_some() || !self.has_data_role() || term < self.durable.promise {
+        self.note_incarnation(from, term);
+        let holds_data = self.has_data_role() || self.durable.copy.is_some();
+        if self.lost || self.problem.is_some() || self.is_superseded() || !holds_data || term < self.durable.promise {
             return;
         }
         if self.planted(Plant::AnswerWhilePrimary) && self.answer_while_primary(from, term) {
@@ -52,7 +54,7 @@ impl Mind {
     pub(crate) fn my_answer(&self, term: Term) -> Option<Answer> {
         let cut = self.durable.upstream.is_none();
         let quiet = self.reign.is_none() && !self.orders.killing() && !self.server.is(ServerState::Primary);
-        if self.durable.promise != term || !cut || !quiet || self.problem.is_some() {
+        if self.durable.promise != term || !cut || !quiet || self.problem.is_some() || self.is_superseded() {
             return None;
         }
         let end = self.server.end.clone()?;

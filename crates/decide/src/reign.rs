@@ -1,5 +1,6 @@
 //! Being primary: renewing, promoting, opening, standing down, and what a crash of the server leads to.
 
+use crate::candidate::clip;
 use crate::io::Output;
 use crate::mind::Mind;
 use crate::plant::Plant;
@@ -8,12 +9,11 @@ use crate::switchover::Switch;
 use crate::view::Intent;
 use mainstay_model::record::RecoveryEnd;
 use mainstay_model::{
-    ClaimState, CopyId, Durability, Lsn, Message, Moment, NodeId, Order, OrderFailure, Record, RouteState, ServerState,
-    Span, SyncSetting, Term,
+    ClaimState, CopyId, Durability, Lsn, Moment, NodeId, Position, Record, RouteState, ServerState, Span, SyncSetting,
+    Term,
 };
 use std::collections::BTreeMap;
 
-const RETRY_MS: u64 = 50;
 const PROMOTE_MAX_MS: u64 = 15_000;
 const RESTART_MAX_MS: u64 = 120_000;
 
@@ -36,6 +36,22 @@ pub(crate) enum Phase {
     Restarting,
     /// The server is being stopped for a switchover.
     Stopping,
+}
+
+/// How the right to be primary came here, for the history.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Origin {
+    pub(crate) cause: String,
+    pub(crate) from: Option<NodeId>,
+    pub(crate) fork: Option<Position>,
+    pub(crate) at_risk: Option<u64>,
+}
+
+/// A restart in place that an operator ordered.
+#[derive(Clone, Debug)]
+pub(crate) struct Restart {
+    pub(crate) by: String,
+    pub(crate) since: Moment,
 }
 
 /// One term as its holder.
@@ -69,6 +85,12 @@ pub(crate) struct Reign {
     pub(crate) told_members: Option<quorum::Members>,
     pub(crate) degraded: bool,
     pub(crate) switch: Option<Switch>,
+    pub(crate) restart: Option<Restart>,
+    pub(crate) origin: Origin,
+    /// Why the server died last.
+    pub(crate) death: String,
+    /// No hand-over by itself before this.
+    pub(crate) hand_at: Moment,
     pub(crate) restarts: u32,
     pub(crate) restart_at: Moment,
     /// A renewal sent at this moment or later is fresh enough for a restart in place.
@@ -99,6 +121,10 @@ impl Reign {
             told_members: None,
             degraded: false,
             switch: None,
+            restart: None,
+            origin: Origin::default(),
+            death: String::new(),
+            hand_at: now,
             restarts: 0,
             restart_at: now,
             fresh_from: None,
@@ -114,6 +140,11 @@ impl Reign {
         reign.settings = vec![setting];
         reign
     }
+
+    /// New work is held: a planned change is near.
+    pub(crate) fn draining(&self) -> bool {
+        self.switch.is_some() || self.restart.is_some()
+    }
 }
 
 /// A term to be given back as soon as the server is known not to be primary.
@@ -121,6 +152,8 @@ impl Reign {
 pub(crate) struct Leave {
     pub(crate) term: Term,
     pub(crate) wanted: Option<NodeId>,
+    /// For the history.
+    cause: String,
 }
 
 impl Mind {
@@ -130,6 +163,9 @@ impl Mind {
     pub(crate) fn fence(&mut self, why: &str) {
         let Some(reign) = self.reign.take() else { return };
         self.tell("fenced", format!("standing down from term {}: {why}", reign.term));
+        // Somebody's order, or a candidate from before the pause, took the role: this server comes back as a standby all the same.
+        self.server.ordered |=
+            self.durable.promise > reign.term || self.record().is_some_and(|record| record.term > reign.term);
         self.close_route(reign.term);
         self.server.forget_end();
         if !self.server.is(ServerState::Down) || self.orders.busy() {
@@ -139,6 +175,15 @@ impl Mind {
 
     /// Ends this reign or candidacy and gives the term back.
     pub(crate) fn abdicate(&mut self, why: &str, wanted: Option<NodeId>) {
+        self.abdicate_because(why, wanted, why);
+    }
+
+    /// The same; `cause` is what the history says.
+    pub(crate) fn abdicate_because(&mut self, why: &str, wanted: Option<NodeId>, cause: &str) {
+        // While paused nobody stands uninvited: whoever was to be primary tries again.
+        let again = self.config.paused && self.may_ever_stand();
+        let wanted = wanted.or_else(|| again.then(|| self.config.me.clone()));
+        let cause = clip(cause);
         let term = self.record().map_or(self.durable.promise, |record| record.term);
         let text = wanted.as_ref().map_or_else(String::new, |node| format!(", in favour of {node}"));
         self.tell("released", format!("giving term {term} back{text}: {why}"));
@@ -156,7 +201,7 @@ impl Mind {
         let pause = self.random.between(100, 400);
         self.pause_until = self.pause_until.max(self.now + Span(pause));
         if !self.planted(Plant::NeverRelease) {
-            self.leave = Some(Leave { term, wanted });
+            self.leave = Some(Leave { term, wanted, cause });
         }
     }
 
@@ -177,6 +222,13 @@ impl Mind {
             return;
         }
         let Some(mut record) = self.record().cloned() else { return };
+        if record.state == ClaimState::Held {
+            // What a candidate that gives up says is no cause: the one that made it stand goes on counting.
+            record.reason = leave.cause;
+            if self.is_me(record.leader.as_ref()) {
+                record.lease = Some(Span(0));
+            }
+        }
         record.state = ClaimState::Free;
         record.holder = None;
         record.wanted = leave.wanted.filter(|node| !self.config.excluded.contains(node));
@@ -263,7 +315,9 @@ impl Mind {
         match phase {
             Phase::Serving => {
                 self.check_server();
+                self.plan_removed_primary();
                 self.plan_switchover();
+                self.plan_restart();
                 self.plan_open();
                 self.plan_sync();
             }
@@ -303,7 +357,7 @@ impl Mind {
             return;
         }
         let Some(mut record) = self.record().cloned() else { return };
-        record.grant = self.next_grant();
+        self.grant(&mut record);
         let next = self.now + Span(self.config.lease.0 / 6);
         if let Some(reign) = self.reign.as_mut() {
             reign.renew_at = next;
@@ -313,8 +367,7 @@ impl Mind {
     }
 
     /// A write of mine succeeded: the deadline counts from its sending.
-    pub(crate) fn renewed(&mut self, sent: Moment) {
-        let deadline = sent + self.config.lease - self.config.margin;
+    pub(crate) fn renewed(&mut self, sent: Moment, deadline: Moment) {
         let next = sent + Span(self.config.lease.0 / 6);
         let Some(reign) = self.reign.as_mut() else { return };
         let deadline = reign.deadline.map_or(deadline, |known| known.max(deadline));
@@ -324,10 +377,10 @@ impl Mind {
             reign.fresh = true;
         }
         let term = reign.term;
-        let state = match (&reign.switch, reign.opened) {
+        let state = match (reign.draining(), reign.opened) {
             (_, false) => None,
-            (Some(_), true) => Some(RouteState::Draining),
-            (None, true) => Some(RouteState::Open),
+            (true, true) => Some(RouteState::Draining),
+            (false, true) => Some(RouteState::Open),
         };
         let adopting = reign.phase == Phase::Adopting;
         self.out.push(Output::Deadline(term, deadline));
@@ -342,6 +395,14 @@ impl Mind {
         let at = self.now;
         if let Some(reign) = self.reign.as_mut() {
             reign.renew_at = at;
+        }
+        if self.planted(Plant::PauseStopsFencing) && self.config.paused {
+            let deadline = self.deadline_of(at, None);
+            if let Some(reign) = self.reign.as_mut() {
+                reign.deadline = reign.deadline.max(Some(deadline));
+                let term = reign.term;
+                self.out.push(Output::Deadline(term, deadline));
+            }
         }
     }
 
@@ -398,6 +459,9 @@ impl Mind {
         let Some(reign) = self.reign.as_mut() else { return };
         reign.term = record.term;
         reign.phase = Phase::Serving;
+        reign.origin.cause.clone_from(&record.reason);
+        reign.origin.fork = record.lineage.0.last().copied();
+        reign.origin.at_risk = (record.lossy == Some(record.timeline)).then_some(0);
         reign.since = now;
         reign.adopted = true;
         reign.settings = vec![setting];
@@ -409,119 +473,5 @@ impl Mind {
             self.set_route(record.term, RouteState::Open, deadline);
         }
         self.note_streams();
-    }
-
-    // ---- promoting and opening -----------------------------------------------------------------------------------------
-
-    /// `ANY max(|M| − q − 1, n)` of the other members, in force before the promotion.
-    pub(crate) fn first_setting(&self, record: &Record, member: bool) -> SyncSetting {
-        let mut copies = record.members.clone();
-        copies.remove(&self.config.me);
-        if record.asynchronous {
-            return SyncSetting::default();
-        }
-        let size = u32::try_from(record.members.len()).unwrap_or(u32::MAX);
-        let mut need = size.saturating_sub(1 + record.quorum);
-        if self.planted(Plant::OutsiderSmallNeed) && !member {
-            need = need.saturating_sub(1);
-        } else {
-            need = need.max(self.wanted_need());
-        }
-        if self.planted(Plant::FirstSettingAnyOne) {
-            need = 1;
-        }
-        SyncSetting { need, copies }
-    }
-
-    /// n as configured, for the mode.
-    pub(crate) fn wanted_need(&self) -> u32 {
-        if self.config.durability == Durability::Async { 0 } else { self.config.sync_replicas }
-    }
-
-    pub(crate) fn promoted(&mut self, end: RecoveryEnd) {
-        self.server.set(self.now, ServerState::Primary);
-        let reserved = self.record().map(|record| record.timeline);
-        let now = self.now;
-        let Some(reign) = self.reign.as_mut().filter(|reign| reign.phase == Phase::Promoting) else { return };
-        if Some(end.timeline) != reserved {
-            self.abdicate("the server came up on another timeline than the reserved one", None);
-            return;
-        }
-        reign.phase = Phase::Serving;
-        reign.end = Some(end);
-        reign.confirmed = Some(end.lsn);
-        reign.since = now;
-        let term = reign.term;
-        self.tell(
-            "promoted",
-            format!("primary of term {term} on timeline {}; recovery ended at {}", end.timeline, end.lsn),
-        );
-        self.send_data_nodes(&Message::Open { term, timeline: end.timeline });
-        self.presence_at = self.now;
-    }
-
-    pub(crate) fn not_promoted(&mut self, failure: Option<OrderFailure>) {
-        if self.reign.as_ref().is_some_and(|reign| reign.phase == Phase::Promoting) {
-            let text = failure.map_or_else(|| "unexpected outcome".to_owned(), |failure| format!("{failure:?}"));
-            self.server.state = Some(ServerState::Primary); // perhaps half-way: end it
-            self.abdicate(&format!("the promotion did not succeed: {text}"), None);
-        }
-    }
-
-    /// How many members must hold the end of recovery before clients enter.
-    fn open_need(&self, record: &Record) -> u32 {
-        let size = u32::try_from(record.members.len()).unwrap_or(u32::MAX);
-        let strict = self.config.durability == Durability::Strict;
-        let least = if strict { self.config.sync_replicas + 1 } else { 1 };
-        size.saturating_sub(record.quorum).max(least)
-    }
-
-    fn plan_open(&mut self) {
-        let Some(reign) = &self.reign else { return };
-        if reign.opened || reign.switch.is_some() || self.orders.busy() {
-            return;
-        }
-        let (term, open_at, flushed) = (reign.term, reign.open_at, reign.flushed.clone());
-        let Some(end) = reign.end.or_else(|| self.end_now()) else { return };
-        if self.now < open_at {
-            self.until(open_at);
-            return;
-        }
-        let Some(record) = self.own_record() else { return };
-        let (need, held) =
-            (self.open_need(record), quorum::holders(&record.members, &self.config.me, end.lsn, &flushed));
-        if held >= need || self.planted(Plant::OpenWithoutConfirmation) {
-            self.order(term, Order::Open);
-        } else {
-            self.reason(
-                "open",
-                format!("clients wait: {held} of {need} members hold the end of recovery at {}", end.lsn),
-            );
-        }
-    }
-
-    fn end_now(&self) -> Option<RecoveryEnd> {
-        let seen = self.server.seen.as_ref()?;
-        Some(RecoveryEnd { timeline: seen.timeline?, lsn: seen.end? })
-    }
-
-    pub(crate) fn opened(&mut self) {
-        let Some(reign) = self.reign.as_mut().filter(|reign| reign.phase == Phase::Serving) else { return };
-        reign.opened = true;
-        let (term, deadline) = (reign.term, reign.deadline);
-        if let Some(deadline) = deadline {
-            self.set_route(term, RouteState::Open, deadline);
-        }
-        let gap =
-            self.loss.take().map_or_else(String::new, |at| format!(", {} after the loss was seen", self.now.since(at)));
-        self.tell("primary-opened", format!("{} serves as primary of term {term}{gap}", self.config.me));
-    }
-
-    pub(crate) fn open_failed(&mut self) {
-        let at = self.now + Span(RETRY_MS);
-        if let Some(reign) = self.reign.as_mut() {
-            reign.open_at = at;
-        }
-        self.until(at);
     }
 }

@@ -37,6 +37,10 @@ pub(crate) struct Server {
     /// The copy that is being rewound: it gets its name back when the rewind is verified.
     pub(crate) rewinding: Option<mainstay_model::CopyId>,
     pub(crate) cloning: Option<mainstay_model::CopyId>,
+    /// An operator's order stands behind the next start or clone: it is carried out while paused, too.
+    pub(crate) ordered: bool,
+    /// An operator ordered a restart, and waits to hear of its end.
+    pub(crate) restarting: bool,
 }
 
 impl Server {
@@ -104,7 +108,9 @@ impl Mind {
     fn on_silent(&mut self) {
         let symptom = self.server.seen.as_ref().and_then(|seen| seen.symptom.clone());
         let symptom = symptom.unwrap_or_else(|| "the server gives no sign of life".to_owned());
-        if self.reign.is_some() {
+        if self.config.paused {
+            self.reason("paused-server", format!("{symptom}: left alone, the cluster is paused"));
+        } else if self.reign.is_some() {
             self.on_exit(&symptom);
         } else if !self.server.is(ServerState::Down) && self.server.state.is_some() && self.may_retry() {
             self.back_off(500);
@@ -128,7 +134,7 @@ impl Mind {
         self.server.retry_at = self.now + Span(wait.max(step));
     }
 
-    fn may_retry(&mut self) -> bool {
+    pub(crate) fn may_retry(&mut self) -> bool {
         if self.now < self.server.retry_at {
             let at = self.server.retry_at;
             self.until(at);
@@ -139,7 +145,12 @@ impl Mind {
 
     /// The rules for a server that this node does not hold as primary.
     pub(crate) fn plan_server(&mut self) {
-        if self.reign.is_some() || self.orders.busy() || self.problem.is_some() || !self.has_data_role() {
+        if self.reign.is_some() || self.orders.busy() || self.problem.is_some() {
+            return;
+        }
+        let member = self.record().is_some_and(|record| record.members.contains_key(&self.config.me));
+        if !self.has_data_role() && !member {
+            self.plan_removed();
             return;
         }
         match self.server.state {
@@ -157,7 +168,7 @@ impl Mind {
 
     fn plan_starting(&mut self) {
         let since = self.server.starting_since.unwrap_or(self.now);
-        if self.now.since(since).0 > STARTING_MAX_MS {
+        if self.now.since(since).0 > STARTING_MAX_MS && !self.config.paused {
             self.reason("hung", "the server has been starting for ten minutes: ending it");
             self.order_kill();
         } else {
@@ -165,8 +176,20 @@ impl Mind {
         }
     }
 
+    /// While paused, only what an operator ordered is started, rewound or cloned.
+    fn held_by_pause(&mut self, what: &str) -> bool {
+        let held = self.config.paused && !self.server.ordered;
+        if held {
+            self.reason(
+                "paused-server",
+                format!("{what}, and the cluster is paused: left as it is until it is resumed"),
+            );
+        }
+        held
+    }
+
     fn plan_down(&mut self) {
-        if !self.may_retry() {
+        if self.held_by_pause("the server is down") || !self.may_retry() {
             return;
         }
         if self.durable.copy.is_none() {
@@ -285,6 +308,9 @@ impl Mind {
 
     /// Rewinds if a source runs as primary of the promised term. Says whether an order was given.
     fn plan_rewind(&mut self) -> bool {
+        if self.held_by_pause("this log diverged") {
+            return false;
+        }
         let Some((source, term)) = self.running_leader() else {
             self.reason("rewind", "this log diverged; waiting for a running primary to rewind from");
             return false;
@@ -330,6 +356,9 @@ impl Mind {
 
     /// Clones if a source runs as primary of a term that this node may follow. Says whether an order was given.
     fn plan_clone(&mut self) -> bool {
+        if self.held_by_pause("this node has no whole copy") || !self.has_data_role() {
+            return false;
+        }
         let system = self.record().and_then(|record| record.system);
         let (Some((source, term)), Some(_)) = (self.running_leader(), system) else {
             self.reason("clone", "this node has no whole copy; waiting for a running primary to clone from");
@@ -359,7 +388,7 @@ impl Mind {
     }
 
     /// The record's leader, if it is another node that is heard to run as primary of that very term.
-    fn running_leader(&self) -> Option<(NodeId, Term)> {
+    pub(crate) fn running_leader(&self) -> Option<(NodeId, Term)> {
         let (leader, term) = self.other_leader()?;
         let runs = self.peers.get(&leader).is_some_and(|peer| peer.primary_of == Some(term));
         (term >= self.durable.promise && runs && self.heard_within(&leader, Span(self.config.lease.0 * 2)))
@@ -378,7 +407,7 @@ impl Mind {
             self.server.stalled_since = None;
             return;
         }
-        if self.running_leader().is_none() {
+        if self.running_leader().is_none() || self.config.paused {
             self.server.stalled_since = None;
             return;
         }

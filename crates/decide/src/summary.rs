@@ -162,7 +162,7 @@ impl Mind {
         let waits = reign.is_some_and(|reign| {
             reign.phase == Phase::Promoting
                 || reign.phase == Phase::Adopting
-                || (reign.phase == Phase::Serving && (!reign.opened || reign.switch.is_some()))
+                || (reign.phase == Phase::Serving && (!reign.opened || reign.draining()))
         });
         let catching =
             self.candidacy.as_ref().is_some_and(|candidacy| matches!(candidacy.stage, Stage::Catching { .. }));

@@ -6,7 +6,7 @@ use crate::reign::Phase;
 use mainstay_model::{LogEnd, Moment, NodeId, Order, OrderFailure, RouteState, ServerState, Span};
 use std::collections::BTreeSet;
 
-const DRAIN_MS: u64 = 30;
+pub(crate) const DRAIN_MS: u64 = 30;
 const PHASE_MAX_MS: u64 = 2000;
 const STOP_MAX_MS: u64 = 4000;
 const BEHIND_MAX_BYTES: u64 = 1 << 20;
@@ -15,6 +15,7 @@ const BEHIND_MAX_BYTES: u64 = 1 << 20;
 #[derive(Clone, Debug)]
 pub(crate) struct Switch {
     pub(crate) target: NodeId,
+    by: String,
     since: Moment,
 }
 
@@ -25,8 +26,8 @@ impl Mind {
         if !serving {
             return Err("this node is not an open primary".to_owned());
         }
-        if self.reign.as_ref().is_some_and(|reign| reign.switch.is_some()) {
-            return Err("a switchover is under way already".to_owned());
+        if self.reign.as_ref().is_some_and(crate::reign::Reign::draining) {
+            return Err("a switchover or a restart is under way already".to_owned());
         }
         let target = self.choose_target(to)?;
         let text = format!("handing over to {target}");
@@ -34,7 +35,7 @@ impl Mind {
         Ok(text)
     }
 
-    fn choose_target(&self, to: Option<NodeId>) -> Result<NodeId, String> {
+    pub(crate) fn choose_target(&self, to: Option<NodeId>) -> Result<NodeId, String> {
         let able = |node: &NodeId| -> Result<(), String> {
             let reign = self.reign.as_ref().ok_or("this node is not primary")?;
             let copy = self.record().and_then(|record| record.members.get(node));
@@ -44,7 +45,13 @@ impl Mind {
             if self.config.excluded.contains(node) {
                 return Err(format!("{node} may not become primary"));
             }
-            if copy.is_none() || reign.streams_now.get(node) != copy {
+            if !self.config.data_nodes.contains_key(node) {
+                return Err(format!("{node} is no data node of this cluster"));
+            }
+            // In asynchronous mode nobody but the primary is a member: whoever streams will do.
+            let asynchronous = self.record().is_some_and(|record| record.asynchronous);
+            let streams = reign.streams_now.get(node);
+            if streams.is_none() || (!asynchronous && streams != copy) {
                 return Err(format!("{node} is not a streaming member of the sync set"));
             }
             if self.peers.get(node).is_some_and(|peer| peer.link == Some(false)) {
@@ -60,11 +67,11 @@ impl Mind {
         best.map(|(node, _)| node.clone()).ok_or_else(|| "no replica is fit to take over".to_owned())
     }
 
-    fn begin_switchover(&mut self, by: &str, target: NodeId) {
+    pub(crate) fn begin_switchover(&mut self, by: &str, target: NodeId) {
         self.tell("switchover-begun", format!("{by} asked to hand over to {target}: holding new work"));
         let now = self.now;
         let Some(reign) = self.reign.as_mut() else { return };
-        reign.switch = Some(Switch { target, since: now });
+        reign.switch = Some(Switch { target, by: by.to_owned(), since: now });
         let (term, deadline) = (reign.term, reign.deadline.unwrap_or(now));
         self.set_route(term, RouteState::Draining, deadline);
     }
@@ -137,8 +144,17 @@ impl Mind {
         self.server.ended(end);
         if let Some(target) = self.switch_target() {
             self.handed = Some((target.clone(), self.now));
-            self.abdicate("switchover: the server is stopped", Some(target));
+            let cause = self.switch_cause();
+            self.server.ordered = true;
+            self.abdicate_because("switchover: the server is stopped", Some(target), &cause);
+        } else {
+            self.stopped_for_restart();
         }
+    }
+
+    fn switch_cause(&self) -> String {
+        let switch = self.reign.as_ref().and_then(|reign| reign.switch.as_ref());
+        switch.map_or_else(String::new, |switch| format!("switchover to {}, asked by {}", switch.target, switch.by))
     }
 
     fn switch_target(&self) -> Option<NodeId> {
@@ -147,7 +163,10 @@ impl Mind {
     }
 
     pub(crate) fn not_stopped(&mut self, failure: Option<OrderFailure>) {
-        let Some(target) = self.switch_target() else { return };
+        let Some(target) = self.switch_target() else {
+            self.not_stopped_for_restart(failure);
+            return;
+        };
         if let Some(OrderFailure::NotYet(why)) = failure {
             if let Some(reign) = self.reign.as_mut() {
                 reign.opened = false;
@@ -157,9 +176,11 @@ impl Mind {
         }
         self.server.state = Some(ServerState::Primary); // perhaps it still runs: end it
         self.handed = Some((target.clone(), self.now));
+        let cause = self.switch_cause();
+        self.server.ordered = true;
         if let Some(reign) = self.reign.as_mut() {
             reign.phase = Phase::Crashed;
         }
-        self.abdicate("switchover: the server did not stop in order and is ended", Some(target));
+        self.abdicate_because("switchover: the server did not stop in order and is ended", Some(target), &cause);
     }
 }

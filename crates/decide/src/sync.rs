@@ -35,7 +35,7 @@ impl Mind {
 
     pub(crate) fn plan_sync(&mut self) {
         let Some(reign) = &self.reign else { return };
-        if reign.phase != Phase::Serving || reign.switch.is_some() || reign.settings.is_empty() {
+        if reign.phase != Phase::Serving || reign.draining() || reign.settings.is_empty() {
             return;
         }
         let (term, adopted, setting_at) = (reign.term, reign.adopted, reign.setting_at);
@@ -88,9 +88,15 @@ impl Mind {
 
     fn write_flag(&mut self, mut record: Record, asynchronous: bool) {
         if self.can_write() {
-            self.tell("durability", format!("commits wait for replicas: {}", !asynchronous));
+            let text = if asynchronous {
+                "asynchronous from now on: commits wait for nobody; a take-over may lose the newest, and also what was acknowledged before \
+                 now that its winner has not got yet"
+            } else {
+                "commits wait for replicas again, and nothing acknowledged from now on is lost in a take-over"
+            };
+            self.tell("durability", text);
             record.asynchronous = asynchronous;
-            record.grant = self.next_grant();
+            self.grant(&mut record);
             self.write(Intent::Sync, record);
         }
     }
@@ -104,7 +110,7 @@ impl Mind {
             );
             record.members = members;
             record.quorum = quorum;
-            record.grant = self.next_grant();
+            self.grant(&mut record);
             self.write(Intent::Sync, record);
         }
     }

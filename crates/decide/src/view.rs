@@ -54,30 +54,37 @@ pub(crate) struct View {
     pub(crate) since: Moment,
     /// When its holder was first seen in its term.
     pub(crate) holder_since: Moment,
-    /// From when a lease that may still run is counted; `None` = the last holder is known to have stopped.
+    /// When the newest grant was first seen: from then on its lease is counted.
     pub(crate) lease_from: Option<Moment>,
 }
 
 impl Mind {
     /// Takes a record if it is newer than the one held.
     pub(crate) fn take_record(&mut self, revision: Revision, record: Record) {
-        if revision <= self.revision() && !(self.planted(Plant::StaleWatch) && revision != self.revision()) {
+        // A rebuilt store counts revisions anew: the incarnation goes first.
+        let known = self.record().map(|old| old.term.incarnation());
+        let rebuilt = known.is_some_and(|known| record.term.incarnation() > known);
+        let older = known.is_some_and(|known| record.term.incarnation() < known);
+        let stale = revision <= self.revision() && !(self.planted(Plant::StaleWatch) && revision != self.revision());
+        if older || (stale && !rebuilt) {
             return;
+        }
+        if rebuilt {
+            self.view.own = None;
         }
         self.view.absent = false;
         let old = self.record();
         let same_holder = old.is_some_and(|old| old.holder == record.holder && old.term == record.term);
-        let same_grant = same_holder && old.is_some_and(|old| old.grant == record.grant && old.state == record.state);
-        let leap = old.is_none_or(|old| record.term > old.term.next());
+        // Every write that grants has a grant number of its own; raises and releases leave it as it was, whatever was missed between.
+        let same_grant = !rebuilt && old.is_some_and(|old| old.grant == record.grant);
         if !same_holder {
             self.view.holder_since = self.now;
         }
-        match record.state {
-            ClaimState::Free => self.view.lease_from = None,
-            ClaimState::Held if self.is_me(record.holder.as_ref()) => self.view.lease_from = None,
-            ClaimState::Held if !same_grant => self.view.lease_from = Some(self.now),
-            ClaimState::Electing if leap => self.view.lease_from = Some(self.now),
-            _ => {}
+        if !same_grant {
+            self.view.lease_from = Some(self.now);
+        }
+        if self.planted(Plant::ReleaseEndsLease) && record.state == ClaimState::Free {
+            self.view.lease_from = None;
         }
         self.view.since = self.now;
         self.view.newest = Some((revision, record));
@@ -117,10 +124,59 @@ impl Mind {
         (self.view.cas.is_none() && self.view.own == Some(*revision)).then_some(record)
     }
 
-    /// Holds the lease of the last holder that did not stop, as far as this node can know?
+    /// When the last grant's lease has surely run out; `None`: it has, or no lease runs. Asked only by a node that is not primary.
+    pub(crate) fn lease_ends(&self) -> Option<Moment> {
+        let record = self.record()?;
+        if record.lease == Some(Span(0)) || self.is_me(record.leader.as_ref()) {
+            return None;
+        }
+        let lease = if self.planted(Plant::LeaseChangeIgnored) { self.config.lease } else { self.granted_lease() };
+        let at = self.view.lease_from? + lease + self.margin_of(lease);
+        (at > self.now).then_some(at)
+    }
+
     pub(crate) fn lease_over(&self) -> bool {
-        let wait = self.config.lease + self.config.margin;
-        self.view.lease_from.is_none_or(|from| self.now >= from + wait)
+        self.lease_ends().is_none()
+    }
+
+    /// The lease for which the newest grant was given.
+    pub(crate) fn granted_lease(&self) -> Span {
+        self.record().and_then(|record| record.lease).filter(|lease| lease.0 > 0).unwrap_or(self.config.lease)
+    }
+
+    /// What is kept back from a lease of this length, or waited for beyond it: a longer lease than the configured one needs more.
+    pub(crate) fn margin_of(&self, lease: Span) -> Span {
+        let scaled = self.config.margin.0.saturating_mul(lease.0) / self.config.lease.0.max(1);
+        Span(scaled.max(self.config.margin.0))
+    }
+
+    /// The deadline that a grant sent then, for this lease, allows.
+    pub(crate) fn deadline_of(&self, sent: Moment, lease: Option<Span>) -> Moment {
+        let lease = lease.unwrap_or(self.config.lease);
+        sent + lease - self.margin_of(lease)
+    }
+
+    /// The lease that a grant written now must name: the configured one, or longer while the guard still holds a deadline from a longer
+    /// one, so that nobody who goes by the newest grant comes too early.
+    fn lease_to_grant(&self) -> Span {
+        let own = self.config.lease;
+        if self.planted(Plant::LeaseShortenedAtOnce) {
+            return own;
+        }
+        let Some(reign) = &self.reign else { return own };
+        let Some(deadline) = reign.deadline else {
+            // An earlier life's grant may still run.
+            return self.granted_lease().max(own);
+        };
+        let left = deadline.since(self.now).0;
+        let kept = own.0.saturating_sub(self.config.margin.0);
+        if left <= kept || kept == 0 { own } else { Span(left.saturating_mul(own.0).div_ceil(kept)) }
+    }
+
+    /// Makes this record one that grants: a value that no attempt wrote before, and the lease that it is for.
+    pub(crate) fn grant(&mut self, record: &mut Record) {
+        record.grant = self.next_grant();
+        record.lease = Some(self.lease_to_grant());
     }
 
     /// May a write be begun now?
@@ -158,7 +214,8 @@ impl Mind {
             CasResult::Done(revision) => {
                 self.view.write_at = self.now;
                 self.take_record(revision, open.record.clone());
-                if self.revision() == revision {
+                let newest = self.view.newest.as_ref();
+                if newest.is_some_and(|(at, record)| *at == revision && *record == open.record) {
                     self.view.own = Some(revision);
                     self.on_written(&open);
                 } else {
@@ -201,19 +258,20 @@ impl Mind {
 
     fn on_written(&mut self, open: &OpenCas) {
         let sent = if self.planted(Plant::LeaseFromReply) { self.now } else { open.sent };
+        let deadline = self.deadline_of(sent, open.record.lease);
         match open.intent {
             Intent::Renew | Intent::Sync => {
-                self.renewed(sent);
+                self.renewed(sent, deadline);
                 self.tell_members();
             }
             Intent::Founded => {
-                self.founded_written(sent);
+                self.founded_written(sent, deadline);
                 self.tell_members();
             }
-            Intent::Found => self.founding_begun(sent),
+            Intent::Found => self.founding_begun(deadline),
             Intent::Raise => self.raised(),
             Intent::Early => self.early_done(),
-            Intent::Claim => self.claimed(sent),
+            Intent::Claim => self.claimed(deadline),
             Intent::Release => self.released(),
         }
     }
@@ -284,8 +342,12 @@ impl Mind {
             self.view.read = None;
         }
         let newest = self.revision();
-        let behind =
-            self.peers.values().any(|peer| peer.presence.as_ref().is_some_and(|presence| presence.revision > newest));
+        let incarnation = self.record().map_or(0, |record| record.term.incarnation());
+        // Revisions of another incarnation's store say nothing about this one's.
+        let knows_newer = |presence: &mainstay_model::Presence| {
+            presence.revision > newest && presence.promise.incarnation() == incarnation
+        };
+        let behind = self.peers.values().any(|peer| peer.presence.as_ref().is_some_and(knows_newer));
         match (behind, self.view.behind_since) {
             (true, None) => self.view.behind_since = Some(self.now),
             (false, _) => self.view.behind_since = None,
@@ -328,13 +390,24 @@ impl Mind {
             (Some(expected), Some(found)) if expected != found => self.durable.copy.is_some() || self.unknown_data,
             _ => false,
         };
-        if foreign && self.problem.is_none() {
+        let (kind, text) = if foreign {
             let text = "the data directory belongs to another cluster (its system identifier differs from the record's): \
                         move it away by hand, then restart this node";
-            self.problem = Some(text.to_owned());
-            self.tell("foreign-data", text);
-        } else if !foreign {
+            ("foreign-data", text.to_owned())
+        } else if self.is_superseded() {
+            let text = format!(
+                "superseded: the cluster's store was rebuilt without this node, and it stays out; to let it join again, order \
+                 `mainstay reinit {}`",
+                self.config.me
+            );
+            ("superseded", text)
+        } else {
             self.problem = None;
+            return;
+        };
+        if self.problem.as_ref() != Some(&text) {
+            self.problem = Some(text.clone());
+            self.tell(kind, text);
         }
     }
 }

@@ -90,9 +90,23 @@ fn record(words: &Words) -> Record {
         wanted: words.get("wanted").map(node),
         asynchronous: words.has("async"),
         system: Some(SystemId(words.get("system").map_or(77, |text| text.parse().unwrap()))).filter(|id| id.0 != 0),
-        lease: None,
+        lease: words.get("lease").map(|text| Span(text.parse().unwrap())),
+        lossy: words.get("lossy").map(|text| Timeline(text.parse().unwrap())),
         reason: String::new(),
     }
+}
+
+fn durability(text: &str) -> Durability {
+    match text {
+        "strict" => Durability::Strict,
+        "available" => Durability::Available,
+        "async" => Durability::Async,
+        other => panic!("mode {other}"),
+    }
+}
+
+fn operator(command: Command) -> Input {
+    Input::Operator { id: 1, by: "test".to_owned(), command }
 }
 
 fn state(text: &str) -> ServerState {
@@ -164,11 +178,7 @@ impl Script {
         match words.word(0) {
             "node" => {
                 let names: Vec<&str> = words.get("of").unwrap().split(',').collect();
-                let durability = match words.get("mode").unwrap() {
-                    "strict" => Durability::Strict,
-                    "available" => Durability::Available,
-                    _ => Durability::Async,
-                };
+                let durability = durability(words.get("mode").unwrap());
                 self.config = Some(common::config(words.word(1), &names, durability, words.number("n") as u32));
             }
             "durable" => {
@@ -219,13 +229,34 @@ impl Script {
                     _ => Evidence::ServerRefused,
                 },
             ),
-            "switchover" => Input::Operator {
-                id: 1,
-                by: "test".to_owned(),
-                command: Command::Switchover { to: words.get("to").map(node) },
-            },
+            "switchover" => operator(Command::Switchover { to: words.get("to").map(node) }),
+            "failover" => operator(Command::Failover { accept_data_loss: words.has("accept-data-loss") }),
+            "restart" => operator(Command::Restart { in_place: words.has("in-place") }),
+            "reinit" => operator(Command::Reinit),
+            "configure" => Input::Configured(Box::new(self.configure(&words))),
             _ => Input::Ordered(self.order, outcome(&words)),
         }
+    }
+
+    /// The configuration with what the line changes: `of=`, `mode=`, `n=`, `lease=`, `margin=`, `paused`, `resumed`.
+    fn configure(&mut self, words: &Words) -> mainstay_decide::Config {
+        let config = self.config.as_mut().unwrap();
+        if let Some(names) = words.get("of") {
+            config.data_nodes = names.split(',').zip(0..).map(|(name, place)| (node(name), place)).collect();
+        }
+        if let Some(mode) = words.get("mode") {
+            config.durability = durability(mode);
+        }
+        if words.get("n").is_some() {
+            config.sync_replicas = words.number("n") as u32;
+        }
+        for (key, span) in [("lease", &mut config.lease), ("margin", &mut config.margin)] {
+            if words.get(key).is_some() {
+                *span = Span(words.number(key));
+            }
+        }
+        config.paused = (config.paused || words.has("paused")) && !words.has("resumed");
+        config.clone()
     }
 
     fn step(&mut self, line: &str) -> String {
@@ -257,6 +288,9 @@ fn outcome(words: &Words) -> Outcome {
     let end = || RecoveryEnd { timeline: Timeline(words.number("tl") as u32), lsn: Lsn(words.number("end")) };
     match words.word(0) {
         "done" => Outcome::Done,
+        "replaced" => {
+            Outcome::Replaced(Lost { from: position(words.word(1)), to: position(words.word(2)), ..Lost::default() })
+        }
         "ended" => Outcome::Ended(LogEnd { position: position(words.word(1)), lineage: lineage(words.get("lin")) }),
         "promoted" => Outcome::Promoted(end()),
         "restarted" => Outcome::Restarted(end()),
@@ -307,7 +341,9 @@ fn show_record(record: &Record) -> String {
         record.grant,
         or_dash(record.wanted.as_ref()),
         if record.asynchronous { " async" } else { "" },
-    )
+    ) + &record.lease.filter(|lease| *lease != Span(3000)).map_or(String::new(), |lease| format!(" lease={}", lease.0))
+        + &record.lossy.map_or(String::new(), |lossy| format!(" lossy={lossy}"))
+        + &if record.reason.is_empty() { String::new() } else { format!(" because {:?}", record.reason) }
 }
 
 fn show_setting(setting: &SyncSetting) -> String {
@@ -367,7 +403,25 @@ fn show(output: &Output) -> Option<String> {
         Output::Route(term, state, at) => {
             format!("route term {term} {} until {}", format!("{state:?}").to_lowercase(), at.0)
         }
-        Output::Event(event) => format!("event {}: {}", event.kind, event.text),
+        Output::Event(event) => {
+            let change = event.change.as_ref().map_or(String::new(), |change| {
+                format!(
+                    " | from {} to {} timeline {} fork {} end {} risk {}, because {:?}",
+                    or_dash(change.from.as_ref()),
+                    change.to,
+                    change.timeline,
+                    or_dash(change.fork.map(show_position)),
+                    change.end.0,
+                    or_dash(change.at_risk_bytes),
+                    change.cause
+                )
+            });
+            let lost = event
+                .lost
+                .as_ref()
+                .map_or(String::new(), |lost| format!(" | may be acknowledged: {}", lost.may_be_acknowledged));
+            format!("event {}: {}{change}{lost}", event.kind, event.text)
+        }
         Output::Reply(id, reply) => format!("reply {id}: {reply:?}"),
         Output::Reason(reason) => format!("reason {}: {}", reason.rule, reason.text),
     })

@@ -85,12 +85,41 @@ pub struct Record {
     /// The data's identity, once the first copy exists.
     pub system: Option<SystemId>,
     /// The lease for which the last grant was given. Who waits for a lease to run out waits for this one, whatever its own setting
-    /// says: the setting may change while a grant holds. `None`: written by a version that did not say.
+    /// says: the setting may change while a grant holds. `None`: written by a version that did not say. Zero: no lease runs, the last
+    /// leader's own release says that its server is stopped.
     #[serde(default)]
     pub lease: Option<Span>,
+    /// The newest timeline whose claim could not prove that its log held everything acknowledged: the mode was asynchronous and the last
+    /// leader did not answer, or an operator accepted a loss. What a log holds that left the history before it may be acknowledged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lossy: Option<Timeline>,
     /// Why the right to be primary changed hands last, for people: written by who released the term, or raised it. Decides nothing.
     #[serde(default)]
     pub reason: String,
+}
+
+/// `Record::recovered` leaves so many timeline numbers out: a lost part of the store may have handed them out unseen.
+pub const TIMELINES_SKIPPED: u32 = 16;
+
+impl Record {
+    /// The record that a store rebuilt from `node` begins with: its copy is the only member, and it is to stand. `self` is the newest
+    /// record that it knows, `term` the first of the new incarnation. `lossy`: something acknowledged may be missing in its copy.
+    #[must_use]
+    pub fn recovered(&self, node: &NodeId, copy: CopyId, term: Term, lossy: bool) -> Record {
+        let timeline = Timeline(self.timeline.0 + TIMELINES_SKIPPED);
+        Record {
+            term,
+            holder: None,
+            state: ClaimState::Free,
+            members: BTreeMap::from([(node.clone(), copy)]),
+            quorum: 0,
+            timeline,
+            wanted: Some(node.clone()),
+            lossy: if lossy { Some(timeline) } else { self.lossy },
+            reason: format!("the store was rebuilt from {node}"),
+            ..self.clone()
+        }
+    }
 }
 
 /// From whom a standby streams, and of which term that server is primary.

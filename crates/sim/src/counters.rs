@@ -37,6 +37,28 @@ counters! {
     fences "servers killed by the guard's deadline";
     lost_promises "promise files lost";
     targeted "faults aimed at the protocol's own steps";
+    failovers "failovers ordered";
+    forced "claims forced by an operator who accepted the loss";
+    restarts_ordered "restarts of replicas ordered";
+    restarts_in_place "restarts of primaries ordered";
+    reinits "copies given up on request";
+    refusals "commands refused";
+    pauses "pauses";
+    resumes "resumptions";
+    nodes_added "nodes added";
+    nodes_removed "nodes removed";
+    nodes_replaced "nodes wiped and replaced";
+    removed_stopped "servers of removed nodes stopped";
+    to_strict "changes to strict while running";
+    to_available "changes to available while running";
+    to_async "changes to asynchronous while running";
+    sync_changes "changes of how many replicas commits wait for";
+    lease_changes "changes of the lease";
+    recoveries "stores rebuilt from one node";
+    superseded "nodes that heard of a rebuilt store and stood aside";
+    orphans "commits acknowledged by the lost part after the store was rebuilt";
+    lossy_claims "claims that may lose something";
+    losses "acknowledged commits lost where that was allowed, and reported";
 }
 
 impl Counters {

@@ -82,6 +82,14 @@ pub enum Happening {
     Fault(Fault, Node),
     /// The end of faults.
     Heal,
+    /// A node learns this generation of the operator's wishes.
+    Learn(Node, usize),
+    /// The next step of the schedule's scenario.
+    Act(u8),
+    /// The lost store is rebuilt.
+    Recover,
+    /// A node of the lost store joins the rebuilt one.
+    Join(Node),
     /// Is all well again?
     Settled,
 }

@@ -56,6 +56,20 @@ faults! {
     Exclude 4 "the operator takes a node out of the electable set";
     Include 3 "the operator takes all nodes in again";
     RoleAndAgentDie 3 "server and agent die together";
+    Failover 7 "the operator orders a failover";
+    FailoverWithLoss 5 "the operator orders a failover and accepts a loss";
+    Restart 5 "the operator restarts a server";
+    RestartInPlace 5 "the operator restarts a primary in place";
+    Reinit 5 "the operator has a copy made anew";
+    Pause 4 "the operator pauses the cluster";
+    Resume 11 "the operator resumes the cluster";
+    NodeAdded 5 "a node is added";
+    NodeRemoved 4 "a node is removed";
+    NodeReplaced 4 "a host is wiped and replaced";
+    Mode 7 "the durability is changed";
+    SyncReplicas 4 "the number of replicas that commits wait for is changed";
+    Lease 5 "the lease is changed";
+    StoreLost 0 "the store loses its majority for ever";
 }
 
 const TARGETED: &[Fault] = &[
@@ -79,10 +93,12 @@ impl World {
         if self.healed {
             return;
         }
-        let total: u64 = Fault::WEIGHTS.iter().map(|(_, weight)| weight).sum();
+        let can = |fault: Fault| self.shape.operator || (fault as usize) < Fault::Failover as usize;
+        let kinds: Vec<&(Fault, u64)> = Fault::WEIGHTS.iter().filter(|(fault, _)| can(*fault)).collect();
+        let total: u64 = kinds.iter().map(|(_, weight)| weight).sum();
         let mut pick = self.rng.below(total);
         let mut fault = Fault::AgentDies;
-        for (kind, weight) in Fault::WEIGHTS {
+        for (kind, weight) in kinds {
             if pick < *weight {
                 fault = *kind;
                 break;
@@ -126,7 +142,8 @@ impl World {
 
     /// A fault happens.
     pub(crate) fn strike(&mut self, fault: Fault, node: Node) {
-        if self.healed || !self.nodes[node].up {
+        let any = fault == Fault::StoreLost;
+        if self.healed || (!any && (!self.nodes[node].up || !self.nodes[node].joined)) {
             return;
         }
         self.trace(Some(node), || format!("FAULT {}", fault.text()));
@@ -159,6 +176,7 @@ impl World {
             Fault::StreamBreaks => self.lose_connection(node),
             Fault::Switchover => self.ask_switchover(node),
             Fault::Exclude | Fault::Include => self.change_excluded(fault, node),
+            fault if fault as usize >= Fault::Failover as usize => self.operate(fault, node),
             _ => self.strike_network(fault, node, until),
         }
     }
@@ -278,16 +296,17 @@ impl World {
     fn ask_switchover(&mut self, node: Node) {
         let to = self.rng.index(self.nodes.len());
         let to = self.rng.chance(7000).then(|| self.names[to].clone());
-        self.input(node, Input::Operator { id: 1, by: "operator".to_owned(), command: Command::Switchover { to } });
+        self.input(node, Input::Operator { id: 0, by: "operator".to_owned(), command: Command::Switchover { to } });
     }
 
     fn change_excluded(&mut self, fault: Fault, node: Node) {
+        let mut wish = self.wish().clone();
         if fault == Fault::Include {
-            self.excluded.clear();
-        } else if self.excluded.len() + 2 < self.nodes.len() {
-            self.excluded.insert(self.names[node].clone());
+            wish.excluded.clear();
+        } else if wish.excluded.len() + 2 < wish.listed.len() {
+            wish.excluded.insert(self.names[node].clone());
         }
-        self.spread_excluded();
+        self.new_wish(wish);
     }
 
     /// The end of faults: everything is reachable, everything starts again.
@@ -298,8 +317,7 @@ impl World {
         self.store.away_until = 0;
         self.store.slow_until = 0;
         self.store.watch_frozen = Default::default();
-        self.excluded.clear();
-        self.spread_excluded();
+        self.heal_wishes();
         for node in 0..self.nodes.len() {
             let host = &mut self.nodes[node];
             let now = self.now;

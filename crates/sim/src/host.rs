@@ -5,7 +5,7 @@ use crate::orders::Running;
 use crate::server::Server;
 use crate::shape::{MS, Micros};
 use crate::world::World;
-use mainstay_decide::{CasResult, Config, Input, Mind, Output, Plant};
+use mainstay_decide::{CasResult, Input, Mind, Output, Plant};
 use mainstay_model::{Durable, Message, Moment, Record, RouteState, Span, Term};
 
 /// Most inputs that wait for a stopped agent; a real one's queues are bounded too.
@@ -75,8 +75,24 @@ pub struct Host {
     pub slow_disk_until: Micros,
     /// What its upstream sends comes late until then.
     pub slow_stream_until: Micros,
-    /// The send time of the last renewal that took effect.
+    /// Until when its grants allow it to serve, in true time: each one's sending and lease.
     pub renewed: Option<Micros>,
+    /// It was listed once: its agent runs.
+    pub joined: bool,
+    /// The generation of the operator's wishes that it goes by.
+    pub generation: usize,
+    /// Which store its agent is a member of.
+    pub group: u32,
+    /// A failover was ordered here, and is not over.
+    pub failing_over: bool,
+    /// The operator accepted a loss at this node.
+    pub accepts_loss: bool,
+    /// When its agent first heard of a later incarnation.
+    pub heard_rebuilt: Option<Micros>,
+    /// The running order took acknowledged commits out of this log that its source has not.
+    pub dropped_acknowledged: bool,
+    /// What the running order took out of this log, for its outcome.
+    pub lost: Option<mainstay_model::Lost>,
 }
 
 impl World {
@@ -144,6 +160,7 @@ impl World {
             self.trace(Some(node), || format!("  in  {input:?}"));
         }
         self.counters.steps += 1;
+        self.note_contact(node, &input);
         let Some(mind) = self.nodes[node].mind.as_mut() else { return };
         let outputs = mind.step(now, input);
         let wake = mind.wake();
@@ -221,10 +238,11 @@ impl World {
             }
             Output::Read(id) => self.ask_store(node, id, None),
             Output::Cas(id, expected, record) => {
-                if self.trace.on && !renews(self.store.newest().map(|(_, newest)| newest), &record) {
+                if self.trace.on && !renews(self.store_of(node).newest().map(|(_, newest)| newest), &record) {
                     let at = expected.map_or(0, |revision| revision.0);
                     self.trace(Some(node), || format!("  write {id} at {at}: {}", brief(&record)));
                 }
+                self.check_pause(node, &record);
                 self.ask_store(node, id, Some((expected, record)));
             }
             Output::Send(to, message) => {
@@ -248,8 +266,14 @@ impl World {
                 }
                 self.nodes[node].route = state;
             }
-            Output::Event(event) => self.trace(Some(node), || format!("  event {}: {}", event.kind, event.text)),
-            Output::Reply(id, reply) => self.trace(Some(node), || format!("  reply {id}: {reply:?}")),
+            Output::Event(event) => {
+                self.trace(Some(node), || format!("  event {}: {}", event.kind, event.text));
+                self.reported(node, &event);
+            }
+            Output::Reply(id, reply) => {
+                self.trace(Some(node), || format!("  reply {id}: {reply:?}"));
+                self.replied_to_operator(node, id, reply.is_ok());
+            }
             Output::Reason(reason) => self.trace(Some(node), || format!("  why {}: {}", reason.rule, reason.text)),
         }
     }
@@ -259,21 +283,11 @@ impl World {
         if !self.nodes[node].up || self.nodes[node].mind.is_some() {
             return;
         }
-        let config = Config {
-            me: self.names[node].clone(),
-            data_nodes: self.names.iter().cloned().zip(0..).collect(),
-            excluded: self.excluded.clone(),
-            durability: self.shape.durability,
-            sync_replicas: self.shape.sync_replicas,
-            lease: self.shape.lease,
-            margin: self.shape.margin,
-            suspicion: Span(350),
-            ping: Span(90),
-            hang: Span(1500),
-            seed: self.rng.draw(),
-            paused: false,
-            plants: self.plants.clone(),
-        };
+        if !self.nodes[node].joined {
+            return;
+        }
+        let seed = self.rng.draw();
+        let config = self.config(node, seed);
         let life = self.rng.draw();
         let host = &mut self.nodes[node];
         host.life += 1;

@@ -6,11 +6,13 @@ use crate::server::{Entry, Process};
 use crate::shape::Micros;
 use crate::world::World;
 use mainstay_model::record::ClaimState;
-use mainstay_model::{Durability, Record, Term};
-use std::collections::BTreeMap;
+use mainstay_model::{Record, Term};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How late a guard may be and still counts as punctual, after it or its host stood still.
 const GRACE: Micros = 25_000;
+/// So long after a node heard of a rebuilt store its server may still be open.
+const SUPERSEDED_GRACE: Micros = 400_000;
 
 /// A broken promise.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,10 +39,17 @@ pub struct Opened {
 /// What clients were told and could see.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
-    /// Acknowledged commits: id and the term that acknowledged it.
+    /// Acknowledged commits: id, and the highest term of which it is known that they must be in its log (the one that acknowledged it,
+    /// or a later one that opened with it).
     pub acknowledged: BTreeMap<u64, Term>,
-    /// Records that were visible at an opening, with its term.
+    /// Records that were visible at an opening, with the highest such term.
     pub visible: BTreeMap<u64, Term>,
+    /// Every commit that was ever acknowledged, those whose loss was allowed included.
+    pub told: BTreeSet<u64>,
+    /// Terms whose claim may lose something: the mode was asynchronous, or an operator accepted it.
+    pub lossy: BTreeSet<Term>,
+    /// Terms of which a node reported that something may be lost.
+    pub reported: BTreeSet<Term>,
     /// The opening of the highest term.
     pub newest: Option<Opened>,
     /// Who was primary of a term.
@@ -62,8 +71,41 @@ impl World {
         }
     }
 
-    fn synchronous(&self) -> bool {
-        self.shape.durability != Durability::Async
+    /// Was there a claim between these terms that may lose something?
+    pub(crate) fn forgiven(&self, from: Term, to: Term) -> bool {
+        from < to
+            && self
+                .ledger
+                .lossy
+                .range((std::ops::Bound::Excluded(from), std::ops::Bound::Included(to)))
+                .next()
+                .is_some()
+    }
+
+    /// Has the store been rebuilt, and does this term belong to the lost one?
+    fn orphaned(&self, term: Term) -> bool {
+        u64::from(self.group) > term.incarnation()
+    }
+
+    /// Commits that this opening may lose: they must have been reported.
+    fn forgive(&mut self, node: Node, term: Term, entries: &[u64]) {
+        let gone = |of: &BTreeMap<u64, Term>| -> Vec<(u64, Term)> {
+            let missing = of.iter().filter(|(id, by)| **by <= term && !has(entries, **id));
+            missing.map(|(id, by)| (*id, *by)).filter(|(_, by)| self.forgiven(*by, term)).collect()
+        };
+        let (acknowledged, visible) = (gone(&self.ledger.acknowledged), gone(&self.ledger.visible));
+        for (id, by) in acknowledged {
+            self.ledger.acknowledged.remove(&id);
+            self.counters.losses += 1;
+            let told = self.ledger.reported.range((std::ops::Bound::Excluded(by), std::ops::Bound::Included(term)));
+            if told.count() == 0 {
+                let what = format!("n{node} opens in term {term} without commit {id} of term {by}, and nobody said so");
+                self.violate("S6", what);
+            }
+        }
+        for (id, _) in visible {
+            self.ledger.visible.remove(&id);
+        }
     }
 
     /// A server left recovery as primary of this term.
@@ -82,15 +124,27 @@ impl World {
         let term = server.term;
         let entries: Vec<u64> = server.log.iter().filter(|entry| entry.client).map(|entry| entry.id).collect();
         self.trace(Some(node), || format!("OPENS in term {term} with {} commits", entries.len()));
-        let others_open = (0..self.nodes.len()).any(|other| other != node && self.is_open(other));
-        if others_open {
+        let open: Vec<Node> = (0..self.nodes.len()).filter(|other| *other != node && self.is_open(*other)).collect();
+        if !open.is_empty() {
             self.counters.double_openings += 1;
-            let punctual = (0..self.nodes.len()).all(|one| self.punctual(one));
-            if !self.synchronous() && punctual {
-                self.violate("S2", format!("n{node} opens in term {term} while another is open, in async mode"));
+        }
+        if self.orphaned(term) {
+            return;
+        }
+        for other in open {
+            let theirs = self.nodes[other].server.term;
+            if !self.orphaned(theirs)
+                && self.forgiven(theirs, term)
+                && (0..self.nodes.len()).all(|one| self.punctual(one))
+            {
+                let what = format!(
+                    "n{node} opens in term {term}, which may lose commits, while n{other} is open in term {theirs}"
+                );
+                self.violate("S2", what);
             }
         }
-        if self.synchronous() {
+        self.forgive(node, term, &entries);
+        {
             let lost = |of: &BTreeMap<u64, Term>| {
                 of.iter().find(|(id, by)| **by <= term && !has(&entries, **id)).map(|(id, by)| (*id, *by))
             };
@@ -106,7 +160,10 @@ impl World {
         }
         for id in &entries {
             let seen = self.ledger.visible.entry(*id).or_insert(term);
-            *seen = (*seen).min(term);
+            *seen = (*seen).max(term);
+            if let Some(by) = self.ledger.acknowledged.get_mut(id) {
+                *by = (*by).max(term);
+            }
         }
         if self.ledger.newest.as_ref().is_none_or(|newest| newest.term <= term) {
             self.ledger.newest = Some(Opened { term, node, entries });
@@ -129,9 +186,20 @@ impl World {
             self.counters.late_acks += told.len() as u64;
             lost = told.iter().find(|id| !has(&newest.entries, **id)).map(|id| (*id, newest.term));
         }
-        if let Some((id, newest)) = lost
-            && self.synchronous()
-        {
+        if self.orphaned(term) {
+            self.counters.orphans += told.len() as u64;
+            return;
+        }
+        if let Some((id, newest)) = lost.filter(|(_, newest)| self.forgiven(term, *newest)) {
+            // A loss that is allowed, of a commit that was acknowledged too late: only if some guard was not punctual.
+            if (0..self.nodes.len()).all(|one| self.punctual(one)) {
+                let what =
+                    format!("n{node} of term {term} acknowledges commit {id} after term {newest} opened without it");
+                self.violate("S2", what);
+            }
+            return;
+        }
+        if let Some((id, newest)) = lost {
             let what = format!(
                 "n{node} of term {term} acknowledges commit {id}, which the log opened in term {newest} has not"
             );
@@ -140,6 +208,7 @@ impl World {
         for id in told {
             self.counters.acknowledged += 1;
             self.ledger.last_ack = self.now;
+            self.ledger.told.insert(id);
             self.ledger.acknowledged.insert(id, term);
         }
     }
@@ -151,7 +220,7 @@ impl World {
     }
 
     /// Has this host's guard been able to act in time?
-    fn punctual(&self, node: Node) -> bool {
+    pub(crate) fn punctual(&self, node: Node) -> bool {
         let host = &self.nodes[node];
         let stood_still = host.guard.late_until.max(host.guard.paused_until).max(host.frozen_until);
         self.now >= stood_still + GRACE
@@ -162,11 +231,14 @@ impl World {
         if !self.punctual(node) {
             return;
         }
-        let lease = self.shape.lease.0 * 1000 * 104 / 100;
-        let renewed = self.nodes[node].renewed;
-        if renewed.is_none_or(|sent| self.now > sent + lease) {
-            let since = renewed.map_or(0, |sent| self.now - sent) / 1000;
-            self.violate("S5", format!("n{node} {doing} {since} ms after its last renewal was sent"));
+        let until = self.nodes[node].renewed;
+        if until.is_none_or(|until| self.now > until) {
+            let since = until.map_or(0, |until| self.now - until) / 1000;
+            self.violate("S5", format!("n{node} {doing} {since} ms after its lease had run out"));
+        }
+        let heard = self.nodes[node].heard_rebuilt.filter(|_| self.orphaned(self.nodes[node].server.term));
+        if heard.is_some_and(|heard| self.now > heard + SUPERSEDED_GRACE) {
+            self.violate("S2", format!("n{node} {doing} although it heard of the rebuilt store"));
         }
     }
 
@@ -183,10 +255,13 @@ impl World {
     pub(crate) fn truncate(&mut self, node: Node, keep: usize) {
         let log = &self.nodes[node].server.log;
         let gone: Vec<Entry> = log[keep.min(log.len())..].to_vec();
-        if self.synchronous() {
-            let lost = gone
-                .iter()
-                .find(|entry| self.ledger.acknowledged.contains_key(&entry.id) && !self.elsewhere(node, entry.id));
+        {
+            let newest = self.store.newest().map_or(Term(0), |(_, record)| record.term);
+            let must = |entry: &&Entry| {
+                let by = self.ledger.acknowledged.get(&entry.id);
+                by.is_some_and(|by| !self.forgiven(*by, newest)) && !self.elsewhere(node, entry.id)
+            };
+            let lost = gone.iter().find(must);
             if let Some(entry) = lost.copied() {
                 self.violate("S4", format!("n{node} drops the last copy of acknowledged commit {}", entry.id));
             }
@@ -197,7 +272,7 @@ impl World {
         server.replayed = server.replayed.min(keep);
     }
 
-    fn elsewhere(&self, node: Node, id: u64) -> bool {
+    pub(crate) fn elsewhere(&self, node: Node, id: u64) -> bool {
         (0..self.nodes.len()).any(|other| {
             other != node && self.nodes[other].server.log.binary_search_by(|entry| entry.id.cmp(&id)).is_ok()
         })
@@ -211,7 +286,8 @@ impl World {
         let mine = after.holder.as_ref() == Some(&self.names[node]);
         if mine && matches!(after.state, ClaimState::Held | ClaimState::Founding) {
             let renewed = &mut self.nodes[node].renewed;
-            *renewed = Some(renewed.unwrap_or(0).max(sent));
+            let lease = after.lease.unwrap_or(self.shape.lease).0 * 1000 * 104 / 100;
+            *renewed = Some(renewed.unwrap_or(0).max(sent + lease));
         }
         let Some(before) = before else { return };
         if after.term < before.term {
@@ -222,6 +298,7 @@ impl World {
         }
         if after.state == ClaimState::Held && before.state != ClaimState::Held {
             self.counters.claims += 1;
+            self.check_lossy_claim(node, before, after);
             self.protocol_step(node, "claim");
         } else if after.members != before.members || after.quorum != before.quorum {
             self.counters.sync_writes += 1;

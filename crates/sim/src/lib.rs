@@ -2,8 +2,8 @@
 //!
 //! One seed is one schedule: a small cluster of 2 to 5 nodes with stores, servers, guards, clients and an operator, all virtual, in
 //! virtual time, around the same [`mainstay_decide::Mind`] that a real agent runs. Faults strike for some seconds, then stop; what
-//! must hold is checked at every event, and liveness at the end. Not here: corruption of disks, a store that loses what it
-//! promised, and a change of the durability mode while the cluster runs.
+//! must hold is checked at every event, and liveness at the end. In half of the schedules an operator is at work: commands, nodes,
+//! modes, times, a store that is rebuilt. Not here: corruption of disks, and a store that loses what it promised.
 
 #![forbid(unsafe_code)]
 
@@ -14,10 +14,12 @@ pub mod host;
 pub mod hunt;
 pub mod invariants;
 pub mod network;
+pub mod operator;
 pub mod orders;
 mod orders_copy;
 mod orders_primary;
 pub mod rng;
+mod scenario;
 pub mod server;
 pub mod shape;
 pub mod store;

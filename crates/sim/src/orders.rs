@@ -63,7 +63,7 @@ impl World {
             let aborted = Outcome::Failed(OrderFailure::Aborted);
             self.input_in(node, 0, Input::Ordered(earlier.id, aborted));
         }
-        let elects = self.store.newest().is_some_and(|(_, record)| {
+        let elects = self.store_of(node).newest().is_some_and(|(_, record)| {
             record.state == ClaimState::Electing && record.holder.as_ref() == Some(&self.names[node])
         });
         if elects && matches!(order, Order::Follow { .. }) {
@@ -137,7 +137,13 @@ impl World {
     fn perform(&mut self, node: Node, running: &Running) -> Next {
         match &running.order {
             // In order or not makes no difference to a log that is flushed.
-            Order::Kill | Order::Stop => self.kill(node, running),
+            Order::Kill => self.kill(node, running),
+            Order::Stop => {
+                if running.step == 0 {
+                    self.count_removed(node);
+                }
+                self.kill(node, running)
+            }
             Order::StartStandby => self.start_standby(node, running),
             Order::Recruit => self.recruit(node, running),
             Order::ReadEnd => self.read_end(node, running),

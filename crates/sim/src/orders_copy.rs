@@ -5,6 +5,7 @@ use crate::orders::{DONE, Next, Running, broken, error, not_yet};
 use crate::server::Process;
 use crate::shape::MS;
 use crate::world::World;
+use mainstay_model::{Lost, Outcome};
 
 impl World {
     fn source_serves(&self, node: Node, source: Node) -> bool {
@@ -29,6 +30,7 @@ impl World {
                     return DONE; // nothing diverged
                 }
                 let shared = self.nodes[node].server.shared_with(&self.nodes[source].server);
+                self.note_dropped(node, source, shared);
                 self.truncate(node, shared);
                 self.remember(node, 0, Some(shared));
                 self.counters.rewinds += 1;
@@ -36,9 +38,29 @@ impl World {
             }
             _ => {
                 self.copy_log(node, source);
-                DONE
+                self.replaced(node)
             }
         }
+    }
+
+    /// Remembers what is about to leave this log.
+    fn note_dropped(&mut self, node: Node, source: Node, keep: usize) {
+        let (mine, theirs) = (&self.nodes[node].server, &self.nodes[source].server);
+        let diverged = mine.shared_with(theirs) < mine.log.len().min(theirs.log.len());
+        let has = |id: u64| theirs.log.binary_search_by(|entry| entry.id.cmp(&id)).is_ok();
+        let acknowledged = mine.log[keep..].iter().any(|entry| self.ledger.told.contains(&entry.id) && !has(entry.id));
+        let lost = diverged.then(|| Lost {
+            from: mine.log_end(mine.shared_with(theirs)).position,
+            to: mine.log_end(mine.log.len()).position,
+            ..Lost::default()
+        });
+        let host = &mut self.nodes[node];
+        host.dropped_acknowledged |= acknowledged && lost.is_some();
+        host.lost = lost.or(host.lost.take());
+    }
+
+    fn replaced(&mut self, node: Node) -> Next {
+        self.nodes[node].lost.take().map_or(DONE, |lost| Next::End(Outcome::Replaced(lost)))
     }
 
     fn copy_log(&mut self, node: Node, source: Node) {
@@ -67,6 +89,7 @@ impl World {
         match running.step {
             0 => Next::In(self.rng.range(5, 60) * MS),
             1 => {
+                self.note_dropped(node, source, 0);
                 self.truncate(node, 0);
                 self.nodes[node].server.data = None;
                 Next::In(self.rng.range(60, 500) * MS)
@@ -74,7 +97,7 @@ impl World {
             _ => {
                 self.copy_log(node, source);
                 self.counters.clones += 1;
-                DONE
+                self.replaced(node)
             }
         }
     }

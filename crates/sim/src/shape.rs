@@ -11,6 +11,23 @@ pub type Micros = u64;
 /// One millisecond.
 pub const MS: Micros = 1000;
 
+/// A chain of happenings that chance alone would rarely line up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scenario {
+    /// The lease gets longer, the primary learns it first, and is cut off.
+    LeaseUp,
+    /// The lease gets shorter, and the primary is cut off.
+    LeaseDown,
+    /// A replica that reaches nobody but the store is ordered to take over, a loss accepted.
+    Forced,
+    /// The same after a first order that found too few answers.
+    ForcedAgain,
+    /// Every node is ordered to give its copy up while no primary runs.
+    ReinitAll,
+    /// A replica learns that another one was removed, and is ordered to take over without it.
+    Removed,
+}
+
 /// The fixed part of a schedule.
 #[derive(Clone, Debug)]
 pub struct Shape {
@@ -54,6 +71,14 @@ pub struct Shape {
     pub targeted: u64,
     /// How many such faults at most.
     pub targeted_most: u32,
+    /// Data nodes listed at the beginning; the others are spare hosts.
+    pub listed: usize,
+    /// An operator is at work: commands, nodes, modes, times.
+    pub operator: bool,
+    /// What happens in order, in some schedules.
+    pub scenario: Option<Scenario>,
+    /// The store may lose its majority for ever.
+    pub store_loss_for_ever: bool,
 }
 
 impl Shape {
@@ -75,7 +100,12 @@ impl Shape {
         let drift = if plants.contains(&Plant::NoMargin) { 100_000 } else { 20_000 };
         let clock_rates = (0..nodes).map(|_| rng.range(1_000_000 - drift, 1_000_000 + drift)).collect();
         let heal_at = rng.range(5_000, 11_000) * MS;
-        Shape {
+        let operator = rng.chance(5000);
+        let store_loss_for_ever = operator && rng.chance(1500);
+        let heal_at = if store_loss_for_ever { heal_at + 6_000 * MS } else { heal_at };
+        let spare = usize::from(operator && nodes > 2 && rng.chance(3000));
+        let listed = if nodes - spare > sync_replicas as usize { nodes - spare } else { nodes };
+        let mut shape = Shape {
             nodes,
             sync_replicas,
             durability,
@@ -93,9 +123,51 @@ impl Shape {
             fault_pause: rng.range(150, 1800) * MS,
             heal_at,
             linger_until: if rng.chance(1000) { heal_at + 4_000 * MS } else { heal_at },
-            end_at: heal_at + 9_000 * MS,
+            end_at: heal_at + if operator { 16_000 } else { 9_000 } * MS,
+            listed,
+            operator,
+            scenario: None,
+            store_loss_for_ever,
             targeted: *[0, 1000, 2500, 5000].get(rng.index(4)).unwrap_or(&0),
             targeted_most: rng.range(1, 10) as u32,
+        };
+        shape.draw_scenario(rng, plants);
+        shape
+    }
+
+    fn draw_scenario(&mut self, rng: &mut Rng, plants: &BTreeSet<Plant>) {
+        if !self.operator || self.store_loss_for_ever || self.found || !rng.chance(1200) {
+            return;
         }
+        use Scenario::{Forced, ForcedAgain, LeaseDown, LeaseUp, ReinitAll, Removed};
+        let all = [LeaseUp, LeaseDown, Forced, ForcedAgain, ReinitAll, Removed];
+        let scenario = *all.get(rng.index(all.len())).unwrap_or(&LeaseUp);
+        let long = match scenario {
+            LeaseDown => 3_600,
+            Forced | ForcedAgain => 7_000,
+            LeaseUp | ReinitAll | Removed => 1_200,
+        };
+        if matches!(scenario, Forced | ForcedAgain | Removed) {
+            if self.listed < 3 {
+                return;
+            }
+            (self.durability, self.sync_replicas) = (Durability::Available, 1);
+        }
+        if scenario == ReinitAll {
+            if self.listed < 3 {
+                return;
+            }
+            (self.durability, self.sync_replicas) = (Durability::Strict, 1);
+        }
+        if matches!(scenario, LeaseUp | LeaseDown) {
+            self.durability = Durability::Async;
+        }
+        self.lease = Span(long);
+        self.margin = if plants.contains(&Plant::NoMargin) { Span(0) } else { Span(long / 5) };
+        self.fault_pause = 4_000 * MS;
+        self.heal_at = 14_000 * MS;
+        self.linger_until = self.heal_at;
+        self.end_at = self.heal_at + 20_000 * MS;
+        self.scenario = Some(scenario);
     }
 }

@@ -15,6 +15,8 @@ pub struct Request {
     pub node: Node,
     /// In which life of its agent.
     pub life: u32,
+    /// To which store: 0 is the first one, 1 the rebuilt one.
+    pub group: u32,
     /// Which of its requests.
     pub id: u64,
     /// When it was sent.
@@ -58,6 +60,16 @@ impl Store {
 }
 
 impl World {
+    /// The store of which this node's agent is a member.
+    #[must_use]
+    pub(crate) fn store_of(&self, node: Node) -> &Store {
+        if self.nodes[node].group == self.group { &self.store } else { &self.lost_store }
+    }
+
+    fn store_of_mut(&mut self, node: Node) -> &mut Store {
+        if self.nodes[node].group == self.group { &mut self.store } else { &mut self.lost_store }
+    }
+
     fn store_delay(&mut self) -> Micros {
         if !self.healed && self.rng.chance(self.shape.store_late) {
             return self.rng.range(20 * MS, 3_000 * MS);
@@ -78,7 +90,8 @@ impl World {
             return;
         }
         let repeated = !self.healed && self.rng.chance(200);
-        let request = Box::new(Request { node, life, id, sent, repeated, write });
+        let group = self.nodes[node].group;
+        let request = Box::new(Request { node, life, group, id, sent, repeated, write });
         if repeated {
             let delay = self.store_delay() + self.rng.range(0, 200 * MS);
             self.queue.push(self.now + delay, Happening::Request(request.clone()));
@@ -90,7 +103,10 @@ impl World {
     /// A request reached the store.
     pub(crate) fn serve(&mut self, request: Request) {
         let (node, life, id) = (request.node, request.life, request.id);
-        if self.now < self.store.away_until {
+        if request.group != self.nodes[node].group {
+            return; // the node has left that store
+        }
+        if self.now < self.store_of(node).away_until {
             // Known not to happen, or no answer at all.
             if !request.repeated && request.write.is_some() && self.rng.chance(5000) {
                 self.reply(node, life, Reply::Cas(id, CasResult::Unavailable));
@@ -98,7 +114,7 @@ impl World {
             return;
         }
         let reply = match request.write {
-            None => Reply::Read(id, self.store.newest().cloned()),
+            None => Reply::Read(id, self.store_of(node).newest().cloned()),
             Some((expected, wanted)) => Reply::Cas(id, self.compare_and_set(node, request.sent, expected, wanted)),
         };
         self.reply(node, life, reply);
@@ -114,20 +130,22 @@ impl World {
     }
 
     fn compare_and_set(&mut self, node: Node, sent: Micros, expected: Option<Revision>, wanted: Record) -> CasResult {
-        let current = self.store.newest().cloned();
+        let current = self.store_of(node).newest().cloned();
         let wanted = if current.as_ref().map(|(revision, _)| *revision) == expected {
             wanted
         } else {
-            match self.two_keys(expected, &wanted) {
+            match self.two_keys(node, expected, &wanted) {
                 Some(merged) => merged,
                 None => return CasResult::Conflict(current),
             }
         };
         let revision = Revision(current.as_ref().map_or(0, |(revision, _)| revision.0) + 1);
         self.record_written(node, sent, current.as_ref().map(|(_, record)| record), &wanted);
-        self.store.versions.push((revision, wanted));
-        let version = self.store.versions.len() - 1;
-        for watcher in 0..self.nodes.len() {
+        let store = self.store_of_mut(node);
+        store.versions.push((revision, wanted));
+        let version = store.versions.len() - 1;
+        let group = self.nodes[node].group;
+        for watcher in (0..self.nodes.len()).filter(|watcher| self.nodes[*watcher].group == group).collect::<Vec<_>>() {
             let late = self.weather(self.shape.watch_late);
             let delay = if self.rng.chance(late) { self.rng.range(0, 3_000 * MS) } else { self.rng.range(500, 9 * MS) };
             self.queue.push(self.now + delay, Happening::Watch(watcher, version));
@@ -136,14 +154,15 @@ impl World {
     }
 
     /// Planted: claim and members as two keys, each with its own revision.
-    fn two_keys(&self, expected: Option<Revision>, wanted: &Record) -> Option<Record> {
+    fn two_keys(&self, node: Node, expected: Option<Revision>, wanted: &Record) -> Option<Record> {
         let late_sync = self.plants.contains(&Plant::TwoKeys);
         let early_read = self.plants.contains(&Plant::SyncReadBeforeRaise);
         if !late_sync && !early_read {
             return None;
         }
-        let base = &self.store.versions.get(usize::try_from(expected?.0).ok()?.checked_sub(1)?)?.1;
-        let current = &self.store.newest()?.1;
+        let store = self.store_of(node);
+        let base = &store.versions.get(usize::try_from(expected?.0).ok()?.checked_sub(1)?)?.1;
+        let current = &store.newest()?.1;
         let same_members = |one: &Record, other: &Record| one.members == other.members && one.quorum == other.quorum;
         let same_claim = |one: &Record, other: &Record| one.term == other.term && one.state == other.state;
         if late_sync && same_claim(base, wanted) && same_members(base, current) && !same_members(base, wanted) {
@@ -190,22 +209,24 @@ impl World {
 
     /// The watch shows a version.
     pub(crate) fn watch_shows(&mut self, node: Node, version: usize) {
-        let open = self.net.passes(self.now, STORE, node) && self.now >= self.store.away_until;
-        if !open || self.now < self.store.watch_frozen[node] || self.nodes[node].mind.is_none() {
+        let store = self.store_of(node);
+        let open = self.net.passes(self.now, STORE, node) && self.now >= store.away_until;
+        if !open || self.now < store.watch_frozen[node] || self.nodes[node].mind.is_none() {
             return;
         }
-        let Some((revision, record)) = self.store.versions.get(version).cloned() else { return };
-        self.store.shown[node] = self.store.shown[node].max(version + 1);
+        let Some((revision, record)) = store.versions.get(version).cloned() else { return };
+        let store = self.store_of_mut(node);
+        store.shown[node] = store.shown[node].max(version + 1);
         self.input(node, Input::Watched(revision, record));
     }
 
     /// The watch catches up with what it missed; now and then it shows something old.
     pub(crate) fn watch_again(&mut self, node: Node) {
-        let newest = self.store.versions.len();
+        let newest = self.store_of(node).versions.len();
         if !self.healed && self.rng.chance(600) {
             let back = 1 + self.rng.index(12);
             self.watch_shows(node, newest.saturating_sub(back));
-        } else if self.store.shown[node] < newest {
+        } else if self.store_of(node).shown[node] < newest {
             self.watch_shows(node, newest - 1);
         }
         let next = self.now + self.rng.range(200, 350) * MS;
@@ -214,8 +235,8 @@ impl World {
 
     /// A new agent's watch shows what its member of the store happens to know.
     pub(crate) fn watch_begins(&mut self, node: Node) {
-        self.store.shown[node] = 0;
-        let newest = self.store.versions.len();
+        self.store_of_mut(node).shown[node] = 0;
+        let newest = self.store_of(node).versions.len();
         if newest > 0 {
             let back = if !self.healed && self.rng.chance(4000) { self.rng.index(12) } else { 0 };
             let delay = self.rng.range(500, 30 * MS);

@@ -3,11 +3,13 @@
 
 use crate::counters::Counters;
 use crate::event::{Happening, Node, Queue};
+use crate::faults::Fault;
 use crate::host::{Guard, Host};
 use crate::invariants::{Ledger, Violation};
 use crate::network::Network;
+use crate::operator::Wish;
 use crate::rng::Rng;
-use crate::server::{Entry, Server};
+use crate::server::{Entry, Process, Server};
 use crate::shape::{MS, Micros, Shape};
 use crate::store::Store;
 use crate::trace::Trace;
@@ -48,8 +50,14 @@ pub struct World {
     pub trace: Trace,
     /// Planted faults.
     pub plants: BTreeSet<Plant>,
-    /// Nodes that the operator took out.
-    pub excluded: BTreeSet<NodeId>,
+    /// The operator's wishes, one generation after the other.
+    pub wishes: Vec<Wish>,
+    /// The members that are left over when the store was rebuilt go on with this one.
+    pub lost_store: Store,
+    /// How often the store was rebuilt.
+    pub group: u32,
+    /// The store has lost its majority for ever.
+    pub store_lost: bool,
     /// The first broken promise.
     pub violation: Option<Violation>,
     /// No more faults.
@@ -103,7 +111,10 @@ impl World {
             counters: Counters::default(),
             trace: Trace::new(traced),
             plants: plants.clone(),
-            excluded: BTreeSet::new(),
+            wishes: Vec::new(),
+            lost_store: Store::default(),
+            group: 0,
+            store_lost: false,
             violation: None,
             healed: false,
             targeted_left,
@@ -114,6 +125,7 @@ impl World {
             settled: 0,
             done: false,
         };
+        world.first_wish();
         if !world.shape.found {
             world.populate();
         }
@@ -128,7 +140,7 @@ impl World {
             (1..=20).map(|id| Entry { id, timeline: Timeline(1), term: Term(1), client: true }).collect();
         self.last_entry = 20;
         let mut members = BTreeMap::new();
-        for node in 0..self.nodes.len() {
+        for node in 0..self.shape.listed {
             let Some(copy) = CopyId::new(self.rng.draw() | 1) else { continue };
             members.insert(self.names[node].clone(), copy);
             let host = &mut self.nodes[node];
@@ -139,7 +151,7 @@ impl World {
                 Server { data: Some(system), log: log.clone(), flushed: 20, replayed: 20, ..Server::default() };
         }
         let asynchronous = self.shape.durability == Durability::Async;
-        let quorum = u32::try_from(self.nodes.len()).unwrap_or(1) - 1 - self.shape.sync_replicas;
+        let quorum = u32::try_from(self.shape.listed).unwrap_or(1) - 1 - self.shape.sync_replicas;
         if asynchronous {
             members.retain(|node, _| *node == self.names[0]);
         }
@@ -157,6 +169,7 @@ impl World {
             asynchronous,
             system: Some(system),
             lease: Some(self.shape.lease),
+            lossy: None,
             reason: String::new(),
         };
         self.store.versions.push((Revision(1), record));
@@ -173,6 +186,14 @@ impl World {
         let first = self.rng.range(200, 1500) * MS;
         self.queue.push(first, Happening::NextFault);
         self.queue.push(self.shape.heal_at, Happening::Heal);
+        if self.shape.scenario.is_some() {
+            let begin = self.rng.range(2_000, 3_500) * MS;
+            self.queue.push(begin, Happening::Act(0));
+        }
+        if self.shape.store_loss_for_ever {
+            let lost = self.rng.range(1_000, 6_000) * MS;
+            self.queue.push(lost, Happening::Fault(Fault::StoreLost, 0));
+        }
     }
 
     /// Runs to the end, or to the first broken promise.
@@ -222,6 +243,10 @@ impl World {
             Happening::NextFault => self.next_fault(),
             Happening::Fault(fault, node) => self.strike(fault, node),
             Happening::Heal => self.heal(),
+            Happening::Learn(node, generation) => self.learn(node, generation),
+            Happening::Recover => self.recover(),
+            Happening::Act(step) => self.act(step),
+            Happening::Join(node) => self.join(node),
             Happening::Settled => self.look_settled(),
             other => self.happen_to_server(other),
         }
@@ -242,16 +267,6 @@ impl World {
             Happening::Clients => self.clients_write(),
             Happening::Rush => self.clients_rush(),
             _ => {}
-        }
-    }
-
-    /// Tells agents which nodes the operator took out: a change of configuration is a restart of the agent here.
-    pub(crate) fn spread_excluded(&mut self) {
-        for node in 0..self.nodes.len() {
-            let stale = self.nodes[node].mind.as_ref().is_some_and(|mind| mind.config().excluded != self.excluded);
-            if stale {
-                self.agent_dies(node, "restarted with another configuration");
-            }
         }
     }
 
@@ -284,14 +299,24 @@ impl World {
         }
         let Some((_, record)) = self.store.newest() else { return Some("no record".to_owned()) };
         let server = &self.nodes[primary].server;
+        let wish = self.wish();
+        if !wish.listed.contains(&primary) {
+            return Some(format!("n{primary} is primary and not listed"));
+        }
         for node in (0..self.nodes.len()).filter(|node| *node != primary) {
+            if !wish.listed.contains(&node) {
+                if self.nodes[node].server.process != Process::Down {
+                    return Some(format!("n{node} is not listed, and its server runs"));
+                }
+                continue;
+            }
             let streams = server.senders.values().any(|sender| sender.standby == node && sender.streaming);
             if !streams {
                 return Some(format!("n{node} does not stream from n{primary}"));
             }
             let copy = self.nodes[node].gate.copy;
             let member = record.members.get(&self.names[node]).copied();
-            if self.shape.durability != Durability::Async && (copy.is_none() || member != copy) {
+            if wish.durability != Durability::Async && (copy.is_none() || member != copy) {
                 return Some(format!("n{node} is not a member with its copy"));
             }
         }

@@ -88,6 +88,9 @@ pub(crate) struct World {
     pub(crate) trace: Vec<String>,
     pub(crate) traced: bool,
     systems: u64,
+    /// Events, and answers to commands.
+    pub(crate) events: Vec<Event>,
+    replies: Vec<Result<String, String>>,
 }
 
 const ORDER_MS: u64 = 8;
@@ -107,6 +110,8 @@ impl World {
             trace: Vec::new(),
             traced: false,
             systems: 0,
+            events: Vec::new(),
+            replies: Vec::new(),
         };
         for name in nodes {
             let config = config(name, nodes, durability, n);
@@ -189,6 +194,44 @@ impl World {
         let calm = living.iter().all(|(_, node)| node.work.is_none() && node.kill.is_none());
         (record.state == ClaimState::Held && record.leader.as_ref() == Some(&primary) && follow && members && calm)
             .then_some(primary)
+    }
+
+    /// Changes the configuration of every node, or of one.
+    pub(crate) fn configure(&mut self, only: Option<&NodeId>, change: impl Fn(&mut Config)) {
+        let names: Vec<_> = self.nodes.keys().filter(|name| only.is_none_or(|only| only == *name)).cloned().collect();
+        for name in names {
+            let node = self.nodes.get_mut(&name).unwrap();
+            change(&mut node.config);
+            let config = Box::new(node.config.clone());
+            if node.alive {
+                self.feed(&name, Input::Configured(config));
+            }
+        }
+    }
+
+    /// An operator's command; what the node answers.
+    pub(crate) fn command(&mut self, name: &NodeId, command: Command) -> Result<String, String> {
+        self.replies.clear();
+        self.feed(name, Input::Operator { id: 1, by: "test".to_owned(), command });
+        self.replies.pop().unwrap()
+    }
+
+    /// The store is rebuilt from this node, as `recover` does it: the next incarnation, its copy alone.
+    pub(crate) fn recover(&mut self, from: &NodeId) {
+        let (_, old) = self.store.clone().unwrap();
+        let copy = self.nodes[from].durable.as_ref().unwrap().copy.unwrap();
+        let record = old.recovered(from, copy, old.term.next_incarnation(), false);
+        self.store = Some((Revision(1), record.clone()));
+        for (other, node) in &self.nodes {
+            if node.alive {
+                self.inputs.push_back((
+                    self.now + 1,
+                    other.clone(),
+                    node.life,
+                    Input::Watched(Revision(1), record.clone()),
+                ));
+            }
+        }
     }
 
     /// Gives one input to a node's machine now.
@@ -357,7 +400,9 @@ impl World {
                 node.work = Some(Work { id, stale, order, done_at });
             }
             Output::Route(term, state, at) => self.nodes.get_mut(name).unwrap().route = Some((term, state, at)),
-            Output::Event(_) | Output::Reason(_) | Output::Reply(..) => {}
+            Output::Event(event) => self.events.push(event),
+            Output::Reply(_, reply) => self.replies.push(reply),
+            Output::Reason(_) => {}
         }
     }
 
