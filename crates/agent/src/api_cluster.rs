@@ -347,7 +347,7 @@ impl Api {
         if summary.copy.is_none() {
             return Err(conflict("this node has no whole copy of the data", "recover from a node that has one"));
         }
-        let intent = Intent::Rebuild { group: random(), term: wish.term, by };
+        let intent = Intent::Rebuild { group: random(), term: wish.term, by, lossy: wish.lossy };
         intent.save(&self.layout).map_err(|problem| no_store(format!("{problem:#}")))?;
         self.restart_soon();
         accepted("rebuilding the store from this node; its agent restarts")

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use mainstay_model::layout::NodeLayout;
 use mainstay_model::record::Durable;
 use mainstay_model::stored_spec::{SPEC_KEY, StoredSpec};
-use mainstay_model::{ClaimState, CopyId, Event, NodeId, Record, Term, Timeline};
+use mainstay_model::{CopyId, Event, NodeId, Record, Term};
 use mainstay_ports::clock::wall_now_ms;
 use mainstay_ports::store::Versioned;
 use serde::{Deserialize, Serialize};
@@ -37,6 +37,9 @@ pub enum Intent {
         term: Term,
         /// Who asked for it.
         by: String,
+        /// Something acknowledged may be missing in this node's copy, and the operator accepted that.
+        #[serde(default)]
+        lossy: bool,
     },
     /// Move this node's part of the store with this number aside and join the one of this incarnation.
     Join {
@@ -134,11 +137,11 @@ pub fn carry_out(
 ) -> Result<Option<u64>> {
     match Intent::load(layout)? {
         None => Ok(None),
-        Some(Intent::Rebuild { group, term, by }) => {
+        Some(Intent::Rebuild { group, term, by, lossy }) => {
             let copy = durable.as_ref().and_then(|durable| durable.copy);
             let scatter = u32::try_from(group % u64::from(TIMELINE_STEP)).unwrap_or(0);
             let change = |values: &BTreeMap<String, Versioned>| {
-                rebuilt_values(values, &Rebuilding { me, copy, term, by: &by, scatter, kept })
+                rebuilt_values(values, &Rebuilding { me, copy, term, by: &by, lossy, scatter, kept })
                     .map_err(|error| format!("{error:#}"))
             };
             match mainstay_store::rebuild(&layout.raft(), me, group, change) {
@@ -172,6 +175,8 @@ struct Rebuilding<'a> {
     copy: Option<CopyId>,
     term: Term,
     by: &'a str,
+    /// Something acknowledged may be missing in its copy.
+    lossy: bool,
     /// Differs, as a rule, between two stores that are rebuilt from one old store without knowing of each other.
     scatter: u32,
     kept: &'a StoredSpec,
@@ -185,18 +190,8 @@ fn rebuilt_values(values: &BTreeMap<String, Versioned>, new: &Rebuilding<'_>) ->
     if new.term.incarnation() <= record.term.incarnation() {
         bail!("term {} is not of a later incarnation than the record's {}", new.term, record.term);
     }
-    let next = Record {
-        term: new.term,
-        holder: None,
-        state: ClaimState::Free,
-        leader: Some(new.me.clone()),
-        members: BTreeMap::from([(new.me.clone(), copy)]),
-        quorum: 0,
-        timeline: Timeline(record.timeline.0 + TIMELINE_STEP + new.scatter),
-        wanted: Some(new.me.clone()),
-        reason: format!("the store was rebuilt from {} by {}", new.me, new.by),
-        ..record.clone()
-    };
+    let mut next = record.recovered(new.me, copy, new.term, TIMELINE_STEP + new.scatter, new.lossy);
+    next.reason = format!("the store was rebuilt from {} by {}", new.me, new.by);
     let stored = values.get(SPEC_KEY).and_then(|held| serde_json::from_slice::<StoredSpec>(&held.value).ok());
     let newest = stored.filter(|stored| stored.generation > new.kept.generation).unwrap_or_else(|| new.kept.clone());
     let mut spec =
@@ -230,7 +225,7 @@ fn rebuilt_values(values: &BTreeMap<String, Versioned>, new: &Rebuilding<'_>) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mainstay_model::{Lineage, Revision};
+    use mainstay_model::{ClaimState, Lineage, Revision, Timeline};
 
     fn node(name: &str) -> NodeId {
         NodeId::new(name).unwrap()
@@ -262,6 +257,7 @@ mod tests {
             system: None,
             lease: None,
             reason: String::new(),
+            lossy: None,
         };
         let value = serde_json::to_vec(&record).unwrap();
         BTreeMap::from([(RECORD_KEY.to_owned(), Versioned { revision: Revision(9), value })])
@@ -271,7 +267,7 @@ mod tests {
         let me = node("db1");
         rebuilt_values(
             &values(),
-            &Rebuilding { me: &me, copy, term: Term(term), by: "anna", scatter: 3, kept: &kept() },
+            &Rebuilding { me: &me, copy, term: Term(term), by: "anna", lossy: false, scatter: 3, kept: &kept() },
         )
     }
 
@@ -281,7 +277,7 @@ mod tests {
         let record: Record = serde_json::from_slice(&values[RECORD_KEY]).unwrap();
         assert_eq!((record.term, record.state, record.holder), (Term(1_000_000), ClaimState::Free, None));
         assert_eq!(record.members, BTreeMap::from([(node("db1"), copy(1))]));
-        assert_eq!((record.leader, record.quorum), (Some(node("db1")), 0));
+        assert_eq!((record.wanted, record.quorum), (Some(node("db1")), 0));
         assert!(record.timeline.0 >= 5 + 100, "old members may have used, or use yet, the next numbers");
         let spec: StoredSpec = serde_json::from_slice(&values[SPEC_KEY]).unwrap();
         assert!(spec.generation > 1000, "other nodes may have kept a later generation than this one");

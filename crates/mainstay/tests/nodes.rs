@@ -414,5 +414,5 @@ fn an_agent_is_replaced(cluster: &Cluster, last: &NodeId) {
 }
 
 fn recover(from: &NodeId) -> Value {
-    json!(RecoverWish { from: from.clone(), term: Term(1_000_000), by: "test".into() })
+    json!(RecoverWish { from: from.clone(), lossy: false, term: Term(1_000_000), by: "test".into() })
 }

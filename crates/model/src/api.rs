@@ -102,6 +102,9 @@ pub struct RecoverWish {
     /// From this node's data and its knowledge of the store. Another node that is asked gives its part of the old store up (it is moved aside)
     /// and joins the new one.
     pub from: NodeId,
+    /// Something acknowledged may be missing in that node's copy, and the operator accepts it: the history says so.
+    #[serde(default)]
+    pub lossy: bool,
     /// The first term of the new incarnation: above every promise and every record that any reachable node knows.
     pub term: Term,
     /// Who asks.

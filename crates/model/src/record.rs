@@ -98,15 +98,14 @@ pub struct Record {
     pub reason: String,
 }
 
-/// `Record::recovered` leaves so many timeline numbers out: a lost part of the store may have handed them out unseen.
-pub const TIMELINES_SKIPPED: u32 = 16;
-
 impl Record {
     /// The record that a store rebuilt from `node` begins with: its copy is the only member, and it is to stand. `self` is the newest
-    /// record that it knows, `term` the first of the new incarnation. `lossy`: something acknowledged may be missing in its copy.
+    /// record that it knows, `term` the first of the new incarnation. `skip`: so many timeline numbers are left out, because members of the old
+    /// store may have used them, or use them yet, and two logs under one number could not be told apart; each costs a small file at the
+    /// promotion. `lossy`: something acknowledged may be missing in its copy.
     #[must_use]
-    pub fn recovered(&self, node: &NodeId, copy: CopyId, term: Term, lossy: bool) -> Record {
-        let timeline = Timeline(self.timeline.0 + TIMELINES_SKIPPED);
+    pub fn recovered(&self, node: &NodeId, copy: CopyId, term: Term, skip: u32, lossy: bool) -> Record {
+        let timeline = Timeline(self.timeline.0 + skip);
         Record {
             term,
             holder: None,

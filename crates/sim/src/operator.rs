@@ -307,7 +307,7 @@ impl World {
         let lossy = !has_all(&node);
         let (Some(copy), Some(known)) = (self.nodes[node].disk.copy, self.known_record(node)) else { return };
         let term = known.term.next_incarnation();
-        let record = known.recovered(&self.names[node], copy, term, lossy);
+        let record = known.recovered(&self.names[node], copy, term, 16, lossy);
         self.trace(Some(node), || format!("RECOVER: {}", crate::host::brief(&record)));
         self.counters.recoveries += 1;
         if lossy {

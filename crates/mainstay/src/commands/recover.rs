@@ -125,6 +125,11 @@ fn blocked(choice: &Choice) -> String {
     )
 }
 
+fn wish(from: &NodeId, choice: &Choice) -> RecoverWish {
+    let lossy = !choice.doubts.is_empty();
+    RecoverWish { from: from.clone(), lossy, term: choice.term, by: crate::local::user::who() }
+}
+
 async fn carry_out(
     session: &Session,
     standings: &BTreeMap<NodeId, Standing>,
@@ -135,7 +140,7 @@ async fn carry_out(
     mut progress: Progress,
 ) -> Outcome {
     let begun = boot_now();
-    let wish = RecoverWish { from: from.clone(), term: choice.term, by: crate::local::user::who() };
+    let wish = wish(from, choice);
     let old_group = standings.get(from).map(|standing| standing.store.group).unwrap_or_default();
     progress.step(&format!("Rebuilding the store on {from}"));
     let asked = session.post(from, "/v1/recover", &wish).await;

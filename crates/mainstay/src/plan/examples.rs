@@ -35,6 +35,7 @@ pub(crate) fn record(quorum: u32) -> Record {
         system: None,
         lease: Some(Span(3000)),
         reason: String::new(),
+        lossy: None,
     }
 }
 
