@@ -5,6 +5,7 @@ use crate::bench_table::{Row, Target, machine_line, object, table, target};
 use anyhow::Result;
 use mainstay_testkit::hosts::trial::{self, HostReport, Settings};
 use mainstay_testkit::hosts::{HostCluster, HostFault, Shape};
+use std::time::Instant;
 
 /// The faults that are measured unless others are asked for.
 const MEASURED: [HostFault; 7] = [
@@ -42,17 +43,33 @@ pub(crate) async fn run(options: &Options) -> Result<bool> {
         options.clients,
         options.trials
     );
+    println!("{}", load_words());
+    let began = Instant::now();
     let settings = Settings { clients: options.clients, ..Settings::default() };
     let mut rows = Vec::new();
     for fault in faults {
         rows.push(measure(&mut cluster, fault, options.trials, settings).await?);
     }
     table(&rows);
+    println!(
+        "{}; {} trials in {:.0} s",
+        load_words(),
+        rows.iter().map(|row| row.gaps.len()).sum::<usize>(),
+        began.elapsed().as_secs_f64()
+    );
     println!("{}", machine_line(&rows));
     if options.json {
         println!("{}", object(&rows, cluster.up_took));
     }
     Ok(rows.iter().all(Row::is_clean))
+}
+
+/// How busy the machine is with everything that runs on it: figures from a busy one say little.
+fn load_words() -> String {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let averages: Vec<&str> = text.split_whitespace().take(3).collect();
+    let processors = std::thread::available_parallelism().map_or(0, usize::from);
+    format!("load average {} on {processors} processors", averages.join(" "))
 }
 
 fn add(row: &mut Row, report: &HostReport) {
@@ -68,9 +85,10 @@ fn add(row: &mut Row, report: &HostReport) {
 async fn measure(cluster: &mut HostCluster, fault: HostFault, trials: u32, settings: Settings) -> Result<Row> {
     let mut row = Row::new(fault.name(), aim(fault));
     for number in 1..=trials {
+        let begun = Instant::now();
         match trial::run(cluster, fault, settings).await {
             Ok(report) => {
-                println!("{number:>3}: {}", report.line());
+                println!("{number:>3}: {}, {:.1} s in all", report.line(), begun.elapsed().as_secs_f64());
                 add(&mut row, &report);
             }
             Err(error) => {

@@ -78,7 +78,8 @@ fn shape(hosts: Hosts, durability: Protection) -> Shape {
 /// When no cluster comes up.
 pub(crate) async fn run(options: &Options) -> Result<bool> {
     let settings = Settings { clients: options.clients, ..Settings::default() };
-    let faults = if options.only.is_empty() { HostFault::ALL.to_vec() } else { options.only.clone() };
+    let all = || HostFault::ALL.into_iter().chain(HostFault::OPERATED).collect();
+    let faults: Vec<HostFault> = if options.only.is_empty() { all() } else { options.only.clone() };
     let shapes = match options.all {
         true => vec![
             shape(Hosts::Three, Protection::Strict),
@@ -104,8 +105,9 @@ async fn on(shape: Shape, faults: &[HostFault], times: u32, settings: Settings) 
     let mut cluster = HostCluster::up(shape).await.with_context(|| shape.words())?;
     println!("{}: up after {:.1} s", shape.words(), cluster.up_took.as_secs_f64());
     let mut wrong = Vec::new();
-    // Two replicas that do not hear each other: with one there is nobody to cut it from.
-    for fault in faults.iter().filter(|fault| shape.data > 2 || **fault != HostFault::ReplicaApart) {
+    // With one replica there is nobody to cut it from, and it can not be removed.
+    let needs_two = |fault: &HostFault| matches!(fault, HostFault::ReplicaApart | HostFault::NodeChange);
+    for fault in faults.iter().filter(|fault| shape.data > 2 || !needs_two(fault)) {
         for _ in 0..times {
             match trial::run(&cluster, *fault, settings).await {
                 Ok(report) => {

@@ -4,11 +4,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use mainstay_model::Durability;
+use mainstay_model::status::Status;
+use mainstay_testkit::cluster::unhealed;
 use mainstay_testkit::hosts::host::{Blueprint, Host};
 use mainstay_testkit::hosts::network::{Switch, arrives, cut_towards};
-use mainstay_testkit::hosts::page;
+use mainstay_testkit::hosts::page::{self, Reader, What};
 use mainstay_testkit::hosts::trial::{self, Settings};
 use mainstay_testkit::hosts::{HostCluster, HostFault, Shape};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -56,6 +59,11 @@ async fn writes_go_on_alone_where_availability_was_chosen() {
 async fn two_nodes_and_a_witness() {
     let shape = Shape { durability: Durability::Available, ..Shape::WITNESS };
     survives(shape, &[HostFault::ServerKill, HostFault::HostKill, HostFault::LinkCut, HostFault::Switchover]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn operators_at_work() {
+    survives(Shape::THREE, &HostFault::OPERATED).await;
 }
 
 /// Paths below `/proc/NUMBER` of processes that name this directory.
@@ -130,6 +138,15 @@ async fn cables_are_cut_in_the_direction_that_is_meant() {
     assert_eq!(both(), (true, true));
 }
 
+async fn follow_all(reader: &mut Reader<'_>) -> anyhow::Result<Vec<String>> {
+    let mut printed = Vec::new();
+    for block in reader.blocks()? {
+        printed.extend(reader.follow(&block).await?);
+    }
+    reader.finish(Duration::from_secs(5)).await?;
+    Ok(printed)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_page_is_followed_on_hosts_and_nothing_of_it_reaches_this_machine() {
     let dir = tempfile::tempdir().unwrap();
@@ -138,10 +155,153 @@ async fn a_page_is_followed_on_hosts_and_nothing_of_it_reaches_this_machine() {
     let text = "```sh\n# on every host\nhostname > /etc/mainstay/of-the-page\nhostname > /var/lib/mainstay/of-the-page\n```\n\
                 ```sh\n# on two: look\ncat /etc/mainstay/of-the-page /var/lib/mainstay/of-the-page\n```\n";
     std::fs::write(&path, text).unwrap();
-    let printed = page::follow(&path, &[&one, &two]).await.unwrap();
-    assert_eq!(printed, ["", "", "two\ntwo\n"]);
+    let mut reader = Reader::new(&path, &[&one, &two], dir.path());
+    assert_eq!(follow_all(&mut reader).await.unwrap(), ["", "", "two\ntwo\n"]);
     assert!(!Path::new("/etc/mainstay/of-the-page").exists() && !Path::new("/var/lib/mainstay/of-the-page").exists());
-    std::fs::write(&path, "```sh\n# on one\nfalse\ntrue\n```\n").unwrap();
-    let error = format!("{:#}", page::follow(&path, &[&one, &two]).await.unwrap_err());
-    assert!(error.contains("page.md:1"), "{error}");
+    for wrong in ["```sh\n# on one\nfalse\ntrue\n```\n", "```sh\n# on one, in a second terminal\nfalse\n```\n"] {
+        std::fs::write(&path, wrong).unwrap();
+        let error = format!("{:#}", follow_all(&mut reader).await.unwrap_err());
+        assert!(error.contains("page.md:1"), "{error}");
+    }
+}
+
+const FILE: &str = "/etc/mainstay/mainstay.toml";
+
+/// Waits as the page's reader does: until `status` shows one open primary, replicas that stream, and no problems.
+async fn whole(host: &Host, at_most: Duration) -> Status {
+    let begun = Instant::now();
+    loop {
+        let said = host.run(&["mainstay", "status", "--json", "--config", FILE]).await;
+        let status = said.as_ref().ok().and_then(|text| serde_json::from_str::<Status>(text.lines().last()?).ok());
+        match status {
+            Some(status) if unhealed(&status).is_none() && status.problems.is_empty() => return status,
+            _ => assert!(begun.elapsed() < at_most, "not whole after {at_most:?}: {said:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+}
+
+/// `docs/three-hosts.md`, typed as it stands there, to its end.
+#[tokio::test(flavor = "multi_thread")]
+async fn three_hosts_by_hand() {
+    let dir = tempfile::tempdir().unwrap();
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let (page, packaging) = (docs.join("docs/three-hosts.md"), docs.join("packaging"));
+    let fresh = |name: &str, last, volume_mb| {
+        let (address, program) = ([10, 0, 0, last].into(), env!("CARGO_BIN_EXE_testkit").into());
+        let blueprint = Blueprint { name: name.to_owned(), address, dir: dir.path().join(name), volume_mb, program };
+        Host::start(&blueprint).unwrap()
+    };
+    let nodes = [fresh("db1", 1, 1500), fresh("db2", 2, 1500), fresh("db3", 3, 1500)];
+    let app1 = fresh("app1", 10, 0);
+    let hosts: Vec<&Host> = nodes.iter().chain([&app1]).collect();
+    let switch = Switch::start().unwrap();
+    hosts.iter().for_each(|host| switch.plug(host).unwrap());
+    let (homes, checkout) = (dir.path().join("homes"), dir.path().join("checkout"));
+    page::furnish(&hosts, &homes).unwrap();
+    page::checkout(&mainstay_testkit::cluster::program().unwrap(), &packaging, &checkout).unwrap();
+    let mut reader = Reader::new(&page, &hosts, &checkout);
+    let followed = follow_three_hosts(&mut reader, &hosts, &homes).await;
+    if followed.is_err() {
+        for host in &hosts {
+            for unit in ["mainstay-agent", "mainstay-proxy"] {
+                let log = std::fs::read_to_string(host.path(&format!("/run/units/{unit}/log"))).unwrap_or_default();
+                let lines: Vec<&str> = log.lines().collect();
+                let end = lines.get(lines.len().saturating_sub(25)..).unwrap_or_default().join("\n");
+                eprintln!("--- {} {unit}\n{end}", host.name());
+            }
+        }
+    }
+    followed.unwrap();
+    // What was started is what lies in `packaging`, and the service manager's own way to end it is in order.
+    for (host, unit) in hosts.iter().zip(["agent", "agent", "agent", "proxy"]) {
+        let name = format!("mainstay-{unit}.service");
+        let there = std::fs::read(host.path(&format!("/etc/systemd/system/{name}"))).unwrap();
+        assert_eq!(there, std::fs::read(packaging.join(&name)).unwrap(), "{name} on {}", host.name());
+    }
+    reload_and_stop(&nodes).await;
+}
+
+async fn follow_three_hosts(reader: &mut Reader<'_>, hosts: &[&Host], homes: &Path) -> anyhow::Result<()> {
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/three-hosts.md"))?;
+    let begun = Instant::now();
+    let (db1, app1) = (hosts[0], hosts[3]);
+    let mut seen = Vec::new();
+    for block in reader.blocks()? {
+        let number = block.section.split('.').next().unwrap_or_default().to_owned();
+        if number == "6" && !seen.contains(&number) {
+            whole(db1, Duration::from_secs(60)).await;
+            // The reader types the password.
+            let password = std::fs::read_to_string(db1.path("/etc/mainstay/secrets/app.password"))?;
+            let file = homes.join("10.0.0.10/.pgpass");
+            std::fs::write(&file, format!("127.0.0.1:6432:app:app:{}\n", password.trim()))?;
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600))?;
+        }
+        let before = if number == "7" && !seen.contains(&number) { Some(reader.primary().await?) } else { None };
+        seen.push(number);
+        let printed = reader.follow(&block).await?;
+        if let Some(before) = before {
+            assert_ne!(whole(db1, Duration::from_secs(60)).await.cluster.primary.unwrap().as_str(), before);
+        }
+        let script = if let What::Script(script) = &block.what { script.as_str() } else { "" };
+        if script.contains("select * from notes") {
+            assert!(printed.concat().contains("before"), "{printed:?}");
+        }
+        if script.contains("history") {
+            reader.finish(Duration::from_secs(5)).await?;
+            let switchover = format!("mainstay switchover --config {FILE} --to db1 --yes");
+            assert!(text.contains(&switchover));
+            if reader.primary().await? != "db1" {
+                db1.run(&["sh", "-c", &switchover]).await?;
+            }
+            assert_eq!(reader.primary().await?, "db1");
+        }
+        if script.contains("--operator ann") {
+            let join = "mainstay join --config mainstay.toml --operator ann --at 10.0.0.1 --token -";
+            assert!(text.contains(join));
+            let token = printed.concat();
+            let token = token.lines().rfind(|line| line.len() > 40 && !line.contains(' ')).unwrap_or_default();
+            std::fs::write(homes.join("10.0.0.10/ann-token"), format!("{token}\n"))?;
+            let script = format!(
+                "set -eu; mkdir /root/ann; cd /root/ann; cp {FILE} mainstay.toml; {join} < /root/ann-token; mainstay status --config mainstay.toml"
+            );
+            app1.run(&["sh", "-c", &script]).await?;
+        }
+    }
+    reader.finish(Duration::from_secs(5)).await?;
+    assert!(seen.iter().any(|section| section == "8"), "{seen:?}");
+    println!("three hosts by hand: {:.0} s for a script", begun.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// The units' signals: a reload leaves the server as it is, a stop ends it in order, and the others go on.
+async fn reload_and_stop(nodes: &[Host]) {
+    let pids =
+        |status: &Status| status.nodes.iter().map(|node| (node.name.to_string(), node.server_pid)).collect::<Vec<_>>();
+    let before = whole(&nodes[0], Duration::from_secs(60)).await;
+    for node in nodes {
+        node.run(&["systemctl", "reload", "mainstay-agent"]).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let after = whole(&nodes[0], Duration::from_secs(30)).await;
+    assert_eq!((pids(&before), before.cluster.term), (pids(&after), after.cluster.term));
+    let primary = nodes.iter().position(|node| Some(node.name()) == after.cluster.primary.as_ref().map(|n| n.as_str()));
+    let primary = primary.unwrap();
+    nodes[primary].run(&["systemctl", "stop", "mainstay-agent"]).await.unwrap();
+    assert!(!nodes[primary].processes().iter().any(|pid| {
+        std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "postgres")
+    }));
+    let other = &nodes[(primary + 1) % nodes.len()];
+    let begun = Instant::now();
+    loop {
+        let said = other.run(&["mainstay", "status", "--json", "--config", FILE]).await.unwrap_or_default();
+        let status = said.lines().last().and_then(|line| serde_json::from_str::<Status>(line).ok());
+        if status.is_some_and(|status| {
+            status.cluster.writable && status.cluster.primary.is_some_and(|name| name.as_str() != nodes[primary].name())
+        }) {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(15), "nobody took over after a stop: {said}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
 }

@@ -46,7 +46,7 @@ const fn secs(secs: u64) -> Duration {
 }
 
 /// Faults that take a data node away until they are healed, or for long.
-const TAKES_A_NODE: [HostFault; 10] = [
+const TAKES_A_NODE: [HostFault; 12] = [
     HostFault::HostKill,
     HostFault::LinkCut,
     HostFault::CutOut,
@@ -57,6 +57,8 @@ const TAKES_A_NODE: [HostFault; 10] = [
     HostFault::DiskFull,
     HostFault::HostWiped,
     HostFault::MostWiped,
+    HostFault::MostReturn,
+    HostFault::NodeChange,
 ];
 
 /// What a fault must lead to on such hosts. With two data nodes and `strict` every commit needs both: while one is away, writes wait, and
@@ -100,7 +102,10 @@ fn usual(fault: HostFault, shape: Shape) -> Expected {
         F::ClockStep => of(Primary::Any, within(8), 0),
         F::HostWiped => of(Primary::Same, within(3), 2),
         // Until the operator has decided.
-        F::MostWiped => of(Primary::Same, within(30), 1),
+        F::MostWiped | F::MostReturn => of(Primary::Same, within(30), 1),
+        F::RestartAll => of(Primary::Any, within(5), 0),
+        F::RestartReplicas | F::AgentReload | F::DurabilityChange | F::NodeChange => of(Primary::Same, within(3), 0),
+        F::Paused => of(Primary::Other, Writes::Wait, 5),
         // The store has lost its majority: nobody may serve, whatever the mode.
         F::HostsLost => of(Primary::Any, Writes::Wait, 8),
         F::ReplicasLost => match shape.durability {

@@ -4,11 +4,12 @@ use super::cluster::HostCluster;
 use super::host::Host;
 use super::inject;
 use super::network::cut_towards;
+use super::operated;
 use super::volume::{self, Freeze};
 use crate::processes::Pinned;
 use anyhow::{Context as _, Result};
-use mainstay_model::NodeId;
 use mainstay_model::status::Status;
+use mainstay_model::{NodeId, Term};
 use rustix::process::Signal;
 use std::net::Ipv4Addr;
 use std::process::Child;
@@ -67,11 +68,48 @@ pub enum HostFault {
     /// All hosts but the primary's are gone for ever, with their disks; the rest goes on alone (`mainstay recover`), then new ones take
     /// their places.
     MostWiped,
+    /// All hosts but the primary's seem gone for ever and the rest goes on alone (`mainstay recover`); then they return, and stay out until
+    /// they are asked in (`mainstay reinit`).
+    MostReturn,
+    /// Every server is restarted, replicas first (`mainstay restart`).
+    RestartAll,
+    /// Each replica is restarted (`mainstay restart NODE`): no write may notice.
+    RestartReplicas,
+    /// Each agent replaces itself (SIGHUP), as after an upgrade: no write may notice, and servers stay the same processes.
+    AgentReload,
+    /// The durability is changed, mode by mode, and back.
+    DurabilityChange,
+    /// A replica is removed, and its host added again with an empty disk.
+    NodeChange,
+    /// The cluster is paused and the primary's server killed; then it is resumed.
+    Paused,
 }
 
 impl HostFault {
-    /// Faults whose healing needs an operator's commands.
-    pub const OPERATED: [HostFault; 2] = [HostFault::HostWiped, HostFault::MostWiped];
+    /// What operators do, and faults whose healing needs an operator's commands.
+    pub const OPERATED: [HostFault; 9] = [
+        HostFault::RestartReplicas,
+        HostFault::RestartAll,
+        HostFault::AgentReload,
+        HostFault::DurabilityChange,
+        HostFault::Paused,
+        HostFault::NodeChange,
+        HostFault::HostWiped,
+        HostFault::MostReturn,
+        HostFault::MostWiped,
+    ];
+
+    /// No new connection may fail meanwhile.
+    #[must_use]
+    pub fn spares_connections(self) -> bool {
+        matches!(self, HostFault::Switchover | HostFault::RestartAll) || self.unnoticed()
+    }
+
+    /// No write may fail, or stay without an answer.
+    #[must_use]
+    pub fn unnoticed(self) -> bool {
+        matches!(self, HostFault::RestartReplicas | HostFault::AgentReload | HostFault::DurabilityChange)
+    }
 
     /// Every fault that the cluster mends by itself, in the order in which they are tried.
     pub const ALL: [HostFault; 21] = [
@@ -125,6 +163,13 @@ impl HostFault {
             HostFault::ReplicaKill => "replica-kill",
             HostFault::HostWiped => "host-wiped",
             HostFault::MostWiped => "most-wiped",
+            HostFault::MostReturn => "most-return",
+            HostFault::RestartAll => "restart-all",
+            HostFault::RestartReplicas => "restart-replicas",
+            HostFault::AgentReload => "agent-reload",
+            HostFault::DurabilityChange => "durability-change",
+            HostFault::NodeChange => "node-change",
+            HostFault::Paused => "paused",
         }
     }
 
@@ -173,6 +218,12 @@ pub enum Heal {
     Clock(NodeId),
     /// These nodes' hosts are new ones.
     Replace(Vec<NodeId>),
+    /// These nodes come back, and are asked in.
+    Return(Vec<NodeId>),
+    /// This node is added.
+    Add(NodeId),
+    /// The cluster, paused in this term, goes on.
+    Resume(Term),
 }
 
 impl Heal {
@@ -215,6 +266,9 @@ impl Heal {
                     cluster.run(&["node", "replace", node.as_str(), "--yes"], OPERATOR).await?;
                 }
             }
+            Heal::Return(nodes) => operated::return_and_reinit(cluster, &nodes).await?,
+            Heal::Add(node) => operated::add(cluster, &node).await?,
+            Heal::Resume(term) => operated::resume(cluster, term).await?,
         }
         Ok(())
     }

@@ -2,10 +2,11 @@
 
 use super::checks::direction;
 use super::cluster::HostCluster;
-use super::faults::{Heal, HostFault, Injected, OPERATOR};
+use super::faults::{Heal, HostFault, Injected};
 use super::files;
 use super::host::Host;
 use super::network::cut_towards;
+use super::operated;
 use super::volume::{self, Freeze};
 use crate::processes::{Pinned, kill_all, state, working_in};
 use anyhow::{Context as _, Result, bail};
@@ -24,7 +25,7 @@ const FLAPS: [(u64, u64); 6] = [(300, 400), (1200, 300), (2000, 500), (600, 300)
 const JUMPS: [i64; 2] = [3600, -3600];
 
 /// What happened: when, what was seen of it, and what undoes it.
-type Happened = (Instant, String, Heal);
+pub(super) type Happened = (Instant, String, Heal);
 
 pub(super) async fn inject(fault: HostFault, cluster: &HostCluster, status: &Status) -> Result<Injected> {
     use HostFault as F;
@@ -58,24 +59,34 @@ pub(super) async fn inject(fault: HostFault, cluster: &HostCluster, status: &Sta
         F::ReplayPaused => replay_paused(cluster, status, &before, host).await?,
         F::StoppedReplica => stopped_replica(cluster, replica).await?,
         F::HostWiped => wipe(cluster, &[replica])?,
-        F::MostWiped => lose_most(cluster, &before).await?,
+        F::MostWiped => operated::lose_most(cluster, &before, true).await?,
+        F::MostReturn => operated::lose_most(cluster, &before, false).await?,
+        F::RestartAll => operated::restart_all(cluster).await?,
+        F::RestartReplicas => operated::restart_replicas(cluster, status, &before).await?,
+        F::AgentReload => operated::reload_agents(cluster, status).await?,
+        F::DurabilityChange => operated::change_durability(cluster).await?,
+        F::NodeChange => operated::take_out(cluster, replica).await?,
+        F::Paused => operated::kill_while_paused(cluster, host, status, &before).await?,
         F::AgentKill => kill_agent(host, status, &before)?,
     };
     Ok(Injected { before, at, evidence, heal })
 }
 
 /// Data nodes besides this one.
-fn replicas<'a>(cluster: &'a HostCluster, primary: &'a NodeId) -> impl Iterator<Item = (&'a NodeId, &'a Host)> {
+pub(super) fn replicas<'a>(
+    cluster: &'a HostCluster,
+    primary: &'a NodeId,
+) -> impl Iterator<Item = (&'a NodeId, &'a Host)> {
     cluster.data_nodes().filter(move |(name, _)| *name != primary)
 }
 
-fn pid_of(host: &Host, status: &Status, node: &NodeId, server: bool) -> Result<u32> {
+pub(super) fn pid_of(host: &Host, status: &Status, node: &NodeId, server: bool) -> Result<u32> {
     let line = status.nodes.iter().find(|line| line.name == *node).context("the node is not in the status")?;
     let inner = if server { line.server_pid } else { line.agent_pid };
     host.outer(inner.with_context(|| format!("the status shows no process number on {node}"))?)
 }
 
-fn kill_server(host: &Host, status: &Status, node: &NodeId) -> Result<Happened> {
+pub(super) fn kill_server(host: &Host, status: &Status, node: &NodeId) -> Result<Happened> {
     let server = pid_of(host, status, node, true)?;
     Ok((kill_all(&[server], &[])?, format!("the server of {node}, process {server}, is gone"), Heal::Nothing))
 }
@@ -85,8 +96,13 @@ fn kill_agent(host: &Host, status: &Status, node: &NodeId) -> Result<Happened> {
     Ok((kill_all(&[agent], &[])?, format!("the agent of {node}, process {agent}, is gone"), Heal::Nothing))
 }
 
+/// Sends an agent a signal that it survives.
+pub(super) fn tell_agent(agent: u32, signal: Signal) -> Result<()> {
+    Pinned::new(agent)?.signal(signal)
+}
+
 /// Kills every process of these hosts. They are started again at once, or only when healed.
-fn kill_hosts(cluster: &HostCluster, hosts: &[(&NodeId, &Host)], at_once: bool) -> Result<Happened> {
+pub(super) fn kill_hosts(cluster: &HostCluster, hosts: &[(&NodeId, &Host)], at_once: bool) -> Result<Happened> {
     let nodes: Vec<NodeId> = hosts.iter().map(|(node, _)| (*node).clone()).collect();
     nodes.iter().try_for_each(|node| cluster.keep(node, false))?;
     // The first process must have heard it before its children die.
@@ -106,20 +122,11 @@ fn kill_hosts(cluster: &HostCluster, hosts: &[(&NodeId, &Host)], at_once: bool) 
 }
 
 /// Kills these hosts and gives them empty volumes under their old names.
-fn wipe(cluster: &HostCluster, hosts: &[(&NodeId, &Host)]) -> Result<Happened> {
+pub(super) fn wipe(cluster: &HostCluster, hosts: &[(&NodeId, &Host)]) -> Result<Happened> {
     let (at, evidence, _) = kill_hosts(cluster, hosts, false)?;
     let nodes: Vec<NodeId> = hosts.iter().map(|(node, _)| (*node).clone()).collect();
     nodes.iter().try_for_each(|node| cluster.wipe(node))?;
     Ok((at, format!("{evidence}, and what was on their volumes"), Heal::Replace(nodes)))
-}
-
-async fn lose_most(cluster: &HostCluster, primary: &NodeId) -> Result<Happened> {
-    let happened = wipe(cluster, &cluster.others(primary).collect::<Vec<_>>())?;
-    // The primary must have run out of its lease: `recover` refuses while the store works.
-    tokio::time::sleep(Duration::from_secs(5)).await;
-    let words = ["recover", "--from", primary.as_str(), "--accept-data-loss", "--yes"];
-    cluster.run(&words, OPERATOR).await?;
-    Ok(happened)
 }
 
 /// The server's processes: they work in the data directory, of which there is one of that name in each host.

@@ -16,6 +16,7 @@ pub mod init;
 mod inject;
 pub mod inside;
 pub mod network;
+mod operated;
 pub mod page;
 pub mod sampler;
 pub mod saturation;

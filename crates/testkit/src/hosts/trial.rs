@@ -82,6 +82,12 @@ impl HostReport {
             }
             _ => {}
         }
+        if self.fault.unnoticed() && self.verdict.failed + self.verdict.unknown > 0 {
+            found.push(format!(
+                "no write may notice, and {} failed and {} had no answer",
+                self.verdict.failed, self.verdict.unknown
+            ));
+        }
         let (before, after) = &self.primaries;
         let same = after.as_ref() == Some(before);
         match self.expected.primary {
@@ -144,8 +150,7 @@ impl Watchers {
         let client = cluster.client.inside()?;
         let ledger = Ledger::start_on(client.handle(), &cluster.uri(), settings.clients).await?;
         let sampler = Sampler::start(cluster, &client).await?;
-        let planned = fault == HostFault::Switchover;
-        let fresh = if planned { Some(Fresh::start(&client, &cluster.uri())?) } else { None };
+        let fresh = if fault.spares_connections() { Some(Fresh::start(&client, &cluster.uri())?) } else { None };
         Ok(Watchers { client, ledger, sampler, fresh })
     }
 
