@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 
 /// What `systemctl` is on these hosts.
 const SYSTEMCTL: &str = include_str!("systemctl.sh");
+/// What `apt-get` is on these hosts, which reach no archive: a package that is not here fails.
+const APT_GET: &str = "#!/bin/sh\nset -eu\n[ \"$1 $2\" = 'install -y' ]\nshift 2\nexec dpkg --status \"$@\"\n";
 /// How long what was left running may take to say that it is there: a reader needs longer to look at the other terminal.
 const SECOND_TERMINAL: Duration = Duration::from_secs(1);
 
@@ -217,7 +219,7 @@ impl Drop for Reader<'_> {
     }
 }
 
-/// Gives hosts what real ones have and these have not: a service manager, a way to carry files to each other (`scp`, to root's home), and a
+/// Gives hosts what real ones have and these have not: a service manager, packages, a way to carry files to each other (`scp`, to root's home), and a
 /// home of root's of their own. Homes lie below `dir`.
 ///
 /// # Errors
@@ -233,7 +235,7 @@ pub fn furnish(hosts: &[&Host], dir: &Path) -> Result<()> {
         std::fs::create_dir_all(&home)?;
         std::fs::set_permissions(&home, Permissions::from_mode(0o700))?;
         output(host.command(&["mount", "--bind"]).arg(&home).arg("/root"))?;
-        for (name, text) in [("systemctl", SYSTEMCTL), ("scp", &carry)] {
+        for (name, text) in [("systemctl", SYSTEMCTL), ("scp", &carry), ("apt-get", APT_GET)] {
             let path = host.path(&format!("/usr/local/bin/{name}"));
             std::fs::write(&path, text)?;
             std::fs::set_permissions(&path, Permissions::from_mode(0o755))?;
