@@ -206,6 +206,8 @@ impl Configure {
             let settings = engine_settings(&news.borrow_and_update().spec);
             let wanted = given.as_ref() != Some(&settings);
             if wanted && due <= Instant::now() {
+                // What fails half-way leaves neither the settings before it nor these in force, so going back to those is a change as well.
+                given = None;
                 match self.give(&settings).await {
                     None => given = Some(settings),
                     Some(pause) => due = Instant::now() + pause,

@@ -23,6 +23,8 @@ pub enum Writes {
     Within(Duration),
     /// None is acknowledged until it is healed.
     Wait,
+    /// They wait, and healing takes a while and brings them back on its way.
+    OnceHealed,
 }
 
 /// What a fault must lead to.
@@ -74,7 +76,7 @@ pub(super) fn expected(fault: HostFault, shape: Shape) -> Expected {
             Expected { primary: Primary::Any, writes: Writes::Wait, lasts: secs(8) }
         }
         Writes::Within(_) => Expected { writes: Writes::Within(secs(30)), ..usual },
-        Writes::Wait => usual,
+        Writes::Wait | Writes::OnceHealed => usual,
     }
 }
 
@@ -101,8 +103,11 @@ fn usual(fault: HostFault, shape: Shape) -> Expected {
         // Its agent is started again.
         F::ClockStep => of(Primary::Any, within(8), 0),
         F::HostWiped => of(Primary::Same, within(3), 2),
-        // Until the operator has decided.
-        F::MostWiped | F::MostReturn => of(Primary::Same, within(30), 1),
+        F::MostWiped | F::MostReturn => match shape.durability {
+            // A rebuilt cluster is one copy: strict commits wait for another.
+            Durability::Strict => of(Primary::Same, Writes::OnceHealed, 1),
+            Durability::Available | Durability::Async => of(Primary::Same, within(30), 1),
+        },
         F::RestartAll => of(Primary::Any, within(5), 0),
         F::RestartReplicas | F::AgentReload | F::DurabilityChange | F::NodeChange => of(Primary::Same, within(3), 0),
         F::Paused => of(Primary::Other, Writes::Wait, 5),

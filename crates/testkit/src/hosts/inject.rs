@@ -324,6 +324,14 @@ async fn until(host: &Host, statement: &str, wanted: &str) -> Result<()> {
     }
 }
 
+/// Waits until the primary's server sends its log to every other data node.
+pub(super) async fn all_stream(cluster: &HostCluster, status: &Status) -> Result<()> {
+    let (primary, host) = cluster.primary(status)?;
+    let others = replicas(cluster, &primary).count().to_string();
+    let streams = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND application_name NOT LIKE 'mainstay_clone%'";
+    until(host, streams, &others).await.context("the status says that every replica streams, and they do not")
+}
+
 async fn long_query(cluster: &HostCluster, status: &Status, primary: &NodeId, host: &Host) -> Result<Happened> {
     ask(host, "CREATE TABLE IF NOT EXISTS mainstay_conflict (x integer)").await?;
     let dir = files::socket_dir();

@@ -5,6 +5,7 @@ use super::cluster::HostCluster;
 use super::expected::{Expected, Primary, WHOLE_AFTER, WRITABLE_AFTER, Writes, expected};
 use super::faults::{HostFault, Injected};
 use super::fresh::{Fresh, Tally};
+use super::inject;
 use super::inside::Inside;
 use super::sampler::{Sampler, Single};
 use crate::ledger::{Gap, Ledger, Records, Verdict};
@@ -209,7 +210,7 @@ pub async fn run(cluster: &HostCluster, fault: HostFault, settings: Settings) ->
         whole_after: course.whole_after,
         not_waited: match expected.writes {
             Writes::Wait => seen.records.acknowledged_between(course.at + UNDER_WAY, course.healed),
-            Writes::Within(_) => 0,
+            Writes::Within(_) | Writes::OnceHealed => 0,
         },
         verdict: seen.verdict,
         single: seen.single,
@@ -231,7 +232,7 @@ async fn happen(
     // of an error, what must not last heals by itself.
     let came_back = match expected.writes {
         Writes::Within(worst) => ledger.progress(PROOF, worst + UNDER_WAY).await.is_ok(),
-        Writes::Wait => true,
+        Writes::Wait | Writes::OnceHealed => true,
     };
     if came_back {
         tokio::time::sleep(expected.lasts).await;
@@ -243,6 +244,8 @@ async fn happen(
     tokio::time::sleep(settings.after).await;
     // Asked late: each question is a process of its own and would take time from what is measured.
     let status = cluster.healed(WHOLE_AFTER).await.with_context(|| format!("after healing this: {evidence}"))?;
+    // What the servers say themselves, not what is said of them.
+    inject::all_stream(cluster, &status).await.with_context(|| format!("after healing this: {evidence}"))?;
     Ok(Course { before, evidence, at: ledger.at(at), healed, whole_after: healing.elapsed(), status })
 }
 
