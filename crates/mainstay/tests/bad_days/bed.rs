@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_mainstay");
@@ -18,7 +19,12 @@ const ENDS: Duration = Duration::from_secs(20);
 pub(crate) struct Bed {
     home: tempfile::TempDir,
     nodes: Vec<&'static str>,
+    /// Which bed of this process it is.
+    count: u32,
 }
+
+static BEDS: AtomicU32 = AtomicU32::new(0);
+static LOGS: AtomicU32 = AtomicU32::new(0);
 
 /// Room for a few copies of a small cluster.
 fn roomy(place: &Path) -> bool {
@@ -32,7 +38,7 @@ impl Bed {
         let place = [PathBuf::from("/dev/shm"), std::env::temp_dir()].into_iter().find(|place| roomy(place)).unwrap();
         let home = tempfile::Builder::new().prefix("ms").tempdir_in(place).unwrap();
         std::fs::set_permissions(home.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-        let bed = Self { home, nodes: nodes.to_vec() };
+        let bed = Self { home, nodes: nodes.to_vec(), count: BEDS.fetch_add(1, Ordering::Relaxed) };
         bed.write_file("");
         bed.done(&["pki", "init"]);
         for node in nodes {
@@ -57,7 +63,7 @@ impl Bed {
     pub(crate) fn host(&self, name: &str) -> String {
         let place = self.nodes.iter().position(|node| *node == name).unwrap_or(200) + 1;
         let number = std::process::id();
-        format!("127.{}.{}.{place}", 10 + number / 250 % 200, 1 + number % 250)
+        format!("127.{}.{}.{place}", 10 + number / 250 % 24 * 8 + self.count % 8, 1 + number % 250)
     }
 
     /// The text of the file, with more at its end.
@@ -114,8 +120,7 @@ impl Bed {
     }
 
     pub(crate) fn agent_with(&self, node: &'static str, file: &str, environment: &[(&str, &str)]) -> Agent<'_> {
-        static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let count = LOGS.fetch_add(1, Ordering::Relaxed);
         let log = self.at(&format!("{node}-{count}.log"));
         let out = std::fs::File::create(&log).unwrap();
         let mut command = self.command(&["agent", "--node", node, "--config", self.at(file).to_str().unwrap()]);

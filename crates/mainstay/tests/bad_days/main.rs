@@ -207,7 +207,7 @@ const NEW: &[Row] = &[
         &["data exist here and the store has no record"],
     ),
     row(
-        "an agent's directory of somebody else",
+        "the agent's key is gone",
         |bed| {
             std::fs::remove_file(layout(bed).node_key()).unwrap();
             nothing()
