@@ -26,6 +26,8 @@ pub struct Keeper {
     ended: AtomicBool,
     /// One replacement at a time.
     replacing: Mutex<()>,
+    /// There was no guard: this agent started it.
+    own: bool,
 }
 
 fn arguments() -> [OsString; 1] {
@@ -38,6 +40,7 @@ impl Keeper {
     /// # Errors
     /// When a guard neither runs nor can be started.
     pub async fn start(layout: NodeLayout, program: PathBuf) -> Result<Self, ProcessError> {
+        let own = GuardClient::new(layout.guard_socket()).status().await.is_err();
         let guard = ensure_guard(&layout, &program, &arguments()).await?;
         let keeper = Self {
             layout,
@@ -46,6 +49,7 @@ impl Keeper {
             last_pid: AtomicU32::new(0),
             ended: AtomicBool::new(false),
             replacing: Mutex::new(()),
+            own,
         };
         let status = keeper.status().await?;
         info!(guard = status.guard_pid, server = ?status.server_pid, "the guard answers");
@@ -106,6 +110,15 @@ impl Keeper {
             self.replace().await?;
         }
         result
+    }
+
+    /// The agent can not go on: ends a guard that it started and that has no server. One that was there before it, or has a server, is left
+    /// to the next agent, or to its deadline.
+    pub async fn end_if_of_no_use(&self) {
+        let idle = matches!(self.guard.status().await, Ok(status) if status.server_pid.is_none());
+        if self.own && idle && self.shut_down().await.is_err() {
+            warn!("the guard without a server did not end");
+        }
     }
 
     /// Ends the server in order and then the guard.

@@ -195,7 +195,10 @@ impl Look<'_> {
         let evidence = format!("{}: its agent at {}:{} does not answer{why}", node.name, node.host, node.agent_port);
         let (expired, ours) = (says_expired(&why), why.contains("our certificate"));
         let hint = if expired && ours {
-            "the certificate of the node that was asked has ended: renew that one".to_owned()
+            format!(
+                "the certificate of the node that was asked has ended: renew that one; or is the clock of {} wrong?",
+                node.name
+            )
         } else if expired {
             renew(&node.name)
         } else if why.contains("another cluster") || why.contains("is not of the cluster") {

@@ -190,7 +190,8 @@ fn check_removed(layout: &NodeLayout) -> Result<()> {
 }
 
 impl Ground {
-    async fn lay(options: AgentOptions) -> Result<Self> {
+    /// The keeper stands in `kept` as soon as there is one, also when the rest fails.
+    async fn lay(options: AgentOptions, kept: &mut Option<Arc<Keeper>>) -> Result<Self> {
         let (me, layout) = (options.node.clone(), options.layout.clone());
         check_removed(&layout)?;
         let generations = Arc::new(Generations::load(layout.spec_cache(), options.spec.clone())?);
@@ -207,6 +208,7 @@ impl Ground {
             true => None,
             false => Some(Arc::new(Keeper::start(layout.clone(), options.program.clone()).await?)),
         };
+        kept.clone_from(&keeper);
         let process = keeper.clone().map_or(Arc::new(NoServer) as Arc<dyn ServerProcess>, |keeper| keeper);
         let deadlines = Deadlines::start(Arc::clone(&process));
         let engine: Arc<dyn Engine> = if node.witness {
@@ -284,8 +286,21 @@ struct Agent {
 ///
 /// # Errors
 /// When the agent can not be set up ([`NodeRemoved`] among others), or can not make its promise durable any more.
-pub async fn run(options: AgentOptions, mut signal: watch::Receiver<Signal>) -> Result<Ended> {
-    let ground = Ground::lay(options).await?;
+pub async fn run(options: AgentOptions, signal: watch::Receiver<Signal>) -> Result<Ended> {
+    let mut keeper = None;
+    let outcome = live(options, signal, &mut keeper).await;
+    if let (Err(_), Some(keeper)) = (&outcome, keeper) {
+        keeper.end_if_of_no_use().await;
+    }
+    outcome
+}
+
+async fn live(
+    options: AgentOptions,
+    mut signal: watch::Receiver<Signal>,
+    keeper: &mut Option<Arc<Keeper>>,
+) -> Result<Ended> {
+    let ground = Ground::lay(options, keeper).await?;
     ground.mesh.serve(ground.doors.handlers(), Some(Arc::clone(&ground.doors.api) as _)).await?;
     let store = tokio::select! {
         store = ground.store() => store?,

@@ -11,6 +11,8 @@ const STALLS_MAX: u32 = 3;
 const REWINDS_MAX: u32 = 4;
 const STARTING_MAX_MS: u64 = 600_000;
 const BACK_OFF_MAX_MS: u64 = 5_000;
+/// So long a new life waits for the record, which tells whether the data here are this cluster's, before it starts a server without it.
+const RECORD_WAIT_MS: u64 = 3_000;
 
 /// The local server as this machine knows it.
 #[derive(Clone, Debug, Default)]
@@ -200,12 +202,30 @@ impl Mind {
         if diverged.is_some() && self.record().map(|record| record.term) == diverged && self.plan_rewind() {
             return;
         }
+        if self.waits_for_the_record() {
+            return;
+        }
         self.follow_known_end();
         if self.durable.upstream.as_ref().is_some_and(|upstream| upstream.term != self.durable.promise) {
             self.persist(|durable| durable.upstream = None);
         }
         self.reason("start", "the server is down: starting it as a standby");
         self.order(self.durable.promise, Order::StartStandby);
+    }
+
+    /// A store without a leader may stay silent, and one that has just begun may show no record yet: the server is started all the same, a
+    /// little later.
+    fn waits_for_the_record(&mut self) -> bool {
+        let until = self.born.unwrap_or(self.now) + Span(RECORD_WAIT_MS);
+        let waits = self.record().is_none() && self.now < until;
+        if waits {
+            self.reason(
+                "start",
+                "the server is down: waiting for the record, which tells whether these data are this cluster's",
+            );
+            self.until(until);
+        }
+        waits
     }
 
     /// A stopped server whose log's end is known, and a prefix, starts with its upstream at once.

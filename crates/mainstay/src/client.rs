@@ -138,7 +138,8 @@ impl Agents {
         (answers, silent)
     }
 
-    /// The cluster's status: of several answers the one that knows the highest term, then the one that shows most nodes well.
+    /// The cluster's status: of several answers the one that knows the highest term, then the one that shows most nodes well, then
+    /// the one that sees most amiss.
     ///
     /// # Errors
     /// When no agent answers.
@@ -147,7 +148,8 @@ impl Agents {
         let statuses = answers.into_values().filter_map(|answer| decode::<Status>(&answer));
         let best = statuses.max_by_key(|status| {
             let well = status.nodes.iter().filter(|node| node.healthy).count();
-            (status.cluster.term, status.cluster.writable, well)
+            // Of equal views the one that sees more amiss: a node does not hear, say, that another speaks under its name.
+            (status.cluster.term, status.cluster.writable, well, status.problems.len())
         });
         best.ok_or_else(|| nobody(&silent))
     }

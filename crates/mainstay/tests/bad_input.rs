@@ -6,13 +6,15 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests, too")]
 
+mod support;
+
 use mainstay_model::ClusterName;
 use mainstay_net::{Authority, Role};
 use serde_json::Value;
-use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
+use support::{Everything, everything};
 
 /// A directory of its own for each row.
 struct Home(tempfile::TempDir);
@@ -42,22 +44,9 @@ impl Home {
         self.write(&format!("pki/{name}.key"), &issued.key_pem, 0o600);
     }
 
-    /// Everything below it: path, mode, content.
-    fn everything(&self) -> BTreeMap<PathBuf, (u32, Vec<u8>)> {
-        let mut found = BTreeMap::new();
-        gather(self.0.path(), &mut found);
-        found
-    }
-}
-
-fn gather(dir: &Path, found: &mut BTreeMap<PathBuf, (u32, Vec<u8>)>) {
-    for entry in std::fs::read_dir(dir).unwrap().flatten() {
-        let (path, metadata) = (entry.path(), entry.metadata().unwrap());
-        let content = if metadata.is_file() { std::fs::read(&path).unwrap() } else { Vec::new() };
-        found.insert(path.clone(), (metadata.permissions().mode(), content));
-        if metadata.is_dir() {
-            gather(&path, found);
-        }
+    /// Everything below it.
+    fn everything(&self) -> Everything {
+        everything(self.0.path())
     }
 }
 

@@ -99,14 +99,15 @@ async fn exchange(
         Ok((status, body.to_vec()))
     };
     tokio::pin!(answer, connection);
-    let mut open = true;
+    let (mut open, mut broken) = (true, None);
     loop {
         tokio::select! {
             biased;
-            answered = &mut answer => return answered,
+            answered = &mut answer => return answered.map_err(|error| broken.take().unwrap_or(error)),
+            // Who refuses a request that is too long answers and closes while it is still being sent: the answer counts.
             ended = &mut connection, if open => {
                 open = false;
-                ended?;
+                broken = ended.err().map(AnyError::from);
             }
         }
     }

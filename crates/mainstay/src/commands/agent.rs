@@ -165,5 +165,5 @@ pub(super) fn layout(target: &Target, name: &NodeId) -> Outcome<NodeLayout> {
         return Ok(NodeLayout::new(dir));
     }
     Err(Failure::failed(format!("the directory of node {} does not exist: {}", name, dir.display()))
-        .hint("`mainstay up` makes it on this machine; check `dir` in the file"))
+        .hint("`mainstay join` makes it on this host (`mainstay up` for a cluster on one machine); or correct `dir` in the file"))
 }

@@ -10,6 +10,8 @@ use crate::output;
 use crate::output::table::{ago, render};
 use crate::target::{self, Target};
 use jiff::Timestamp;
+use mainstay_model::ClusterName;
+use mainstay_model::layout::ClusterLayout;
 use mainstay_net::{Role, join, pki};
 use mainstay_ports::clock::wall_now_ms;
 use serde_json::json;
@@ -20,6 +22,9 @@ use tokio::net::{TcpListener, lookup_host};
 pub(crate) const BUNDLE_FILE: &str = "bundle.json";
 /// The name in the certificate that answers those who join.
 const SERVE_NAME: &str = "join";
+
+/// Where an authority is made, beside the cluster's file, before it is moved to its place.
+const ASIDE: &str = ".pki-init";
 
 /// Runs one of the subcommands.
 ///
@@ -37,21 +42,17 @@ pub(crate) fn run(options: Pki, global: Global) -> Outcome {
 fn init(options: &Init, global: Global) -> Outcome {
     let target = Target::find(&options.which)?;
     let layout = &target.layout;
-    for path in [layout.ca_key(), layout.ca_cert(), layout.pki(), layout.app_password(), layout.secrets()] {
-        if path.exists() {
-            return Err(Failure::failed(format!("{} exists already: nothing was changed", path.display())).hint(
-                "an authority is made once for a cluster, on one host; the others join it (`mainstay pki issue`, `mainstay join`)",
-            ));
-        }
-    }
     let cluster = &target.spec.cluster.name;
-    if let Err(failure) = Keys::found(layout, cluster, "init") {
-        for path in [layout.pki(), layout.secrets()] {
-            // Made by us a moment ago; the first failure is the one to tell.
-            let _ = std::fs::remove_dir_all(path);
-        }
-        return Err(failure.hint("what had been made was removed again"));
+    // An authority is whole as soon as `pki/` is there: it is made aside and moved there at last.
+    let aside = ClusterLayout::new(layout.dir().join(ASIDE));
+    let resumed = aside.pki().exists() && !aside.secrets().exists() && !layout.pki().exists();
+    if !resumed {
+        found_aside(layout, &aside, cluster)?;
+        move_to(&aside.secrets(), &layout.secrets())?;
     }
+    move_to(&aside.pki(), &layout.pki())?;
+    // Empty by now; one that stays does no harm.
+    let _ = std::fs::remove_dir(aside.dir());
     let keys = Keys::open(layout, cluster)?;
     let fingerprint = pki::fingerprint(keys.authority().cert_pem()).map_err(crate::local::keys::net)?;
     if global.json {
@@ -68,6 +69,36 @@ fn init(options: &Init, global: Global) -> Outcome {
     output::line(&format!("  password     {} (role app)", layout.app_password().display()));
     output::line("Next: mainstay pki issue NODE for each node, mainstay pki serve, and mainstay join on each host");
     Ok(())
+}
+
+fn found_aside(layout: &ClusterLayout, aside: &ClusterLayout, cluster: &ClusterName) -> Outcome {
+    for path in [layout.ca_key(), layout.ca_cert(), layout.pki(), layout.app_password(), layout.secrets()] {
+        if path.exists() {
+            return Err(Failure::failed(format!("{} exists already: nothing was changed", path.display())).hint(
+                "an authority is made once for a cluster, on one host; the others join it (`mainstay pki issue`, `mainstay join`)",
+            ));
+        }
+    }
+    // What an interrupted attempt left: nothing was issued from it.
+    if let Err(error) = std::fs::remove_dir_all(aside.dir())
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        return Err(Failure::failed(format!("{} can not be removed: {error}", aside.dir().display())));
+    }
+    let made =
+        node_dir::make_dir(aside.dir(), 0o700, None).and_then(|()| Keys::found(aside, cluster, "init").map(drop));
+    made.map_err(|failure| {
+        // Made by us a moment ago; the first failure is the one to tell.
+        let _ = std::fs::remove_dir_all(aside.dir());
+        failure.hint("what had been made was removed again")
+    })
+}
+
+fn move_to(from: &Path, to: &Path) -> Outcome {
+    std::fs::rename(from, to).map_err(|error| {
+        Failure::failed(format!("{} can not be moved to {}: {error}", from.display(), to.display()))
+            .hint("mend that and type the command again: it goes on from here")
+    })
 }
 
 /// The one who is named.
