@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use mainstay_model::record::{Durable, RecoveryEnd};
 use mainstay_model::{CopyId, LogEnd, Lsn, Moment, Position, ServerObservation, SyncSetting, SystemId, Timeline};
 use mainstay_ports::engine::{Capabilities, Configured, Deadline, EngineSettings};
-use mainstay_ports::process::{GuardStatus, ProcessError, StartCommand, StopMode};
+use mainstay_ports::process::{Fenced, GuardStatus, ProcessError, StartCommand, StopMode};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -106,8 +106,8 @@ impl ServerProcess for NoServer {
     async fn reload(&self) -> Result<(), ProcessError> {
         Ok(())
     }
-    async fn fence(&self, _: String) -> Result<(), ProcessError> {
-        Ok(())
+    async fn fence(&self, _: String) -> Result<Fenced, ProcessError> {
+        Ok(Fenced::Gone)
     }
     async fn status(&self) -> Result<GuardStatus, ProcessError> {
         Ok(GuardStatus::default())

@@ -5,7 +5,7 @@ use crate::config::copy_name;
 use crate::files;
 use crate::inspect::{Finding, inspect_room};
 use crate::rewind::parted;
-use crate::server::{Postgres, STATEMENT, failed, not_yet, process_failed};
+use crate::server::{Postgres, STATEMENT, failed, not_yet};
 use crate::source::{ASK, Source};
 use crate::sql::Session;
 use crate::tablespaces;
@@ -46,7 +46,7 @@ impl Postgres {
     pub(crate) async fn clone_source(&self, source: &NodeId, copy: CopyId) -> Result<Option<Lost>, EngineError> {
         let there = self.source(source).await?;
         if self.server_pid().await?.is_some() {
-            self.process.fence("its data is replaced by a clone".into()).await.map_err(process_failed)?;
+            self.fence("its data is replaced by a clone".into()).await?;
         }
         // What a clone puts right by itself, or measures by itself, is no reason against it.
         let mended = |found: &Finding| {

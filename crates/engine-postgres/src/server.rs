@@ -9,7 +9,7 @@ use crate::probe::Watch;
 use crate::sql::{Session, SqlError};
 use mainstay_model::NodeId;
 use mainstay_ports::engine::{EngineError, EngineSettings};
-use mainstay_ports::process::{ProcessError, ServerProcess, StartCommand, StopMode};
+use mainstay_ports::process::{Fenced, ProcessError, ServerProcess, StartCommand, StopMode};
 use rustix::process::Signal;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -422,6 +422,11 @@ impl Postgres {
             Ok(done) => done.map_err(process_failed),
             Err(_) => Err(failed(format!("the server has not stopped within {limit:?}; {}", self.log_tail()))),
         }
+    }
+
+    /// Kills the server; returns when nothing of it is left.
+    pub(crate) async fn fence(&self, reason: String) -> Result<(), EngineError> {
+        self.process.fence(reason).await.and_then(Fenced::gone).map_err(process_failed)
     }
 
     /// Takes hold of the postmaster.
