@@ -67,7 +67,7 @@ impl Postgres {
     async fn settle(&self, session: &Session, timeline: Timeline, fork: Position) -> Result<RecoveryEnd, EngineError> {
         let end = self.verify(session, timeline, fork).await?;
         self.end_clients(session).await?;
-        self.provide_slots(session).await;
+        self.reserve_log(session).await;
         self.prove_waiting(session).await?;
         Ok(end)
     }

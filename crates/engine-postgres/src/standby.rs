@@ -96,7 +96,7 @@ impl Postgres {
         if session.in_recovery(STATEMENT).await? {
             return Err(failed("the server came up as a standby although it was to be primary"));
         }
-        self.provide_slots(&session).await;
+        self.reserve_log(&session).await;
         self.prove_waiting(&session).await?;
         self.recovery_end(&session).await
     }

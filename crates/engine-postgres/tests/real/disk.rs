@@ -22,6 +22,10 @@ fn run(program: &str, arguments: &[&str]) {
 
 impl Volume {
     fn new(mib: u64) -> Volume {
+        Self::with_reserve(mib, 0)
+    }
+    /// Some of it for root alone, in percent.
+    fn with_reserve(mib: u64, percent: u8) -> Volume {
         let dir = tempfile::Builder::new().prefix("mpgvol").tempdir_in(crate::support::place()).unwrap();
         std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         let (image, mounted) = (dir.path().join("image"), dir.path().join("volume"));
@@ -29,7 +33,7 @@ impl Volume {
         std::fs::create_dir(&mounted).unwrap();
         let volume = Volume { mounted: mounted.clone(), dir };
         let text = |path: &Path| path.display().to_string();
-        run("mkfs.ext4", &["-q", "-m", "0", "-O", "^has_journal", &text(&image)]);
+        run("mkfs.ext4", &["-q", "-m", &percent.to_string(), "-O", "^has_journal", &text(&image)]);
         run("mount", &["-o", "loop", &text(&image), &text(&mounted)]);
         volume
     }
@@ -158,6 +162,35 @@ async fn a_server_on_a_full_disk_ends_and_comes_back_when_there_is_room() {
     node.pg.open().await.unwrap();
     node.write(100).await;
     assert_eq!(node.sql("select count(*) from ledger").await, "200");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_is_full_for_the_server_but_not_for_root_is_seen() {
+    let volume = Volume::with_reserve(400, 10);
+    let cluster = on(&volume, 1).await;
+    let node = &cluster.nodes[0];
+    node.write(100).await;
+    let probed = node.options.layout.data().join("pg_stat_tmp/mainstay.probe");
+    until("the disk was probed", || async { node.pg.probe().await.silent == 0 && probed.exists() }).await;
+    volume.fill(0);
+    let began = Instant::now();
+    let client = node.admin().await;
+    let error =
+        client.batch_execute("create table big as select repeat('x', 500) from generate_series(1, 20000)").await;
+    let error = error.unwrap_err().as_db_error().unwrap().message().to_owned();
+    assert!(error.contains("could not extend") || error.contains("could not write"), "the disk is not full: {error}");
+    std::fs::write(volume.mounted.join("of root"), vec![0; 4 << 20])
+        .expect("the reserve is used up: nothing was tested");
+    until("it is seen", || async {
+        let seen = node.pg.probe().await;
+        seen.silent > 500 && seen.symptom.is_some_and(|text| text.contains("volume is full"))
+    })
+    .await;
+    println!("seen after {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(4));
+    volume.release();
+    until("it is no longer so", || async { node.pg.probe().await.silent == 0 }).await;
+    node.write(100).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
