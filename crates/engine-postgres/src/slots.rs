@@ -92,19 +92,14 @@ impl Postgres {
 
     /// The slot of this node over there keeps log from now on, so that what a clone needs after its end is not removed meanwhile.
     pub(crate) async fn reserve_log_at(&self, source: &NodeId) -> Result<(), EngineError> {
-        let name = slot_name(&self.options.node);
-        let sql = format!("select active from pg_replication_slots where slot_name = {}", literal(&name));
-        match self.ask_source(source, "dbname=postgres", &sql, ASK).await?.as_str() {
-            // The connection of before has not ended there yet; it keeps log.
-            "t" => return Ok(()),
-            "" => {}
-            _ => {
-                let sql = format!("DROP_REPLICATION_SLOT \"{name}\"");
-                self.ask_source(source, "replication=true", &sql, ASK).await?;
-            }
-        }
-        let sql = format!("CREATE_REPLICATION_SLOT \"{name}\" PHYSICAL RESERVE_WAL");
-        self.ask_source(source, "replication=true", &sql, ASK).await.map(drop)
+        let name = literal(&slot_name(&self.options.node));
+        // While the connection of before has not ended over there, its slot keeps log anyway.
+        let sql = format!(
+            "select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = {name} and not active; \
+             select pg_create_physical_replication_slot({name}, true) \
+             where not exists (select from pg_replication_slots where slot_name = {name})"
+        );
+        self.ask_source(source, "dbname=postgres", &sql, ASK).await.map(drop)
     }
 
     /// Names of the slots that should be there: one for each other data node, as the specification in force lists them.
