@@ -7,7 +7,7 @@ use mainstay_decide::io::Input;
 use mainstay_model::{Lost, NodeId, Order, OrderFailure, OrderId, Outcome, Term};
 use mainstay_ports::clock::boot_now;
 use mainstay_ports::engine::{Engine, EngineError};
-use mainstay_ports::process::ServerProcess;
+use mainstay_ports::process::{Fenced, ServerProcess};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -183,7 +183,8 @@ impl Hands {
 
     async fn kill(&self) -> Outcome {
         match self.process.fence("ordered by the agent".to_owned()).await {
-            Ok(()) => Outcome::Done,
+            Ok(Fenced::Gone) => Outcome::Done,
+            Ok(Fenced::Doomed { .. }) => Outcome::Doomed,
             Err(error) => Outcome::Failed(OrderFailure::Error(error.to_string())),
         }
     }

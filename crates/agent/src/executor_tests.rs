@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use mainstay_model::record::{Durable, RecoveryEnd};
 use mainstay_model::{CopyId, LogEnd, Lsn, Moment, Position, ServerObservation, SyncSetting, SystemId, Timeline};
 use mainstay_ports::engine::{Capabilities, Configured, Deadline, EngineSettings};
-use mainstay_ports::process::{GuardStatus, ProcessError, StartCommand, StopMode};
+use mainstay_ports::process::{Fenced, GuardStatus, ProcessError, StartCommand, StopMode};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -90,7 +90,7 @@ impl Engine for Stuck {
     }
 }
 
-struct NoServer;
+struct NoServer(Fenced);
 
 #[async_trait]
 impl ServerProcess for NoServer {
@@ -106,8 +106,8 @@ impl ServerProcess for NoServer {
     async fn reload(&self) -> Result<(), ProcessError> {
         Ok(())
     }
-    async fn fence(&self, _: String) -> Result<(), ProcessError> {
-        Ok(())
+    async fn fence(&self, _: String) -> Result<Fenced, ProcessError> {
+        Ok(self.0.clone())
     }
     async fn status(&self) -> Result<GuardStatus, ProcessError> {
         Ok(GuardStatus::default())
@@ -120,7 +120,7 @@ impl ServerProcess for NoServer {
 #[tokio::test]
 async fn a_kill_does_not_wait_for_an_order_that_hangs_and_nothing_begins_beside_it() {
     let engine = Arc::new(Stuck::default());
-    let process: Arc<dyn ServerProcess> = Arc::new(NoServer);
+    let process: Arc<dyn ServerProcess> = Arc::new(NoServer(Fenced::Gone));
     let (inputs, mut outcomes) = mpsc::channel(16);
     let hands = Hands {
         engine: Arc::clone(&engine) as Arc<dyn Engine>,
@@ -144,4 +144,23 @@ async fn a_kill_does_not_wait_for_an_order_that_hangs_and_nothing_begins_beside_
     engine.go.store(true, Ordering::SeqCst);
     assert_eq!(outcomes.recv().await, Some(Input::Ordered(OrderId(3), Outcome::Done)));
     assert!(engine.opened.load(Ordering::SeqCst));
+}
+
+#[tokio::test]
+async fn a_kill_says_whether_the_processes_are_gone_or_only_doomed() {
+    for (fenced, expected) in [(Fenced::Gone, Outcome::Done), (Fenced::Doomed { processes: vec![7] }, Outcome::Doomed)]
+    {
+        let process: Arc<dyn ServerProcess> = Arc::new(NoServer(fenced));
+        let (inputs, mut outcomes) = mpsc::channel(16);
+        let mut executor = Executor::new(Hands {
+            engine: Arc::new(Stuck::default()),
+            process: Arc::clone(&process),
+            gate: Gate::new("/nowhere".into(), Some(Durable::default())),
+            deadlines: Deadlines::start(process),
+            inputs,
+            order_begins: Arc::default(),
+        });
+        executor.begin(OrderId(1), Term(1), Order::Kill);
+        assert_eq!(outcomes.recv().await, Some(Input::Ordered(OrderId(1), expected)));
+    }
 }

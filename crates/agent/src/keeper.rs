@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use mainstay_guard::{GuardClient, ensure_guard, reap_data_dir};
 use mainstay_model::layout::NodeLayout;
 use mainstay_model::{Moment, Span, Term};
-use mainstay_ports::process::{GuardStatus, ProcessError, ServerProcess, StartCommand, StopMode};
+use mainstay_ports::process::{Fenced, GuardStatus, ProcessError, ServerProcess, StartCommand, StopMode};
 use rustix::process::{Pid, Signal, kill_process};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -145,10 +145,10 @@ impl ServerProcess for Keeper {
     async fn reload(&self) -> Result<(), ProcessError> {
         self.checked(self.guard.reload().await).await
     }
-    async fn fence(&self, reason: String) -> Result<(), ProcessError> {
+    async fn fence(&self, reason: String) -> Result<Fenced, ProcessError> {
         match self.guard.fence(reason).await {
             // The server of a guard that is gone is killed when the guard is replaced: that is the fence.
-            Err(ProcessError::GuardGone(_)) => self.replace().await,
+            Err(ProcessError::GuardGone(_)) => self.replace().await.map(|()| Fenced::Gone),
             result => result,
         }
     }

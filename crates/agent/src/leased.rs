@@ -5,7 +5,7 @@
 use crate::deadline::Deadlines;
 use async_trait::async_trait;
 use mainstay_model::{Moment, Term};
-use mainstay_ports::process::{GuardStatus, ProcessError, ServerProcess, StartCommand, StopMode};
+use mainstay_ports::process::{Fenced, GuardStatus, ProcessError, ServerProcess, StartCommand, StopMode};
 use std::sync::Arc;
 
 /// Passes everything on; a start as primary gets the newest deadline of its term.
@@ -43,7 +43,7 @@ impl ServerProcess for Leased {
     async fn reload(&self) -> Result<(), ProcessError> {
         self.process.reload().await
     }
-    async fn fence(&self, reason: String) -> Result<(), ProcessError> {
+    async fn fence(&self, reason: String) -> Result<Fenced, ProcessError> {
         self.process.fence(reason).await
     }
     async fn status(&self) -> Result<GuardStatus, ProcessError> {

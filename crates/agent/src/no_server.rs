@@ -6,7 +6,7 @@ use mainstay_model::{
     CopyId, LogEnd, Lost, Lsn, Moment, NodeId, Position, ServerObservation, SyncSetting, SystemId, Term, Timeline,
 };
 use mainstay_ports::engine::{Capabilities, Configured, Deadline, Engine, EngineError, EngineSettings};
-use mainstay_ports::process::{GuardStatus, ProcessError, ServerProcess, StartCommand, StopMode};
+use mainstay_ports::process::{Fenced, GuardStatus, ProcessError, ServerProcess, StartCommand, StopMode};
 use std::collections::BTreeSet;
 
 /// See the module.
@@ -111,8 +111,8 @@ impl ServerProcess for NoServer {
     async fn reload(&self) -> Result<(), ProcessError> {
         Ok(())
     }
-    async fn fence(&self, _reason: String) -> Result<(), ProcessError> {
-        Ok(())
+    async fn fence(&self, _reason: String) -> Result<Fenced, ProcessError> {
+        Ok(Fenced::Gone)
     }
     async fn status(&self) -> Result<GuardStatus, ProcessError> {
         Ok(GuardStatus::default())

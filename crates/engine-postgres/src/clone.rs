@@ -5,7 +5,7 @@ use crate::config::copy_name;
 use crate::files;
 use crate::inspect::{Finding, inspect_room};
 use crate::rewind::parted;
-use crate::server::{Postgres, STATEMENT, failed, not_yet, process_failed};
+use crate::server::{Postgres, STATEMENT, failed, not_yet};
 use crate::source::{ASK, Source};
 use crate::sql::Session;
 use crate::tablespaces;
@@ -18,8 +18,13 @@ use std::time::Duration;
 
 /// How long a clone may take.
 const CLONE: Duration = Duration::from_secs(24 * 3600);
-/// How much must be free beyond what the clone takes.
-const SPARE: u64 = 64 * 1024 * 1024;
+/// How much must be free beyond what the tables take: the log that is written during the clone and its start.
+const SPARE: u64 = 128 * 1024 * 1024;
+/// A clone that ran out of room is tried again after this long although no more has become free: the source may have shrunk.
+const FORGET: Duration = Duration::from_secs(600);
+
+/// A clone that ran out of room: when, and with how many bytes free it had begun.
+pub(crate) type RanOut = std::sync::Mutex<Option<(tokio::time::Instant, u64)>>;
 
 /// The directories of a clone, in the node's own.
 #[derive(Clone)]
@@ -46,7 +51,7 @@ impl Postgres {
     pub(crate) async fn clone_source(&self, source: &NodeId, copy: CopyId) -> Result<Option<Lost>, EngineError> {
         let there = self.source(source).await?;
         if self.server_pid().await?.is_some() {
-            self.process.fence("its data is replaced by a clone".into()).await.map_err(process_failed)?;
+            self.fence("its data is replaced by a clone".into()).await?;
         }
         // What a clone puts right by itself, or measures by itself, is no reason against it.
         let mended = |found: &Finding| {
@@ -65,7 +70,12 @@ impl Postgres {
         places.clear().map_err(say)?;
         self.make_room_for_clone(source, &places).await?;
         files::ensure_dir(&places.new, 0o700, self.owner()).map_err(say)?;
+        let began_with = free_in(&places.dir);
+        self.reserve_log_at(source).await?;
         let made = self.fill_clone(source, copy, &there, &places).await;
+        let ran_out = made.as_ref().is_err_and(|error| error.to_string().contains("No space left on device"));
+        *self.ran_out.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
+            ran_out.then(|| (tokio::time::Instant::now(), began_with));
         if made.is_err() {
             // Half a clone is of no use, and its room may be what was lacking.
             if let Err(error) = places.clear() {
@@ -135,7 +145,11 @@ impl Postgres {
         let sql = "select sum(pg_database_size(oid)) from pg_database where has_database_privilege(oid, 'connect')";
         let said = self.ask_source(source, "dbname=postgres", sql, ASK * 3).await?;
         let Ok(size) = said.trim().parse::<u64>() else { return Ok(()) };
-        let free = || rustix::fs::statvfs(&places.dir).map_or(u64::MAX, |is| is.f_bavail.saturating_mul(is.f_frsize));
+        // Each attempt has the source write a checkpoint and begin a new file of its log: none without hope.
+        let ran_out = *self.ran_out.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let ran_out = ran_out.filter(|(when, _)| when.elapsed() < FORGET);
+        let size = ran_out.map_or(size, |(_, began_with)| size.max(began_with));
+        let free = || free_in(&places.dir);
         if free() < size + SPARE && system_id(&places.data).is_some() && places.old.exists() {
             tracing::warn!(old = %places.old.display(), "removing the copy of before the last clone to make room");
             remove_tree(&places.old)
@@ -237,6 +251,11 @@ impl Places {
         }
         self.sweep()
     }
+}
+
+/// Free bytes for users without privileges.
+fn free_in(dir: &Path) -> u64 {
+    rustix::fs::statvfs(dir).map_or(u64::MAX, |is| is.f_bavail.saturating_mul(is.f_frsize))
 }
 
 fn remove_tree(path: &Path) -> std::io::Result<()> {

@@ -11,8 +11,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// No more than this is kept of all diverged logs together; the oldest go first.
+/// No more than this is kept of all diverged logs together, nor more than a sixteenth of the volume; the oldest go first.
 const KEEP: u64 = 512 * 1024 * 1024;
+/// But that much on the smallest volume: two files of the log.
+const KEEP_LEAST: u64 = 32 * 1024 * 1024;
 /// Nor more logs than this.
 const KEEP_LOGS: usize = 16;
 /// With less free than this nothing is kept, and so nothing is thrown away either.
@@ -178,13 +180,15 @@ fn copy_log(data: &Path, aside: &Path, into: &Path, end: Position, fork: Positio
     wal.follow(end.timeline).map_err(std::io::Error::other)?;
     let segments = wal.segments_from(fork.lsn.0.saturating_sub(1));
     let sizes: Vec<u64> = segments.iter().map(|file| file.metadata().map(|is| is.len())).collect::<Result<_, _>>()?;
-    make_room(aside, sizes.iter().sum::<u64>().min(KEEP))?;
+    let volume = rustix::fs::statvfs(aside)?;
+    let keep = keep_on(volume.f_blocks.saturating_mul(volume.f_frsize));
+    make_room(aside, sizes.iter().sum::<u64>().min(keep), keep)?;
     let free = rustix::fs::statvfs(aside).map(|is| is.f_bavail.saturating_mul(is.f_frsize))?;
     if free < LEAST {
         return Err(std::io::Error::new(std::io::ErrorKind::StorageFull, format!("{} MiB are free", free >> 20)));
     }
     files::ensure_dir(into, 0o700, None)?;
-    let mut budget = KEEP.min(free / 2);
+    let mut budget = keep.min(free / 2);
     let mut done = 0;
     for (file, size) in segments.iter().zip(sizes) {
         if size > budget {
@@ -205,6 +209,11 @@ fn copy_log(data: &Path, aside: &Path, into: &Path, end: Position, fork: Positio
     Ok(segments.len() - done)
 }
 
+/// How much is kept of all diverged logs together on a volume of this size.
+fn keep_on(volume: u64) -> u64 {
+    (volume / 16).clamp(KEEP_LEAST, KEEP)
+}
+
 fn copy_durably(file: &Path, into: &Path) -> std::io::Result<()> {
     let name = file.file_name().ok_or_else(|| std::io::Error::other("a file without a name"))?;
     let copy = into.join(name);
@@ -214,7 +223,7 @@ fn copy_durably(file: &Path, into: &Path) -> std::io::Result<()> {
 
 /// Removes what a keeping that broke off left, and the oldest kept logs until there is room for one more of this size within both
 /// bounds.
-fn make_room(aside: &Path, wanted: u64) -> std::io::Result<()> {
+fn make_room(aside: &Path, wanted: u64, keep: u64) -> std::io::Result<()> {
     let dirs = std::fs::read_dir(aside)?.flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
     let (parts, mut kept): (Vec<PathBuf>, Vec<PathBuf>) =
         dirs.partition(|dir| dir.file_name().is_some_and(|name| name.to_string_lossy().ends_with(PART)));
@@ -228,7 +237,7 @@ fn make_room(aside: &Path, wanted: u64) -> std::io::Result<()> {
     let mut total: u64 = kept.iter().map(size).sum();
     let mut left = kept.len();
     for dir in kept {
-        if total + wanted <= KEEP && left < KEEP_LOGS {
+        if total + wanted <= keep && left < KEEP_LOGS {
             break;
         }
         total -= size(&dir);
@@ -257,6 +266,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_kept_follows_the_size_of_the_volume() {
+        assert_eq!([300 << 20, 1 << 30, 1 << 40].map(keep_on), [32 << 20, 64 << 20, 512 << 20]);
+        let place = tempfile::tempdir().unwrap();
+        for name in ["0000000000001-1_0_5", "0000000000002-1_0_6"] {
+            std::fs::create_dir(place.path().join(name)).unwrap();
+            std::fs::write(place.path().join(name).join("a"), vec![0; 20 << 20]).unwrap();
+        }
+        make_room(place.path(), 16 << 20, keep_on(600 << 20)).unwrap();
+        let left: Vec<_> = std::fs::read_dir(place.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["0000000000002-1_0_6"]);
+    }
+
+    #[test]
     fn old_logs_make_room_and_halves_go() {
         let place = tempfile::tempdir().unwrap();
         let dir = |name: &str| {
@@ -266,12 +288,12 @@ mod tests {
         };
         (0..KEEP_LOGS).for_each(|number| dir(&format!("{:013}-1_0_5", 10 + number)));
         dir("0000000000099-1_0_9.part");
-        make_room(place.path(), 1).unwrap();
+        make_room(place.path(), 1, KEEP).unwrap();
         let mut left: Vec<_> =
             std::fs::read_dir(place.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
         assert_eq!((left.len(), left[0].to_str().unwrap()), (KEEP_LOGS - 1, "0000000000011-1_0_5"));
-        make_room(place.path(), KEEP - 2500).unwrap();
+        make_room(place.path(), KEEP - 2500, KEEP).unwrap();
         assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 2);
     }
 }

@@ -7,7 +7,7 @@ use crate::options::PostgresOptions;
 use crate::server::Postgres;
 use crate::sql::{Row, Session, SqlError};
 use crate::wal::Wal;
-use mainstay_model::{Lsn, Moment, ServerObservation, ServerState, Timeline, Walsender};
+use mainstay_model::{Lsn, Moment, NodeId, ServerObservation, ServerState, Timeline, Walsender};
 use mainstay_ports::clock::boot_now;
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -22,6 +22,9 @@ const LIMIT: Duration = Duration::from_millis(900);
 const EVERY: u64 = 1000;
 /// A write to the disk, or a new connection, that takes longer is silence.
 const SLOW: u64 = 500;
+/// With less free for the server's user than this, in bytes, a table can not grow. The probe's own write says nothing about that: it goes
+/// over a block that is there, by a user whom file systems give a reserve.
+const FULL: u64 = 2 * 1024 * 1024;
 /// Nobody probes for this long, in milliseconds: the disk is left alone.
 const IDLE: u64 = 10_000;
 
@@ -41,6 +44,8 @@ pub(crate) struct Watch {
     seen: Mutex<Seen>,
     disk: Arc<Disk>,
     door: Arc<Door>,
+    /// What the server's log says about a stream that does not come up.
+    gone: Mutex<Gone>,
     /// Why no server was started the last time one should have been.
     refusal: Mutex<Option<String>>,
 }
@@ -55,6 +60,43 @@ struct Seen {
     held_back: Option<(Moment, Moment, Option<String>)>,
 }
 
+/// How the upstream's refusal is worded in the standby's log.
+const REMOVED: &str = "has already been removed";
+/// That is believed when it has been said for this long, in milliseconds, and nothing came meanwhile.
+const SURE: u64 = 2000;
+/// And no longer when it has not been said again for this long.
+const NOT_SAID: u64 = 5000;
+
+/// An upstream that no longer has the log that is needed. The server's own view tells nothing: it streams for a moment at each attempt.
+#[derive(Clone, Debug, Default)]
+struct Gone {
+    pid: u32,
+    upstream: Option<NodeId>,
+    /// How much of the server's log has been read, and when.
+    read: u64,
+    looked: Moment,
+    /// First and last time that it was said, with the log ending at this place.
+    said: Option<(Moment, Moment, Option<Lsn>)>,
+}
+
+impl Gone {
+    /// Takes what the log said since the last look.
+    fn hear(&mut self, now: Moment, removed: bool, end: Option<Lsn>, receiving: bool) {
+        self.looked = now;
+        self.said = match self.said {
+            Some((first, _, at)) if removed && at == end => Some((first, now, at)),
+            _ if removed => Some((now, now, end)),
+            Some((_, _, at)) if at != end => None,
+            Some((_, last, _)) if receiving && now.since(last).0 > NOT_SAID => None,
+            said => said,
+        };
+    }
+
+    fn sure(&self) -> bool {
+        self.said.is_some_and(|(first, last, _)| last.since(first).0 >= SURE)
+    }
+}
+
 /// The thread that writes to the data volume.
 struct Disk {
     home: PathBuf,
@@ -66,6 +108,18 @@ struct Disk {
     /// When the write under way began; 0: none.
     began: AtomicU64,
     failing: Mutex<Option<(Moment, String)>>,
+    /// Since when there has been no room for the server's user, and how that showed.
+    full: Mutex<Option<(Moment, String)>>,
+}
+
+/// Is there no room on a volume for users without privileges?
+fn no_room(is: &rustix::fs::StatVfs) -> Option<String> {
+    let free = is.f_bavail.saturating_mul(is.f_frsize);
+    if free < FULL {
+        return Some(format!("the data volume is full ({} KiB are free for the server)", free >> 10));
+    }
+    // File systems without a bound on files say 0 of 0.
+    (is.f_files > 0 && is.f_favail == 0).then(|| "the data volume has no room for another file".to_owned())
 }
 
 /// The task that opens a new connection now and then.
@@ -94,6 +148,7 @@ impl Watch {
             asked: AtomicU64::new(0),
             began: AtomicU64::new(0),
             failing: Mutex::new(None),
+            full: Mutex::new(None),
         });
         let thread = Arc::downgrade(&disk);
         let spawned = std::thread::Builder::new().name("disk-probe".into()).spawn(move || {
@@ -111,6 +166,7 @@ impl Watch {
             seen: Mutex::default(),
             disk,
             door: Arc::default(),
+            gone: Mutex::default(),
             refusal: Mutex::default(),
         }
     }
@@ -126,12 +182,20 @@ impl Disk {
         let now = boot_now();
         if now.0.saturating_sub(self.asked.load(Ordering::Relaxed)) > IDLE {
             *lock(&self.failing) = None;
+            *lock(&self.full) = None;
             return;
         }
         // Before the first touch of the volume: on one that is gone even a look hangs.
         self.began.store(now.0.max(1), Ordering::Relaxed);
-        let free = rustix::fs::statvfs(&self.home).map_or(u64::MAX, |is| is.f_bavail.saturating_mul(is.f_frsize));
+        let room = rustix::fs::statvfs(&self.home);
+        let free = room.as_ref().map_or(u64::MAX, |is| is.f_bavail.saturating_mul(is.f_frsize));
         self.free.store(free, Ordering::Relaxed);
+        let no_room = room.ok().as_ref().and_then(no_room);
+        {
+            let mut full = lock(&self.full);
+            let since = full.take().map_or(now, |(since, _)| since);
+            *full = no_room.map(|why| (since, why));
+        }
         if !self.dir.exists() {
             self.began.store(0, Ordering::Relaxed);
             *lock(&self.failing) = None;
@@ -150,6 +214,11 @@ impl Disk {
             (Err(error), Some((since, _))) => Some((since, error.to_string())),
             (Err(error), None) => Some((now, error.to_string())),
         };
+    }
+
+    /// No room for the server's user: for how long, and how that shows.
+    fn fullness(&self, now: Moment) -> Option<(u64, String)> {
+        lock(&self.full).as_ref().map(|(since, why)| (now.since(*since).0.max(1), why.clone()))
     }
 
     fn silence(&self, now: Moment) -> Option<(u64, String)> {
@@ -193,6 +262,7 @@ impl Postgres {
             Ok(row) => {
                 self.fill(&mut seen, &row).await;
                 lock(&self.watch.seen).alive = now;
+                self.look_for_removed_log(&mut seen, pid).await;
                 self.look_at_pause(row.get(6).and_then(Option::as_deref) == Some("paused"), now).await;
             }
             Err(SqlError::Refused(_)) => lock(&self.watch.seen).alive = now,
@@ -220,7 +290,7 @@ impl Postgres {
         };
         {
             let mut remembered = lock(&self.watch.seen);
-            if let Some(symptom) = seen.symptom.take() {
+            if let Some(symptom) = seen.symptom.take_if(|_| !seen.log_gone) {
                 take(now.since(remembered.alive).0, symptom);
             }
             remembered.stopped_since =
@@ -240,6 +310,14 @@ impl Postgres {
         }
         if let Some((silent, why)) = self.watch.disk.silence(now) {
             take(silent, why);
+        }
+        if let Some((full, why)) = self.watch.disk.fullness(now) {
+            // Only a primary has to grow its tables by itself: a standby is of use for as long as it runs, and says what is wrong.
+            if seen.state == ServerState::Primary {
+                take(full, why);
+            } else {
+                seen.symptom.get_or_insert(why);
+            }
         }
         if let Some((silent, why)) = worst {
             seen.silent = silent;
@@ -286,6 +364,31 @@ impl Postgres {
         let which = tokio::time::timeout(LIMIT / 2, look).await.ok().and_then(Result::ok).flatten();
         let since = before.filter(|(.., had)| had.is_some()).map_or(now, |(since, ..)| since);
         lock(&self.watch.seen).held_back = Some((since, now, which));
+    }
+
+    /// Has the upstream removed what a standby needs? Read in the server's log once a second.
+    async fn look_for_removed_log(&self, seen: &mut ServerObservation, pid: u32) {
+        let Some(upstream) = self.live().await.upstream.filter(|_| seen.state == ServerState::Standby) else { return };
+        let mut gone = lock(&self.watch.gone).clone();
+        if gone.pid != pid || gone.upstream.as_ref() != Some(&upstream) {
+            // What was said before concerns another stream.
+            let (upstream, looked) = (Some(upstream.clone()), seen.at);
+            gone = Gone { pid, upstream, looked, read: u64::MAX, said: None };
+        } else if seen.at.since(gone.looked).0 >= EVERY {
+            // Beside this thread, as above.
+            let (path, from) = (self.options.layout.server_log(), gone.read);
+            let read = tokio::task::spawn_blocking(move || crate::server::text_since(&path, from));
+            let Ok(Ok((text, end))) = tokio::time::timeout(LIMIT / 3, read).await else { return };
+            gone.read = end;
+            gone.hear(seen.at, text.contains(REMOVED), seen.end, seen.receiving);
+        }
+        if gone.sure() {
+            seen.receiving = false;
+            seen.log_gone = true;
+            seen.symptom =
+                Some(format!("{upstream} has removed log that this copy needs next: it must be cloned anew"));
+        }
+        *lock(&self.watch.gone) = gone;
     }
 
     async fn fill(&self, seen: &mut ServerObservation, row: &Row) {
@@ -376,12 +479,34 @@ mod tests {
     }
 
     #[test]
+    fn log_is_gone_when_that_is_said_again_and_again_and_nothing_came() {
+        let mut gone = Gone::default();
+        let at = |lsn| Some(Lsn(lsn));
+        gone.hear(Moment(1000), true, at(5), true);
+        gone.hear(Moment(2000), false, at(5), true);
+        assert!(!gone.sure());
+        gone.hear(Moment(3000), true, at(5), false);
+        assert!(gone.sure());
+        // An attempt under way is no reason to think otherwise; log that came is, and so is a stream that lasts.
+        gone.hear(Moment(4000), false, at(5), true);
+        assert!(gone.sure());
+        gone.hear(Moment(8500), false, at(5), true);
+        assert!(!gone.sure());
+        gone.hear(Moment(9000), true, at(5), true);
+        gone.hear(Moment(12_000), true, at(6), true);
+        assert!(!gone.sure());
+        gone.hear(Moment(13_000), false, at(7), true);
+        assert!(gone.said.is_none());
+    }
+
+    #[test]
     fn a_write_that_hangs_or_fails_is_silence_and_one_that_works_is_not() {
         let place = tempfile::tempdir().unwrap();
         let dir = place.path().join("volume");
         let (asked, began) = (AtomicU64::new(boot_now().0), AtomicU64::new(0));
         let (home, free) = (place.path().to_owned(), AtomicU64::new(0));
-        let disk = Disk { home, free, dir: dir.clone(), owner: None, asked, began, failing: Mutex::new(None) };
+        let (failing, full) = (Mutex::new(None), Mutex::new(None));
+        let disk = Disk { home, free, dir: dir.clone(), owner: None, asked, began, failing, full };
         // A link is refused, as any other error would be.
         std::os::unix::fs::symlink("/tmp", &dir).unwrap();
         disk.write();

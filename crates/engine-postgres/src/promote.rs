@@ -49,7 +49,7 @@ impl Postgres {
         let removed = files::remove(&self.data(), PROMOTE);
         if let Err(error) = done {
             // A request that was heard can come true at any time.
-            self.process.fence("the promotion did not end".into()).await.map_err(crate::server::process_failed)?;
+            self.fence("the promotion did not end".into()).await?;
             return Err(error);
         }
         removed.map_err(|error| failed(format!("could not remove the promote file: {error}")))?;
@@ -57,7 +57,7 @@ impl Postgres {
             Ok(end) => Ok(end),
             Err(error) => {
                 let reason = format!("a promotion went wrong: {error}");
-                self.process.fence(reason).await.map_err(crate::server::process_failed)?;
+                self.fence(reason).await?;
                 Err(error)
             }
         }
@@ -67,7 +67,7 @@ impl Postgres {
     async fn settle(&self, session: &Session, timeline: Timeline, fork: Position) -> Result<RecoveryEnd, EngineError> {
         let end = self.verify(session, timeline, fork).await?;
         self.end_clients(session).await?;
-        self.provide_slots(session).await;
+        self.reserve_log(session).await;
         self.prove_waiting(session).await?;
         Ok(end)
     }

@@ -52,6 +52,7 @@ impl Postgres {
             EngineError::Broken(format!("the log to {} has nothing in common with that of {source}", mine.position))
         })?;
         let lost = self.keep_diverged(&mine, fork).await?;
+        self.checkpoint_on(mine.position.timeline).await?;
         // A second try, because a checkpoint may have been under way when the first was asked for.
         for last in [false, true] {
             self.checkpoint_at(source).await?;
@@ -104,7 +105,8 @@ impl Postgres {
     /// Stops the server so that recovery is complete: after a crash it runs as a standby first.
     pub(crate) async fn stop_in_order(&self) -> Result<(), EngineError> {
         if self.server_pid().await?.is_some() {
-            self.stop(STOP).await?;
+            // Nothing was touched: the caller may kill it and come again.
+            self.stop(STOP).await.map_err(not_yet)?;
         }
         if self.control().await?.is_clean() {
             return Ok(());
@@ -119,6 +121,40 @@ impl Postgres {
         self.read_to_end(&session).await?;
         drop(session);
         self.stop(STOP).await
+    }
+
+    /// Makes the last checkpoint of the stopped server one of this timeline, on which its log ends. `pg_rewind` before version 16 looks for
+    /// the log on the timeline of the last checkpoint, and a server that was promoted and ended at once has none on its own.
+    /// Recovery in single-user mode ends with one. What that adds to the log goes in the rewind, and what was to be kept is kept.
+    async fn checkpoint_on(&self, timeline: Timeline) -> Result<(), EngineError> {
+        if self.control().await?.timeline >= timeline {
+            return Ok(());
+        }
+        tracing::info!(%timeline, "the last checkpoint is of an older timeline: one is written before the rewind");
+        let data = self.data();
+        let say = |error: std::io::Error| not_yet(format!("{}: {error}", data.display()));
+        // No standby in single-user mode; whatever comes of it, the next start is a standby's again.
+        crate::files::remove(&data, "standby.signal").map_err(say)?;
+        let conf = self.options.layout.conf();
+        let arguments = [
+            "--single".to_owned(),
+            "-D".to_owned(),
+            data.display().to_string(),
+            "-c".to_owned(),
+            format!("config_file={}", conf.join("postgresql.conf").display()),
+            "postgres".to_owned(),
+        ];
+        let ran = self.run("postgres", &arguments, REWIND).await;
+        self.mark_standby(&data)?;
+        let ran = ran?;
+        let stands = self.control().await?;
+        if ran.success && stands.timeline == timeline && stands.is_clean() {
+            return Ok(());
+        }
+        // It is not certain to be needed: the rewind itself is verified.
+        let said = ran.err.trim().replace('\n', " | ");
+        tracing::warn!(on = %stands.timeline, %said, "no checkpoint on the newest timeline; the rewind may not succeed");
+        Ok(())
     }
 
     async fn run_rewind(&self, source: &NodeId) -> Result<String, EngineError> {

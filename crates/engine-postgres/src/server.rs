@@ -9,7 +9,7 @@ use crate::probe::Watch;
 use crate::sql::{Session, SqlError};
 use mainstay_model::NodeId;
 use mainstay_ports::engine::{EngineError, EngineSettings};
-use mainstay_ports::process::{ProcessError, ServerProcess, StartCommand, StopMode};
+use mainstay_ports::process::{Fenced, ProcessError, ServerProcess, StartCommand, StopMode};
 use rustix::process::Signal;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -59,6 +59,8 @@ pub struct Postgres {
     pub(crate) watch: Watch,
     /// Held while copies that were moved aside are removed or replaced.
     pub(crate) aside: Arc<tokio::sync::Mutex<()>>,
+    /// The last clone ran out of room.
+    pub(crate) ran_out: crate::clone::RanOut,
     /// The server process at which a commit was seen waiting for replicas; 0: none.
     proven: AtomicU32,
 }
@@ -114,6 +116,7 @@ impl Postgres {
             written: Arc::default(),
             watch,
             aside: Arc::default(),
+            ran_out: crate::clone::RanOut::default(),
             proven: AtomicU32::new(0),
         })
     }
@@ -385,15 +388,7 @@ impl Postgres {
 
     /// What the server has printed since its log had this length; the last part of it, if it is much.
     pub(crate) fn log_since(&self, length: u64) -> String {
-        use std::io::{Read, Seek, SeekFrom};
-        const MOST: u64 = 64 * 1024;
-        let mut text = Vec::new();
-        if let Ok(mut file) = std::fs::File::open(self.options.layout.server_log()) {
-            let end = file.metadata().map_or(0, |is| is.len());
-            let _ = file.seek(SeekFrom::Start(length.max(end.saturating_sub(MOST)).min(end)));
-            let _ = file.take(MOST).read_to_end(&mut text);
-        }
-        String::from_utf8_lossy(&text).into_owned()
+        text_since(&self.options.layout.server_log(), length).0
     }
 
     /// The last lines of the server's log, for people.
@@ -424,6 +419,11 @@ impl Postgres {
         }
     }
 
+    /// Kills the server; returns when nothing of it is left.
+    pub(crate) async fn fence(&self, reason: String) -> Result<(), EngineError> {
+        self.process.fence(reason).await.and_then(Fenced::gone).map_err(process_failed)
+    }
+
     /// Takes hold of the postmaster.
     pub(crate) async fn postmaster(&self) -> Result<crate::proc::Held, EngineError> {
         let pid = self.server_pid().await?.ok_or_else(|| not_yet("no server runs"))?;
@@ -448,6 +448,18 @@ impl Postgres {
             .cloned()
             .ok_or_else(|| failed(format!("no address is known of node {node}; see [[node]] in mainstay.toml")))
     }
+}
+
+/// What a file holds beyond this length, the last part of it if it is much; and its length now.
+pub(crate) fn text_since(path: &Path, length: u64) -> (String, u64) {
+    use std::io::{Read, Seek, SeekFrom};
+    const MOST: u64 = 64 * 1024;
+    let mut text = Vec::new();
+    let Ok(mut file) = std::fs::File::open(path) else { return (String::new(), 0) };
+    let end = file.metadata().map_or(0, |is| is.len());
+    let _ = file.seek(SeekFrom::Start(length.max(end.saturating_sub(MOST)).min(end)));
+    let _ = file.take(MOST).read_to_end(&mut text);
+    (String::from_utf8_lossy(&text).into_owned(), end)
 }
 
 fn socket_dir(options: &PostgresOptions) -> PathBuf {

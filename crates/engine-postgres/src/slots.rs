@@ -1,9 +1,11 @@
 //! Replication slots: one for each other data node, on every node, so that a new primary has them already. They mark how much of the
 //! log to keep, and each standby streams through its own: a slot admits one connection at a time, so no copy counts twice for a
-//! commit. A missing slot would stall a standby, so every server gets them all when it starts and when it is promoted, without
-//! keeping any log for them yet; the maintenance lets them keep log and advances them to what the member says it has flushed.
+//! commit. A missing slot would stall a standby, so every server gets them all when it starts. A standby's keep no log until the
+//! maintenance lets them and advances them to what the member says it has flushed; a primary's keep log from the moment of its
+//! promotion, before a checkpoint removes what a replica needs to follow, and a clone's from before the clone.
 
 use crate::server::{Postgres, STATEMENT};
+use crate::source::ASK;
 use crate::sql::{Session, literal};
 use mainstay_model::{Lsn, NodeId};
 use mainstay_ports::engine::EngineError;
@@ -62,6 +64,42 @@ impl Postgres {
         if let Err(error) = session.value(&sql, STATEMENT).await {
             tracing::warn!(%error, "not all replication slots are there; replicas of this server wait for the next maintenance");
         }
+    }
+
+    /// Slots that keep log, for all other data nodes, on a primary: from its last checkpoint on, unless they keep more already. The next
+    /// checkpoint would remove what those need that have not come yet. What they keep for one that never comes is bounded.
+    pub(crate) async fn reserve_log(&self, session: &Session) {
+        let names: Vec<String> = self.others().iter().map(|name| literal(name)).collect();
+        if names.is_empty() {
+            return;
+        }
+        let all = format!("array[{}]::text[]", names.join(","));
+        // Only a new slot can be told to keep log. One that somebody streams through keeps log with its next report.
+        let drop = format!(
+            "select count(*) from (select pg_drop_replication_slot(slot_name) from pg_replication_slots \
+             where slot_name = any({all}) and restart_lsn is null and not active) dropped"
+        );
+        let create = format!(
+            "select count(pg_create_physical_replication_slot(name, true)) from unnest({all}) name \
+             where not exists (select from pg_replication_slots where slot_name = name)"
+        );
+        for sql in [drop, create] {
+            if let Err(error) = session.value(&sql, STATEMENT).await {
+                tracing::warn!(%error, "not all replication slots keep log yet; the next maintenance sees to that");
+            }
+        }
+    }
+
+    /// The slot of this node over there keeps log from now on, so that what a clone needs after its end is not removed meanwhile.
+    pub(crate) async fn reserve_log_at(&self, source: &NodeId) -> Result<(), EngineError> {
+        let name = literal(&slot_name(&self.options.node));
+        // While the connection of before has not ended over there, its slot keeps log anyway.
+        let sql = format!(
+            "select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = {name} and not active; \
+             select pg_create_physical_replication_slot({name}, true) \
+             where not exists (select from pg_replication_slots where slot_name = {name})"
+        );
+        self.ask_source(source, "dbname=postgres", &sql, ASK).await.map(drop)
     }
 
     /// Names of the slots that should be there: one for each other data node, as the specification in force lists them.

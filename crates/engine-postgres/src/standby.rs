@@ -49,7 +49,7 @@ impl Postgres {
     /// A primary where a standby was ordered has no right to be one.
     pub(crate) async fn not_a_standby(&self) -> Result<(), EngineError> {
         let reason = "it was to be a standby and is a primary";
-        self.process.fence(reason.into()).await.map_err(crate::server::process_failed)?;
+        self.fence(reason.into()).await?;
         Err(failed("the server was a primary although it was to be a standby; it was killed"))
     }
 
@@ -96,7 +96,7 @@ impl Postgres {
         if session.in_recovery(STATEMENT).await? {
             return Err(failed("the server came up as a standby although it was to be primary"));
         }
-        self.provide_slots(&session).await;
+        self.reserve_log(&session).await;
         self.prove_waiting(&session).await?;
         self.recovery_end(&session).await
     }

@@ -1,7 +1,7 @@
 //! Stopping in order for a switchover: bounded at each step, so that the caller can undo or fence.
 
 use crate::config::parse_copy_name;
-use crate::server::{Postgres, STATEMENT, failed, not_yet, process_failed};
+use crate::server::{Postgres, STATEMENT, failed, not_yet};
 use mainstay_model::{LogEnd, NodeId};
 use mainstay_ports::engine::EngineError;
 use std::collections::BTreeSet;
@@ -29,7 +29,7 @@ impl Postgres {
             Ok(()) => Ok(()),
             Err(error) => {
                 tracing::warn!(%error, "the standby does not stop in order; killing it");
-                self.process.fence("a standby did not stop in order".into()).await.map_err(process_failed)
+                self.fence("a standby did not stop in order".into()).await
             }
         }
     }

@@ -5,7 +5,7 @@ use crate::socket::{make_private, short};
 use async_trait::async_trait;
 use mainstay_model::layout::NodeLayout;
 use mainstay_model::{Moment, Span, Term};
-use mainstay_ports::process::{GuardStatus, ProcessError, ServerProcess, StartCommand, StopMode};
+use mainstay_ports::process::{Fenced, GuardStatus, ProcessError, ServerProcess, StartCommand, StopMode};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -187,8 +187,11 @@ impl ServerProcess for GuardClient {
         done(self.ask(Ask::Reload, Some(SOON)).await?)
     }
 
-    async fn fence(&self, reason: String) -> Result<(), ProcessError> {
-        done(self.ask(Ask::Fence { reason }, Some(FENCE)).await?)
+    async fn fence(&self, reason: String) -> Result<Fenced, ProcessError> {
+        match self.ask(Ask::Fence { reason }, Some(FENCE)).await? {
+            Answer::Doomed(processes) => Ok(Fenced::Doomed { processes }),
+            other => done(other).map(|()| Fenced::Gone),
+        }
     }
 
     async fn status(&self) -> Result<GuardStatus, ProcessError> {

@@ -33,7 +33,7 @@ pub enum Ask {
     },
     /// Ask the server to read its configuration again.
     Reload,
-    /// Kill every process of the server; answered when none is left.
+    /// Kill every process of the server; answered when none is left, or when all that are left are doomed.
     Fence {
         /// For the log.
         reason: String,
@@ -66,6 +66,8 @@ pub enum Answer {
     Started(u32),
     /// Done.
     Done,
+    /// Killed, but these processes are stuck in the kernel with SIGKILL pending.
+    Doomed(Vec<u32>),
     /// What the guard knows.
     Status(GuardStatus),
     /// Not done, and why.

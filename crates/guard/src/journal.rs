@@ -85,7 +85,12 @@ pub(crate) fn open_log(path: &Path, owner: Option<(u32, u32)>) -> std::io::Resul
     use std::os::unix::fs::MetadataExt as _;
     let flags =
         OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let file = File::from(rustix::fs::open(path, flags, Mode::from_raw_mode(0o600))?);
+    // Making a file waits for a volume that is frozen; opening one that is there does not.
+    let opened = match rustix::fs::open(path, flags.difference(OFlags::CREATE), Mode::empty()) {
+        Err(rustix::io::Errno::NOENT) => rustix::fs::open(path, flags, Mode::from_raw_mode(0o600)),
+        opened => opened,
+    };
+    let file = File::from(opened?);
     let facts = file.metadata()?;
     if !facts.is_file() || facts.nlink() > 1 {
         let text = format!("{} is not a plain file with one name; remove it", path.display());

@@ -12,6 +12,7 @@ use mainstay_model::{Moment, Span, Term};
 use mainstay_ports::clock::boot_now;
 use mainstay_ports::process::{GuardStatus, ProcessError, StartCommand, StopMode};
 use rustix::process::{Signal, WaitOptions, WaitStatus, pidfd_send_signal};
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd as _, BorrowedFd};
 
 /// Who asked: a connection and the number of its question.
@@ -19,6 +20,8 @@ pub(crate) type Ticket = (u64, u64);
 
 /// `exited` waits this long for the left-overs of a server whose main process ended; a process stuck in the kernel must not hide that end.
 const LEFTOVERS: Span = Span(50);
+/// The same processes must be found stuck, and no others, for this long, before a `fence` is answered with them.
+const DOOMED: Span = Span(300);
 /// After this long a `fence` is answered with the processes that do not die; the killing goes on.
 const UNKILLABLE: Span = Span(10_000);
 /// How long a fast stop may take when the guard is told to end by a signal.
@@ -33,7 +36,30 @@ struct Fence {
     killed: usize,
     rounds: u64,
     due: Moment,
+    /// All that are left, each stuck in the kernel with SIGKILL pending, and since when no other was found beside them.
+    stuck: Option<(BTreeSet<u32>, Moment)>,
+    /// That has been said.
+    doomed: bool,
     waiting: Vec<(Ticket, Moment)>,
+}
+
+impl Fence {
+    /// All that are left, if none of them will ever run again. Every one was killed before this look; one that was started by another in
+    /// between shows in this look or the next, and begins the wait anew.
+    fn look_for_doomed(&mut self, home: &processes::Home, now: Moment) -> Option<Vec<u32>> {
+        let left: BTreeSet<u32> = processes::descendants().into_iter().chain(processes::at_home(home)).collect();
+        if left.is_empty() || !left.iter().all(|pid| processes::is_doomed(*pid)) {
+            self.stuck = None;
+            return None;
+        }
+        let since = match &self.stuck {
+            Some((before, since)) if left.is_subset(before) => *since,
+            _ => now,
+        };
+        let processes = left.iter().copied().collect();
+        self.stuck = Some((left, since));
+        (now.since(since) >= DOOMED).then_some(processes)
+    }
 }
 
 /// The guard is to end: until then the server may stop by itself.
@@ -289,7 +315,17 @@ impl Keeper {
                 fence.counts |= counts;
             }
             none => {
-                *none = Some(Fence { why, counts, began: now, killed: 0, rounds: 0, due: now, waiting: Vec::new() })
+                *none = Some(Fence {
+                    why,
+                    counts,
+                    began: now,
+                    killed: 0,
+                    rounds: 0,
+                    due: now,
+                    stuck: None,
+                    doomed: false,
+                    waiting: Vec::new(),
+                });
             }
         }
     }
@@ -366,18 +402,30 @@ impl Keeper {
         let mut sent = processes::kill_descendants();
         let children = self.reap();
         let (Some(server), Some(fence)) = (&mut self.server, &mut self.fence) else { return };
-        if !children {
-            let found = processes::kill_at_home(&server.home);
-            fence.killed += sent + found;
-            sent = 0;
-            if found == 0 {
-                return self.gone();
-            }
+        // The others that work there come last, but do not wait for children that can not end.
+        if !children || boot_now().since(fence.began) >= LEFTOVERS {
+            sent += processes::kill_at_home(&server.home);
+        }
+        fence.killed += sent;
+        if !children && sent == 0 {
+            return self.gone();
         }
         let now = boot_now();
         fence.rounds += 1;
-        fence.killed += sent;
-        fence.due = now + Span(fence.rounds.min(20));
+        fence.due = now + Span(if fence.doomed { 100 } else { fence.rounds.min(20) });
+        if let Some(processes) = fence.look_for_doomed(&server.home, now) {
+            let text = format!(
+                "processes {processes:?} are stuck in the kernel with SIGKILL pending: they will never run again, and end when the disk \
+                 that they wait for answers"
+            );
+            let news = !std::mem::replace(&mut fence.doomed, true);
+            let waiting = std::mem::take(&mut fence.waiting).into_iter();
+            self.answers.extend(waiting.map(|(ticket, _)| (ticket, Answer::Doomed(processes.clone()))));
+            if news {
+                self.say(&text);
+            }
+            return;
+        }
         let (stuck, waiting): (Vec<_>, Vec<_>) =
             fence.waiting.drain(..).partition(|(_, asked)| now.since(*asked) >= UNKILLABLE);
         fence.waiting = waiting;

@@ -61,6 +61,22 @@ pub(crate) fn is_zombie(pid: u32) -> bool {
     stat(pid).is_some_and(|stat| stat.state == 'Z')
 }
 
+/// Will it never run its own code again? It is stuck in the kernel, and SIGKILL is pending: the kernel delivers that before it lets the
+/// process return to its program, whenever that may be. A fork that is under way fails for the same reason.
+pub(crate) fn is_doomed(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|text| says_doomed(&text))
+}
+
+fn says_doomed(status: &str) -> bool {
+    const KILL: u64 = 1 << (9 - 1);
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let pending = |name: &str| {
+        field(name).and_then(|mask| u64::from_str_radix(mask, 16).ok()).is_some_and(|mask| mask & KILL != 0)
+    };
+    // The process's own mask stays set until it is gone, also once its end has begun; a thread's is cleared then.
+    field("State:").is_some_and(|state| state.starts_with('D')) && (pending("ShdPnd:") || pending("SigPnd:"))
+}
+
 /// Every process id there is now.
 fn all() -> Vec<u32> {
     let Ok(list) = std::fs::read_dir("/proc") else { return Vec::new() };
@@ -212,6 +228,28 @@ mod tests {
         assert_eq!(kill_at_home(&home), 1);
         inside.0.wait().unwrap();
         assert_eq!(kill_at_home(&home), 0);
+    }
+
+    #[test]
+    fn only_who_is_stuck_with_a_kill_pending_is_doomed() {
+        let status = |state: &str, thread: &str, shared: &str| {
+            format!(
+                "Name:\tpostgres\nState:\t{state}\nSigQ:\t1/9\nSigPnd:\t{thread}\nShdPnd:\t{shared}\nSigBlk:\t0000000000000100\n"
+            )
+        };
+        let (none, kill, term) = ("0000000000000000", "0000000000000100", "0000000000004000");
+        assert!(says_doomed(&status("D (disk sleep)", none, kill)));
+        assert!(says_doomed(&status("D (disk sleep)", kill, none)));
+        for (state, thread, shared) in [
+            ("D (disk sleep)", none, none),
+            ("D (disk sleep)", term, term),
+            ("R (running)", kill, kill),
+            ("S (sleeping)", none, kill),
+            ("T (stopped)", none, none),
+        ] {
+            assert!(!says_doomed(&status(state, thread, shared)), "{state} {thread} {shared}");
+        }
+        assert!(!is_doomed(std::process::id()) && !says_doomed(""));
     }
 
     #[test]

@@ -180,7 +180,8 @@ async fn an_agent_can_fence_beside_a_stopped_guard() {
     let node = Node::new().await;
     node.start_family(Some((Term(1), ahead(60_000)))).await;
     stop(node.guard.id()).await;
-    assert_eq!(reap_data_dir(&node.layout.data()).unwrap(), 6);
+    // Signals are counted: one that takes a moment to die gets a second one.
+    assert!(reap_data_dir(&node.layout.data()).unwrap() >= 6);
     assert!(node.at_home().is_empty());
     signal(node.guard.id(), Signal::CONT);
     node.client.exited().await.unwrap();

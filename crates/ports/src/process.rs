@@ -5,7 +5,9 @@
 //!    a deadline ahead if `primary` is set.
 //! 2. Once `extend` was called for a term (or `start` with `primary`), the server may serve as primary until the deadline;
 //!    when it passes the guard fences at once, by itself. Deadlines only move forward within a term; terms only rise.
-//! 3. `fence` returns when no process of the server is left (SIGKILL to the postmaster, then to every descendant).
+//! 3. `fence` returns when no process of the server is left (SIGKILL to the postmaster, then to every descendant), or when all that are
+//!    left are doomed: stuck in the kernel with SIGKILL pending. The guard goes on waiting for the end of those, and `start` refuses until
+//!    then.
 //! 4. `exited` completes when the server's process ends, within milliseconds (pidfd).
 //! 5. After the server is gone the deadline is forgotten: the next server starts as a standby without deadline.
 
@@ -57,6 +59,35 @@ pub enum StopMode {
     Immediate,
 }
 
+/// How a fence ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fenced {
+    /// No process of the server is left.
+    Gone,
+    /// Every process that is left is stuck in the kernel (on a disk that does not answer, say) with SIGKILL pending: none of them will ever
+    /// run the server's code again, but what they had begun may still reach the data directory.
+    Doomed {
+        /// Their ids.
+        processes: Vec<u32>,
+    },
+}
+
+impl Fenced {
+    /// For who needs the data directory to itself.
+    ///
+    /// # Errors
+    /// When processes are left.
+    pub fn gone(self) -> Result<(), ProcessError> {
+        match self {
+            Self::Gone => Ok(()),
+            Self::Doomed { processes } => Err(ProcessError::Os(format!(
+                "processes {processes:?} of the server are stuck in the kernel with SIGKILL pending; they end when the disk that they wait \
+                 for answers: look at the data volume, or restart the host"
+            ))),
+        }
+    }
+}
+
 /// Why the guard did not do something.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum ProcessError {
@@ -94,11 +125,12 @@ pub trait ServerProcess: Send + Sync {
     /// # Errors
     /// When the guard is gone or no server runs.
     async fn reload(&self) -> Result<(), ProcessError>;
-    /// Kills the server and every descendant; returns when none is left.
+    /// Kills the server and every descendant; returns when none is left, or, after about half a second, when those that are left will
+    /// never run again.
     ///
     /// # Errors
     /// When the guard is gone (then the agent reaps by itself) or a process can not be killed.
-    async fn fence(&self, reason: String) -> Result<(), ProcessError>;
+    async fn fence(&self, reason: String) -> Result<Fenced, ProcessError>;
     /// What the guard knows now.
     ///
     /// # Errors

@@ -22,6 +22,10 @@ fn run(program: &str, arguments: &[&str]) {
 
 impl Volume {
     fn new(mib: u64) -> Volume {
+        Self::with_reserve(mib, 0)
+    }
+    /// Some of it for root alone, in percent.
+    fn with_reserve(mib: u64, percent: u8) -> Volume {
         let dir = tempfile::Builder::new().prefix("mpgvol").tempdir_in(crate::support::place()).unwrap();
         std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         let (image, mounted) = (dir.path().join("image"), dir.path().join("volume"));
@@ -29,7 +33,7 @@ impl Volume {
         std::fs::create_dir(&mounted).unwrap();
         let volume = Volume { mounted: mounted.clone(), dir };
         let text = |path: &Path| path.display().to_string();
-        run("mkfs.ext4", &["-q", "-m", "0", "-O", "^has_journal", &text(&image)]);
+        run("mkfs.ext4", &["-q", "-m", &percent.to_string(), "-O", "^has_journal", &text(&image)]);
         run("mount", &["-o", "loop", &text(&image), &text(&mounted)]);
         volume
     }
@@ -161,6 +165,35 @@ async fn a_server_on_a_full_disk_ends_and_comes_back_when_there_is_room() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_is_full_for_the_server_but_not_for_root_is_seen() {
+    let volume = Volume::with_reserve(400, 10);
+    let cluster = on(&volume, 1).await;
+    let node = &cluster.nodes[0];
+    node.write(100).await;
+    let probed = node.options.layout.data().join("pg_stat_tmp/mainstay.probe");
+    until("the disk was probed", || async { node.pg.probe().await.silent == 0 && probed.exists() }).await;
+    volume.fill(0);
+    let began = Instant::now();
+    let client = node.admin().await;
+    let error =
+        client.batch_execute("create table big as select repeat('x', 500) from generate_series(1, 20000)").await;
+    let error = error.unwrap_err().as_db_error().unwrap().message().to_owned();
+    assert!(error.contains("No space left on device"), "the disk is not full: {error}");
+    std::fs::write(volume.mounted.join("of root"), vec![0; 4 << 20])
+        .expect("the reserve is used up: nothing was tested");
+    until("it is seen", || async {
+        let seen = node.pg.probe().await;
+        seen.silent > 500 && seen.symptom.is_some_and(|text| text.contains("volume is full"))
+    })
+    .await;
+    println!("seen after {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(4));
+    volume.release();
+    until("it is no longer so", || async { node.pg.probe().await.silent == 0 }).await;
+    node.write(100).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_clone_that_does_not_fit_changes_nothing_and_says_what_it_needs() {
     let volume = Volume::new(700);
     let home = volume.mounted.join("other");
@@ -189,6 +222,45 @@ async fn a_clone_that_does_not_fit_changes_nothing_and_says_what_it_needs() {
     second.until_receiving().await;
     second.pg.maintain_slots(&[]).await.unwrap();
     assert!(!old.exists() && volume.free() > 120 << 20);
+    second.until_replayed(first).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clone_that_ran_out_of_room_costs_its_source_nothing_until_there_is_more() {
+    let volume = Volume::new(700);
+    let home = volume.mounted.join("other");
+    let cluster = Cluster::placed("", 2, &|node| (node.as_str() == "n2").then(|| home.clone()), |_| {});
+    let cluster = Cluster::run(cluster).await;
+    let (first, second) = (&cluster.nodes[0], &cluster.nodes[1]);
+    second.kill().await;
+    let more = volume.mounted.join("more");
+    let file = std::fs::File::create(&more).unwrap();
+    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, 200 << 20).unwrap();
+    // Somebody else takes the room while the clone is under way.
+    let half_made = second.options.layout.dir().join("data.new/base");
+    let fill = async {
+        until("the clone is under way", || async { half_made.exists() }).await;
+        let ballast = std::fs::File::create(volume.mounted.join("ballast")).unwrap();
+        let grow = |to: u64| rustix::fs::fallocate(&ballast, rustix::fs::FallocateFlags::empty(), 0, to << 20);
+        let mut size = 0;
+        while half_made.exists() {
+            size = if grow(size + 8).is_ok() { size + 8 } else { size };
+            tokio::task::yield_now().await;
+        }
+    };
+    let (failed, ()) = tokio::join!((*second.pg).clone_from(&first.id, second.copy()), fill);
+    let failed = failed.unwrap_err();
+    assert!(matches!(&failed, EngineError::NotYet(text) if text.contains("No space left on device")), "{failed}");
+    volume.release();
+    let before = first.flushed().await;
+    for _ in 0..3 {
+        let error = (*second.pg).clone_from(&first.id, second.copy()).await.unwrap_err();
+        assert!(matches!(&error, EngineError::NotYet(text) if text.contains("MiB are free")), "{error}");
+    }
+    assert_eq!(before.0 >> 24, first.flushed().await.0 >> 24, "the source began a new file of its log");
+    drop(file);
+    std::fs::remove_file(more).unwrap();
+    second.clone_from(first).await;
     second.until_replayed(first).await;
 }
 

@@ -115,7 +115,8 @@ async fn a_clone_over_diverged_data_keeps_what_they_held_and_killed_anywhere_cos
     for step in 1..=60_u64 {
         let copy = CopyId::new(0xabc0 + step).unwrap();
         let call = (*first.pg).clone_from(&second.id, copy);
-        match cut_short(first, Duration::from_millis(step * 30), call).await {
+        // Far apart in the end, so that one gets through on a busy machine too.
+        match cut_short(first, Duration::from_millis(step * 30 + step.saturating_sub(30) * 150), call).await {
             Some(done) => {
                 reported = done.unwrap();
                 *first.copy.lock().unwrap() = copy;

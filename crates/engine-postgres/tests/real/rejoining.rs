@@ -44,6 +44,47 @@ async fn a_diverged_log_is_kept_reported_and_rewound() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn both_primaries_of_two_quick_take_overs_are_rewound() {
+    let cluster = Cluster::running(3).await;
+    let [first, second, third] = &cluster.nodes[..] else { panic!() };
+    first.write(100).await;
+    second.until_replayed(first).await;
+    third.until_replayed(first).await;
+    let (end, _) = second.recruit().await;
+    third.pg.recruit().await.unwrap();
+    let lost = |node| async move {
+        value(
+            &crate::support::Node::admin(node).await,
+            "insert into ledger (note) select 'lost' from generate_series(1, 9)",
+        )
+        .await
+    };
+    lost(first).await;
+    first.kill().await;
+    let began = std::time::Instant::now();
+    second.promote(&setting(0, &[]), &end, 2).await;
+    third.pg.follow(third.copy(), &second.id).await.unwrap();
+    third.until_replayed(second).await;
+    let (end, _) = third.recruit().await;
+    lost(second).await;
+    // Before its first checkpoint: the control file still speaks of the timeline of before.
+    second.kill().await;
+    third.promote(&setting(0, &[]), &end, 3).await;
+    third.pg.open().await.unwrap();
+    assert!(began.elapsed() < std::time::Duration::from_secs(15), "{:?}", began.elapsed());
+    for (node, on) in [(second, 2), (first, 1)] {
+        let began = std::time::Instant::now();
+        let lost = node.pg.rewind(&third.id).await.unwrap().unwrap();
+        println!("{} rewound in {:?}: {}", node.id, began.elapsed(), lost.report);
+        assert!(lost.commits == Some(1) && lost.report.contains("insert 9"), "{}", lost.report);
+        assert_eq!((lost.from.timeline, lost.to.timeline), (Timeline(on), Timeline(on)));
+        node.pg.start_standby(node.copy(), Some(&third.id)).await.unwrap();
+        node.until_replayed(third).await;
+        assert_eq!(node.sql("select count(*) from ledger where note = 'lost'").await, "0");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_is_a_prefix_is_left_as_it_is() {
     let cluster = Cluster::running(2).await;
     let (first, second) = (&cluster.nodes[0], &cluster.nodes[1]);

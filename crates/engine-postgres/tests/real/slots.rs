@@ -181,6 +181,74 @@ async fn a_slot_that_was_given_up_is_made_anew() {
     until("it keeps the log", || async { slot(first, second, "wal_status").await == "reserved" }).await;
 }
 
+async fn lose_log(node: &Node) {
+    for _ in 0..4 {
+        node.write(10).await;
+        node.sql("select pg_switch_wal()").await;
+    }
+    node.sql("checkpoint").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_primary_keeps_the_log_for_those_that_have_not_come_yet() {
+    let cluster = Cluster::running(3).await;
+    let [first, second, third] = &cluster.nodes[..] else { panic!() };
+    for node in [second, third] {
+        node.sql("alter system set wal_keep_size = 0").await;
+        node.sql("select pg_reload_conf()").await;
+    }
+    first.write(10).await;
+    second.until_replayed(first).await;
+    third.until_replayed(first).await;
+    let (end, _) = second.recruit().await;
+    third.pg.recruit().await.unwrap();
+    first.process.kill_all();
+    assert_eq!(slot(second, third, "restart_lsn is not null").await, "f", "it was kept before: nothing was tested");
+    second.promote(&setting(0, &[]), &end, 2).await;
+    assert_eq!(slot(second, third, "restart_lsn is not null and not active").await, "t");
+    lose_log(second).await;
+    third.pg.follow(third.copy(), &second.id).await.unwrap();
+    let flushed = second.flushed().await;
+    until("streamed", || async { third.pg.probe().await.replay >= Some(flushed) }).await;
+    // A clone too finds what it needs, however long it takes until its server starts.
+    until("gone", || is(first, ServerState::Down)).await;
+    (*first.pg).clone_from(&second.id, first.copy()).await.unwrap();
+    assert_eq!(slot(second, first, "restart_lsn is not null and not active").await, "t");
+    lose_log(second).await;
+    first.pg.start_standby(first.copy(), Some(&second.id)).await.unwrap();
+    first.until_replayed(second).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn log_that_the_upstream_has_removed_is_told_until_the_copy_is_made_anew() {
+    let cluster = Cluster::running(2).await;
+    let (first, second) = (&cluster.nodes[0], &cluster.nodes[1]);
+    until("it keeps the log", || async { slot(first, second, "wal_status").await == "reserved" }).await;
+    second.kill().await;
+    until("the slot is free", || async { slot(first, second, "active").await == "f" }).await;
+    first.sql("alter system set max_slot_wal_keep_size = '1MB'").await;
+    first.sql("alter system set wal_keep_size = 0").await;
+    first.sql("select pg_reload_conf()").await;
+    lose_log(first).await;
+    first.pg.maintain_slots(&[(second.id.clone(), None)]).await.unwrap();
+    second.pg.start_standby(second.copy(), Some(&first.id)).await.unwrap();
+    assert!(!second.pg.probe().await.log_gone);
+    let began = Instant::now();
+    until("it is told", || async { second.pg.probe().await.log_gone }).await;
+    println!("told after {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(8));
+    for _ in 0..40 {
+        let seen = second.pg.probe().await;
+        assert!(seen.log_gone && !seen.receiving && seen.silent == 0, "{seen:?}");
+        assert!(seen.symptom.is_some_and(|text| text.contains("cloned anew")));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    second.kill().await;
+    second.clone_from(first).await;
+    second.until_replayed(first).await;
+    assert!(!second.pg.probe().await.log_gone);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slot_left_from_a_time_as_primary_moves_on() {
     let cluster = Cluster::running(2).await;

@@ -5,7 +5,7 @@ use mainstay_engine_postgres::{Postgres, PostgresOptions, find_bin_dir};
 use mainstay_model::layout::NodeLayout;
 use mainstay_model::{ClusterName, CopyId, LogEnd, Moment, NodeId, ServerState, SyncSetting, Term, Timeline};
 use mainstay_ports::engine::{Engine, EngineSettings};
-use mainstay_ports::process::{GuardStatus, ProcessError, ServerProcess, StartCommand, StopMode};
+use mainstay_ports::process::{Fenced, GuardStatus, ProcessError, ServerProcess, StartCommand, StopMode};
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeMap;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -99,9 +99,9 @@ impl ServerProcess for LocalProcess {
         kill(pid, Signal::HUP);
         Ok(())
     }
-    async fn fence(&self, _: String) -> Result<(), ProcessError> {
+    async fn fence(&self, _: String) -> Result<Fenced, ProcessError> {
         self.kill_all();
-        self.exited().await
+        self.exited().await.map(|()| Fenced::Gone)
     }
     async fn status(&self) -> Result<GuardStatus, ProcessError> {
         Ok(GuardStatus { server_pid: self.pid(), ..GuardStatus::default() })
