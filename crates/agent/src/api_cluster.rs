@@ -181,9 +181,9 @@ impl Api {
     }
 
     fn tell(&self, term: Term, kind: &str, text: String) {
-        let (node, kind) = (self.me.clone(), kind.to_owned());
+        let (node, kind, wall_ms) = (self.me.clone(), kind.to_owned(), wall_now_ms());
         // Lost only when hundreds wait; the audit has it too.
-        let _ = self.events.try_send(Event { node, wall_ms: 0, term, kind, text, change: None, lost: None });
+        let _ = self.events.try_send(Event { node, wall_ms, term, kind, text, change: None, lost: None });
     }
 
     /// The generation in the store, and where it stands.

@@ -37,7 +37,9 @@ pub async fn keep(store: Arc<dyn Store>, mut events: mpsc::Receiver<Event>) {
         tokio::select! {
             event = events.recv() => {
                 let Some(mut event) = event else { return };
-                event.wall_ms = wall_now_ms();
+                if event.wall_ms == 0 {
+                    event.wall_ms = wall_now_ms();
+                }
                 info!(kind = %event.kind, term = event.term.0, text = %event.text, "event");
                 waiting.push(event);
                 if waiting.len() > WAITING_MAX {

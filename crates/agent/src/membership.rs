@@ -7,6 +7,7 @@ use crate::record::RECORD_KEY;
 use mainstay_model::api::StoreStanding;
 use mainstay_model::stored_spec::{SPEC_KEY, StoredSpec};
 use mainstay_model::{Event, NodeId, Record, Term};
+use mainstay_ports::clock::wall_now_ms;
 use mainstay_ports::peer::Peers;
 use mainstay_ports::store::Store;
 use mainstay_store::RaftStore;
@@ -152,8 +153,9 @@ impl Members {
             Ok(()) => {
                 info!(?step, "the store's members have changed");
                 let (node, kind) = (self.me.clone(), kind.to_owned());
+                let wall_ms = wall_now_ms();
                 // Lost only when hundreds wait; it stands in the log too.
-                let _ = self.events.try_send(Event { node, wall_ms: 0, term, kind, text, change: None, lost: None });
+                let _ = self.events.try_send(Event { node, wall_ms, term, kind, text, change: None, lost: None });
             }
             Err(problem) => warn!(?step, %problem, "the store's members have not changed; trying again"),
         }

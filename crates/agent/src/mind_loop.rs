@@ -188,7 +188,9 @@ impl Loop {
             Output::Deadline(term, until) => self.parts.hands.deadlines.extend(term, until),
             Output::Order(id, term, order) => self.executor.begin(id, term, order),
             Output::Route(term, state, until) => self.parts.routes.say(term, state, until),
-            Output::Event(event) => {
+            Output::Event(mut event) => {
+                // When it happened, not when the store took it.
+                event.wall_ms = wall_now_ms();
                 if self.parts.events.try_send(event).is_err() {
                     warn!("too many events at once; one is not in the history");
                 }

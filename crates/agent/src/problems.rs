@@ -109,13 +109,13 @@ impl Look<'_> {
             Some(primary) if primary.blocked => {
                 let evidence =
                     format!("{} has too few replicas that confirm: commits wait (durability strict)", primary.node);
-                let hint =
-                    "bring a replica back; with the durability available (`mainstay set`) writes go on, less protected";
+                let hint = "bring a replica back; `mainstay set cluster.durability=available` lets writes go on, less protected";
                 list.add(("writes-blocked", "critical"), evidence, hint);
             }
             Some(primary) if primary.degraded => {
                 let evidence = format!("{} acknowledges commits with fewer replicas than wanted", primary.node);
-                let hint = "bring a replica back: until then the loss of the primary can lose commits";
+                let hint = "bring a replica back: those that do not confirm can not take over until they do; what was acknowledged is \
+                            lost only if the primary's disk is lost";
                 list.add(("degraded", "warning"), evidence, hint);
             }
             Some(_) => {}
@@ -125,7 +125,7 @@ impl Look<'_> {
             list.add(
                 ("async", "info"),
                 evidence,
-                "with the durability strict or available (`mainstay set`) commits wait for replicas",
+                "`mainstay set cluster.durability=strict` (or available) lets commits wait for replicas",
             );
         }
     }

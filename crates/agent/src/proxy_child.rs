@@ -4,6 +4,7 @@
 use crate::generations::Generations;
 use mainstay_model::NodeId;
 use mainstay_model::layout::NodeLayout;
+use mainstay_ports::priority::ordinarily;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use std::fs::OpenOptions;
@@ -135,7 +136,7 @@ impl ProxyChild {
         command.arg("--node").arg(self.node.as_str()).current_dir(self.layout.dir());
         // A group of its own: what is typed at a terminal, or sent to the agent's group, is not for it.
         command.process_group(0).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        Ok(Pid::from_child(&command.spawn()?))
+        Ok(Pid::from_child(&ordinarily(|| command.spawn())?))
     }
 
     /// Ends it in order, and by force when that takes too long.

@@ -220,7 +220,7 @@ impl Gate {
         let text = format!("{by} asked {} for {}{arguments}: {}", self.me, asked.verb, said(answer));
         let event = Event {
             node: self.me.clone(),
-            wall_ms: 0,
+            wall_ms: wall_now_ms(),
             term: Term(term.unwrap_or_default()),
             kind: "operator".to_owned(),
             text,

@@ -256,6 +256,8 @@ impl Ground {
         let raft = RaftOptions {
             // The longest that a member may be set to: heartbeats are a good part of what an idle node costs.
             heartbeat: Span(125),
+            // Six heartbeats: a leader must not step down because one round came late, and two elections fit into a lease.
+            election: Span(750),
             group,
             ..RaftOptions::new(me.clone(), voters, dir)
         };

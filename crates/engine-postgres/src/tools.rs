@@ -4,6 +4,7 @@
 use crate::server::{Postgres, failed};
 use mainstay_model::{Lsn, SystemId, Timeline};
 use mainstay_ports::engine::EngineError;
+use mainstay_ports::priority::ordinarily;
 use rustix::process::{Pid, Signal, kill_process_group};
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
@@ -60,8 +61,8 @@ impl Postgres {
         if let Some((uid, gid)) = self.options.user.filter(|user| *user != crate::files::me()) {
             command.uid(uid).gid(gid);
         }
-        let mut child =
-            command.spawn().map_err(|error| failed(format!("could not run {}: {error}", program.display())))?;
+        let mut child = ordinarily(|| command.spawn())
+            .map_err(|error| failed(format!("could not run {}: {error}", program.display())))?;
         let mut group = Group(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));
         let (Some(out), Some(err)) = (child.stdout.take(), child.stderr.take()) else {
             return Err(failed(format!("{} has no output", program.display())));

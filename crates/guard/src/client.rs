@@ -5,6 +5,7 @@ use crate::socket::{make_private, short};
 use async_trait::async_trait;
 use mainstay_model::layout::NodeLayout;
 use mainstay_model::{Moment, Span, Term};
+use mainstay_ports::priority::ordinarily;
 use mainstay_ports::process::{Fenced, GuardStatus, ProcessError, ServerProcess, StartCommand, StopMode};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -232,7 +233,8 @@ pub async fn ensure_guard(
         .stdout(output.try_clone().map_err(os)?)
         .stderr(output)
         .kill_on_drop(false);
-    let mut guard = command.spawn().map_err(os)?;
+    // It raises itself, and gives its server what it was started with.
+    let mut guard = ordinarily(|| command.spawn()).map_err(os)?;
     let answers = async {
         loop {
             match client.status().await {

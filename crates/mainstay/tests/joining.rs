@@ -146,6 +146,7 @@ fn an_authority_is_made_once_and_whole() {
     assert_eq!(std::fs::read(at("pki/ca.key")).unwrap(), key);
     hosts.refused("authority", &["pki", "serve"], 3, "no open token");
     hosts.refused("authority", &["pki", "issue", "db7"], 2, "has no node db7");
+    hosts.refused("authority", &["pki", "issue", "db7"], 2, "--host HOST");
     hosts.done("authority", &["pki", "issue", "db7", "--host", "10.0.0.7"]);
     hosts.refused("authority", &["pki", "issue", "--proxy", "a/b"], 2, "is not a name");
 }

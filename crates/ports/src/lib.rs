@@ -5,6 +5,7 @@
 pub mod clock;
 pub mod engine;
 pub mod peer;
+pub mod priority;
 pub mod process;
 pub mod route_board;
 pub mod store;

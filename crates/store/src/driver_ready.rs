@@ -51,7 +51,10 @@ impl Driver {
         if let Some(hard) = ready.hs() {
             mirror.hard = hard.clone();
         }
-        let messages = self.encode(ready.take_persisted_messages());
+        let (at_once, later) = ready.take_persisted_messages().into_iter().partition(promises_nothing);
+        let at_once = self.encode(at_once);
+        self.send(at_once);
+        let messages = self.encode(later);
         self.reads.indexes(ready.take_read_states());
         let committed = ready.take_committed_entries();
         if !snapshot.is_empty() {
@@ -208,6 +211,12 @@ impl Driver {
         self.submit_checkpoint(self.last_number, Vec::new());
         Ok(())
     }
+}
+
+/// A follower's answer to a heartbeat says that it hears this leader, and nothing about its disk. It must not wait there: a leader that
+/// hears nothing from a majority for one election time-out steps down, however well everybody hears it.
+fn promises_nothing(message: &Message) -> bool {
+    message.get_msg_type() == MessageType::MsgHeartbeatResponse
 }
 
 fn apply_command(visible: &mut Visible, entry: &Entry) -> Answer {

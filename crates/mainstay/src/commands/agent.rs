@@ -9,6 +9,7 @@ use mainstay_agent::{AgentOptions, Ended, NodeRemoved, Signal};
 use mainstay_model::NodeId;
 use mainstay_model::layout::NodeLayout;
 use mainstay_net::Credentials;
+use mainstay_ports::priority;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -49,7 +50,7 @@ pub(crate) fn run(options: &Agent) -> Outcome {
         program: program.clone(),
     };
     let mut ended = None;
-    let outcome = super::daemon(WORKERS, async {
+    let outcome = super::daemon(WORKERS, true, async {
         let signals = follow_signals(check)?;
         ended = Some(mainstay_agent::run(agent, signals).await.map_err(failure)?);
         Ok(())
@@ -77,7 +78,9 @@ fn failure(error: anyhow::Error) -> Failure {
 /// Becomes the program that now lies where this one lay, with the same arguments and process number. Returns only if that fails.
 fn replace(program: &Path) -> Failure {
     tracing::info!(program = %program.display(), "the program on disk takes over");
-    let error = Command::new(program).arg0("mainstay").args(std::env::args_os().skip(1)).exec();
+    // What follows takes what it finds for the ordinary priority.
+    let replaced = || Command::new(program).arg0("mainstay").args(std::env::args_os().skip(1)).exec();
+    let error = priority::ordinarily(replaced);
     Failure::failed(format!("{} can not be started: {error}", program.display()))
         .hint("put a working program there and start the agent again; its server runs on until its lease has run out")
 }

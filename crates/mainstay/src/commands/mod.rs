@@ -27,6 +27,7 @@ pub(crate) use why::check_node;
 
 use crate::cli::{Cli, Command};
 use crate::failure::{Failure, Outcome};
+use mainstay_ports::priority;
 use std::future::Future;
 
 /// Runs the command.
@@ -67,8 +68,8 @@ pub(crate) fn one_thread<T>(work: impl Future<Output = Outcome<T>>) -> Outcome<T
     runtime.map_err(|error| Failure::failed(format!("no runtime: {error}")))?.block_on(work)
 }
 
-/// Runs a daemon. With no workers: everything in this thread, which costs least while idle.
-pub(crate) fn daemon(workers: usize, work: impl Future<Output = Outcome>) -> Outcome {
+/// Runs a daemon. With no workers: everything in this thread, which costs least while idle. `raised`: above other programs, where allowed.
+pub(crate) fn daemon(workers: usize, raised: bool, work: impl Future<Output = Outcome>) -> Outcome {
     mainstay_net::install_provider();
     let mut builder = match workers {
         0 => tokio::runtime::Builder::new_current_thread(),
@@ -76,6 +77,12 @@ pub(crate) fn daemon(workers: usize, work: impl Future<Output = Outcome>) -> Out
     };
     if workers > 0 {
         builder.worker_threads(workers);
+    }
+    if raised {
+        if !priority::raise() {
+            tracing::info!("the priority can not be raised here: a busy host may cost the lease");
+        }
+        builder.on_thread_start(|| _ = priority::raise());
     }
     let runtime = builder.enable_all().build();
     let runtime = runtime.map_err(|error| Failure::failed(format!("no runtime: {error}")))?;

@@ -112,7 +112,10 @@ fn member(target: &Target, options: &Issue) -> Outcome<Member> {
         return Ok(Member::node(&target.spec, &node));
     }
     if let Some(name) = &whom.node {
-        super::why::check_node(target, Some(name))?;
+        super::why::check_node(target, Some(name)).map_err(|failure| {
+            let advice = failure.hint.clone().unwrap_or_default();
+            failure.hint(format!("{advice}; for a node that the file does not list yet say --host HOST too"))
+        })?;
         let node = target.spec.node(name);
         return node.map(|node| Member::node(&target.spec, node)).ok_or_else(|| Failure::usage("no such node"));
     }

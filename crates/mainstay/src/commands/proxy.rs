@@ -42,7 +42,7 @@ pub(crate) fn run(options: &Proxy) -> Outcome {
     super::start_log();
     let target = Target::read(&crate::target::absolute(&options.config)?)?;
     let workers = std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX);
-    let outcome = place(&target, options).and_then(|place| super::daemon(workers, serve(target.spec, place)));
+    let outcome = place(&target, options).and_then(|place| super::daemon(workers, false, serve(target.spec, place)));
     if let Err(failure) = &outcome {
         tracing::error!(error = %failure, "the proxy ends");
     }
