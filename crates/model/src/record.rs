@@ -103,9 +103,10 @@ pub const TIMELINES_SKIPPED: u32 = 16;
 
 impl Record {
     /// The record that a store rebuilt from `node` begins with: its copy is the only member, and it is to stand. `self` is the newest
-    /// record that it knows, `term` the first of the new incarnation. `lossy`: something acknowledged may be missing in its copy.
+    /// record that it knows, `term` the first of the new incarnation. Marked as lossy always: what members of the lost store acknowledged
+    /// among themselves, before or after, can not be known.
     #[must_use]
-    pub fn recovered(&self, node: &NodeId, copy: CopyId, term: Term, lossy: bool) -> Record {
+    pub fn recovered(&self, node: &NodeId, copy: CopyId, term: Term) -> Record {
         let timeline = Timeline(self.timeline.0 + TIMELINES_SKIPPED);
         Record {
             term,
@@ -115,7 +116,7 @@ impl Record {
             quorum: 0,
             timeline,
             wanted: Some(node.clone()),
-            lossy: if lossy { Some(timeline) } else { self.lossy },
+            lossy: Some(timeline),
             reason: format!("the store was rebuilt from {node}"),
             ..self.clone()
         }
