@@ -52,6 +52,9 @@ pub struct ServerObservation {
     pub replay: Option<Lsn>,
     /// Standby: the walreceiver streams now.
     pub receiving: bool,
+    /// Standby: its upstream has removed log that this copy needs next, so no stream will come up from there; only a clone helps.
+    #[serde(default)]
+    pub log_gone: bool,
     /// Primary: its replicas.
     pub walsenders: Vec<Walsender>,
     /// Clients other than the agent may enter.

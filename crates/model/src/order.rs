@@ -14,7 +14,7 @@ pub struct OrderId(pub u64);
 /// An order to the local server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Order {
-    /// SIGKILL to the server and every descendant, until none is left. Outcome: `Done`.
+    /// SIGKILL to the server and every descendant, until none is left. Outcome: `Done`, or `Doomed`.
     Kill,
     /// Stop a standby in order, so that it starts again with other settings. Outcome: `Done`.
     Stop,
@@ -102,6 +102,9 @@ pub enum Outcome {
     },
     /// Done, and this is what the old data held that the cluster's history does not; it is kept.
     Replaced(Lost),
+    /// Of a kill: nothing of the server will ever run user code again, but its processes are not gone (stuck in the kernel, SIGKILL
+    /// pending): the claim may be released, nothing may be started or changed in the data directory.
+    Doomed,
     /// It did not happen, or not wholly.
     Failed(OrderFailure),
 }
