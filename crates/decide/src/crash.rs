@@ -77,7 +77,7 @@ impl Mind {
 
     /// Hand over to a replica that streamed until the end, or start again in place.
     pub(crate) fn plan_crashed(&mut self) {
-        if self.orders.at_work() && !self.orders.doomed() {
+        if self.orders.at_work() && !self.orders.doomed() && !self.planted(Plant::ReleaseBeforeDoom) {
             return;
         }
         let Some(reign) = &self.reign else { return };

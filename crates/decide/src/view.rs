@@ -139,6 +139,9 @@ impl Mind {
             return;
         }
         let (lease, grant) = (record.lease, record.grant);
+        if self.view.cas.as_ref().is_some_and(|open| open.record.grant == grant) {
+            return; // its own reply may still come
+        }
         let known = self.view.attempts.iter().find(|attempt| Some(attempt.term) == term && attempt.grant == grant);
         let newest = self.planted(Plant::LeaseFromNewestAttempt).then(|| self.view.attempts.back()).flatten();
         if let Some(sent) = known.map(|attempt| newest.unwrap_or(attempt).sent) {
@@ -255,6 +258,8 @@ impl Mind {
         match result {
             CasResult::Done(revision) => {
                 self.view.write_at = self.now;
+                // What its reply says counts fully.
+                self.view.attempts.retain(|attempt| attempt.grant != open.record.grant);
                 self.take_record(revision, open.record.clone());
                 let newest = self.view.newest.as_ref();
                 if newest.is_some_and(|(at, record)| *at == revision && *record == open.record) {
@@ -289,6 +294,7 @@ impl Mind {
                 self.view.write_at = self.now + Span(WRITE_RETRY_MS);
                 self.reason("store", "a write was not answered: unknown until a later one of mine succeeds");
                 self.on_not_written(open.intent, false);
+                self.note_own_grant();
             }
             CasResult::Unavailable => {
                 self.view.write_at = self.now + Span(WRITE_RETRY_MS);

@@ -62,7 +62,7 @@ counters! {
     doomed "servers killed on such a volume, dead and not gone";
     handed_doomed "claims released by a node whose dead server was not gone";
     blocked_promises "promises that could not be made durable for a while";
-    seen_renewals "renewals known by a watched grant of one's own, before a reply or without one";
+    seen_renewals "renewals known only by a watched grant of one's own";
     unstartable "copies that could not be started any more";
     log_gone "copies whose log was gone at their source";
     losses "acknowledged commits lost where that was allowed, and reported";

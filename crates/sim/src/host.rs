@@ -181,7 +181,7 @@ impl World {
         }
         self.counters.steps += 1;
         self.note_contact(node, &input);
-        let seen = matches!(&input, Input::Watched(..) | Input::Cas(_, CasResult::Conflict(_)));
+        let seen = matches!(&input, Input::Watched(..) | Input::Cas(_, CasResult::Conflict(_) | CasResult::Unknown));
         let Some(mind) = self.nodes[node].mind.as_mut() else { return };
         let outputs = mind.step(now, input);
         let wake = mind.wake();
