@@ -190,7 +190,7 @@ fn rebuilt_values(values: &BTreeMap<String, Versioned>, new: &Rebuilding<'_>) ->
     if new.term.incarnation() <= record.term.incarnation() {
         bail!("term {} is not of a later incarnation than the record's {}", new.term, record.term);
     }
-    let mut next = record.recovered(new.me, copy, new.term, TIMELINE_STEP + new.scatter, new.lossy);
+    let mut next = record.recovered(new.me, copy, new.term, TIMELINE_STEP + new.scatter);
     next.reason = format!("the store was rebuilt from {} by {}", new.me, new.by);
     let stored = values.get(SPEC_KEY).and_then(|held| serde_json::from_slice::<StoredSpec>(&held.value).ok());
     let newest = stored.filter(|stored| stored.generation > new.kept.generation).unwrap_or_else(|| new.kept.clone());
@@ -205,12 +205,13 @@ fn rebuilt_values(values: &BTreeMap<String, Versioned>, new: &Rebuilding<'_>) ->
         term: new.term,
         kind: "store-rebuilt".to_owned(),
         text: format!(
-            "{} had the store rebuilt from {} after its majority was lost; the last known term was {}, held by {}, members {}",
+            "{} had the store rebuilt from {} after its majority was lost; the last known term was {}, held by {}, members {}{}",
             new.by,
             new.me,
             record.term,
             record.holder.as_ref().map_or("nobody", NodeId::as_str),
             record.members.keys().map(NodeId::as_str).collect::<Vec<_>>().join(", "),
+            if new.lossy { "; what this copy lacks of acknowledged writes was accepted as lost" } else { "" },
         ),
         change: None,
         lost: None,

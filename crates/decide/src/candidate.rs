@@ -57,7 +57,7 @@ impl Mind {
             self.until(at);
             return;
         }
-        let standby = self.server.is(ServerState::Standby) && !self.orders.killing();
+        let standby = self.server.is(ServerState::Standby) && !self.orders.hides_probes();
         if !standby || !self.can_write() {
             return;
         }

@@ -77,7 +77,7 @@ impl Mind {
 
     /// Hand over to a replica that streamed until the end, or start again in place.
     pub(crate) fn plan_crashed(&mut self) {
-        if self.orders.busy() {
+        if self.orders.at_work() && !self.orders.doomed() && !self.planted(Plant::ReleaseBeforeDoom) {
             return;
         }
         let Some(reign) = &self.reign else { return };
@@ -94,6 +94,10 @@ impl Mind {
         if let Some(wanted) = self.fit_replica().filter(|_| !ordered) {
             let cause = format!("{}'s server died: {}", self.config.me, reign.death);
             self.abdicate_because("the server died and a member that streamed can take over", Some(wanted), &cause);
+            return;
+        }
+        if self.orders.doomed() {
+            self.plan_doomed();
             return;
         }
         let now = self.now;
@@ -122,6 +126,21 @@ impl Mind {
         reign.fresh_from = None;
         let term = reign.term;
         self.order(term, Order::RestartInPlace);
+    }
+
+    /// Nothing of the server runs and it can not be started: the claim is kept for its lease, in case its processes go; then anybody may
+    /// try, though nobody seemed fit.
+    fn plan_doomed(&mut self) {
+        let Some(deadline) = self.reign.as_ref().and_then(|reign| reign.deadline) else { return };
+        if self.now <= deadline {
+            self.until(deadline + Span(1));
+            self.reason(
+                "doomed",
+                "no member is known to be fit, and the dead server's processes are not gone: ending them",
+            );
+            return;
+        }
+        self.abdicate("the server is dead, and its processes can not be ended to start it again", None);
     }
 
     /// The member with the highest flush that streamed in the last observation and is not known to be gone.

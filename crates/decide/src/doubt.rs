@@ -29,7 +29,7 @@ impl Mind {
         let hears = same && holder.as_ref().is_some_and(|holder| self.is_me(Some(holder)) || self.hears(holder));
         let newer = record.term > term || self.durable.promise > term;
         // A node that the configuration no longer lists answers too, as long as it has its copy: the record may count it.
-        let would_answer = !newer && self.durable.copy.is_some() && self.problem.is_none();
+        let would_answer = !newer && self.durable.copy.is_some() && self.problem.is_none() && !self.orders.doomed();
         let newer = newer || self.is_superseded();
         // A holder that is not primary any more does not hold others back.
         let idle = self.is_me(holder.as_ref()) && self.reign.is_none() && self.candidacy.is_none();

@@ -153,13 +153,22 @@ impl Mind {
         let leader = leader.map_or("the last leader".to_owned(), ToString::to_string);
         let names: Vec<String> = unanswered(candidacy).iter().map(ToString::to_string).collect();
         let heard = heard.map_or("its position was never heard here".to_owned(), |at| format!("last heard at {at}"));
+        let without = if names.is_empty() {
+            "after a rebuilt store, or a claim without enough answers that never opened".to_owned()
+        } else {
+            format!("without an answer of {}", names.join(", "))
+        };
         let text = format!(
-            "took over at {} without an answer of {}: what {leader} alone acknowledged may be missing ({heard}, at most {bytes} bytes \
+            "took over at {} {without}: what {leader} alone acknowledged may be missing ({heard}, at most {bytes} bytes \
              of it were heard of)",
-            mine.position,
-            names.join(", ")
+            mine.position
         );
-        self.tell(if candidacy.forced { "forced" } else { "asynchronous-take-over" }, text);
+        let kind = match (candidacy.forced, candidacy.record.asynchronous) {
+            (true, _) => "forced",
+            (false, true) => "asynchronous-take-over",
+            (false, false) => "loss-possible",
+        };
+        self.tell(kind, text);
     }
 }
 

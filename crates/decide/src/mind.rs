@@ -141,6 +141,7 @@ impl Mind {
         self.plan_read();
         if !self.lost {
             self.check_system();
+            self.plan_kill();
             self.plan_superseded();
             self.plan_standing_down();
             self.plan_reign();

@@ -2,7 +2,11 @@
 
 use crate::io::Output;
 use crate::mind::Mind;
-use mainstay_model::{Moment, Order, OrderFailure, OrderId, Outcome, ServerState, Term};
+use mainstay_model::{Moment, Order, OrderFailure, OrderId, Outcome, ServerState, Span, Term};
+
+/// A kill that did not end the server is given again after this, then after twice as long, and so on.
+const KILL_AGAIN_MS: u64 = 100;
+const KILL_AGAIN_MAX_MS: u64 = 2_000;
 
 /// An order that runs.
 #[derive(Clone, Debug)]
@@ -20,18 +24,40 @@ pub(crate) struct Orders {
     next: u64,
     pub(crate) running: Option<Running>,
     kill: Option<(OrderId, Moment)>,
+    /// The last kill did not end everything: since when, and when the next one is due.
+    kill_again: Option<(Moment, Moment)>,
+    kills: u32,
+    /// The last kill left processes that will never run again, and are not gone: nothing is started or changed until a kill ends them.
+    doomed: bool,
 }
 
 impl Orders {
+    /// No other order may be given now.
     pub(crate) fn busy(&self) -> bool {
-        self.running.is_some() || self.kill.is_some()
+        self.at_work() || self.doomed
     }
+    /// An order runs, or a kill is to be given again.
+    pub(crate) fn at_work(&self) -> bool {
+        self.running.is_some() || self.killing()
+    }
+    /// Something of the server may still run user code.
     pub(crate) fn killing(&self) -> bool {
-        self.kill.is_some()
+        !self.doomed && (self.kill.is_some() || self.kill_again.is_some())
+    }
+    /// Nothing of the server will run again, and it is not gone.
+    pub(crate) fn doomed(&self) -> bool {
+        self.doomed
+    }
+    /// What is ordered of the server now, or its processes' state, is not what probes show.
+    pub(crate) fn hides_probes(&self) -> bool {
+        self.killing() || self.doomed
     }
     /// The kind of the running order, and since when.
     pub(crate) fn kind(&self) -> Option<(&'static str, Moment)> {
         if let Some((_, since)) = self.kill {
+            return Some(("kill", since));
+        }
+        if let Some((since, _)) = self.kill_again {
             return Some(("kill", since));
         }
         self.running.as_ref().map(|running| (kind(&running.order), running.since))
@@ -73,6 +99,7 @@ impl Mind {
             return;
         }
         let id = self.next_order();
+        self.orders.kill_again = None;
         self.orders.kill = Some((id, self.now));
         self.out.push(Output::Order(id, self.durable.promise, Order::Kill));
     }
@@ -92,14 +119,47 @@ impl Mind {
         self.outcome(running.order, outcome, running.cut);
     }
 
+    /// A kill that did not end everything is given again, with longer and longer pauses.
+    pub(crate) fn plan_kill(&mut self) {
+        let Some((_, at)) = self.orders.kill_again else { return };
+        if self.now < at {
+            self.until(at);
+        } else {
+            self.order_kill();
+        }
+    }
+
+    fn kill_again(&mut self) {
+        let wait = KILL_AGAIN_MS.saturating_mul(1 << self.orders.kills.min(5)).min(KILL_AGAIN_MAX_MS);
+        self.orders.kills = self.orders.kills.saturating_add(1);
+        self.orders.kill_again = Some((self.now, self.now + Span(wait)));
+        self.until(self.now + Span(wait));
+    }
+
     fn killed(&mut self, outcome: &Outcome) {
         if let Outcome::Failed(failure) = outcome {
             self.reason("kill", format!("the server could not be ended ({failure:?}): trying again"));
-            self.order_kill();
+            self.kill_again();
             return;
         }
         // What the guard ended without an outcome is over.
         self.orders.running = None;
+        if *outcome == Outcome::Doomed {
+            if !self.orders.doomed {
+                self.tell(
+                    "doomed",
+                    "the server's processes are dead and stuck in the kernel (a disk that does not answer?): nothing of it runs any more; \
+                     the role may move, and nothing is started here until they are gone",
+                );
+            }
+            self.orders.doomed = true;
+            // The log can not be read now, and what was read of it is not relied on.
+            self.server.forget_end();
+            self.kill_again();
+        } else {
+            self.orders.doomed = false;
+            self.orders.kills = 0;
+        }
         self.server.set(self.now, ServerState::Down);
     }
 
@@ -133,11 +193,7 @@ impl Mind {
                 self.copy_made(Some(copy));
                 self.replaced("cloned", &format!("a new copy was cloned: {copy}"), outcome);
             }
-            (Order::Clone { .. }, _) => {
-                self.server.cloning = None;
-                self.server.set(self.now, ServerState::Down);
-                self.back_off(500);
-            }
+            (Order::Clone { .. }, _) => self.clone_failed(failure),
             (order, outcome) => self.primary_outcome(order, outcome, failure),
         }
     }
@@ -196,12 +252,17 @@ impl Mind {
             None => {
                 self.server.set(self.now, ServerState::Standby);
                 self.server.ordered = false;
+                self.server.unstartable = None;
                 if std::mem::take(&mut self.server.restarting) {
                     self.tell("restarted", "the server runs again as a standby");
                 }
             }
             Some(OrderFailure::Stale) => {
                 self.server.set(self.now, ServerState::Down);
+                return;
+            }
+            Some(OrderFailure::Broken(why)) => {
+                self.start_broken(why);
                 return;
             }
             // It may still be reading its log: what runs is left alone, and probes say what becomes of it.
@@ -256,6 +317,24 @@ impl Mind {
         }
         self.server.forget_end();
         self.back_off(100);
+    }
+
+    /// The copy can not be started: until it is given up (see `plan_unstartable`) it is tried again.
+    fn start_broken(&mut self, why: String) {
+        let since = self.server.unstartable.take().map_or(self.now, |(since, _)| since);
+        self.server.unstartable = Some((since, why));
+        self.server.set(self.now, ServerState::Down);
+        self.server.forget_end();
+        self.back_off(200);
+        self.order_kill();
+    }
+
+    fn clone_failed(&mut self, failure: Option<OrderFailure>) {
+        self.server.cloning = None;
+        self.server.set(self.now, ServerState::Down);
+        let wait = self.clone_back_off();
+        let why = failure.as_ref().map_or_else(|| "it ended otherwise than expected".to_owned(), words);
+        self.reason("clone", format!("no new copy yet: {why}; trying again in {wait}"));
     }
 
     fn rewind_failed(&mut self, failure: Option<OrderFailure>) {

@@ -95,6 +95,9 @@ plants! {
     SupersededStandsOn 54 Mind "a node goes on although the store was rebuilt without it";
     RemovedNotCounted 55 Mind "members that the configuration lists no longer are left out of an election's count";
     PauseStopsFencing 56 Mind "while paused, the deadline moves on without a renewal";
+    ReleaseBeforeDoom 58 Mind "the claim is released although the kill was not even doomed";
+    LeaseFromNewestAttempt 59 Mind "a watched grant counts from the newest attempt, not from the one that wrote it";
+    UnstartableGivenUp 60 Mind "a copy that can not be started is given up although it may be the last one";
     ReleaseEndsLease 57 Mind "a candidate's release counts as the end of the last leader's lease";
 }
 

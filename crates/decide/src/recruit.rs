@@ -53,7 +53,7 @@ impl Mind {
     /// What I would answer for this term; `None` while any part of it does not hold.
     pub(crate) fn my_answer(&self, term: Term) -> Option<Answer> {
         let cut = self.durable.upstream.is_none();
-        let quiet = self.reign.is_none() && !self.orders.killing() && !self.server.is(ServerState::Primary);
+        let quiet = self.reign.is_none() && !self.orders.hides_probes() && !self.server.is(ServerState::Primary);
         if self.durable.promise != term || !cut || !quiet || self.problem.is_some() || self.is_superseded() {
             return None;
         }

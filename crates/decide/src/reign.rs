@@ -168,7 +168,7 @@ impl Mind {
             self.durable.promise > reign.term || self.record().is_some_and(|record| record.term > reign.term);
         self.close_route(reign.term);
         self.server.forget_end();
-        if !self.server.is(ServerState::Down) || self.orders.busy() {
+        if !self.server.is(ServerState::Down) || self.orders.at_work() {
             self.order_kill();
         }
     }
@@ -192,7 +192,7 @@ impl Mind {
             if reign.phase != Phase::Stopping {
                 self.server.forget_end();
             }
-            if self.server.is(ServerState::Primary) || self.orders.busy() {
+            if self.server.is(ServerState::Primary) || self.orders.at_work() {
                 self.order_kill();
             }
             self.loss.get_or_insert(self.now);
@@ -218,7 +218,8 @@ impl Mind {
             return;
         }
         let stopped = matches!(self.server.state, Some(ServerState::Down | ServerState::Standby));
-        if !stopped || self.orders.killing() || self.reign.is_some() || !self.can_write() {
+        let ended = (stopped && !self.orders.killing()) || self.planted(Plant::ReleaseBeforeDoom);
+        if !ended || self.reign.is_some() || !self.can_write() {
             return;
         }
         let Some(mut record) = self.record().cloned() else { return };
@@ -349,6 +350,10 @@ impl Mind {
         if reign.phase == Phase::Adopting && !self.may_adopt() {
             return;
         }
+        // It can not be started again for now: the claim is not held back from others.
+        if reign.phase == Phase::Crashed && self.orders.doomed() && !self.config.paused {
+            return;
+        }
         if self.now < at {
             self.until(at);
             return;
@@ -391,6 +396,24 @@ impl Mind {
         }
     }
 
+    /// The record shows a grant that an attempt of this life wrote, though no reply said so: it renewed from the moment when that attempt
+    /// was sent. Deadline and route move; what a successful write alone allows (planning, opening, a restart in place) does not follow.
+    pub(crate) fn seen_renewed(&mut self, sent: Moment, deadline: Moment) {
+        let Some(reign) = self.reign.as_mut() else { return };
+        let fits = !matches!(reign.phase, Phase::Adopting | Phase::Founding | Phase::Founded);
+        if !fits || reign.deadline.is_none_or(|known| known >= deadline) || deadline <= self.now {
+            return;
+        }
+        reign.deadline = Some(deadline);
+        let (term, opened, draining) = (reign.term, reign.opened, reign.draining());
+        let ago = self.now.since(sent);
+        self.reason("renewed", format!("the store's answer is missing, but its record shows my renewal of {ago} ago"));
+        self.out.push(Output::Deadline(term, deadline));
+        if opened {
+            self.set_route(term, if draining { RouteState::Draining } else { RouteState::Open }, deadline);
+        }
+    }
+
     pub(crate) fn not_renewed(&mut self) {
         let at = self.now;
         if let Some(reign) = self.reign.as_mut() {
@@ -416,7 +439,7 @@ impl Mind {
     }
 
     /// Before the first write: does a linearizable read say that this node may try?
-    fn may_adopt(&mut self) -> bool {
+    fn may_adopt(&self) -> bool {
         self.view.read_once || (self.planted(Plant::PlanFromReadRecord) && self.record().is_some())
     }
 

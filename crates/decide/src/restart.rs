@@ -178,7 +178,7 @@ impl Mind {
     }
 
     /// Nothing acknowledged is lost with this copy: another node runs as primary, open, by the newest record.
-    fn copy_spare(&self) -> Result<(), String> {
+    pub(crate) fn copy_spare(&self) -> Result<(), String> {
         let me = &self.config.me;
         let Some(record) = self.record() else { return Err("the record has not been read yet: try again".to_owned()) };
         if self.is_me(record.leader.as_ref()) {

@@ -13,6 +13,10 @@ const STARTING_MAX_MS: u64 = 600_000;
 const BACK_OFF_MAX_MS: u64 = 5_000;
 /// So long a new life waits for the record, which tells whether the data here are this cluster's, before it starts a server without it.
 const RECORD_WAIT_MS: u64 = 3_000;
+const CLONE_AGAIN_MS: u64 = 500;
+const CLONE_AGAIN_MAX_MS: u64 = 30_000;
+/// A copy that can not be started waits so long for a primary that is not open yet, before it is given up.
+const UNSTARTABLE_MS: u64 = 3_000;
 
 /// The local server as this machine knows it.
 #[derive(Clone, Debug, Default)]
@@ -39,6 +43,10 @@ pub(crate) struct Server {
     /// The copy that is being rewound: it gets its name back when the rewind is verified.
     pub(crate) rewinding: Option<mainstay_model::CopyId>,
     pub(crate) cloning: Option<mainstay_model::CopyId>,
+    /// From whom it was cloned last, and how often in a row that failed.
+    clones: (Option<(NodeId, Term)>, u32),
+    /// The copy can not be started: since when, and why.
+    pub(crate) unstartable: Option<(Moment, String)>,
     /// An operator's order stands behind the next start or clone: it is carried out while paused, too.
     pub(crate) ordered: bool,
     /// An operator ordered a restart, and waits to hear of its end.
@@ -79,7 +87,7 @@ impl Server {
 
 impl Mind {
     pub(crate) fn on_observed(&mut self, seen: ServerObservation) {
-        if seen.at < self.server.changed || self.orders.killing() {
+        if seen.at < self.server.changed || self.orders.hides_probes() {
             return;
         }
         let first = !self.server.known && seen.state != ServerState::Starting;
@@ -134,6 +142,25 @@ impl Mind {
         self.server.failures = self.server.failures.saturating_add(1);
         let wait = step.saturating_mul(1 << self.server.failures.min(6)).min(BACK_OFF_MAX_MS.max(step)) / 2;
         self.server.retry_at = self.now + Span(wait.max(step));
+    }
+
+    /// Pauses between attempts to clone from one primary grow: what hinders it (no room, say) seldom goes by itself.
+    pub(crate) fn clone_back_off(&mut self) -> Span {
+        let failed = self.server.clones.1;
+        self.server.clones.1 = failed.saturating_add(1);
+        let wait = Span(CLONE_AGAIN_MS.saturating_mul(1 << failed.min(6)).min(CLONE_AGAIN_MAX_MS));
+        self.server.retry_at = self.now + wait;
+        wait
+    }
+
+    /// Another primary, or one that runs again, is tried at once.
+    fn note_clone_source(&mut self, source: Option<(NodeId, Term)>) {
+        if self.server.clones.0 != source {
+            if self.server.clones.1 > 0 {
+                self.server.retry_at = self.now;
+            }
+            self.server.clones = (source, 0);
+        }
     }
 
     pub(crate) fn may_retry(&mut self) -> bool {
@@ -191,11 +218,14 @@ impl Mind {
     }
 
     fn plan_down(&mut self) {
-        if self.held_by_pause("the server is down") || !self.may_retry() {
+        if self.held_by_pause("the server is down") {
             return;
         }
         if self.durable.copy.is_none() {
             self.plan_clone();
+            return;
+        }
+        if self.plan_unstartable() || !self.may_retry() {
             return;
         }
         let diverged = self.durable.diverged.map(|(term, _)| term);
@@ -226,6 +256,28 @@ impl Mind {
             self.until(until);
         }
         waits
+    }
+
+    /// A copy that can not be started is given up, unless it could be the last one. Says whether that was done.
+    fn plan_unstartable(&mut self) -> bool {
+        let Some((since, why)) = self.server.unstartable.clone() else { return false };
+        if !self.planted(Plant::UnstartableGivenUp)
+            && let Err(kept) = self.copy_spare()
+        {
+            // A primary that waits for confirmations can not open before this node has a copy that streams. It was elected, so its log has
+            // everything acknowledged; this copy can confirm nothing, and a clone moves its files aside.
+            let waited = self.now.since(since).0 >= UNSTARTABLE_MS;
+            let mine = self.record().is_none_or(|record| self.is_me(record.leader.as_ref()));
+            if !waited || mine || self.running_leader().is_none() {
+                self.until(since + Span(UNSTARTABLE_MS));
+                self.reason("start", format!("this copy can not be started ({why}), and is kept: {kept}"));
+                return false;
+            }
+        }
+        self.give_up_copy(&format!("it can not be started ({why})"));
+        self.server.retry_at = self.now;
+        self.plan_clone();
+        true
     }
 
     /// A stopped server whose log's end is known, and a prefix, starts with its upstream at once.
@@ -362,6 +414,7 @@ impl Mind {
 
     pub(crate) fn give_up_copy(&mut self, why: &str) {
         self.tell("copy-given-up", format!("{why}: this copy is not whole and will be cloned anew"));
+        self.server.unstartable = None;
         self.server.rewinding = None;
         self.server.rewinds = 0;
         let keep = self.planted(Plant::HalfRewoundAnswers);
@@ -380,7 +433,9 @@ impl Mind {
             return false;
         }
         let system = self.record().and_then(|record| record.system);
-        let (Some((source, term)), Some(_)) = (self.running_leader(), system) else {
+        let source = self.running_leader();
+        self.note_clone_source(source.clone());
+        let (Some((source, term)), Some(_)) = (source, system) else {
             self.reason("clone", "this node has no whole copy; waiting for a running primary to clone from");
             return false;
         };
@@ -431,6 +486,11 @@ impl Mind {
             self.server.stalled_since = None;
             return;
         }
+        if self.server.seen.as_ref().is_some_and(|seen| seen.log_gone) {
+            self.server.stalled_since = None;
+            self.give_up_copy(&format!("{leader} has removed log that this copy needs"));
+            return;
+        }
         let since = *self.server.stalled_since.get_or_insert(self.now);
         if self.now.since(since).0 < STALLED_MS {
             self.until(since + Span(STALLED_MS));
@@ -460,6 +520,8 @@ impl Mind {
         self.unknown_data = false;
         self.server.rewinding = None;
         self.server.cloning = None;
+        self.server.unstartable = None;
+        self.server.clones = (None, 0);
         self.server.failures = 0;
         self.server.retry_at = self.now;
         self.server.forget_end();

@@ -4,6 +4,10 @@ use crate::io::{CasResult, Output};
 use crate::mind::Mind;
 use crate::plant::Plant;
 use mainstay_model::{ClaimState, Moment, NodeId, Record, Revision, Span, Term};
+use std::collections::VecDeque;
+
+/// So many attempts to renew are remembered.
+const ATTEMPTS_MAX: usize = 32;
 
 const READ_RETRY_MS: u64 = 100;
 const READ_TIMEOUT_MS: u64 = 2000;
@@ -32,6 +36,14 @@ pub(crate) struct OpenCas {
     record: Record,
 }
 
+/// An attempt of this life to write a grant while it leads.
+#[derive(Clone, Copy, Debug)]
+struct Attempt {
+    term: Term,
+    grant: u64,
+    sent: Moment,
+}
+
 /// The newest record, and this life's own writes.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct View {
@@ -47,6 +59,8 @@ pub(crate) struct View {
     pub(crate) write_at: Moment,
     next_id: u64,
     last_grant: u64,
+    /// The newest attempts, oldest first.
+    attempts: VecDeque<Attempt>,
     read: Option<(u64, Moment)>,
     read_at: Moment,
     behind_since: Option<Moment>,
@@ -94,6 +108,7 @@ impl Mind {
     /// What follows from a newer record at once.
     fn after_record(&mut self) {
         self.adopt_copy();
+        self.note_own_grant();
         let Some(record) = self.record() else { return };
         let (term, state, holder) = (record.term, record.state, record.holder.clone());
         if self.suspect.as_ref().is_some_and(|suspect| suspect.term != term || Some(&suspect.holder) != holder.as_ref())
@@ -112,6 +127,35 @@ impl Mind {
                     format!("{holder} took over from here ({target} was to), {gap} after the stop"),
                 );
             }
+        }
+    }
+
+    /// A record that shows a grant which an attempt of this life wrote says that this attempt succeeded, whatever became of its reply.
+    fn note_own_grant(&mut self) {
+        let Some(record) = self.record() else { return };
+        let mine = self.is_me(record.holder.as_ref()) && self.is_me(record.leader.as_ref());
+        let term = self.reign.as_ref().map(|reign| reign.term);
+        if !mine || record.state != ClaimState::Held || term != Some(record.term) {
+            return;
+        }
+        let (lease, grant) = (record.lease, record.grant);
+        if self.view.cas.as_ref().is_some_and(|open| open.record.grant == grant) {
+            return; // its own reply may still come
+        }
+        let known = self.view.attempts.iter().find(|attempt| Some(attempt.term) == term && attempt.grant == grant);
+        let newest = self.planted(Plant::LeaseFromNewestAttempt).then(|| self.view.attempts.back()).flatten();
+        if let Some(sent) = known.map(|attempt| newest.unwrap_or(attempt).sent) {
+            let deadline = self.deadline_of(sent, lease);
+            self.seen_renewed(sent, deadline);
+        }
+    }
+
+    fn note_attempt(&mut self, record: &Record) {
+        if record.state == ClaimState::Held && self.is_me(record.leader.as_ref()) {
+            if self.view.attempts.len() >= ATTEMPTS_MAX {
+                self.view.attempts.pop_front();
+            }
+            self.view.attempts.push_back(Attempt { term: record.term, grant: record.grant, sent: self.now });
         }
     }
 
@@ -197,6 +241,7 @@ impl Mind {
         let expected = self.view.newest.as_ref().map(|(revision, _)| *revision);
         self.view.next_id += 1;
         let id = self.view.next_id;
+        self.note_attempt(&record);
         self.view.cas = Some(OpenCas { id, sent: self.now, intent, record: record.clone() });
         self.out.push(Output::Cas(id, expected, record));
     }
@@ -213,6 +258,8 @@ impl Mind {
         match result {
             CasResult::Done(revision) => {
                 self.view.write_at = self.now;
+                // What its reply says counts fully.
+                self.view.attempts.retain(|attempt| attempt.grant != open.record.grant);
                 self.take_record(revision, open.record.clone());
                 let newest = self.view.newest.as_ref();
                 if newest.is_some_and(|(at, record)| *at == revision && *record == open.record) {
@@ -247,6 +294,7 @@ impl Mind {
                 self.view.write_at = self.now + Span(WRITE_RETRY_MS);
                 self.reason("store", "a write was not answered: unknown until a later one of mine succeeds");
                 self.on_not_written(open.intent, false);
+                self.note_own_grant();
             }
             CasResult::Unavailable => {
                 self.view.write_at = self.now + Span(WRITE_RETRY_MS);

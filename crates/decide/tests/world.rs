@@ -77,6 +77,16 @@ fn a_switchover_is_short() {
 }
 
 #[test]
+fn a_switchover_loses_nothing_in_asynchronous_mode_either() {
+    let (mut world, old) = founded(&["a", "b", "c"], Durability::Async, 1);
+    world.run(300);
+    request(&mut world, &old, "c");
+    world.run(1500);
+    assert_eq!(world.settle(5000), Ok(id("c")));
+    assert_eq!(world.store.as_ref().unwrap().1.lossy, None, "the old primary answered");
+}
+
+#[test]
 fn a_cluster_that_was_killed_comes_back() {
     for durability in [Durability::Strict, Durability::Available, Durability::Async] {
         let (mut world, _) = founded(&["a", "b", "c"], durability, 1);

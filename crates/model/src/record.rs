@@ -102,9 +102,9 @@ impl Record {
     /// The record that a store rebuilt from `node` begins with: its copy is the only member, and it is to stand. `self` is the newest
     /// record that it knows, `term` the first of the new incarnation. `skip`: so many timeline numbers are left out, because members of the old
     /// store may have used them, or use them yet, and two logs under one number could not be told apart; each costs a small file at the
-    /// promotion. `lossy`: something acknowledged may be missing in its copy.
+    /// promotion. Marked as lossy always: what members of the lost store acknowledged among themselves, before or after, can not be known.
     #[must_use]
-    pub fn recovered(&self, node: &NodeId, copy: CopyId, term: Term, skip: u32, lossy: bool) -> Record {
+    pub fn recovered(&self, node: &NodeId, copy: CopyId, term: Term, skip: u32) -> Record {
         let timeline = Timeline(self.timeline.0 + skip);
         Record {
             term,
@@ -114,7 +114,7 @@ impl Record {
             quorum: 0,
             timeline,
             wanted: Some(node.clone()),
-            lossy: if lossy { Some(timeline) } else { self.lossy },
+            lossy: Some(timeline),
             reason: format!("the store was rebuilt from {node}"),
             ..self.clone()
         }

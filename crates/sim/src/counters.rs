@@ -58,6 +58,13 @@ counters! {
     superseded "nodes that heard of a rebuilt store and stood aside";
     orphans "commits acknowledged by the lost part after the store was rebuilt";
     lossy_claims "claims that may lose something";
+    disks_frozen "volumes that stood still for a while";
+    doomed "servers killed on such a volume, dead and not gone";
+    handed_doomed "claims released by a node whose dead server was not gone";
+    blocked_promises "promises that could not be made durable for a while";
+    seen_renewals "renewals known only by a watched grant of one's own";
+    unstartable "copies that could not be started any more";
+    log_gone "copies whose log was gone at their source";
     losses "acknowledged commits lost where that was allowed, and reported";
 }
 

@@ -48,6 +48,9 @@ faults! {
     NetworkLossy 3 "the network loses much";
     WatchFrozen 4 "the node's watch shows nothing new";
     SlowDisk 4 "the disk is slow";
+    DiskFrozen 5 "the disk stands still";
+    Unstartable 3 "the copy can not be started any more";
+    LogGone 3 "the log that the copy needs is gone";
     SlowStream 8 "the log reaches the node slowly";
     StreamBreaks 4 "the node's stream breaks";
     AllServersDie 2 "every server dies";
@@ -173,6 +176,8 @@ impl World {
             }
             Fault::SlowStream => self.nodes[node].slow_stream_until = until,
             Fault::SlowDisk => self.nodes[node].slow_disk_until = until,
+            Fault::DiskFrozen => self.freeze_disk(node),
+            Fault::Unstartable | Fault::LogGone => self.spoil_copy(fault, node),
             Fault::StreamBreaks => self.lose_connection(node),
             Fault::Switchover => self.ask_switchover(node),
             Fault::Exclude | Fault::Include => self.change_excluded(fault, node),
@@ -245,6 +250,36 @@ impl World {
         }
     }
 
+    /// Long enough, often, to be seen as hung and to be handed over.
+    fn freeze_disk(&mut self, node: Node) {
+        if self.disk_frozen(node) {
+            return;
+        }
+        let until = (self.now + self.rng.range(300, 5_000) * MS).min(self.shape.heal_at.max(self.now + MS));
+        self.nodes[node].disk_frozen_until = until;
+        self.nodes[node].stopped_since = self.now;
+        self.counters.disks_frozen += 1;
+        self.queue.push(until, Happening::Resume(node));
+    }
+
+    /// One replica's copy at a time, while a primary serves: a cluster that lost more copies than its mode allows can not be asked to heal.
+    fn spoil_copy(&mut self, fault: Fault, node: Node) {
+        let spoilt = self.nodes.iter().any(|host| host.server.unstartable || host.server.gone_at.is_some());
+        let primary = (0..self.nodes.len()).find(|other| self.is_open(*other));
+        let server = &self.nodes[node].server;
+        let replica = matches!(server.process, Process::Standby | Process::Starting(false));
+        let Some(primary) = primary.filter(|primary| *primary != node && !spoilt && replica) else { return };
+        if fault == Fault::Unstartable {
+            self.nodes[node].server.unstartable = true;
+            self.counters.unstartable += 1;
+            self.server_ends(node, "its control file broke");
+        } else {
+            self.nodes[node].server.gone_at = Some(primary);
+            self.counters.log_gone += 1;
+            self.lose_connection(node);
+        }
+    }
+
     fn guard_dies(&mut self, node: Node) {
         self.nodes[node].guard = Guard { late_until: self.nodes[node].guard.late_until, ..Guard::default() };
         self.server_ends(node, "its guard died");
@@ -262,7 +297,9 @@ impl World {
         host.mind = None;
         host.life += 1;
         host.up = false;
-        (host.frozen_until, host.agent_paused_until) = (0, 0);
+        (host.frozen_until, host.agent_paused_until, host.disk_frozen_until) = (0, 0, 0);
+        host.server.stuck = false;
+        host.blocked.clear();
         host.guard = Guard::default();
         self.power_fails(node);
         self.net.link[node] = Default::default();
@@ -327,6 +364,7 @@ impl World {
             host.guard.late_until = host.guard.late_until.min(now);
             host.server.stopped_until = host.server.stopped_until.min(now);
             (host.slow_disk_until, host.slow_stream_until) = (0, 0);
+            host.disk_frozen_until = host.disk_frozen_until.min(now);
             host.dies_after = None;
             self.host_starts(node);
             self.guard_starts(node);

@@ -73,6 +73,12 @@ pub struct Host {
     pub stopped_since: Micros,
     /// Flushes take long until then.
     pub slow_disk_until: Micros,
+    /// Its volume is frozen until then: nothing becomes durable, and killed processes do not go.
+    pub disk_frozen_until: Micros,
+    /// Outputs that wait for a durable promise, in order.
+    pub blocked: Vec<Output>,
+    /// This life of its agent knows that its dead server's processes are not gone.
+    pub told_doomed: bool,
     /// What its upstream sends comes late until then.
     pub slow_stream_until: Micros,
     /// Until when its grants allow it to serve, in true time: each one's sending and lease.
@@ -124,7 +130,21 @@ impl World {
     /// When a stopped agent goes on.
     #[must_use]
     pub(crate) fn agent_resumes(&self, node: Node) -> Micros {
-        self.nodes[node].agent_paused_until.max(self.nodes[node].frozen_until)
+        let host = &self.nodes[node];
+        let blocked = if host.blocked.is_empty() { 0 } else { host.disk_frozen_until };
+        host.agent_paused_until.max(host.frozen_until).max(blocked)
+    }
+
+    /// Does its volume stand still?
+    #[must_use]
+    pub(crate) fn disk_frozen(&self, node: Node) -> bool {
+        self.now < self.nodes[node].disk_frozen_until
+    }
+
+    /// Are there processes of a dead server that can not end?
+    #[must_use]
+    pub(crate) fn stuck(&self, node: Node) -> bool {
+        self.nodes[node].server.stuck && self.disk_frozen(node)
     }
 
     /// Does the guard run?
@@ -161,10 +181,31 @@ impl World {
         }
         self.counters.steps += 1;
         self.note_contact(node, &input);
+        let seen = matches!(&input, Input::Watched(..) | Input::Cas(_, CasResult::Conflict(_) | CasResult::Unknown));
         let Some(mind) = self.nodes[node].mind.as_mut() else { return };
         let outputs = mind.step(now, input);
         let wake = mind.wake();
-        for output in outputs {
+        if seen && outputs.iter().any(|output| matches!(output, Output::Deadline(..))) {
+            self.counters.seen_renewals += 1;
+        }
+        self.carry_out_all(node, outputs);
+        if self.nodes[node].mind.is_some() {
+            self.set_timer(node, now, wake);
+        }
+    }
+
+    /// Carries outputs out in order; what follows a promise that can not be made durable now waits for it.
+    fn carry_out_all(&mut self, node: Node, outputs: Vec<Output>) {
+        let mut outputs = outputs.into_iter();
+        while let Some(output) = outputs.next() {
+            if matches!(output, Output::Persist(_)) && self.disk_frozen(node) {
+                self.trace(Some(node), || "  the promise can not be made durable: the agent waits".to_owned());
+                self.counters.blocked_promises += 1;
+                self.nodes[node].blocked = std::iter::once(output).chain(outputs).collect();
+                let thaw = self.nodes[node].disk_frozen_until;
+                self.queue.push(thaw, Happening::Resume(node));
+                return;
+            }
             self.carry_out(node, output);
             if let Some(left) = self.nodes[node].dies_after.as_mut() {
                 *left = left.saturating_sub(1);
@@ -174,7 +215,6 @@ impl World {
                 }
             }
         }
-        self.set_timer(node, now, wake);
     }
 
     fn set_timer(&mut self, node: Node, now: Moment, wake: Option<Moment>) {
@@ -293,6 +333,8 @@ impl World {
         host.life += 1;
         host.gate = host.disk.clone();
         host.inbox.clear();
+        host.blocked.clear();
+        host.told_doomed = false;
         (host.cas_open, host.read_open, host.order, host.wished) = (None, None, None, None);
         host.timer = (None, host.timer.1 + 1);
         host.agent_paused_until = 0;
@@ -317,6 +359,7 @@ impl World {
         }
         self.trace(Some(node), || format!("agent dies: {why}"));
         self.order_dies(node);
+        self.nodes[node].blocked.clear();
         self.nodes[node].mind = None;
         self.nodes[node].life += 1;
         self.nodes[node].route = RouteState::Closed;
@@ -349,6 +392,8 @@ impl World {
             self.guard_wakes(node);
         }
         if self.agent_runs(node) {
+            let blocked = std::mem::take(&mut self.nodes[node].blocked);
+            self.carry_out_all(node, blocked);
             for input in std::mem::take(&mut self.nodes[node].inbox) {
                 self.input(node, input);
             }

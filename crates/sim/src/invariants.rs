@@ -307,6 +307,9 @@ impl World {
             }
             self.protocol_step(node, "sync");
         }
+        if after.state == ClaimState::Free && before.state == ClaimState::Held && self.stuck(node) {
+            self.counters.handed_doomed += 1;
+        }
         if after.state == ClaimState::Free && after.wanted.is_some() && before.state == ClaimState::Held {
             self.counters.switchovers += 1;
         }

@@ -18,7 +18,7 @@ const USAGE: &str = "mainstay-sim: virtual clusters over the real decisions
 /// Below so many schedules a counter may well be zero.
 const ENOUGH_FOR_COUNTERS: u64 = 2_000;
 /// So many plants must be found when all are planted.
-const PLANTS_TO_FIND: usize = 20;
+const PLANTS_TO_FIND: usize = 34;
 
 #[derive(Debug, Default)]
 struct Wish {

@@ -307,9 +307,10 @@ impl World {
         let lossy = !has_all(&node);
         let (Some(copy), Some(known)) = (self.nodes[node].disk.copy, self.known_record(node)) else { return };
         let term = known.term.next_incarnation();
-        let record = known.recovered(&self.names[node], copy, term, 16, lossy);
+        let record = known.recovered(&self.names[node], copy, term, 16);
         self.trace(Some(node), || format!("RECOVER: {}", crate::host::brief(&record)));
         self.counters.recoveries += 1;
+        self.rebuilt_whole = !lossy;
         if lossy {
             self.ledger.lossy.insert(term);
         }
@@ -403,6 +404,11 @@ impl World {
             self.counters.lossy_claims += 1;
             let accepted = self.nodes[node].accepts_loss;
             let inherits = before.lossy == Some(before.timeline);
+            // A store rebuilt from a copy that held everything warns, and yet nothing may be missing.
+            let whole = self.rebuilt_whole && before.reason.starts_with("the store was rebuilt");
+            if inherits && whole && !accepted && !before.asynchronous {
+                return;
+            }
             if accepted || before.asynchronous || inherits {
                 self.ledger.lossy.insert(after.term);
             } else {
@@ -415,7 +421,7 @@ impl World {
     /// What the history says must fit the truth.
     pub(crate) fn reported(&mut self, node: Node, event: &Event) {
         match event.kind.as_str() {
-            "forced" | "asynchronous-take-over" => drop(self.ledger.reported.insert(event.term)),
+            "forced" | "asynchronous-take-over" | "loss-possible" => drop(self.ledger.reported.insert(event.term)),
             "failover-failed" | "primary-opened" => {
                 self.nodes[node].failing_over = false;
                 self.nodes[node].accepts_loss = false;
@@ -428,7 +434,7 @@ impl World {
             "rewound" | "cloned" => {
                 let dropped = std::mem::take(&mut self.nodes[node].dropped_acknowledged);
                 let warned = event.lost.as_ref().is_some_and(|lost| lost.may_be_acknowledged);
-                if dropped && !warned && self.group == 0 {
+                if dropped && !warned {
                     self.violate("S6", format!("n{node} reports acknowledged commits as never acknowledged"));
                 }
             }

@@ -55,6 +55,12 @@ impl World {
     /// The agent was told to do this.
     pub(crate) fn begin_order(&mut self, node: Node, id: OrderId, term: Term, order: Order) {
         self.trace(Some(node), || format!("  order {} term {term}: {order:?}", id.0));
+        if self.nodes[node].told_doomed && !matches!(order, Order::Kill) {
+            self.violate(
+                "shell",
+                format!("n{node} gave order {order:?} while its dead server's processes are not gone"),
+            );
+        }
         if let Some(earlier) = self.nodes[node].order.take() {
             let legal = matches!(order, Order::Kill);
             if !legal {
@@ -84,6 +90,11 @@ impl World {
         if !self.agent_runs(node) {
             let resume = self.agent_resumes(node);
             self.queue.push(resume.max(self.now + 1), Happening::Order(node, number));
+            return;
+        }
+        // What touches the volume waits for it; only signals do not.
+        if self.disk_frozen(node) && !matches!(running.order, Order::Kill) {
+            self.queue.push(self.now + 20 * MS, Happening::Order(node, number));
             return;
         }
         let next = if running.step == 0 && !self.admitted(node, &running) {
@@ -181,8 +192,14 @@ impl World {
         if running.step == 0 {
             return Next::In(self.rng.range(300, 8 * MS));
         }
+        if self.disk_frozen(node) && self.nodes[node].server.process.runs() && self.rng.chance(6000) {
+            // Not every process is signalled yet, as far as two looks can tell.
+            return error("some processes may still run");
+        }
         self.server_ends(node, "killed by order");
-        DONE
+        let stuck = self.stuck(node);
+        self.nodes[node].told_doomed = stuck;
+        if stuck { Next::End(Outcome::Doomed) } else { DONE }
     }
 
     fn start_standby(&mut self, node: Node, running: &Running) -> Next {
@@ -198,6 +215,9 @@ impl World {
             }
             if self.nodes[node].server.data.is_none() {
                 return broken("no data directory");
+            }
+            if self.nodes[node].server.unstartable {
+                return broken("its control file can not be read");
             }
             if !self.guard_runs(node) {
                 return if running.step > 20 { error("the guard does not answer") } else { Next::In(30 * MS) };

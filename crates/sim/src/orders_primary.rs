@@ -172,6 +172,9 @@ impl World {
             if !self.guard_runs(node) {
                 return if running.step > 10 { error("the guard does not answer") } else { Next::In(30 * MS) };
             }
+            if self.nodes[node].server.unstartable {
+                return error("its control file can not be read");
+            }
             if !self.nodes[node].server.as_primary || self.nodes[node].server.data.is_none() {
                 return error("it was started as a standby since");
             }

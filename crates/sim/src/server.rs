@@ -89,6 +89,12 @@ pub struct Server {
     pub process: Process,
     /// Which process.
     pub life: u32,
+    /// Killed while its volume stood still: its processes are not gone before that ends.
+    pub stuck: bool,
+    /// The data directory can not be started from (a broken control file, say); its log is what it was.
+    pub unstartable: bool,
+    /// This upstream has removed log that this copy needs.
+    pub gone_at: Option<Node>,
     /// Stopped (not killed) until then.
     pub stopped_until: Micros,
     /// The data directory looks whole.
@@ -171,10 +177,17 @@ impl World {
         server.process.runs() && self.now >= server.stopped_until && self.now >= self.nodes[node].frozen_until
     }
 
+    /// The same, and what it writes becomes durable.
+    #[must_use]
+    pub(crate) fn server_writes(&self, node: Node) -> bool {
+        self.server_runs(node) && !self.disk_frozen(node)
+    }
+
     /// When a stopped server goes on.
     #[must_use]
     pub(crate) fn server_resumes(&self, node: Node) -> Micros {
-        self.nodes[node].server.stopped_until.max(self.nodes[node].frozen_until)
+        let host = &self.nodes[node];
+        host.server.stopped_until.max(host.frozen_until).max(host.disk_frozen_until)
     }
 
     /// Starts the server's process.
@@ -184,6 +197,7 @@ impl World {
         let back = self.rng.index(25);
         let server = &mut self.nodes[node].server;
         server.life += 1;
+        server.stuck = false;
         server.process = Process::Starting(as_primary);
         server.as_primary = as_primary;
         server.stopped_until = 0;
@@ -213,7 +227,7 @@ impl World {
         if self.nodes[node].server.life != life || !self.nodes[node].server.process.runs() {
             return;
         }
-        if !self.server_runs(node) {
+        if !self.server_writes(node) {
             let resume = self.server_resumes(node);
             self.queue.push(resume, Happening::Replayed(node, life));
             return;
@@ -236,7 +250,7 @@ impl World {
         if self.nodes[node].server.life != life {
             return;
         }
-        if !self.server_runs(node) {
+        if !self.server_writes(node) {
             let resume = self.server_resumes(node);
             self.queue.push(resume, Happening::Promoting(node, life, finished));
             return;
@@ -260,6 +274,7 @@ impl World {
             server.timeline = server.log.last().map_or(Timeline(1), |entry| entry.timeline);
         }
         server.process = Process::Primary;
+        server.gone_at = None;
         server.as_primary = true;
         server.open = false;
         server.view = server.setting.clone();
@@ -300,6 +315,13 @@ impl World {
             self.input_in(node, MS, Input::Fenced(why.to_owned()));
         }
         let delay = self.rng.range(500, 3 * MS);
+        if self.disk_frozen(node) {
+            self.nodes[node].server.stuck = true;
+            self.counters.doomed += 1;
+            let thaw = self.nodes[node].disk_frozen_until - self.now;
+            self.input_in(node, thaw + delay, Input::ServerExited);
+            return;
+        }
         self.input_in(node, delay, Input::ServerExited);
     }
 
@@ -320,6 +342,14 @@ impl World {
             Process::Primary => ServerState::Primary,
         };
         let mut seen = ServerObservation { at, state, ..ServerObservation::default() };
+        if self.disk_frozen(node) && (server.process.runs() || server.stuck) {
+            seen.silent = (self.now - self.nodes[node].stopped_since) / MS;
+            seen.symptom = Some("its disk stands still".to_owned());
+        }
+        if self.stuck(node) {
+            seen.state = ServerState::Starting;
+            return seen;
+        }
         if !server.process.runs() {
             return seen;
         }
@@ -338,6 +368,7 @@ impl World {
             seen.end = Some(Lsn(end as u64));
             seen.replay = (state == ServerState::Standby).then_some(Lsn(server.replayed as u64));
             seen.receiving = server.receiver.is_some();
+            seen.log_gone = !seen.receiving && server.gone_at.is_some() && server.gone_at == server.upstream;
             seen.open = server.open;
             seen.walsenders = server.senders.values().map(|sender| self.walsender(sender)).collect();
         }

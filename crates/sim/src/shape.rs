@@ -49,6 +49,8 @@ pub struct Shape {
     pub store_late: u64,
     /// No answer of the store after this is an unknown outcome; the decisions must not rely on how long it is.
     pub store_timeout: Micros,
+    /// The store answers late all the time: many writes land after their time-out.
+    pub store_slow: bool,
     /// Watch deliveries late, in 1/10 000.
     pub watch_late: u64,
     /// Messages between nodes lost, in 1/10 000.
@@ -115,6 +117,7 @@ impl Shape {
             store_loss: rng.below(1200),
             store_late: rng.range(50, 500),
             store_timeout: rng.range(150, 800) * MS,
+            store_slow: false,
             watch_late: rng.range(50, 1500),
             peer_loss: rng.below(300),
             peer_delay: rng.range(1, 12) * MS,
@@ -132,6 +135,10 @@ impl Shape {
             targeted_most: rng.range(1, 10) as u32,
         };
         shape.draw_scenario(rng, plants);
+        if rng.chance(1000) {
+            shape.store_slow = true;
+            shape.store_timeout = rng.range(130, 260) * MS;
+        }
         shape
     }
 

@@ -74,6 +74,9 @@ impl World {
         if !self.healed && self.rng.chance(self.shape.store_late) {
             return self.rng.range(20 * MS, 3_000 * MS);
         }
+        if self.shape.store_slow && !self.healed {
+            return self.rng.range(self.shape.store_timeout / 4, self.shape.store_timeout);
+        }
         let most = if self.now < self.store.slow_until { 350 * MS } else { 6 * MS };
         self.rng.range(300, most)
     }

@@ -29,7 +29,8 @@ impl World {
             && self.nodes[upstream].server.end_known
             && self.net.both(self.now, node, upstream)
             && self.server_runs(node);
-        if !there || !self.nodes[upstream].server.serves(&end) {
+        let gone = self.nodes[node].server.gone_at == Some(upstream);
+        if !there || gone || !self.nodes[upstream].server.serves(&end) {
             self.queue.push(again, Happening::Connect(node, life));
             return;
         }
@@ -187,7 +188,7 @@ impl World {
         if self.nodes[node].server.life != life || !self.nodes[node].server.process.runs() {
             return;
         }
-        if !self.server_runs(node) {
+        if !self.server_writes(node) {
             let resume = self.server_resumes(node);
             self.queue.push(resume, Happening::Flushed { node, life, conn, upto });
             return;
@@ -277,7 +278,7 @@ impl World {
     fn write_everywhere(&mut self) {
         for node in 0..self.nodes.len() {
             let server = &self.nodes[node].server;
-            let open = server.process == Process::Primary && server.open && self.server_runs(node);
+            let open = server.process == Process::Primary && server.open && self.server_writes(node);
             if !open || self.nodes[node].route == RouteState::Draining {
                 continue;
             }

@@ -58,6 +58,8 @@ pub struct World {
     pub group: u32,
     /// The store has lost its majority for ever.
     pub store_lost: bool,
+    /// It was rebuilt from a copy that held everything acknowledged.
+    pub rebuilt_whole: bool,
     /// The first broken promise.
     pub violation: Option<Violation>,
     /// No more faults.
@@ -115,6 +117,7 @@ impl World {
             lost_store: Store::default(),
             group: 0,
             store_lost: false,
+            rebuilt_whole: false,
             violation: None,
             healed: false,
             targeted_left,

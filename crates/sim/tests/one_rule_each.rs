@@ -361,3 +361,72 @@ fn a_restart_in_place_needs_a_fresh_renewal() {
         !early
     });
 }
+
+/// Plant 58: the claim is given back only when nothing of the server can run any more: gone, or doomed. Doomed is enough, and then
+/// nothing but kills is ordered.
+#[test]
+fn a_claim_is_released_when_the_server_is_doomed_and_not_before() {
+    both(Plant::ReleaseBeforeDoom, |plant| {
+        let mut node = Node::primary(Durability::Strict, &["a", "b", "c"], 1, plant);
+        node.seen(10, ServerState::Primary, &["b", "c"]);
+        node.cas = None;
+        node.step(10, Input::ServerExited);
+        assert_eq!(node.order.1, Some(Order::Kill));
+        node.ordered(5, Outcome::Failed(OrderFailure::Error("some processes may still run".to_owned())));
+        node.step(150, Input::Tick);
+        let early = node.cas.as_ref().is_some_and(|(_, record)| record.state == ClaimState::Free);
+        if plant.is_none() {
+            let mut outputs = node.ordered(5, Outcome::Doomed);
+            let released = node.cas.clone().unwrap().1;
+            assert_eq!((released.state, released.wanted), (ClaimState::Free, Some(id("b"))));
+            outputs.extend(node.written(2, 9));
+            for _ in 0..20 {
+                outputs.extend(node.step(500, Input::Tick));
+            }
+            assert!(orders(&outputs).iter().all(|order| **order == Order::Kill), "{outputs:?}");
+        }
+        !early
+    });
+}
+
+/// Plant 59: a watched record that shows a grant of mine renewed from the moment when that very grant was sent.
+#[test]
+fn a_watched_grant_counts_from_its_own_sending() {
+    both(Plant::LeaseFromNewestAttempt, |plant| {
+        let mut node = Node::primary(Durability::Strict, &["a", "b", "c"], 1, plant);
+        node.step(600, Input::Tick);
+        let (number, first) = node.cas.take().unwrap();
+        let sent = node.now;
+        node.step(300, Input::Cas(number, CasResult::Unknown));
+        node.step(100, Input::Tick);
+        let (number, _) = node.cas.take().unwrap();
+        node.step(300, Input::Cas(number, CasResult::Unknown));
+        let outputs = node.step(1, Input::Watched(Revision(90), first));
+        let until = outputs.iter().find_map(|output| match output {
+            Output::Deadline(_, until) => Some(*until),
+            _ => None,
+        });
+        until.unwrap() <= Moment(sent + 2_400)
+    });
+}
+
+/// Plant 60: a copy that can not be started is kept while no other node runs as primary.
+#[test]
+fn the_last_copy_is_kept_though_it_can_not_be_started() {
+    both(Plant::UnstartableGivenUp, |plant| {
+        let durable = Durable { promise: Term(1), copy: Some(copy("b")), ..Durable::default() };
+        let mut node = Node::new("b", Durability::Strict, durable, plant);
+        node.seen(0, ServerState::Down, &[]);
+        let mut outputs = node.read(7, free(&["a", "b", "c"], 1));
+        for _ in 0..20 {
+            if node.order.1 == Some(Order::StartStandby) {
+                outputs.extend(node.ordered(5, Outcome::Failed(OrderFailure::Broken("no control file".to_owned()))));
+            }
+            if node.order.1 == Some(Order::Kill) {
+                outputs.extend(node.ordered(5, Outcome::Done));
+            }
+            outputs.extend(node.step(1_000, Input::Tick));
+        }
+        !outputs.iter().any(|output| matches!(output, Output::Persist(durable) if durable.copy.is_none()))
+    });
+}

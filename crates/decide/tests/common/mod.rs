@@ -220,7 +220,7 @@ impl World {
     pub(crate) fn recover(&mut self, from: &NodeId) {
         let (_, old) = self.store.clone().unwrap();
         let copy = self.nodes[from].durable.as_ref().unwrap().copy.unwrap();
-        let record = old.recovered(from, copy, old.term.next_incarnation(), 16, false);
+        let record = old.recovered(from, copy, old.term.next_incarnation(), 16);
         self.store = Some((Revision(1), record.clone()));
         for (other, node) in &self.nodes {
             if node.alive {
