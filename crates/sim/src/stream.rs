@@ -28,7 +28,7 @@ impl World {
             && matches!(self.nodes[upstream].server.process, Process::Primary | Process::Standby)
             && self.nodes[upstream].server.end_known
             && self.net.both(self.now, node, upstream)
-            && self.server_runs(node);
+            && self.server_writes(node);
         let gone = self.nodes[node].server.gone_at == Some(upstream);
         if !there || gone || !self.nodes[upstream].server.serves(&end) {
             self.queue.push(again, Happening::Connect(node, life));
@@ -165,7 +165,7 @@ impl World {
         if server.receiver.is_none_or(|receiver| receiver.conn != conn) || server.log.len() != at {
             return;
         }
-        if !self.server_runs(to) || !self.net.passes(self.now, from, to) {
+        if !self.server_writes(to) || !self.net.passes(self.now, from, to) {
             let again = self.server_resumes(to).max(self.now + 20 * MS);
             self.queue.push(again, Happening::Batch { from, to, conn, at, entries });
             return;
