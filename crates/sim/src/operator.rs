@@ -28,6 +28,13 @@ pub struct Wish {
     pub paused: bool,
 }
 
+impl Wish {
+    /// Would two data nodes, and as many as commits are to wait for, be left without one of them? Otherwise the operator is refused.
+    pub(crate) fn can_spare_one(&self) -> bool {
+        self.listed.len() > 2.max(1 + self.sync_replicas as usize)
+    }
+}
+
 /// Numbers of commands, to count what was accepted.
 pub(crate) const FAILOVER: u64 = 1;
 pub(crate) const FAILOVER_WITH_LOSS: u64 = 2;
@@ -137,8 +144,8 @@ impl World {
             }
             Fault::NodeAdded => self.add_node(&mut wish),
             Fault::NodeRemoved => {
-                let few = wish.listed.len() <= 2.max(1 + wish.sync_replicas as usize);
-                self.counters.nodes_removed += u64::from(!few && wish.listed.remove(&node));
+                let spare = wish.can_spare_one();
+                self.counters.nodes_removed += u64::from(spare && wish.listed.remove(&node));
             }
             Fault::NodeReplaced => self.replace_node(node),
             Fault::Mode => self.change_mode(&mut wish),
