@@ -4,12 +4,12 @@ use crate::io::{Evidence, Output};
 use crate::mind::Mind;
 use crate::plant::Plant;
 use mainstay_model::{Message, Moment, NodeId, Presence, Span, Term};
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 
 /// Presence is sent to data nodes and whoever else was heard, at most this many.
 const PEERS_MAX: usize = 64;
-/// So many earlier lives of a peer are known again.
-const LIVES_MAX: usize = 4;
+/// Later than this no message arrives.
+const LATE_MS: u64 = 3_000;
 /// A node that is neither listed nor a member is forgotten after this silence.
 const FORGET_MS: u64 = 10_000;
 
@@ -23,24 +23,14 @@ pub(crate) struct Peer {
     pub(crate) evidence: Option<Evidence>,
     /// The term of which it said that its server runs as primary.
     pub(crate) primary_of: Option<Term>,
-    /// Its last lives before the one that is heard now, newest first.
-    past_lives: VecDeque<u64>,
 }
 
 impl Peer {
-    /// Was this overtaken on its way: by a newer presence of the same life, or by a later life of the agent?
-    fn overtaken(&self, presence: &Presence) -> bool {
-        match &self.presence {
-            Some(last) if last.life == presence.life => presence.sent < last.sent,
-            _ => self.past_lives.contains(&presence.life),
-        }
-    }
-
-    /// Keeps in mind that the life heard so far is over, if this one is another.
-    fn note_life(&mut self, life: u64) {
-        let Some(past) = self.presence.as_ref().map(|last| last.life).filter(|past| *past != life) else { return };
-        self.past_lives.push_front(past);
-        self.past_lives.truncate(LIVES_MAX);
+    /// Was this overtaken on its way by a newer presence of its sender, maybe of a later life of its agent? A sender that was silent
+    /// for long may have a clock that began anew.
+    fn overtaken(&self, now: Moment, presence: &Presence) -> bool {
+        let recent = self.heard.is_some_and(|heard| now.since(heard).0 < LATE_MS);
+        recent && self.presence.as_ref().is_some_and(|last| presence.sent < last.sent)
     }
 }
 
@@ -72,10 +62,9 @@ impl Mind {
         let now = self.now;
         let peer = self.peers.entry(from.clone()).or_default();
         // What a node said before it died, or was wiped, says nothing about it now: above all not that it is an open primary.
-        if peer.overtaken(&presence) {
+        if peer.overtaken(now, &presence) {
             return;
         }
-        peer.note_life(presence.life);
         peer.heard = Some(now);
         peer.evidence = None;
         peer.primary_of = presence.primary_of;
