@@ -3,7 +3,7 @@
 use crate::io::Evidence;
 use crate::mind::Mind;
 use crate::plant::Plant;
-use mainstay_model::{ClaimState, Message, Moment, NodeId, Position, Record, Span, Term};
+use mainstay_model::{ClaimState, Message, Moment, NodeId, Position, Record, ServerState, Span, Term};
 use std::collections::BTreeMap;
 
 const ASK_AGAIN_MS: u64 = 200;
@@ -26,7 +26,10 @@ impl Mind {
         let Some(record) = self.record() else { return };
         let holder = record.holder.clone();
         let same = record.term == term;
-        let hears = same && holder.as_ref().is_some_and(|holder| self.is_me(Some(holder)) || self.hears(holder));
+        let hears = same
+            && holder
+                .as_ref()
+                .is_some_and(|holder| self.is_me(Some(holder)) || (self.hears(holder) && !self.gave_way(holder)));
         let newer = record.term > term || self.durable.promise > term;
         // A node that the configuration no longer lists answers too, as long as it has its copy: the record may count it.
         let would_answer = !newer && self.durable.copy.is_some() && self.problem.is_none() && !self.orders.doomed();
@@ -44,8 +47,27 @@ impl Mind {
         }
     }
 
+    /// From when on a removed node that raised the term, and did not claim it, holds nobody back, however alive its agent is: it may
+    /// have stopped its server, and may no longer reach the store to give the term back.
+    fn removed_gives_way(&self, holder: &NodeId) -> Option<Moment> {
+        let electing = self.record().is_some_and(|record| record.state == ClaimState::Electing);
+        let lease = self.granted_lease();
+        (electing && !self.config.data_nodes.contains_key(holder))
+            .then(|| self.view.holder_since.max(self.born.unwrap_or(self.now)) + lease + self.margin_of(lease))
+    }
+
+    /// Has that moment passed?
+    pub(crate) fn gave_way(&self, holder: &NodeId) -> bool {
+        self.removed_gives_way(holder).is_some_and(|at| self.now >= at)
+    }
+
     /// From when on the holder counts as silent.
     fn silent_at(&self, holder: &NodeId) -> Moment {
+        let heard_on = self.heard_silent_at(holder);
+        self.removed_gives_way(holder).map_or(heard_on, |at| at.min(heard_on))
+    }
+
+    fn heard_silent_at(&self, holder: &NodeId) -> Moment {
         let peer = self.peers.get(holder);
         let heard = peer.and_then(|peer| peer.heard);
         let since =
@@ -58,8 +80,11 @@ impl Mind {
     }
 
     pub(crate) fn may_ever_stand(&self) -> bool {
-        // The best log of all may be that of a node that was just removed: invited, it stands, and then hands over.
-        let invited = self.record().is_some_and(|record| self.is_me(record.wanted.as_ref()));
+        // The best log of all may be that of a node that was just removed: invited, it stands, and then hands over. Once its server is
+        // stopped for good it can not, and must not sit on the invitation.
+        let stopped = self.server.is(ServerState::Down)
+            && self.record().is_some_and(|record| !record.members.contains_key(&self.config.me));
+        let invited = !stopped && self.record().is_some_and(|record| self.is_me(record.wanted.as_ref()));
         (self.has_data_role() || invited || self.holds_the_only_copy())
             && !self.config.excluded.contains(&self.config.me)
             && self.durable.copy.is_some()
@@ -163,10 +188,8 @@ impl Mind {
             return;
         }
         if self.suspect.is_none() {
-            self.reason(
-                "suspect",
-                format!("{holder}, holder of term {}, is not heard: asking the others", record.term),
-            );
+            let seen = if self.gave_way(holder) { "was removed and did not claim it" } else { "is not heard" };
+            self.reason("suspect", format!("{holder}, holder of term {}, {seen}: asking the others", record.term));
             self.loss.get_or_insert(self.now);
             self.suspect = Some(Suspect {
                 holder: holder.clone(),
@@ -240,6 +263,9 @@ impl Mind {
     /// What is known of a holder that is not heard, for the history.
     fn silence(&self, record: &Record) -> String {
         let Some(holder) = &record.holder else { return String::new() };
+        if self.gave_way(holder) {
+            return format!("{holder} was removed while it stood for primary");
+        }
         let peer = self.peers.get(holder);
         let heard = peer.and_then(|peer| peer.heard).map(|at| self.now.since(at));
         let silent = heard.map_or("never heard here".to_owned(), |span| format!("not heard for {span}"));

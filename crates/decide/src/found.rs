@@ -76,7 +76,10 @@ impl Mind {
         if self.is_me(Some(holder)) {
             return Some(self.now);
         }
-        let heard = self.peers.get(holder).and_then(|peer| peer.heard).unwrap_or(self.view.since).max(self.view.since);
+        // A holder that was removed meanwhile will not go on, however alive it is.
+        let listed = self.config.data_nodes.contains_key(holder);
+        let heard = self.peers.get(holder).and_then(|peer| peer.heard).filter(|_| listed);
+        let heard = heard.unwrap_or(self.view.since).max(self.view.since);
         let lease = self.granted_lease();
         Some(heard + lease + self.margin_of(lease) + Span(STAGGER_MS * self.place()))
     }

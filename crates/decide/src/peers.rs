@@ -8,6 +8,8 @@ use std::collections::BTreeSet;
 
 /// Presence is sent to data nodes and whoever else was heard, at most this many.
 const PEERS_MAX: usize = 64;
+/// Later than this no message arrives.
+const LATE_MS: u64 = 3_000;
 /// A node that is neither listed nor a member is forgotten after this silence.
 const FORGET_MS: u64 = 10_000;
 
@@ -21,6 +23,15 @@ pub(crate) struct Peer {
     pub(crate) evidence: Option<Evidence>,
     /// The term of which it said that its server runs as primary.
     pub(crate) primary_of: Option<Term>,
+}
+
+impl Peer {
+    /// Was this overtaken on its way by a newer presence of its sender, maybe of a later life of its agent? A sender that was silent
+    /// for long may have a clock that began anew.
+    fn overtaken(&self, now: Moment, presence: &Presence) -> bool {
+        let recent = self.heard.is_some_and(|heard| now.since(heard).0 < LATE_MS);
+        recent && self.presence.as_ref().is_some_and(|last| presence.sent < last.sent)
+    }
 }
 
 impl Mind {
@@ -50,11 +61,16 @@ impl Mind {
         self.note_incarnation(from, presence.promise);
         let now = self.now;
         let peer = self.peers.entry(from.clone()).or_default();
+        // What a node said before it died, or was wiped, says nothing about it now: above all not that it is an open primary.
+        if peer.overtaken(now, &presence) {
+            return;
+        }
         peer.heard = Some(now);
         peer.evidence = None;
         peer.primary_of = presence.primary_of;
         peer.presence = Some(presence);
-        if self.suspect.as_ref().is_some_and(|suspect| suspect.holder == *from) {
+        let doubted = self.suspect.as_ref().is_some_and(|suspect| suspect.holder == *from);
+        if doubted && !self.gave_way(from) {
             self.suspect = None;
             self.loss = None;
             self.reason("heard", format!("{from} is heard again"));
@@ -64,6 +80,10 @@ impl Mind {
     pub(crate) fn on_link(&mut self, node: &NodeId, up: bool) {
         if let Some(peer) = self.peers.get_mut(node) {
             peer.link = Some(up);
+            // Open or not: whoever comes back says so again.
+            if let Some(presence) = peer.presence.as_mut() {
+                presence.open = false;
+            }
         }
     }
 

@@ -142,7 +142,7 @@ fn observation(now: u64, words: &Words) -> ServerObservation {
 
 fn presence(now: u64, words: &Words) -> Presence {
     Presence {
-        life: 1,
+        life: words.get("life").map_or(1, |text| text.parse().unwrap()),
         promise: Term(words.number("promise")),
         revision: Revision(words.number("rev")),
         copy: words.get("copy").map(copy),
@@ -151,7 +151,7 @@ fn presence(now: u64, words: &Words) -> Presence {
         open: words.has("open"),
         position: words.get("pos").map(position),
         holder_heard: None,
-        sent: Moment(now),
+        sent: Moment(words.get("sent").map_or(now, |text| text.parse().unwrap())),
     }
 }
 

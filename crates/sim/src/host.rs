@@ -339,6 +339,7 @@ impl World {
         host.timer = (None, host.timer.1 + 1);
         host.agent_paused_until = 0;
         host.dies_after = None;
+        host.heard_rebuilt = None; // what it heard it kept in memory only
         let durable = host.disk_written.then(|| host.disk.clone());
         host.mind = Some(Box::new(Mind::new(config, durable, host.server.data, life)));
         let life = host.life;

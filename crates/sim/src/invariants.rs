@@ -236,8 +236,12 @@ impl World {
             let since = until.map_or(0, |until| self.now - until) / 1000;
             self.violate("S5", format!("n{node} {doing} {since} ms after its lease had run out"));
         }
-        let heard = self.nodes[node].heard_rebuilt.filter(|_| self.orphaned(self.nodes[node].server.term));
-        if heard.is_some_and(|heard| self.now > heard + SUPERSEDED_GRACE) {
+        // An agent that died or stood still since can not end its server: then the lease does, which is checked above, and which it must
+        // not renew (see `record_written`).
+        let acts = self.nodes[node].mind.is_some();
+        let heard = self.nodes[node].heard_rebuilt.filter(|_| acts && self.orphaned(self.nodes[node].server.term));
+        let since = heard.map(|heard| heard.max(self.agent_resumes(node)));
+        if since.is_some_and(|since| self.now > since + SUPERSEDED_GRACE) {
             self.violate("S2", format!("n{node} {doing} although it heard of the rebuilt store"));
         }
     }
@@ -284,6 +288,10 @@ impl World {
             self.trace(Some(node), || format!("STORE {}", crate::host::brief(after)));
         }
         let mine = after.holder.as_ref() == Some(&self.names[node]);
+        let heard = self.nodes[node].heard_rebuilt.filter(|_| self.orphaned(after.term));
+        if mine && after.state == ClaimState::Held && heard.is_some_and(|heard| sent > heard) {
+            self.violate("S2", format!("n{node} renews term {} although it heard of the rebuilt store", after.term));
+        }
         if mine && matches!(after.state, ClaimState::Held | ClaimState::Founding) {
             let renewed = &mut self.nodes[node].renewed;
             let lease = after.lease.unwrap_or(self.shape.lease).0 * 1000 * 104 / 100;

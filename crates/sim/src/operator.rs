@@ -28,6 +28,13 @@ pub struct Wish {
     pub paused: bool,
 }
 
+impl Wish {
+    /// Would two data nodes, and as many as commits are to wait for, be left without one of them? Otherwise the operator is refused.
+    pub(crate) fn can_spare_one(&self) -> bool {
+        self.listed.len() > 2.max(1 + self.sync_replicas as usize)
+    }
+}
+
 /// Numbers of commands, to count what was accepted.
 pub(crate) const FAILOVER: u64 = 1;
 pub(crate) const FAILOVER_WITH_LOSS: u64 = 2;
@@ -137,8 +144,8 @@ impl World {
             }
             Fault::NodeAdded => self.add_node(&mut wish),
             Fault::NodeRemoved => {
-                let few = wish.listed.len() <= 2.max(1 + wish.sync_replicas as usize);
-                self.counters.nodes_removed += u64::from(!few && wish.listed.remove(&node));
+                let spare = wish.can_spare_one();
+                self.counters.nodes_removed += u64::from(spare && wish.listed.remove(&node));
             }
             Fault::NodeReplaced => self.replace_node(node),
             Fault::Mode => self.change_mode(&mut wish),
@@ -250,6 +257,7 @@ impl World {
         host.server = Server { life, ..Server::default() };
         (host.disk, host.gate, host.disk_written) = (Durable::default(), Durable::default(), false);
         (host.promised, host.generation, host.lost) = (Term(0), generation, None);
+        host.dropped_acknowledged = false;
     }
 
     // ---- a store that is rebuilt ---------------------------------------------------------------------------------------
@@ -296,7 +304,11 @@ impl World {
             .collect();
         let has_all = |node: &Node| {
             let log = &self.nodes[*node].server.log;
-            self.ledger.acknowledged.keys().all(|id| log.binary_search_by(|entry| entry.id.cmp(id)).is_ok())
+            self.ledger
+                .acknowledged
+                .keys()
+                .chain(self.ledger.visible.keys())
+                .all(|id| log.binary_search_by(|entry| entry.id.cmp(id)).is_ok())
         };
         let complete: Vec<Node> = fit.iter().copied().filter(|node| has_all(node)).collect();
         let from = if self.rng.chance(7000) && !complete.is_empty() { &complete } else { &fit };
@@ -423,8 +435,8 @@ impl World {
         match event.kind.as_str() {
             "forced" | "asynchronous-take-over" | "loss-possible" => drop(self.ledger.reported.insert(event.term)),
             "failover-failed" | "primary-opened" => {
+                // The acceptance stands: a claim that was under way may still land.
                 self.nodes[node].failing_over = false;
-                self.nodes[node].accepts_loss = false;
                 let risk = event.change.as_ref().is_some_and(|change| change.at_risk_bytes.is_some());
                 let told = risk || self.ledger.reported.contains(&event.term);
                 if event.kind == "primary-opened" && !told && self.ledger.lossy.contains(&event.term) {

@@ -105,6 +105,9 @@ impl World {
         let replicas: Vec<Node> = (0..self.shape.listed).filter(|node| *node != primary).collect();
         let [chosen, removed, ..] = replicas[..] else { return };
         let mut wish = self.wish().clone();
+        if !wish.can_spare_one() || !wish.listed.contains(&removed) {
+            return;
+        }
         wish.listed.remove(&removed);
         self.wish_within(
             wish,
