@@ -3,7 +3,7 @@
 use crate::mind::Mind;
 use crate::plant::Plant;
 use crate::quorum::{Bend, Members, Situation, Step};
-use crate::reign::Phase;
+use crate::reign::{Phase, Reign};
 use crate::view::Intent;
 use mainstay_model::{
     ClaimState, CopyId, Durability, Lsn, Moment, NodeId, Order, Record, ServerState, Span, SyncSetting,
@@ -176,7 +176,8 @@ impl Mind {
             );
         }
         for (node, (copy, at)) in &reign.streaming {
-            if counts(node) && observed.since(*at).0 < GRACE_MS {
+            // Within the grace time one whose copy is known to be gone does not count: else it would be struck and taken back, over and over.
+            if counts(node) && observed.since(*at).0 < GRACE_MS && !self.copy_is_gone(reign, node, *copy) {
                 acting.insert(node.clone(), self.copy_in_record(record, node, *copy));
                 if reign.streams_now.get(node) != Some(copy) {
                     again.push(*at + Span(GRACE_MS));
@@ -194,22 +195,23 @@ impl Mind {
         if self.planted(Plant::BrokenKeepsPlace) { old.unwrap_or(copy) } else { copy }
     }
 
+    /// Does this node stream as another copy, or say that it has another one, or none that is whole?
+    fn copy_is_gone(&self, reign: &Reign, node: &NodeId, copy: CopyId) -> bool {
+        let says = self.peers.get(node).and_then(|peer| peer.presence.as_ref()).map(|presence| presence.copy);
+        match reign.streams_now.get(node) {
+            Some(streams) => *streams != copy,
+            None => self.heard_within(node, self.config.suspicion) && says.is_some_and(|says| says != Some(copy)),
+        }
+    }
+
     /// Members whose node has another copy than the record says, or none that is whole.
     fn broken(&self, record: &Record) -> BTreeSet<NodeId> {
         let Some(reign) = &self.reign else { return BTreeSet::new() };
-        let suspicious = |node: &NodeId, copy: &CopyId| {
-            let streams: Option<CopyId> = reign.streams_now.get(node).copied();
-            let says = self.peers.get(node).and_then(|peer| peer.presence.as_ref()).map(|presence| presence.copy);
-            match streams {
-                Some(streams) => streams != *copy,
-                None => self.heard_within(node, self.config.suspicion) && says.is_some_and(|says| says != Some(*copy)),
-            }
-        };
         if self.planted(Plant::BrokenKeepsPlace) {
             return BTreeSet::new();
         }
         let others = record.members.iter().filter(|(node, _)| **node != self.config.me);
-        others.filter(|(node, copy)| suspicious(node, copy)).map(|(node, _)| node.clone()).collect()
+        others.filter(|(node, copy)| self.copy_is_gone(reign, node, **copy)).map(|(node, _)| node.clone()).collect()
     }
 
     pub(crate) fn setting_confirmed(&mut self, setting: SyncSetting, at: Lsn) {
