@@ -107,15 +107,20 @@ impl Node {
     }
 
     fn seen(&mut self, after: u64, state: ServerState, senders: &[&str]) -> Vec<Output> {
+        self.seen_at(after, state, senders, 500)
+    }
+
+    /// The same, and so far the senders' standbys have flushed.
+    fn seen_at(&mut self, after: u64, state: ServerState, senders: &[&str], flush: u64) -> Vec<Output> {
         let walsenders = senders.iter().map(|name| Walsender {
             node: id(name),
             copy: copy(name),
-            flush: Lsn(500),
-            replay: Lsn(500),
+            flush: Lsn(flush),
+            replay: Lsn(flush),
             streaming: true,
         });
         let at = Moment(self.now + after);
-        let (timeline, lsn) = (Some(Timeline(1)), Some(Lsn(500)));
+        let (timeline, lsn) = (Some(Timeline(1)), Some(Lsn(flush)));
         let seen = ServerObservation {
             at,
             state,
@@ -154,6 +159,18 @@ impl Node {
             node.ordered(5, Outcome::Ended(end(500)));
         }
         node
+    }
+
+    /// Whatever is written succeeds, at once; says what that was.
+    fn write_all(&mut self, revision: &mut u64) -> Vec<Record> {
+        let mut records = Vec::new();
+        for _ in 0..8 {
+            let Some((_, record)) = self.cas.clone() else { break };
+            records.push(record);
+            *revision += 1;
+            self.written(1, *revision);
+        }
+        records
     }
 
     fn answer(&mut self, from: &str, term: u64) -> Vec<Output> {
@@ -331,6 +348,22 @@ fn the_first_setting_of_an_outsider_covers_the_members() {
     });
 }
 
+/// Plant 11: the first setting covers what the record lets elect, not the configured number: here one answer is enough to be elected, so
+/// both others must confirm.
+#[test]
+fn the_first_setting_goes_by_the_record() {
+    both(Plant::FirstSettingAnyOne, |plant| {
+        let mut node = Node::candidate(free(&["a", "b", "c"], 0), plant);
+        node.answer("c", 2);
+        let (_, record) = node.cas.clone().unwrap();
+        assert_eq!((record.state, record.quorum), (ClaimState::Held, 0));
+        let outputs = node.written(2, 9);
+        let given = orders(&outputs);
+        let [Order::Promote { setting, .. }] = given[..] else { panic!("{given:?}") };
+        cover(&record.members, record.quorum, setting)
+    });
+}
+
 /// Plant 43: a claim whose reply comes after the deadline that it allows leads to no promotion.
 #[test]
 fn a_late_claim_promotes_nobody() {
@@ -358,6 +391,66 @@ fn a_restart_in_place_needs_a_fresh_renewal() {
             let end = RecoveryEnd { timeline: Timeline(1), lsn: Lsn(510) };
             node.ordered(100, Outcome::Restarted(end));
         }
+        !early
+    });
+}
+
+/// Plant 27: the last replica has gone. The record leaves it out before the server acknowledges without it: else it could be elected
+/// without what was acknowledged alone.
+#[test]
+fn a_primary_is_alone_in_the_record_before_it_acknowledges_alone() {
+    both(Plant::DegradeServerFirst, |plant| {
+        let mut node = Node::primary(Durability::Available, &["a", "b"], 0, plant);
+        let (mut revision, mut alone) = (8, false);
+        for _ in 0..30 {
+            node.seen(50, ServerState::Primary, &[]);
+            // The setting may come with the write's reply, not before.
+            if let (_, Some(Order::SetSync { setting })) = &node.order
+                && setting.need == 0
+            {
+                return alone;
+            }
+            alone |= node.write_all(&mut revision).iter().any(|record| record.members == members(&["a"]));
+        }
+        panic!("commits wait for a replica that has gone");
+    });
+}
+
+/// Plant 8: one of two replicas has gone. The record lets the other one be elected alone only once that has everything which the one
+/// that left may have confirmed: the log up to where the smaller setting was confirmed.
+#[test]
+fn who_stays_has_caught_up_before_the_record_counts_on_it_alone() {
+    both(Plant::RemoveWithoutCaughtUp, |plant| {
+        let mut node = Node::primary(Durability::Strict, &["a", "b", "c"], 1, plant);
+        let smaller = Some(Order::SetSync { setting: SyncSetting { need: 1, copies: members(&["b"]) } });
+        let (mut revision, mut records) = (8, Vec::new());
+        for _ in 0..40 {
+            node.seen(50, ServerState::Primary, &["b"]);
+            if node.order.1 == smaller {
+                break;
+            }
+            records.extend(node.write_all(&mut revision));
+        }
+        assert_eq!(node.order.1, smaller);
+        // The store does not take what is written meanwhile.
+        let refused = node.cas.take();
+        // Confirmed at 600; `b` has 500.
+        node.ordered(5, Outcome::Confirmed(Lsn(600)));
+        if let Some((number, _)) = refused {
+            node.step(5, Input::Cas(number, CasResult::Unavailable));
+        }
+        records.extend(node.write_all(&mut revision));
+        for _ in 0..10 {
+            node.seen(50, ServerState::Primary, &["b"]);
+            records.extend(node.write_all(&mut revision));
+        }
+        let early = records.iter().any(|record| record.quorum == 0);
+        node.seen_at(50, ServerState::Primary, &["b"], 600);
+        records.extend(node.write_all(&mut revision));
+        assert!(
+            records.iter().any(|record| record.quorum == 0 && record.members == members(&["a", "b"])),
+            "{records:?}"
+        );
         !early
     });
 }
