@@ -17,8 +17,11 @@ const USAGE: &str = "mainstay-sim: virtual clusters over the real decisions
 
 /// Below so many schedules a counter may well be zero.
 const ENOUGH_FOR_COUNTERS: u64 = 2_000;
-/// So many plants must be found when all are planted.
-const PLANTS_TO_FIND: usize = 34;
+/// Plants that schedules may miss: each has a test of its one rule, which plants it too (`tests/one_rule_each.rs`,
+/// `tests/one_shell_rule_each.rs`). All others must be found in schedules.
+const WITH_A_TEST: [u32; 20] = [6, 8, 9, 11, 15, 18, 26, 27, 29, 31, 33, 37, 38, 42, 43, 49, 51, 58, 59, 60];
+/// Those that must be found are looked for in so many times the schedules, so that a change elsewhere does not hide one by chance.
+const PATIENCE: u64 = 4;
 
 #[derive(Debug, Default)]
 struct Wish {
@@ -170,13 +173,18 @@ fn print_json(summary: &Summary, took: f64, missing: &[&str]) {
     println!("{answer}");
 }
 
+fn tested(plant: Plant) -> bool {
+    WITH_A_TEST.contains(&plant.number())
+}
+
 fn plant(wish: &Wish, planted: &[Plant], all: bool) -> bool {
     let mut found: Vec<Found> = Vec::new();
     for plant in planted {
-        let one = hunt::hunt(*plant, wish.from, wish.max, wish.jobs);
+        let most = if all && !tested(*plant) { wish.max.saturating_mul(PATIENCE) } else { wish.max };
+        let one = hunt::hunt(*plant, wish.from, most, wish.jobs);
         if !wish.json {
-            let (count, seen) =
-                one.seen.map_or(("-".to_owned(), "not found"), |(count, _, rule)| (count.to_string(), rule));
+            let unseen = if tested(*plant) { "by a test" } else { "not found" };
+            let (count, seen) = one.seen.map_or(("-".to_owned(), unseen), |(count, _, rule)| (count.to_string(), rule));
             let replay =
                 one.seen.map_or(String::new(), |(_, seed, _)| format!("--replay {seed} --plant {}", plant.number()));
             println!("{:>3}  {:<66} {count:>7}  {seen:<9} {replay}", plant.number(), plant.text());
@@ -199,7 +207,8 @@ fn plant(wish: &Wish, planted: &[Plant], all: bool) -> bool {
             serde_json::json!({ "planted": planted.len(), "found": seen, "within": wish.max, "plants": list })
         );
     } else {
-        println!("{} planted faults, {seen} found within {} schedules each", planted.len(), wish.max);
+        let rest = found.iter().filter(|one| one.seen.is_none() && tested(one.plant)).count();
+        println!("{} planted faults, {seen} found in schedules, {rest} left to a test of their own", planted.len());
     }
-    if all { seen >= PLANTS_TO_FIND } else { seen == planted.len() }
+    found.iter().all(|one| one.seen.is_some() || (all && tested(one.plant)))
 }

@@ -47,6 +47,24 @@ fn end(lsn: u64) -> LogEnd {
     LogEnd { position: Position { timeline: Timeline(1), lsn: Lsn(lsn) }, lineage: Lineage::default() }
 }
 
+fn config(me: &str, durability: Durability, plant: Option<Plant>) -> Config {
+    Config {
+        me: id(me),
+        data_nodes: ["a", "b", "c"].into_iter().zip(0..).map(|(name, place)| (id(name), place)).collect(),
+        excluded: BTreeSet::new(),
+        durability,
+        sync_replicas: 1,
+        lease: Span(3000),
+        margin: Span(600),
+        suspicion: Span(1000),
+        ping: Span(250),
+        hang: Span(2000),
+        seed: 7,
+        paused: false,
+        plants: plant.into_iter().collect(),
+    }
+}
+
 /// One machine, and what it was last told to do.
 struct Node {
     mind: Mind,
@@ -58,22 +76,7 @@ struct Node {
 
 impl Node {
     fn new(me: &str, durability: Durability, durable: Durable, plant: Option<Plant>) -> Node {
-        let config = Config {
-            me: id(me),
-            data_nodes: ["a", "b", "c"].into_iter().zip(0..).map(|(name, place)| (id(name), place)).collect(),
-            excluded: BTreeSet::new(),
-            durability,
-            sync_replicas: 1,
-            lease: Span(3000),
-            margin: Span(600),
-            suspicion: Span(1000),
-            ping: Span(250),
-            hang: Span(2000),
-            seed: 7,
-            paused: false,
-            plants: plant.into_iter().collect(),
-        };
-        let mind = Mind::new(config, Some(durable), Some(SystemId(77)), 1);
+        let mind = Mind::new(config(me, durability, plant), Some(durable), Some(SystemId(77)), 1);
         Node { mind, now: 1000, order: (OrderId(0), None), cas: None, read: 0 }
     }
 
@@ -500,6 +503,38 @@ fn a_watched_grant_counts_from_its_own_sending() {
             _ => None,
         });
         until.unwrap() <= Moment(sent + 2_400)
+    });
+}
+
+/// Plant 51: who waits for a lease goes by the newest grant. So a grant for a shorter lease, written while the guard still holds a
+/// deadline from a longer one, is for as long as that.
+#[test]
+fn a_shorter_lease_is_granted_when_the_longer_one_is_over() {
+    both(Plant::LeaseShortenedAtOnce, |plant| {
+        let mut node = Node::primary(Durability::Strict, &["a", "b", "c"], 1, plant);
+        node.step(600, Input::Tick);
+        let renewed = node.now;
+        node.written(2, 9);
+        let held = renewed + 2_400;
+        let shorter = Config { lease: Span(800), margin: Span(160), ..config("a", Durability::Strict, plant) };
+        node.step(5, Input::Configured(Box::new(shorter)));
+        node.step(600, Input::Tick);
+        let sent = node.now;
+        let (_, record) = node.cas.clone().unwrap();
+        node.written(2, 10);
+        let covers = sent + record.lease.unwrap().0 >= held;
+        // In the end the shorter one is granted.
+        for revision in 11..30 {
+            node.step(400, Input::Tick);
+            if node.cas.is_some() {
+                let (_, record) = node.cas.clone().unwrap();
+                node.written(2, revision);
+                if record.lease == Some(Span(800)) {
+                    return covers;
+                }
+            }
+        }
+        panic!("the shorter lease is never granted");
     });
 }
 

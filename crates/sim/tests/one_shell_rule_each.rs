@@ -5,7 +5,7 @@
 
 use mainstay_decide::{Config, Mind, Plant};
 use mainstay_model::{
-    CopyId, Durability, Order, OrderId, Position, Record, Revision, Span, SyncSetting, Term, Timeline,
+    CopyId, Durability, Lsn, Order, OrderId, Position, Record, Revision, Span, SyncSetting, Term, Timeline,
 };
 use mainstay_sim::event::Happening;
 use mainstay_sim::orders::Running;
@@ -79,48 +79,55 @@ fn a_raise_from_before_a_change_of_members_is_refused_after_it() {
     });
 }
 
-/// Plant 6: a promotion that was ordered for a term below the promise is refused when its turn comes.
+/// An order that was given in term 4 comes to its turn when the promise is 5: is it refused, and all goes well?
+fn refused_after_a_promise(plant: Option<Plant>, order: Order) -> bool {
+    let (mut world, mut record) = world(plant);
+    record.term = Term(5);
+    world.store.versions = vec![(Revision(1), record.clone())];
+    for host in &mut world.nodes {
+        host.disk.promise = Term(5);
+        host.promised = Term(5);
+    }
+    let host = &mut world.nodes[0];
+    host.gate = host.disk.clone();
+    let config = Config {
+        me: world.names[0].clone(),
+        data_nodes: BTreeMap::from([(world.names[0].clone(), 0)]),
+        excluded: BTreeSet::new(),
+        durability: Durability::Strict,
+        sync_replicas: 1,
+        lease: Span(3000),
+        margin: Span(600),
+        suspicion: Span(1000),
+        ping: Span(250),
+        hang: Span(2000),
+        seed: 7,
+        paused: false,
+        plants: plant.into_iter().collect(),
+    };
+    // The process that gave the order; it is gone before it could give another.
+    host.mind = Some(Box::new(Mind::new(config, Some(host.disk.clone()), record.system, 1)));
+    let (id, term, until) = (OrderId(1), Term(4), 1_000_000);
+    host.order = Some(Running { id, term, order, step: 0, number: 999, until, life: 0, marker: None });
+    world.queue.push(10, Happening::Order(0, 999));
+    world.run();
+    if plant.is_none() {
+        assert!(world.violation.is_none(), "{:?}", world.violation);
+    }
+    world.violation.is_none_or(|violation| violation.rule != "S3")
+}
+
+/// Plant 6.
 #[test]
 fn a_promotion_from_before_a_promise_is_refused_after_it() {
-    both(Plant::LatePromote, |plant| {
-        let (mut world, mut record) = world(plant);
-        record.term = Term(5);
-        world.store.versions = vec![(Revision(1), record.clone())];
-        for host in &mut world.nodes {
-            host.disk.promise = Term(5);
-            host.promised = Term(5);
-        }
-        let host = &mut world.nodes[0];
-        host.gate = host.disk.clone();
-        let config = Config {
-            me: world.names[0].clone(),
-            data_nodes: BTreeMap::from([(world.names[0].clone(), 0)]),
-            excluded: BTreeSet::new(),
-            durability: Durability::Strict,
-            sync_replicas: 1,
-            lease: Span(3000),
-            margin: Span(600),
-            suspicion: Span(1000),
-            ping: Span(250),
-            hang: Span(2000),
-            seed: 7,
-            paused: false,
-            plants: plant.into_iter().collect(),
-        };
-        // The process that gave the order; it is gone before it could give another.
-        host.mind = Some(Box::new(Mind::new(config, Some(host.disk.clone()), record.system, 1)));
-        let order = Order::Promote {
-            timeline: Timeline(2),
-            fork: Position { timeline: Timeline(1), lsn: mainstay_model::Lsn(20) },
-            setting: SyncSetting::default(),
-        };
-        let (id, term, until) = (OrderId(1), Term(4), 1_000_000);
-        host.order = Some(Running { id, term, order, step: 0, number: 999, until, life: 0, marker: None });
-        world.queue.push(10, Happening::Order(0, 999));
-        world.run();
-        if plant.is_none() {
-            assert!(world.violation.is_none(), "{:?}", world.violation);
-        }
-        world.violation.is_none_or(|violation| violation.rule != "S3")
-    });
+    let fork = Position { timeline: Timeline(1), lsn: Lsn(20) };
+    let order = Order::Promote { timeline: Timeline(2), fork, setting: SyncSetting::default() };
+    both(Plant::LatePromote, |plant| refused_after_a_promise(plant, order.clone()));
+}
+
+/// Plant 31.
+#[test]
+fn a_rewind_from_before_a_promise_is_refused_after_it() {
+    let source = mainstay_model::NodeId::new("n1").unwrap();
+    both(Plant::LateRewind, |plant| refused_after_a_promise(plant, Order::Rewind { source: source.clone() }));
 }
