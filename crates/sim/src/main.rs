@@ -212,3 +212,19 @@ fn plant(wish: &Wish, planted: &[Plant], all: bool) -> bool {
     }
     found.iter().all(|one| one.seen.is_some() || (all && tested(one.plant)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A plant that schedules may miss is planted by a test, and the list names every such test's.
+    #[test]
+    fn what_schedules_may_miss_has_a_test() {
+        let tests =
+            [include_str!("../tests/one_rule_each.rs"), include_str!("../tests/one_shell_rule_each.rs")].concat();
+        let planted = |plant: &Plant| tests.contains(&format!("both(Plant::{plant:?}, "));
+        let with: BTreeSet<u32> =
+            Plant::ALL.iter().filter(|plant| planted(plant)).map(|plant| plant.number()).collect();
+        assert_eq!(with, BTreeSet::from(WITH_A_TEST));
+    }
+}
