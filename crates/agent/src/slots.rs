@@ -36,7 +36,7 @@ impl Slots {
         let (mut before, mut pause, mut failing) = (self.observed.borrow().state, PAUSE, false);
         while self.due(&mut before, pause).await {
             pause = PAUSE;
-            if !serves(before) {
+            if !serves(self.observed.borrow().state) {
                 continue;
             }
             let (question, answer) = oneshot::channel();
