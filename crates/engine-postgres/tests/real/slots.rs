@@ -223,9 +223,16 @@ async fn a_stream_that_has_nothing_to_bring_counts() {
     first.sql("select pg_switch_wal()").await;
     let flushed = first.flushed().await;
     until("replayed", || async { second.pg.probe().await.replay >= Some(flushed) }).await;
-    second.sql("select pg_terminate_backend(pid) from pg_stat_wal_receiver").await;
-    until("another stream", || async { senders_of(first, second).await.len() == 1 }).await;
+    let before = senders_of(first, second).await;
+    first.sql("select pg_terminate_backend(pid) from pg_stat_replication").await;
+    until("another stream", || async {
+        let now = senders_of(first, second).await;
+        now.len() == 1 && now != before
+    })
+    .await;
     let began = Instant::now();
+    let silent = "select last_msg_send_time = last_msg_receipt_time from pg_stat_wal_receiver";
+    assert_eq!(second.sql(silent).await, "t", "something came: nothing was tested");
     second.until_receiving().await;
     println!("counts after {:?}", began.elapsed());
     assert!(began.elapsed() < Duration::from_secs(3));
