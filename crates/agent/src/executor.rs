@@ -198,4 +198,4 @@ impl Hands {
 
 #[cfg(test)]
 #[path = "executor_tests.rs"]
-mod tests;
+pub(crate) mod tests;

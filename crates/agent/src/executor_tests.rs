@@ -7,14 +7,16 @@ use mainstay_model::{CopyId, LogEnd, Lsn, Moment, Position, ServerObservation, S
 use mainstay_ports::engine::{Capabilities, Configured, Deadline, EngineSettings};
 use mainstay_ports::process::{Fenced, GuardStatus, ProcessError, StartCommand, StopMode};
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Instant;
 
 /// Hangs in a call to the operating system, as on a disk that does not answer, until it is let go.
 #[derive(Default)]
-struct Stuck {
+pub(crate) struct Stuck {
     go: AtomicBool,
     opened: AtomicBool,
+    /// How often its slots were to be maintained.
+    pub(crate) maintained: AtomicU32,
 }
 
 fn never<T>() -> Result<T, EngineError> {
@@ -86,6 +88,7 @@ impl Engine for Stuck {
         never()
     }
     async fn maintain_slots(&self, _: &[(NodeId, Option<Lsn>)]) -> Result<(), EngineError> {
+        self.maintained.fetch_add(1, Ordering::SeqCst);
         never()
     }
 }

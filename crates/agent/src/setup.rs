@@ -506,6 +506,7 @@ impl Agent {
         Slots {
             engine: Arc::clone(&self.ground.engine),
             observed: self.observed.subscribe(),
+            configured: self.configured.subscribe(),
             questions: self.questions.clone(),
             order_begins: Arc::clone(&self.order_begins),
         }

@@ -3,15 +3,17 @@
 
 use crate::mind_loop::{Question, Snapshot};
 use mainstay_model::{Lsn, NodeId, ServerObservation, ServerState};
-use mainstay_ports::engine::Engine;
+use mainstay_ports::engine::{Configured, Engine};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tokio::time::sleep;
-use tracing::debug;
+use tokio::time::{Instant, sleep_until};
+use tracing::{debug, info, warn};
 
 const PAUSE: Duration = Duration::from_secs(10);
+/// After an order that was in the way.
+const SOON: Duration = Duration::from_secs(1);
 
 /// What the task works with.
 pub struct Slots {
@@ -19,6 +21,8 @@ pub struct Slots {
     pub engine: Arc<dyn Engine>,
     /// The last probe.
     pub observed: watch::Receiver<ServerObservation>,
+    /// Told whenever the server has taken its settings.
+    pub configured: watch::Receiver<Configured>,
     /// Questions to the loop.
     pub questions: mpsc::Sender<Question>,
     /// Told whenever an order begins.
@@ -28,24 +32,54 @@ pub struct Slots {
 impl Slots {
     /// Runs for ever. Orders come first: one that begins ends a maintenance that runs (it is only a few short statements, each
     /// complete in itself).
-    pub async fn keep(self) {
-        loop {
-            sleep(PAUSE).await;
+    pub async fn keep(mut self) {
+        let (mut before, mut pause, mut failing) = (self.observed.borrow().state, PAUSE, false);
+        while self.due(&mut before, pause).await {
+            pause = PAUSE;
+            if !serves(self.observed.borrow().state) {
+                continue;
+            }
             let (question, answer) = oneshot::channel();
             if self.questions.send(question).await.is_err() {
                 return;
             }
             let Ok(snapshot) = answer.await else { continue };
-            let serves = matches!(self.observed.borrow().state, ServerState::Primary | ServerState::Standby);
-            if !serves || snapshot.summary.order.is_some() {
+            if snapshot.summary.order.is_some() {
+                pause = SOON;
                 continue;
             }
             let members = self.members(&snapshot);
             tokio::select! {
-                result = self.engine.maintain_slots(&members) => if let Err(error) = result {
-                    debug!(%error, "slots are not maintained this time");
-                },
-                () = self.order_begins.notified() => debug!("an order came before the slots"),
+                result = self.engine.maintain_slots(&members) => {
+                    match &result {
+                        Ok(()) if failing => info!("replication slots are maintained again"),
+                        Ok(()) => {}
+                        Err(error) if failing => debug!(%error, "replication slots are still not maintained"),
+                        Err(error) => warn!(%error, "replication slots are not maintained; this is tried again"),
+                    }
+                    failing = result.is_err();
+                }
+                () = self.order_begins.notified() => {
+                    debug!("an order came before the slots");
+                    pause = SOON;
+                }
+            }
+        }
+    }
+
+    /// Waits for the next maintenance: for this long, or until the server goes by other settings, or has become what it was not before.
+    /// `false`: the agent ends.
+    async fn due(&mut self, before: &mut ServerState, pause: Duration) -> bool {
+        let end = Instant::now() + pause;
+        loop {
+            let state = self.observed.borrow_and_update().state;
+            if std::mem::replace(before, state) != state && serves(state) {
+                return true;
+            }
+            tokio::select! {
+                () = sleep_until(end) => return true,
+                changed = self.configured.changed() => return changed.is_ok(),
+                changed = self.observed.changed() => if changed.is_err() { return false },
             }
         }
     }
@@ -61,5 +95,71 @@ impl Slots {
         let heard = snapshot.summary.peers.keys();
         let nodes: BTreeSet<&NodeId> = heard.chain(observed.walsenders.iter().map(|sender| &sender.node)).collect();
         nodes.into_iter().map(|node| (node.clone(), flushed(node))).collect()
+    }
+}
+
+fn serves(state: ServerState) -> bool {
+    matches!(state, ServerState::Primary | ServerState::Standby)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::executor::tests::Stuck;
+    use mainstay_decide::summary::Summary;
+    use mainstay_model::Moment;
+    use std::sync::Mutex;
+    use std::sync::atomic::Ordering;
+    use tokio::time::sleep;
+
+    /// Well before the regular pause is over.
+    async fn until_maintained(engine: &Stuck, times: u32) {
+        let began = Instant::now();
+        while engine.maintained.load(Ordering::SeqCst) < times {
+            assert!(began.elapsed() < PAUSE / 2, "not maintained for the {times}. time");
+            sleep(Duration::from_millis(10)).await;
+        }
+        sleep(Duration::from_millis(200)).await;
+        assert_eq!(engine.maintained.load(Ordering::SeqCst), times);
+    }
+
+    #[tokio::test]
+    async fn slots_are_maintained_at_once_after_a_promotion_and_new_settings_and_soon_after_an_order() {
+        let engine = Arc::new(Stuck::default());
+        let observed = watch::Sender::new(ServerObservation::default());
+        let configured = watch::Sender::new(Configured::default());
+        let (questions, mut asked) = mpsc::channel::<Question>(1);
+        let order = Arc::new(Mutex::new(None));
+        let running = Arc::clone(&order);
+        tokio::spawn(async move {
+            while let Some(question) = asked.recv().await {
+                let summary = Summary { order: *running.lock().unwrap(), ..Summary::default() };
+                let _ = question.send(Snapshot { summary, reasons: Vec::new(), since_ms: 0 });
+            }
+        });
+        let slots = Slots {
+            engine: engine.clone(),
+            observed: observed.subscribe(),
+            configured: configured.subscribe(),
+            questions,
+            order_begins: Arc::default(),
+        };
+        tokio::spawn(slots.keep());
+        let show = |state| observed.send_modify(|seen| seen.state = state);
+        sleep(Duration::from_millis(50)).await;
+        show(ServerState::Standby);
+        until_maintained(&engine, 1).await;
+        show(ServerState::Standby);
+        configured.send_replace(Configured::default());
+        until_maintained(&engine, 2).await;
+        *order.lock().unwrap() = Some(("promote", Moment(1)));
+        show(ServerState::Primary);
+        sleep(Duration::from_millis(200)).await;
+        assert_eq!(engine.maintained.load(Ordering::SeqCst), 2, "an order runs");
+        *order.lock().unwrap() = None;
+        until_maintained(&engine, 3).await;
+        show(ServerState::Down);
+        configured.send_replace(Configured::default());
+        until_maintained(&engine, 3).await;
     }
 }

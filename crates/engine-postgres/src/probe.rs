@@ -25,6 +25,8 @@ const SLOW: u64 = 500;
 /// With less free for the server's user than this, in bytes, a table can not grow. The probe's own write says nothing about that: it goes
 /// over a block that is there, by a user whom file systems give a reserve.
 const FULL: u64 = 2 * 1024 * 1024;
+/// An upstream refuses to stream within this time, in milliseconds.
+const LASTS: u64 = 1000;
 /// Nobody probes for this long, in milliseconds: the disk is left alone.
 const IDLE: u64 = 10_000;
 
@@ -35,7 +37,9 @@ const QUERY: &str = "select pg_is_in_recovery()::text,
   r.status,
   (select string_agg(concat_ws('|', application_name, state, coalesce(flush_lsn, '0/0'), coalesce(replay_lsn, '0/0')), ',')
      from pg_stat_replication),
-  case when pg_is_in_recovery() then pg_get_wal_replay_pause_state() end
+  case when pg_is_in_recovery() then pg_get_wal_replay_pause_state() end,
+  r.pid::text,
+  (r.last_msg_send_time is distinct from r.last_msg_receipt_time)::text
   from (select 1) one left join pg_stat_wal_receiver r on true";
 
 /// What probes remember from one to the next.
@@ -56,6 +60,8 @@ struct Seen {
     /// The last sign of life of this process.
     alive: Moment,
     stopped_since: Option<Moment>,
+    /// The process that receives, and when it was first seen.
+    receiver: Option<(String, Moment)>,
     /// Replay was found to be held back by settings that are too low: since when, when last looked at, and which.
     held_back: Option<(Moment, Moment, Option<String>)>,
 }
@@ -399,7 +405,7 @@ impl Postgres {
         if standby {
             seen.replay = lsn(2);
             seen.end = lsn(1).max(seen.replay);
-            seen.receiving = text(4) == "streaming";
+            seen.receiving = text(4) == "streaming" && self.really_streams(text(7), text(8) == "true", seen.at);
             // What a stream said last counts while it lasts; without one the files tell.
             seen.timeline = text(3).parse().ok().map(Timeline).filter(|_| seen.receiving);
             if let (None, Some(end)) = (seen.timeline, seen.end) {
@@ -413,6 +419,18 @@ impl Postgres {
             seen.timeline = u32::from_str_radix(text(3), 16).ok().map(Timeline);
         }
         seen.walsenders = parse_walsenders(text(5));
+    }
+
+    /// A receiver says "streaming" from its connection on, also when its upstream then refuses to stream. It does stream when a message
+    /// has come (before that both times are those of its own start), or when it lasts: an upstream that has nothing to send may be silent.
+    fn really_streams(&self, pid: &str, heard: bool, now: Moment) -> bool {
+        let mut seen = lock(&self.watch.seen);
+        let since = match &seen.receiver {
+            Some((known, since)) if known == pid => *since,
+            _ => now,
+        };
+        seen.receiver = Some((pid.to_owned(), since));
+        heard || now.since(since).0 >= LASTS
     }
 
     /// Now and then opens a new connection, beside the probe.

@@ -6,12 +6,16 @@
 
 use crate::server::{Postgres, STATEMENT};
 use crate::source::ASK;
-use crate::sql::{Session, literal};
+use crate::sql::{Session, SqlError, literal};
 use mainstay_model::{Lsn, NodeId};
 use mainstay_ports::engine::EngineError;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 const PREFIX: &str = "mainstay_";
+/// For how long one call tries to drop a slot that somebody streams through, and how often.
+const DROP_LIMIT: Duration = Duration::from_secs(2);
+const DROP_PAUSE: Duration = Duration::from_millis(2);
 
 /// The slot of a node. Slots' names know no `-`.
 pub(crate) fn slot_name(node: &NodeId) -> String {
@@ -110,10 +114,12 @@ impl Postgres {
     /// Drops the slots of nodes that are no members any more, and ends what streams through them: they would keep log for ever.
     pub(crate) async fn drop_strangers(&self, session: &Session) -> Result<(), EngineError> {
         let wanted = self.others();
+        let mut outcome = Ok(());
         for slot in Slot::all(session).await?.into_iter().filter(|slot| !wanted.contains(&slot.name)) {
-            drop_slot(session, &slot.name).await?;
+            // One that can not be dropped is no reason to keep the others.
+            outcome = outcome.and(drop_slot(session, &slot.name).await);
         }
-        Ok(())
+        outcome
     }
 
     /// See [`mainstay_ports::engine::Engine::maintain_slots`]. Who is a member, the settings say; `members` says how far each is.
@@ -131,7 +137,8 @@ impl Postgres {
             self.apply(None, |_| {}).await?
         };
         self.give_up_old_copies(&session).await?;
-        self.drop_strangers(&session).await?;
+        // What members need does not wait for a stranger that can not be got rid of.
+        let strangers = self.drop_strangers(&session).await;
         let known: BTreeMap<String, Option<Lsn>> =
             members.iter().map(|(node, flushed)| (slot_name(node), *flushed)).collect();
         let others = self.others().into_iter();
@@ -166,18 +173,38 @@ impl Postgres {
                 _ => {}
             }
         }
-        Ok(())
+        strangers
     }
 }
 
+/// Ends what streams through a slot and drops it. A replica connects again within milliseconds of the end of its stream, so both are asked
+/// for at once, again and again for a short time: between an end and the next attempt there is a moment for the drop.
 async fn drop_slot(session: &Session, name: &str) -> Result<(), EngineError> {
-    let name = literal(name);
-    let end = format!(
-        "select pg_terminate_backend(active_pid, 1000) from pg_replication_slots where slot_name = {name} and active"
+    let is = literal(name);
+    let end =
+        format!("select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name = {is} and active");
+    let drop = format!(
+        "select count(pg_drop_replication_slot(slot_name)) from pg_replication_slots where slot_name = {is} and not active; \
+         select count(*) from pg_replication_slots where slot_name = {is}"
     );
-    session.rows(&end, STATEMENT).await?;
-    session.rows(&format!("select pg_drop_replication_slot({name})"), STATEMENT).await?;
-    Ok(())
+    let began = Instant::now();
+    loop {
+        session.rows(&end, STATEMENT).await?;
+        let why = match session.value(&drop, STATEMENT).await {
+            Ok(left) if left == "0" => return Ok(()),
+            Ok(_) => "it is in use".to_owned(),
+            // Somebody took it between the look and the drop.
+            Err(SqlError::Refused(why)) => why,
+            Err(other) => return Err(other.into()),
+        };
+        if began.elapsed() >= DROP_LIMIT {
+            let text = format!(
+                "replication slot {name} could not be dropped yet ({why}): who streams through it comes back at once"
+            );
+            return Err(EngineError::NotYet(text));
+        }
+        tokio::time::sleep(DROP_PAUSE).await;
+    }
 }
 
 /// `keep`: keep the log from the last checkpoint on, at once.

@@ -148,8 +148,15 @@ async fn a_slot_that_was_dropped_stalls_its_replica_until_the_maintenance() {
     until("the slot is free", || async { slot(first, second, "active").await == "f" }).await;
     first.sql("select pg_drop_replication_slot('mainstay_n2')").await;
     second.pg.follow(second.copy(), &first.id).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(400)).await;
-    // Asked at the upstream: the standby's own view says "streaming" for a moment at each attempt, before it is refused.
+    // The standby's own view says "streaming" for a moment at each attempt, before it is refused.
+    let (began, mut claimed) = (Instant::now(), false);
+    let view = second.admin().await;
+    while began.elapsed() < Duration::from_secs(3) {
+        assert!(!second.pg.probe().await.receiving, "it streams without its slot");
+        let status = "select coalesce(max(status), '') from pg_stat_wal_receiver";
+        claimed |= crate::support::value(&view, status).await == "streaming";
+    }
+    println!("the server's own view said streaming: {claimed}");
     let streams = "select count(*) from pg_stat_replication where state in ('catchup', 'streaming')";
     assert_eq!(first.sql(streams).await, "0", "it streams without its slot");
     first.pg.maintain_slots(&[(second.id.clone(), None)]).await.unwrap();
@@ -179,6 +186,63 @@ async fn a_slot_that_was_given_up_is_made_anew() {
     second.clone_from(first).await;
     assert_eq!(slot(first, second, "active").await, "t");
     until("it keeps the log", || async { slot(first, second, "wal_status").await == "reserved" }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_slot_of_a_node_that_was_removed_goes_although_its_replica_comes_back_at_once() {
+    let cluster = Cluster::running(3).await;
+    let [first, second, third] = &cluster.nodes[..] else { panic!() };
+    second.sql("alter system set wal_retrieve_retry_interval = 1").await;
+    second.sql("select pg_reload_conf()").await;
+    let everybody = first.settings();
+    let mut fewer = everybody.clone();
+    fewer.peers.remove(&second.id);
+    let there = "select count(*) from pg_replication_slots where slot_name = 'mainstay_n2'";
+    for round in 0..5 {
+        until("it streams", || async { slot(first, second, "active").await == "t" }).await;
+        let began = Instant::now();
+        first.pg.configure(&fewer).await.unwrap();
+        println!("round {round}: {:?}", began.elapsed());
+        assert_eq!(first.sql(there).await, "0");
+        first.pg.maintain_slots(&[(third.id.clone(), None)]).await.unwrap();
+        assert_eq!(first.sql(there).await, "0");
+        until("nobody streams", || async { senders_of(first, second).await.is_empty() }).await;
+        first.pg.configure(&everybody).await.unwrap();
+        first.pg.maintain_slots(&[(second.id.clone(), None)]).await.unwrap();
+    }
+    second.until_replayed(first).await;
+    third.until_replayed(first).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_has_nothing_to_bring_counts() {
+    let cluster = Cluster::running(2).await;
+    let (first, second) = (&cluster.nodes[0], &cluster.nodes[1]);
+    second.until_replayed(first).await;
+    let silent = "select last_msg_send_time = last_msg_receipt_time from pg_stat_wal_receiver";
+    let mut tries = 0..3;
+    let began = loop {
+        // At the very beginning of a file nothing is sent again to one that comes back.
+        first.sql("select pg_switch_wal()").await;
+        let flushed = first.flushed().await;
+        until("replayed", || async { second.pg.probe().await.replay >= Some(flushed) }).await;
+        let before = senders_of(first, second).await;
+        first.sql("select pg_terminate_backend(pid) from pg_stat_replication").await;
+        until("another stream", || async {
+            let now = senders_of(first, second).await;
+            now.len() == 1 && now != before
+        })
+        .await;
+        // The server itself may write something at any time.
+        let began = Instant::now();
+        if second.sql(silent).await == "t" {
+            break began;
+        }
+        assert!(tries.next().is_some(), "something always came: nothing was tested");
+    };
+    second.until_receiving().await;
+    println!("counts after {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(3));
 }
 
 async fn lose_log(node: &Node) {
