@@ -95,9 +95,11 @@ pub struct Host {
     pub accepts_loss: bool,
     /// When its agent first heard of a later incarnation.
     pub heard_rebuilt: Option<Micros>,
+    /// When the host last could not carry out a kill.
+    pub kill_failed: Option<Micros>,
     /// The running order took acknowledged commits out of this log that its source has not.
     pub dropped_acknowledged: bool,
-    /// What the running order took out of this log, for its outcome.
+    /// The note on its disk of what an order took out of this log: it goes when a clone is in its place or a standby answers, not before.
     pub lost: Option<mainstay_model::Lost>,
 }
 

@@ -35,6 +35,9 @@ impl Wish {
     }
 }
 
+/// So far a rebuilt store's revisions go beyond the last of the lost one.
+const REVISION_STEP: u64 = 1_000_000_000;
+
 /// Numbers of commands, to count what was accepted.
 pub(crate) const FAILOVER: u64 = 1;
 pub(crate) const FAILOVER_WITH_LOSS: u64 = 2;
@@ -328,7 +331,9 @@ impl World {
         }
         self.lost_store = std::mem::take(&mut self.store);
         self.lost_store.away_until = if self.rng.chance(5000) { self.now } else { u64::MAX };
-        self.store = Store { versions: vec![(Revision(1), record)], ..Store::default() };
+        // As the real one: no revision of the lost store is met again.
+        let lost = self.lost_store.newest().map_or(0, |(revision, _)| revision.0);
+        self.store = Store { versions: vec![(Revision(lost + REVISION_STEP), record)], ..Store::default() };
         self.group = 1;
         self.nodes[node].group = 1;
         self.watch_begins(node);
