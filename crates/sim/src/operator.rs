@@ -260,7 +260,7 @@ impl World {
         host.server = Server { life, ..Server::default() };
         (host.disk, host.gate, host.disk_written) = (Durable::default(), Durable::default(), false);
         (host.promised, host.generation, host.lost) = (Term(0), generation, None);
-        host.dropped_acknowledged = false;
+        host.dropped_acknowledged.clear();
     }
 
     // ---- a store that is rebuilt ---------------------------------------------------------------------------------------
@@ -451,7 +451,7 @@ impl World {
             "rewound" | "cloned" => {
                 let dropped = std::mem::take(&mut self.nodes[node].dropped_acknowledged);
                 let warned = event.lost.as_ref().is_some_and(|lost| lost.may_be_acknowledged);
-                if dropped && !warned {
+                if !dropped.is_empty() && !warned {
                     self.violate("S6", format!("n{node} reports acknowledged commits as never acknowledged"));
                 }
             }

@@ -49,14 +49,17 @@ impl World {
         let (mine, theirs) = (&self.nodes[node].server, &self.nodes[source].server);
         let diverged = mine.shared_with(theirs) < mine.log.len().min(theirs.log.len());
         let has = |id: u64| theirs.log.binary_search_by(|entry| entry.id.cmp(&id)).is_ok();
-        let acknowledged = mine.log[keep..].iter().any(|entry| self.ledger.told.contains(&entry.id) && !has(entry.id));
+        let told = |id: &u64| self.ledger.told.contains(id) && !has(*id);
+        let acknowledged: Vec<u64> = mine.log[keep..].iter().map(|entry| entry.id).filter(told).collect();
         let lost = diverged.then(|| Lost {
             from: mine.log_end(mine.shared_with(theirs)).position,
             to: mine.log_end(mine.log.len()).position,
             ..Lost::default()
         });
         let host = &mut self.nodes[node];
-        host.dropped_acknowledged |= acknowledged && lost.is_some();
+        if lost.is_some() {
+            host.dropped_acknowledged.extend(acknowledged);
+        }
         host.lost = lost.or(host.lost.take());
     }
 
@@ -69,6 +72,9 @@ impl World {
         let theirs = &self.nodes[source].server;
         let log = theirs.log[..theirs.flushed].to_vec();
         let data = theirs.data;
+        // What a rewind that broke half-way took out may be in the log of the one that is cloned.
+        let has = |id: &u64| log.binary_search_by(|entry| entry.id.cmp(id)).is_ok();
+        self.nodes[node].dropped_acknowledged.retain(|id| !has(id));
         let mine = &mut self.nodes[node].server;
         mine.log = log;
         mine.flushed = mine.log.len();
