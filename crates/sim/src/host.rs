@@ -7,6 +7,7 @@ use crate::shape::{MS, Micros};
 use crate::world::World;
 use mainstay_decide::{CasResult, Input, Mind, Output, Plant};
 use mainstay_model::{Durable, Message, Moment, Record, RouteState, Span, Term};
+use std::collections::BTreeSet;
 
 /// Most inputs that wait for a stopped agent; a real one's queues are bounded too.
 const INBOX: usize = 1024;
@@ -95,9 +96,11 @@ pub struct Host {
     pub accepts_loss: bool,
     /// When its agent first heard of a later incarnation.
     pub heard_rebuilt: Option<Micros>,
-    /// The running order took acknowledged commits out of this log that its source has not.
-    pub dropped_acknowledged: bool,
-    /// What the running order took out of this log, for its outcome.
+    /// When the host last could not carry out a kill.
+    pub kill_failed: Option<Micros>,
+    /// Acknowledged commits that orders took out of this log, which their source has not; of which nobody was told.
+    pub dropped_acknowledged: BTreeSet<u64>,
+    /// The note on its disk of what an order took out of this log: it goes when a clone is in its place or a standby answers, not before.
     pub lost: Option<mainstay_model::Lost>,
 }
 

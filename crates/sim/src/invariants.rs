@@ -14,6 +14,9 @@ const GRACE: Micros = 25_000;
 /// So long after a node heard of a rebuilt store its server may still be open.
 const SUPERSEDED_GRACE: Micros = 400_000;
 
+/// Within this time a kill that failed is given again.
+const KILL_AGAIN: Micros = 2_000_000;
+
 /// A broken promise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
@@ -240,10 +243,18 @@ impl World {
         // not renew (see `record_written`).
         let acts = self.nodes[node].mind.is_some();
         let heard = self.nodes[node].heard_rebuilt.filter(|_| acts && self.orphaned(self.nodes[node].server.term));
-        let since = heard.map(|heard| heard.max(self.agent_resumes(node)));
+        let since = heard.map(|heard| self.could_end(node, heard));
         if since.is_some_and(|since| self.now > since + SUPERSEDED_GRACE) {
             self.violate("S2", format!("n{node} {doing} although it heard of the rebuilt store"));
         }
+    }
+
+    /// From when on this host was able to end its server, after its agent heard that it must: it and its guard run, and a kill that the
+    /// host could not carry out is given again. The lease ends the server meanwhile.
+    fn could_end(&self, node: Node, heard: Micros) -> Micros {
+        let host = &self.nodes[node];
+        let again = host.kill_failed.map_or(0, |failed| failed + KILL_AGAIN);
+        heard.max(self.agent_resumes(node)).max(host.guard.paused_until).max(again)
     }
 
     /// S5 for every server, at every event.

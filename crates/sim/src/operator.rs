@@ -35,6 +35,9 @@ impl Wish {
     }
 }
 
+/// So far a rebuilt store's revisions go beyond the last of the lost one.
+const REVISION_STEP: u64 = 1_000_000_000;
+
 /// Numbers of commands, to count what was accepted.
 pub(crate) const FAILOVER: u64 = 1;
 pub(crate) const FAILOVER_WITH_LOSS: u64 = 2;
@@ -257,7 +260,7 @@ impl World {
         host.server = Server { life, ..Server::default() };
         (host.disk, host.gate, host.disk_written) = (Durable::default(), Durable::default(), false);
         (host.promised, host.generation, host.lost) = (Term(0), generation, None);
-        host.dropped_acknowledged = false;
+        host.dropped_acknowledged.clear();
     }
 
     // ---- a store that is rebuilt ---------------------------------------------------------------------------------------
@@ -328,7 +331,9 @@ impl World {
         }
         self.lost_store = std::mem::take(&mut self.store);
         self.lost_store.away_until = if self.rng.chance(5000) { self.now } else { u64::MAX };
-        self.store = Store { versions: vec![(Revision(1), record)], ..Store::default() };
+        // As the real one: no revision of the lost store is met again.
+        let lost = self.lost_store.newest().map_or(0, |(revision, _)| revision.0);
+        self.store = Store { versions: vec![(Revision(lost + REVISION_STEP), record)], ..Store::default() };
         self.group = 1;
         self.nodes[node].group = 1;
         self.watch_begins(node);
@@ -446,7 +451,7 @@ impl World {
             "rewound" | "cloned" => {
                 let dropped = std::mem::take(&mut self.nodes[node].dropped_acknowledged);
                 let warned = event.lost.as_ref().is_some_and(|lost| lost.may_be_acknowledged);
-                if dropped && !warned {
+                if !dropped.is_empty() && !warned {
                     self.violate("S6", format!("n{node} reports acknowledged commits as never acknowledged"));
                 }
             }

@@ -187,13 +187,18 @@ impl World {
     fn kill(&mut self, node: Node, running: &Running) -> Next {
         if !self.guard_runs(node) && self.nodes[node].guard.alive {
             // The guard stands still: the agent waits for a while.
-            return if running.step > 20 { error("the guard does not answer") } else { Next::In(20 * MS) };
+            if running.step <= 20 {
+                return Next::In(20 * MS);
+            }
+            self.nodes[node].kill_failed = Some(self.now);
+            return error("the guard does not answer");
         }
         if running.step == 0 {
             return Next::In(self.rng.range(300, 8 * MS));
         }
         if self.disk_frozen(node) && self.nodes[node].server.process.runs() && self.rng.chance(6000) {
             // Not every process is signalled yet, as far as two looks can tell.
+            self.nodes[node].kill_failed = Some(self.now);
             return error("some processes may still run");
         }
         self.server_ends(node, "killed by order");
@@ -243,6 +248,7 @@ impl World {
             return error("the server ended while it started");
         }
         if process == Process::Standby {
+            self.nodes[node].lost = None; // the rewind has been heard of
             return DONE;
         }
         if self.now > running.until { error("the server does not answer") } else { Next::In(10 * MS) }

@@ -164,7 +164,7 @@ impl World {
             return None;
         }
         let store = self.store_of(node);
-        let base = &store.versions.get(usize::try_from(expected?.0).ok()?.checked_sub(1)?)?.1;
+        let base = &store.versions.iter().rev().find(|(revision, _)| Some(*revision) == expected)?.1;
         let current = &store.newest()?.1;
         let same_members = |one: &Record, other: &Record| one.members == other.members && one.quorum == other.quorum;
         let same_claim = |one: &Record, other: &Record| one.term == other.term && one.state == other.state;
