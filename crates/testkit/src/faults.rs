@@ -83,12 +83,12 @@ impl Fault {
         }
     }
 
-    /// What it must lead to. A killed agent is started again at once and adopts its server: either is right. After a kill of
-    /// everything any node may win.
+    /// What it must lead to. A killed agent is started again at once and adopts its server: either is right. So it is when a node's
+    /// processes are all killed, since its agent is started again at once and may stand first; after a kill of everything any node may win.
     #[must_use]
     pub fn outcome(self) -> Outcome {
         match self {
-            Fault::AgentKill | Fault::ClusterKill => Outcome::AnyPrimary,
+            Fault::AgentKill | Fault::NodeKill | Fault::ClusterKill => Outcome::AnyPrimary,
             _ => Outcome::OtherPrimary,
         }
     }

@@ -86,7 +86,9 @@ fn usual(fault: HostFault, shape: Shape) -> Expected {
     let of = |primary, writes, lasts| Expected { primary, writes, lasts: secs(lasts) };
     let within = |seconds| Writes::Within(secs(seconds));
     match fault {
-        F::ServerKill | F::HostRestart => of(Primary::Other, within(5), 0),
+        F::ServerKill => of(Primary::Other, within(5), 0),
+        // Its agent is started again at once: whichever stands first may win.
+        F::HostRestart => of(Primary::Any, within(5), 0),
         F::HostKill => of(Primary::Other, within(6), 1),
         F::Switchover => of(Primary::Other, within(4), 0),
         // Long enough for the old primary to run out of its lease, alone.
