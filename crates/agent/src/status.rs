@@ -241,11 +241,9 @@ pub fn rfc3339(wall_ms: u64) -> String {
 /// Merges the answers of all nodes (those missing did not answer) into one status.
 #[must_use]
 pub fn merge(spec: &Spec, api: String, answers: &BTreeMap<NodeId, LocalStatus>, beside: &Beside) -> Status {
-    let primary = answers
-        .values()
-        .filter(|answer| answer.primary_of.is_some() && answer.open)
-        .max_by_key(|answer| answer.primary_of);
     let term = answers.values().map(|answer| answer.term).max().unwrap_or_default();
+    // One whose term was overtaken can not renew any more: it must not be shown, nor verified, as the primary of the newer term.
+    let primary = answers.values().find(|answer| answer.open && answer.primary_of.is_some_and(|of| of >= term));
     let version =
         answers.values().map(|answer| answer.version.clone()).find(|text| !text.is_empty()).unwrap_or_default();
     let write_host =
@@ -523,6 +521,14 @@ mod tests {
         new.node = node("db2");
         let status = merged(vec![old, new]);
         assert_eq!(status.cluster.primary, Some(node("db2")));
+    }
+
+    #[test]
+    fn a_primary_whose_term_was_overtaken_is_none() {
+        let mut candidate = answer("db2", "none", "promoting");
+        candidate.term = Term(5);
+        let status = merged(vec![primary(), candidate]);
+        assert_eq!((status.cluster.primary, status.cluster.term), (None, Term(5)));
     }
 
     #[test]
