@@ -28,6 +28,8 @@ struct Slot {
     active: bool,
     /// It keeps nothing any more, can not be advanced, and newer servers let nobody stream through it.
     lost: bool,
+    /// PostgreSQL 17 and later: once it was lost, it never keeps log again, also while somebody streams through it.
+    invalid: bool,
     /// From where it keeps the log; `None`: nobody has streamed through it and it keeps nothing.
     keeps: Option<Lsn>,
 }
@@ -35,7 +37,8 @@ struct Slot {
 impl Slot {
     async fn all(session: &Session) -> Result<Vec<Slot>, EngineError> {
         let sql = format!(
-            "select slot_name, active, coalesce(wal_status, ''), restart_lsn from pg_replication_slots \
+            "select slot_name, active, coalesce(wal_status, ''), restart_lsn, \
+             to_jsonb(slot) ->> 'invalidation_reason' is not null from pg_replication_slots slot \
              where slot_type = 'physical' and starts_with(slot_name, '{PREFIX}')"
         );
         let rows = session.rows(&sql, STATEMENT).await?.into_iter();
@@ -45,6 +48,7 @@ impl Slot {
                 name: text(0)?.to_owned(),
                 active: text(1)? == "t",
                 lost: text(2)? == "lost",
+                invalid: text(4)? == "t",
                 keeps: text(3).and_then(|at| at.parse().ok()),
             })
         });
@@ -146,7 +150,7 @@ impl Postgres {
             others.map(|name| (name.clone(), known.get(&name).copied().flatten())).collect();
         let mut there = BTreeMap::new();
         for slot in Slot::all(&session).await?.into_iter().filter(|slot| wanted.contains_key(&slot.name)) {
-            if !slot.active && slot.lost {
+            if slot.invalid || !slot.active && slot.lost {
                 drop_slot(&session, &slot.name).await?;
             } else {
                 there.insert(slot.name.clone(), slot);

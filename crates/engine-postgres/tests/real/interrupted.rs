@@ -47,7 +47,7 @@ async fn a_rewind_that_is_killed_anywhere_ends_in_a_replica_and_reports_once() {
     let (first, second) = (&cluster.nodes[0], &cluster.nodes[1]);
     let mut outcomes = Vec::new();
     let mut reported = None;
-    for step in 1..=40_u64 {
+    for step in 1..=120_u64 {
         let done = cut_short(first, Duration::from_millis(step * 25), first.pg.rewind(&second.id)).await;
         outcomes.push(format!("{done:?}").chars().take(24).collect::<String>());
         match done {

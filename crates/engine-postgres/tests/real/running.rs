@@ -20,6 +20,7 @@ async fn a_first_copy_is_primary_with_clients_out_until_opened() {
     node.pg.open().await.unwrap();
     let client = node.app().await.unwrap();
     assert_eq!(value(&client, "show data_checksums").await, "on");
+    let running = value(&client, "show server_version").await;
     assert_eq!(value(&client, "select current_user || '@' || current_database()").await, "app@app");
     let seen = node.pg.probe().await;
     assert!(seen.open && seen.state == ServerState::Primary && seen.silent == 0 && seen.pid == node.process.pid());
@@ -32,7 +33,8 @@ async fn a_first_copy_is_primary_with_clients_out_until_opened() {
     until("the server is gone", || is(node, ServerState::Down)).await;
     let again = node.pg.bootstrap(node.copy(), &SyncSetting::default(), None).await.unwrap_err();
     assert!(again.to_string().contains("never made over data"), "{again}");
-    assert_eq!(node.pg.version().await.unwrap().split('.').next(), Some("15"));
+    let version = node.pg.version().await.unwrap();
+    assert!(running.starts_with(&version), "the program says {version}, its server {running}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
