@@ -7,8 +7,8 @@ mod common;
 
 use common::{AT_ONCE, Node, ahead, eventually, server_user, spawn_guard, state};
 use mainstay_guard::GuardClient;
-use mainstay_model::layout::NodeLayout;
 use mainstay_model::Term;
+use mainstay_model::layout::NodeLayout;
 use mainstay_ports::clock::boot_now;
 use mainstay_ports::process::{Fenced, ProcessError, ServerProcess as _};
 use std::os::unix::fs::PermissionsExt as _;

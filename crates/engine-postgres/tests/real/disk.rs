@@ -87,6 +87,15 @@ async fn on(volume: &Volume, count: u8) -> Cluster {
     Cluster::run(cluster).await
 }
 
+/// A cluster whose second node lies on the volume, and its server has died.
+async fn with_a_dead_replica_on(volume: &Volume) -> Cluster {
+    let home = volume.mounted.join("other");
+    let cluster = Cluster::placed("", 2, &|node| (node.as_str() == "n2").then(|| home.clone()), |_| {});
+    let cluster = Cluster::run(cluster).await;
+    cluster.nodes[1].kill().await;
+    cluster
+}
+
 async fn segment(node: &Node) -> Result<(), tokio_postgres::Error> {
     let client = node.try_admin().await?;
     client.batch_execute("select pg_logical_emit_message(false, 'x', 'x'); select pg_switch_wal()").await
@@ -195,11 +204,8 @@ async fn a_disk_that_is_full_for_the_server_but_not_for_root_is_seen() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clone_that_does_not_fit_changes_nothing_and_says_what_it_needs() {
     let volume = Volume::new(700);
-    let home = volume.mounted.join("other");
-    let cluster = Cluster::placed("", 2, &|node| (node.as_str() == "n2").then(|| home.clone()), |_| {});
-    let cluster = Cluster::run(cluster).await;
+    let cluster = with_a_dead_replica_on(&volume).await;
     let (first, second) = (&cluster.nodes[0], &cluster.nodes[1]);
-    second.kill().await;
     volume.fill(60 << 20);
     let free = volume.free();
     for _ in 0..2 {
@@ -227,11 +233,8 @@ async fn a_clone_that_does_not_fit_changes_nothing_and_says_what_it_needs() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clone_that_ran_out_of_room_costs_its_source_nothing_until_there_is_more() {
     let volume = Volume::new(700);
-    let home = volume.mounted.join("other");
-    let cluster = Cluster::placed("", 2, &|node| (node.as_str() == "n2").then(|| home.clone()), |_| {});
-    let cluster = Cluster::run(cluster).await;
+    let cluster = with_a_dead_replica_on(&volume).await;
     let (first, second) = (&cluster.nodes[0], &cluster.nodes[1]);
-    second.kill().await;
     let more = volume.mounted.join("more");
     let file = std::fs::File::create(&more).unwrap();
     rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, 200 << 20).unwrap();
