@@ -61,9 +61,10 @@ fn has_nextest(root: &Path) -> bool {
 
 /// Unit, property and conformance tests of every crate but the end-to-end one.
 fn unit(root: &Path) -> Result<String> {
-    let runner: &[&str] = if has_nextest(root) { &["nextest", "run"] } else { &["test", "--no-fail-fast"] };
+    let runner: &[&str] = if has_nextest(root) { &["nextest", "run"] } else { &["test"] };
     let mut command = cargo(root, runner);
-    command.args(["--workspace", "--exclude", END_TO_END]);
+    // One run shows every failure.
+    command.args(["--no-fail-fast", "--workspace", "--exclude", END_TO_END]);
     let counted = count(&run_kept("tests", &mut command)?);
     closing_line("tests", counted)
 }

@@ -8,6 +8,7 @@ use crate::intent::Intent;
 use crate::lifecycle::Ended;
 use crate::record::RECORD_KEY;
 use crate::roles::refusal;
+use crate::setup::entropy;
 use crate::transition;
 use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
@@ -347,7 +348,8 @@ impl Api {
         if summary.copy.is_none() {
             return Err(conflict("this node has no whole copy of the data", "recover from a node that has one"));
         }
-        let intent = Intent::Rebuild { group: random(), term: wish.term, by, lossy: wish.lossy };
+        let group = entropy().map_err(|problem| no_store(format!("{problem:#}")))?.max(1);
+        let intent = Intent::Rebuild { group, term: wish.term, by, lossy: wish.lossy };
         intent.save(&self.layout).map_err(|problem| no_store(format!("{problem:#}")))?;
         self.restart_soon();
         accepted("rebuilding the store from this node; its agent restarts")
@@ -384,12 +386,6 @@ impl Api {
             ending.end(Ended::Restart);
         });
     }
-}
-
-fn random() -> u64 {
-    let mut number = [0; 8];
-    let _ = rustix::rand::getrandom(&mut number, rustix::rand::GetRandomFlags::empty());
-    u64::from_ne_bytes(number).max(1)
 }
 
 /// The generation that follows, if the wish may be granted; `None`: it was granted before.

@@ -2,7 +2,7 @@
 
 use mainstay_model::Event;
 use mainstay_ports::clock::wall_now_ms;
-use mainstay_ports::store::{CasOutcome, Store, StoreError, Versioned};
+use mainstay_ports::store::{CasOutcome, Store, StoreError, VALUE_BYTES_MAX, Versioned};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,8 +11,12 @@ use tracing::{info, warn};
 
 /// The key of the list.
 pub const HISTORY_KEY: &str = "history";
-/// How many events are kept; older ones go. At about 400 bytes each this stays within the store's limit for a value.
+/// How many events are kept; older ones go.
 const EVENTS_MAX: usize = 400;
+/// How much they may take together, as they are written; older ones go. A list beyond the store's limit could never be written again.
+const BYTES_MAX: usize = VALUE_BYTES_MAX / 4 * 3;
+/// An event's sentence is cut here, in bytes.
+const TEXT_BYTES_MAX: usize = 8 * 1024;
 /// How many events wait while the store is away; the oldest of these are logged and dropped first.
 const WAITING_MAX: usize = 200;
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -40,6 +44,7 @@ pub async fn keep(store: Arc<dyn Store>, mut events: mpsc::Receiver<Event>) {
                 if event.wall_ms == 0 {
                     event.wall_ms = wall_now_ms();
                 }
+                event.text.truncate(event.text.floor_char_boundary(TEXT_BYTES_MAX));
                 info!(kind = %event.kind, term = event.term.0, text = %event.text, "event");
                 waiting.push(event);
                 if waiting.len() > WAITING_MAX {
@@ -87,8 +92,13 @@ fn with_new(mut list: Vec<Numbered>, new: &[Event], highest: u64) -> Vec<Numbere
         }
         last = numbered.sequence;
     }
-    let surplus = list.len().saturating_sub(EVENTS_MAX);
-    list.drain(..surplus);
+    let mut bytes = 0;
+    let fits = |numbered: &&Numbered| {
+        bytes += serde_json::to_vec(numbered).map_or(0, |text| text.len() + 1);
+        bytes <= BYTES_MAX
+    };
+    let kept = list.iter().rev().take(EVENTS_MAX).take_while(fits).count();
+    list.drain(..list.len() - kept);
     list
 }
 
@@ -141,6 +151,18 @@ mod tests {
         }
         assert_eq!(list.len(), EVENTS_MAX);
         assert_eq!((list.first().unwrap().sequence, list.last().unwrap().sequence), (601, 1000));
+    }
+
+    #[test]
+    fn long_events_never_make_a_list_that_the_store_does_not_take() {
+        let mut list = Vec::new();
+        for at in 0..200 {
+            let long = Event { text: "x".repeat(TEXT_BYTES_MAX), ..event(at) };
+            list = with_new(list, &[long], 0);
+        }
+        assert!(serde_json::to_vec(&list).unwrap().len() <= VALUE_BYTES_MAX);
+        assert!(list.len() > 20, "{} events are kept", list.len());
+        assert_eq!(list.last().unwrap().sequence, 200, "the newest is among them");
     }
 
     #[test]

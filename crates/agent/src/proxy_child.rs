@@ -41,10 +41,11 @@ pub struct ProxyChild {
     pub layout: NodeLayout,
 }
 
-/// The process that holds this lock, if one does.
+/// The process that holds this lock, if one does. Who looks shares it: two that look at once must not take each other for the proxy,
+/// whose number in the file may be that of another process by then.
 fn holder(lock: &Path) -> Option<Pid> {
-    let file = OpenOptions::new().read(true).write(true).open(lock).ok()?;
-    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+    let file = OpenOptions::new().read(true).open(lock).ok()?;
+    if flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
         return None;
     }
     let text = std::fs::read_to_string(lock).ok()?;
@@ -191,6 +192,18 @@ impl ProxyLock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn two_that_look_at_once_see_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = NodeLayout::new(dir.path());
+        std::fs::create_dir_all(layout.agent()).unwrap();
+        // What a proxy that has ended leaves.
+        drop(ProxyLock::take(&layout).unwrap().unwrap());
+        let looks = std::fs::File::open(layout.proxy_lock()).unwrap();
+        flock(&looks, FlockOperation::NonBlockingLockShared).unwrap();
+        assert_eq!(holder(&layout.proxy_lock()), None);
+    }
 
     #[test]
     fn the_lock_names_its_holder_and_goes_with_it() {

@@ -327,7 +327,7 @@ mod tests {
 
         async fn ask(&self, role: &Role, call: (&str, &str), body: Option<Value>) -> (u16, Value) {
             let credentials = credentials(&self.authority, role);
-            let limit = Duration::from_secs(5);
+            let limit = Duration::from_secs(30);
             let answer = http::request(&credentials, self.address, Expect::AnyNode, call, body.as_ref(), limit).await;
             let (status, bytes) = answer.unwrap();
             (status, serde_json::from_slice(&bytes).unwrap_or_else(|_| json!(String::from_utf8_lossy(&bytes))))

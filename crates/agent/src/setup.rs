@@ -69,7 +69,7 @@ pub struct AgentOptions {
 }
 
 /// Random bits from the operating system.
-fn entropy() -> Result<u64> {
+pub(crate) fn entropy() -> Result<u64> {
     let mut bytes = [0u8; 8];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).context("read entropy")?;
     Ok(u64::from_le_bytes(bytes))

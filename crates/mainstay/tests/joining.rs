@@ -5,10 +5,10 @@
 
 use serde_json::Value;
 use std::io::{BufRead as _, BufReader};
-use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
 use tempfile::TempDir;
 
 /// The authority's host, the joining host, and where nodes keep their files.
@@ -94,8 +94,11 @@ impl Hosts {
     }
 
     fn serve(&self) -> Serving {
-        let at = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-        let mut command = self.command("authority", &["pki", "serve", "--listen", &at, "--for", "60s"]);
+        // An address that no other test uses.
+        static SERVED: AtomicU8 = AtomicU8::new(0);
+        let (process, number) = (std::process::id(), SERVED.fetch_add(1, Ordering::Relaxed));
+        let at = format!("127.{}.{}.{}:7422", 220 + number % 30, (process >> 8) % 256, process % 256);
+        let mut command = self.command("authority", &["pki", "serve", "--listen", &at, "--for", "300s"]);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut first = String::new();
         let mut lines = BufReader::new(child.stderr.take().unwrap());

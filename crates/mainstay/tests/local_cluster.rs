@@ -2,44 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests, too")]
 
-use serde_json::Value;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+#[path = "support/local.rs"]
+mod local;
 
-/// A cluster that is ended and removed whatever happens.
-struct Cluster {
-    dir: PathBuf,
-    _home: tempfile::TempDir,
-}
+use local::Cluster;
+use std::path::{Path, PathBuf};
 
 impl Cluster {
-    fn new() -> Self {
-        let home = tempfile::Builder::new().prefix("ms").tempdir().unwrap();
-        std::fs::set_permissions(home.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-        Self { dir: home.path().join("c"), _home: home }
-    }
-
-    fn run(&self, arguments: &[&str]) -> Output {
-        let (verb, rest) = arguments.split_first().unwrap();
-        Command::new(env!("CARGO_BIN_EXE_mainstay"))
-            .args([verb, "--dir", self.dir.to_str().unwrap()])
-            .args(rest)
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
-    }
-
-    /// Runs a verb that must succeed; its last line.
-    fn json(&self, arguments: &[&str]) -> Value {
-        let mut all = arguments.to_vec();
-        all.extend(["--json", "--yes"]);
-        let output = self.run(&all);
-        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(output.status.success(), "{arguments:?}: {out}\n{err}");
-        serde_json::from_str(out.lines().last().unwrap()).unwrap()
-    }
-
     fn sql(&self, options: &[&str], sql: &str) -> String {
         let mut all = vec!["connect"];
         all.extend(options);
@@ -55,12 +24,6 @@ impl Cluster {
         let processes = std::fs::read_dir("/proc").unwrap().flatten();
         let lines = processes.filter_map(|process| std::fs::read(process.path().join("cmdline")).ok());
         lines.map(|line| String::from_utf8_lossy(&line).replace('\0', " ")).filter(|line| line.contains(dir)).collect()
-    }
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        let _ = self.run(&["down", "--destroy", "--yes"]);
     }
 }
 
@@ -83,9 +46,8 @@ fn a_cluster_lives_through_its_commands() {
     let up = cluster.json(&["up", "--nodes", "3", "--name", "orders", "--wait", "180"]);
     assert_eq!((&up["created"], &up["writable"], &up["nodes"]), (&true.into(), &true.into(), &3.into()));
 
-    let status = cluster.json(&["status"]);
+    let status = cluster.healthy();
     assert_eq!(status["cluster"]["name"], "orders");
-    assert!(status["nodes"].as_array().unwrap().iter().all(|node| node["healthy"] == true), "{status}");
     cluster.sql(&[], "create table kept (id int primary key)");
     cluster.sql(&[], "insert into kept values (1)");
     assert_eq!(cluster.sql(&["--read"], "select pg_is_in_recovery()"), "t");

@@ -2,50 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests, too")]
 
-use serde_json::Value;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+#[path = "support/local.rs"]
+mod local;
 
-/// A cluster that is ended and removed whatever happens.
-struct Cluster {
-    dir: PathBuf,
-    _home: tempfile::TempDir,
-}
+use local::Cluster;
+use serde_json::Value;
 
 impl Cluster {
-    fn new() -> Self {
-        let home = tempfile::Builder::new().prefix("ms").tempdir().unwrap();
-        std::fs::set_permissions(home.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-        Self { dir: home.path().join("c"), _home: home }
-    }
-
-    fn run(&self, arguments: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_mainstay"))
-            .args(arguments)
-            .args(["--dir", self.dir.to_str().unwrap()])
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
-    }
-
-    /// Runs a verb; its exit status and last line.
-    fn answer(&self, arguments: &[&str]) -> (Option<i32>, Value) {
-        let mut all = arguments.to_vec();
-        all.extend(["--json", "--yes"]);
-        let output = self.run(&all);
-        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        let last = out.lines().last().and_then(|line| serde_json::from_str(line).ok());
-        (output.status.code(), last.unwrap_or_else(|| panic!("{arguments:?}: {out}\n{err}")))
-    }
-
-    /// Runs a verb that must succeed.
-    fn json(&self, arguments: &[&str]) -> Value {
-        let (status, answer) = self.answer(arguments);
-        assert_eq!(status, Some(0), "{arguments:?}: {answer}");
-        answer
-    }
-
     /// Runs a verb that must be refused with this exit status and these words.
     fn refused(&self, arguments: &[&str], status: i32, words: &str) {
         let (found, answer) = self.answer(arguments);
@@ -66,16 +29,11 @@ impl Cluster {
     }
 }
 
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        let _ = self.run(&["down", "--destroy", "--yes"]);
-    }
-}
-
 #[test]
 fn a_cluster_is_operated_through_its_commands() {
     let cluster = Cluster::new();
     cluster.json(&["up", "--nodes", "3", "--name", "orders", "--wait", "180"]);
+    cluster.healthy();
     let primary = cluster.primary();
     let replica = ["db1", "db2", "db3"].into_iter().find(|name| **name != *primary).unwrap();
 

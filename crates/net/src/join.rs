@@ -10,10 +10,9 @@ use crate::pki::fingerprint_of;
 use crate::tls::{self, certificates};
 use crate::{Issued, NetError, reason, socket};
 use mainstay_model::ClusterName;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{DigitallySignedStruct, Error as Tls, RootCertStore, SignatureScheme};
+use rustls::{Error as Tls, RootCertStore};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::{Error, ErrorKind};
@@ -255,35 +254,20 @@ fn acceptor(authority_pem: &str, shown: &Issued) -> Result<TlsAcceptor, NetError
 }
 
 fn client(cluster: &ClusterName, fingerprint: &str) -> Result<Arc<rustls::ClientConfig>, NetError> {
-    let verifier = AuthorityVerifier { cluster: cluster.clone(), fingerprint: fingerprint.to_owned() };
-    let mut config = rustls::ClientConfig::builder_with_provider(tls::provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(tls::wrong)?
-        .dangerous() // only in that the verifier is ours; it verifies fingerprint, chain, cluster and role
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_no_client_auth();
-    config.alpn_protocols = vec![ALPN.to_vec()];
-    config.resumption = rustls::client::Resumption::disabled();
-    Ok(Arc::new(config))
+    let judge = AuthorityJudge { cluster: cluster.clone(), fingerprint: fingerprint.to_owned() };
+    Ok(tls::speaking(tls::calling(judge)?.with_no_client_auth(), ALPN))
 }
 
 /// The authority is the one that the token names, and the certificate shown is its own for this very purpose.
 #[derive(Debug)]
-struct AuthorityVerifier {
+struct AuthorityJudge {
     cluster: ClusterName,
     fingerprint: String,
 }
 
-impl ServerCertVerifier for AuthorityVerifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Tls> {
-        let authority = intermediates.iter().find(|der| fingerprint_of(der) == self.fingerprint);
+impl tls::Judge for AuthorityJudge {
+    fn judge(&self, end: &CertificateDer<'_>, between: &[CertificateDer<'_>], now: UnixTime) -> Result<(), Tls> {
+        let authority = between.iter().find(|der| fingerprint_of(der) == self.fingerprint);
         let authority = authority.ok_or_else(|| {
             Tls::General(
                 "who answers there is not the authority that the token names: the token is of another cluster, \
@@ -293,38 +277,15 @@ impl ServerCertVerifier for AuthorityVerifier {
         })?;
         let mut roots = RootCertStore::empty();
         roots.add(authority.clone().into_owned())?;
-        tls::verify_chain(end_entity, &roots, now)?;
-        let identity = Identity::of_certificate(end_entity).map_err(|error| Tls::General(error.to_string()))?;
+        tls::verify_chain(end, &roots, &[], now)?;
+        let identity = Identity::of_certificate(end).map_err(|error| Tls::General(error.to_string()))?;
         if identity.cluster != self.cluster {
             let error = format!("the token is of the cluster {}, the file says {}", identity.cluster, self.cluster);
             return Err(Tls::General(error));
         }
         match identity.role {
-            Role::Authority(_) => Ok(ServerCertVerified::assertion()),
+            Role::Authority(_) => Ok(()),
             _ => Err(Tls::General(format!("{identity} answers there, not the authority"))),
         }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Tls> {
-        Err(Tls::General("TLS 1.3 is required".to_owned()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Tls> {
-        let algorithms = tls::provider().signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        tls::provider().signature_verification_algorithms.supported_schemes()
     }
 }

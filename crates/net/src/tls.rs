@@ -8,14 +8,15 @@ use crate::identity::{Expect, Identity, parse_certificate};
 use mainstay_model::ClusterName;
 use mainstay_ports::peer::Caller;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor};
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls13_signature};
+use rustls::client::{Resumption, WantsClientCert, verify_server_cert_signed_by_trust_anchor};
+use rustls::crypto::{CryptoProvider, ring, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{
-    ClientConfig, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig, SignatureScheme,
+    ClientConfig, ConfigBuilder, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig,
+    SignatureScheme,
 };
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -142,22 +143,9 @@ impl Credentials {
     /// # Errors
     /// When certificate and key do not belong together.
     pub fn client_config(&self, expect: Expect, alpn: &[u8]) -> Result<Arc<ClientConfig>, NetError> {
-        let verifier = AgentVerifier {
-            roots: self.roots.clone(),
-            algorithms: provider().signature_verification_algorithms,
-            cluster: self.identity.cluster.clone(),
-            expect,
-        };
-        let mut config = ClientConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(wrong)?
-            .dangerous() // only in that the verifier is ours; it verifies the chain, the role and the name
-            .with_custom_certificate_verifier(Arc::new(verifier))
-            .with_client_auth_cert(self.chain.clone(), self.key.clone_key())
-            .map_err(wrong)?;
-        config.alpn_protocols = vec![alpn.to_vec()];
-        config.resumption = Resumption::disabled();
-        Ok(Arc::new(config))
+        let judge = AgentJudge { roots: self.roots.clone(), cluster: self.identity.cluster.clone(), expect };
+        let config = calling(judge)?.with_client_auth_cert(self.chain.clone(), self.key.clone_key()).map_err(wrong)?;
+        Ok(speaking(config, alpn))
     }
 }
 
@@ -169,20 +157,16 @@ fn judged_at(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<UnixTime
 }
 
 /// Is this certificate one that these authorities issued for answering, and is it still valid?
-pub(crate) fn verify_chain(end: &CertificateDer<'_>, roots: &RootCertStore, now: UnixTime) -> Result<(), Error> {
-    verify_chain_with(end, roots, &[], now)
-}
-
-fn verify_chain_with(
+pub(crate) fn verify_chain(
     end: &CertificateDer<'_>,
     roots: &RootCertStore,
-    intermediates: &[CertificateDer<'_>],
+    between: &[CertificateDer<'_>],
     now: UnixTime,
 ) -> Result<(), Error> {
     let parsed = ParsedCertificate::try_from(end)?;
     let now = judged_at(end, now)?;
     let algorithms = provider().signature_verification_algorithms.all;
-    verify_server_cert_signed_by_trust_anchor(&parsed, roots, intermediates, now, algorithms)
+    verify_server_cert_signed_by_trust_anchor(&parsed, roots, between, now, algorithms)
 }
 
 fn refused(error: NetError) -> Error {
@@ -254,16 +238,20 @@ impl ClientCertVerifier for CallerVerifier {
     }
 }
 
-/// For calling: the chain is the cluster authority's, and role and name are the expected ones.
-#[derive(Debug)]
-struct AgentVerifier {
-    roots: Arc<RootCertStore>,
-    algorithms: WebPkiSupportedAlgorithms,
-    cluster: ClusterName,
-    expect: Expect,
+/// Judges the certificate that whoever is called shows.
+pub(crate) trait Judge: std::fmt::Debug + Send + Sync {
+    /// Is it the one that was expected? Its signature is verified beside this.
+    ///
+    /// # Errors
+    /// Why it is not.
+    fn judge(&self, end: &CertificateDer<'_>, between: &[CertificateDer<'_>], now: UnixTime) -> Result<(), Error>;
 }
 
-impl ServerCertVerifier for AgentVerifier {
+/// For calling: what every call has in common, whoever judges.
+#[derive(Debug)]
+struct Called<J>(J);
+
+impl<J: Judge> ServerCertVerifier for Called<J> {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -272,12 +260,7 @@ impl ServerCertVerifier for AgentVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        verify_chain_with(end_entity, &self.roots, intermediates, now)?;
-        let identity = identity_in(&self.cluster, end_entity)?;
-        if self.expect.accepts(&identity.role) {
-            return Ok(ServerCertVerified::assertion());
-        }
-        Err(refused(NetError::Certificate(format!("{identity} answered, {:?} was expected", self.expect))))
+        self.0.judge(end_entity, intermediates, now).map(|()| ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -295,10 +278,45 @@ impl ServerCertVerifier for AgentVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &self.algorithms)
+        verify_tls13_signature(message, cert, dss, &provider().signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
+        provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// The beginning of a configuration for calling: TLS 1.3, with whom `judge` accepts.
+pub(crate) fn calling(judge: impl Judge + 'static) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, NetError> {
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(wrong)?;
+    // Dangerous only in that the verifier is ours; it verifies the chain, the role and the name.
+    Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(Called(judge))))
+}
+
+/// The end of a configuration for calling: this protocol, and no session is taken up again.
+pub(crate) fn speaking(mut config: ClientConfig, alpn: &[u8]) -> Arc<ClientConfig> {
+    config.alpn_protocols = vec![alpn.to_vec()];
+    config.resumption = Resumption::disabled();
+    Arc::new(config)
+}
+
+/// The chain is the cluster authority's, and role and name are the expected ones.
+#[derive(Debug)]
+struct AgentJudge {
+    roots: Arc<RootCertStore>,
+    cluster: ClusterName,
+    expect: Expect,
+}
+
+impl Judge for AgentJudge {
+    fn judge(&self, end: &CertificateDer<'_>, between: &[CertificateDer<'_>], now: UnixTime) -> Result<(), Error> {
+        verify_chain(end, &self.roots, between, now)?;
+        let identity = identity_in(&self.cluster, end)?;
+        if self.expect.accepts(&identity.role) {
+            return Ok(());
+        }
+        Err(refused(NetError::Certificate(format!("{identity} answered, {:?} was expected", self.expect))))
     }
 }

@@ -3,11 +3,14 @@
 //! stand here because only this crate builds the decisions with planted faults.)
 #![allow(clippy::unwrap_used, reason = "a test ends where it can not go on")]
 
+mod common;
+
+use common::{both, config};
 use mainstay_decide::quorum::cover;
 use mainstay_decide::{CasResult, Config, Input, Mind, Output, Plant};
 use mainstay_model::record::RecoveryEnd;
 use mainstay_model::*;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 fn id(name: &str) -> NodeId {
     NodeId::new(name).unwrap()
@@ -47,24 +50,6 @@ fn end(lsn: u64) -> LogEnd {
     LogEnd { position: Position { timeline: Timeline(1), lsn: Lsn(lsn) }, lineage: Lineage::default() }
 }
 
-fn config(me: &str, durability: Durability, plant: Option<Plant>) -> Config {
-    Config {
-        me: id(me),
-        data_nodes: ["a", "b", "c"].into_iter().zip(0..).map(|(name, place)| (id(name), place)).collect(),
-        excluded: BTreeSet::new(),
-        durability,
-        sync_replicas: 1,
-        lease: Span(3000),
-        margin: Span(600),
-        suspicion: Span(1000),
-        ping: Span(250),
-        hang: Span(2000),
-        seed: 7,
-        paused: false,
-        plants: plant.into_iter().collect(),
-    }
-}
-
 /// One machine, and what it was last told to do.
 struct Node {
     mind: Mind,
@@ -76,7 +61,8 @@ struct Node {
 
 impl Node {
     fn new(me: &str, durability: Durability, durable: Durable, plant: Option<Plant>) -> Node {
-        let mind = Mind::new(config(me, durability, plant), Some(durable), Some(SystemId(77)), 1);
+        let config = config(&id(me), &["a", "b", "c"].map(id), durability, plant);
+        let mind = Mind::new(config, Some(durable), Some(SystemId(77)), 1);
         Node { mind, now: 1000, order: (OrderId(0), None), cas: None, read: 0 }
     }
 
@@ -191,12 +177,6 @@ fn orders(outputs: &[Output]) -> Vec<&Order> {
         .iter()
         .filter_map(|output| if let Output::Order(_, _, order) = output { Some(order) } else { None })
         .collect()
-}
-
-/// The rule holds, and the test sees it broken with the fault planted.
-fn both(plant: Plant, holds: impl Fn(Option<Plant>) -> bool) {
-    assert!(holds(None), "the rule does not hold");
-    assert!(!holds(Some(plant)), "{plant:?} makes no difference: this test can not fail");
 }
 
 /// Plant 49 (take-over protocol, 3.4): a restarted agent finds its server running, and a record of half a second ago in which it leads
@@ -516,7 +496,11 @@ fn a_shorter_lease_is_granted_when_the_longer_one_is_over() {
         let renewed = node.now;
         node.written(2, 9);
         let held = renewed + 2_400;
-        let shorter = Config { lease: Span(800), margin: Span(160), ..config("a", Durability::Strict, plant) };
+        let shorter = Config {
+            lease: Span(800),
+            margin: Span(160),
+            ..config(&id("a"), &["a", "b", "c"].map(id), Durability::Strict, plant)
+        };
         node.step(5, Input::Configured(Box::new(shorter)));
         node.step(600, Input::Tick);
         let sent = node.now;

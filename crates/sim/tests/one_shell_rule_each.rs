@@ -3,15 +3,18 @@
 //! has its own test there; see the take-over protocol, §6.)
 #![allow(clippy::unwrap_used, reason = "a test ends where it can not go on")]
 
-use mainstay_decide::{Config, Mind, Plant};
+mod common;
+
+use common::{both, config};
+use mainstay_decide::{Mind, Plant};
 use mainstay_model::{
-    CopyId, Durability, Lsn, Order, OrderId, Position, Record, Revision, Span, SyncSetting, Term, Timeline,
+    CopyId, Durability, Lsn, Order, OrderId, Position, Record, Revision, SyncSetting, Term, Timeline,
 };
 use mainstay_sim::event::Happening;
 use mainstay_sim::orders::Running;
 use mainstay_sim::store::Request;
 use mainstay_sim::world::World;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// A cluster that has run before, with three members at least, and the record that it begins with.
 fn world(plant: Option<Plant>) -> (World, Record) {
@@ -49,12 +52,6 @@ fn raised(record: &Record) -> Record {
     Record { term: Term(record.term.0 + 1), reason: "raised".to_owned(), ..record.clone() }
 }
 
-/// The rule holds, and the test sees it broken with the fault planted.
-fn both(plant: Plant, holds: impl Fn(Option<Plant>) -> bool) {
-    assert!(holds(None), "the rule does not hold");
-    assert!(!holds(Some(plant)), "{plant:?} makes no difference: this test can not fail");
-}
-
 /// Plant 9: members that an old leader wrote before it knew of the new term come to nothing, although no other write changed the members.
 #[test]
 fn members_from_before_a_raise_are_refused_after_it() {
@@ -90,21 +87,7 @@ fn refused_after_a_promise(plant: Option<Plant>, order: Order) -> bool {
     }
     let host = &mut world.nodes[0];
     host.gate = host.disk.clone();
-    let config = Config {
-        me: world.names[0].clone(),
-        data_nodes: BTreeMap::from([(world.names[0].clone(), 0)]),
-        excluded: BTreeSet::new(),
-        durability: Durability::Strict,
-        sync_replicas: 1,
-        lease: Span(3000),
-        margin: Span(600),
-        suspicion: Span(1000),
-        ping: Span(250),
-        hang: Span(2000),
-        seed: 7,
-        paused: false,
-        plants: plant.into_iter().collect(),
-    };
+    let config = config(&world.names[0], &world.names[..1], Durability::Strict, plant);
     // The process that gave the order; it is gone before it could give another.
     host.mind = Some(Box::new(Mind::new(config, Some(host.disk.clone()), record.system, 1)));
     let (id, term, until) = (OrderId(1), Term(4), 1_000_000);

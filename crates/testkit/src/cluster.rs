@@ -143,20 +143,7 @@ impl Cluster {
     /// # Errors
     /// When it is not so in time; what is missing is in the error.
     pub async fn healed(&self, patience: Duration) -> Result<Status> {
-        let begun = Instant::now();
-        loop {
-            let missing = match self.status().await {
-                Ok(status) => match unhealed(&status) {
-                    None => return Ok(status),
-                    Some(missing) => missing,
-                },
-                Err(error) => format!("{error:#}"),
-            };
-            if begun.elapsed() > patience {
-                bail!("not healed after {} s: {missing}", patience.as_secs());
-            }
-            tokio::time::sleep(Duration::from_millis(150)).await;
-        }
+        until_healed(patience, || self.status()).await
     }
 
     /// Starts it again in the same directory.
@@ -166,6 +153,27 @@ impl Cluster {
     pub async fn up_again(&self) -> Result<()> {
         let arguments = ["up", "--yes", "--dir", &self.dir.display().to_string()].map(str::to_owned);
         run(&self.program, &arguments).await.map(drop)
+    }
+}
+
+/// Asks for the status again and again until nothing is missing.
+pub(crate) async fn until_healed<F>(patience: Duration, mut status: impl FnMut() -> F) -> Result<Status>
+where
+    F: Future<Output = Result<Status>>,
+{
+    let begun = Instant::now();
+    loop {
+        let missing = match status().await {
+            Ok(status) => match unhealed(&status) {
+                None => return Ok(status),
+                Some(missing) => missing,
+            },
+            Err(error) => format!("{error:#}"),
+        };
+        if begun.elapsed() > patience {
+            bail!("not healed after {} s: {missing}", patience.as_secs());
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
 

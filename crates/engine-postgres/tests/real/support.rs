@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use mainstay_engine_postgres::{Postgres, PostgresOptions, find_bin_dir};
 use mainstay_model::layout::NodeLayout;
 use mainstay_model::{ClusterName, CopyId, LogEnd, Moment, NodeId, ServerState, SyncSetting, Term, Timeline};
-use mainstay_ports::engine::{Engine, EngineSettings};
+use mainstay_ports::engine::{Engine, EngineError, EngineSettings};
 use mainstay_ports::process::{Fenced, GuardStatus, ProcessError, ServerProcess, StartCommand, StopMode};
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeMap;
@@ -256,7 +256,10 @@ impl Cluster {
                 peers,
                 user,
                 os_user: os_user.clone(),
-                parameters: [("shared_buffers".to_owned(), "16MB".to_owned())].into(),
+                // Tests count commits and look where logs end: nobody writes but they.
+                parameters: [("shared_buffers", "16MB"), ("autovacuum", "off")]
+                    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                    .into(),
                 hba: Vec::new(),
                 app_verifier: postgres_protocol::password::scram_sha_256(PASSWORD.as_bytes()),
             };
@@ -400,11 +403,34 @@ impl Node {
         client.batch_execute(&sql).await.unwrap();
     }
 
-    /// Recruits; says how long it took.
+    /// Recruits, asking again while it can not be answered yet, as whoever gives the order does; says how long it took.
     pub(crate) async fn recruit(&self) -> (LogEnd, Duration) {
         let began = Instant::now();
-        let end = self.pg.recruit().await.unwrap();
-        (end, began.elapsed())
+        loop {
+            match self.pg.recruit().await {
+                Ok(end) => return (end, began.elapsed()),
+                Err(EngineError::NotYet(why)) if began.elapsed() < PATIENT / 2 => {
+                    println!("{}: not yet: {why}", self.id)
+                }
+                Err(error) => panic!("{}: {error}", self.id),
+            }
+        }
+    }
+
+    /// A server process of its own, stopped.
+    pub(crate) async fn stop_process(&self, pid: u32) {
+        kill(pid, Signal::STOP);
+        until("it is stopped", || async {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.rsplit_once(')').is_some_and(|(_, rest)| rest.starts_with(" T"))
+        })
+        .await;
+    }
+
+    /// The walsenders of its replicas, once there are so many; one that served a clone may end a moment later.
+    pub(crate) async fn walsenders(&self, count: usize) -> Vec<u32> {
+        until("as many walsenders as replicas", || async { self.processes("walsender").len() == count }).await;
+        self.processes("walsender")
     }
 
     /// Promotes to this timeline from where the log ends.
@@ -440,13 +466,40 @@ pub(crate) fn setting(need: u32, nodes: &[&Node]) -> SyncSetting {
     SyncSetting { need, copies: nodes.iter().map(|node| (node.id.clone(), node.copy())).collect() }
 }
 
-/// Waits until it holds; fails after 15 s.
+/// Whatever is waited for comes within this, on a busy machine too.
+const PATIENT: Duration = Duration::from_secs(60);
+
+/// Waits until it holds.
 pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
     let began = Instant::now();
     while !holds().await {
-        assert!(began.elapsed() < Duration::from_secs(15), "not within 15 s: {what}");
+        assert!(began.elapsed() < PATIENT, "not within {PATIENT:?}: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// Recruits replicas of a running primary that all end at the same place. A primary writes something of its own at any time, and a replica
+/// that had more than the next primary could not follow it: nobody would elect that one.
+pub(crate) async fn recruit_alike(primary: &Node, replicas: &[&Node]) -> LogEnd {
+    for _ in 0..20 {
+        let mut ends = Vec::new();
+        for node in replicas {
+            ends.push(node.recruit().await.0);
+        }
+        if ends.windows(2).all(|pair| pair[0] == pair[1]) {
+            return ends.remove(0);
+        }
+        println!("not alike: {ends:?}");
+        for node in replicas {
+            node.pg.follow(node.copy(), &primary.id).await.unwrap();
+            node.until_receiving().await;
+        }
+        let flushed = primary.flushed().await;
+        for node in replicas {
+            until("received", || async { node.pg.probe().await.end >= Some(flushed) }).await;
+        }
+    }
+    panic!("something was always written between two recruits");
 }
 
 pub(crate) async fn is(node: &Node, state: ServerState) -> bool {

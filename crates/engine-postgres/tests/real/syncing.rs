@@ -24,7 +24,7 @@ async fn commits_wait_for_the_named_copy_and_for_no_other_of_the_same_node() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(!commit.is_finished(), "another copy confirmed");
     first.pg.set_sync(&setting(1, &[second])).await.unwrap();
-    tokio::time::timeout(Duration::from_secs(5), commit).await.unwrap().unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(60), commit).await.unwrap().unwrap().unwrap();
     // More confirmations than copies: blocks as well; none: nobody waits.
     first.pg.set_sync(&setting(2, &[second])).await.unwrap();
     let client = first.app().await.unwrap();
@@ -32,7 +32,7 @@ async fn commits_wait_for_the_named_copy_and_for_no_other_of_the_same_node() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(!commit.is_finished());
     first.pg.set_sync(&setting(0, &[])).await.unwrap();
-    tokio::time::timeout(Duration::from_secs(5), commit).await.unwrap().unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(60), commit).await.unwrap().unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -40,8 +40,7 @@ async fn a_walsender_that_has_not_read_the_setting_delays_its_confirmation() {
     let cluster = Cluster::running(3).await;
     let [first, second, third] = &cluster.nodes[..] else { panic!() };
     first.pg.set_sync(&setting(1, &[second, third])).await.unwrap();
-    let senders = first.processes("walsender");
-    assert_eq!(senders.len(), 2);
+    let senders = first.walsenders(2).await;
     kill(senders[0], Signal::STOP);
     let (pg, smaller) = (first.pg.clone(), setting(1, &[third]));
     let change = tokio::spawn(async move { pg.set_sync(&smaller).await });
@@ -52,7 +51,7 @@ async fn a_walsender_that_has_not_read_the_setting_delays_its_confirmation() {
     // One that never goes on: no confirmation at all.
     until("both stream", || async { first.pg.probe().await.walsenders.iter().filter(|w| w.streaming).count() == 2 })
         .await;
-    let senders = first.processes("walsender");
+    let senders = first.walsenders(2).await;
     kill(senders[0], Signal::STOP);
     let change = first.pg.set_sync(&setting(1, &[second])).await;
     assert!(matches!(change, Err(EngineError::NotYet(_))), "{change:?}");
@@ -70,18 +69,22 @@ async fn a_replica_that_does_not_answer_is_dropped_from_a_confirmation_and_from_
     let began = Instant::now();
     first.pg.set_sync(&setting(1, &[second])).await.unwrap();
     let took = began.elapsed();
-    assert!(took > Duration::from_millis(900) && took < Duration::from_secs(4), "{took:?}");
+    assert!(took > Duration::from_millis(900), "nobody waited for it: {took:?}");
     kill(receiver[0], Signal::CONT);
     until("both stream", || async { first.pg.probe().await.walsenders.iter().filter(|w| w.streaming).count() == 2 })
         .await;
     first.write(10).await;
     kill(third.processes("walreceiver")[0], Signal::STOP);
     first.write(10).await;
-    let began = Instant::now();
+    let given_up = || {
+        let log = std::fs::read_to_string(first.options.layout.server_log()).unwrap();
+        log.matches("due to replication timeout").count()
+    };
+    let (began, before) = (Instant::now(), given_up());
     let end = first.pg.stop_clean(&[second.id.clone()].into()).await.unwrap();
     let took = began.elapsed();
     println!("stop with a dead replica: {took:?}");
-    assert!(took < Duration::from_secs(3), "the stop waited for a dead replica: {took:?}");
+    assert_eq!(given_up(), before, "the stop waited for a dead replica: {took:?}");
     let (other, _) = second.recruit().await;
     assert_eq!(other, end);
     kill(third.processes("walreceiver").first().copied().unwrap_or(receiver[0]), Signal::CONT);

@@ -226,7 +226,7 @@ mod tests {
         let mut other = Command::new("/bin/sleep").arg("60").current_dir(&data).spawn().unwrap();
         let pid = Pid::from_child(&server);
         let mut found = of_cluster(dir.path());
-        for _ in 0..100 {
+        for _ in 0..3000 {
             if !found.is_empty() {
                 break;
             }
@@ -236,7 +236,7 @@ mod tests {
         assert_eq!(found.iter().map(|p| (p.pid, p.what.as_str())).collect::<Vec<_>>(), [(pid, "postgres db1")]);
         found[0].signal(Signal::KILL);
         server.wait().unwrap();
-        assert!(wait_gone(found, Duration::from_secs(5)).is_empty());
+        assert!(wait_gone(found, Duration::from_secs(60)).is_empty());
         other.kill().unwrap();
         other.wait().unwrap();
     }

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_mainstay");
 /// Whatever is waited for comes within this.
-const PATIENT: Duration = Duration::from_secs(30);
+const PATIENT: Duration = Duration::from_secs(90);
 /// An agent that was asked to end has ended within this.
-const ENDS: Duration = Duration::from_secs(20);
+const ENDS: Duration = Duration::from_secs(60);
 
 /// Files of a cluster whose nodes have joined. All of it, and every process that works in it, ends with it.
 pub(crate) struct Bed {
@@ -145,15 +145,20 @@ impl Bed {
         found
     }
 
-    /// Nothing of it runs any more (what is killed may take a moment to vanish).
+    /// Nothing of it runs any more.
     pub(crate) fn nothing_left(&self) -> Result<(), String> {
+        self.nothing_left_of("")
+    }
+
+    /// No process of it runs any more whose command line has these words (what is killed may take a moment to vanish).
+    pub(crate) fn nothing_left_of(&self, words: &str) -> Result<(), String> {
         let begun = Instant::now();
         loop {
-            let left = self.processes();
+            let left: Vec<_> = self.processes().into_iter().filter(|(_, line)| line.contains(words)).collect();
             if left.is_empty() {
                 return Ok(());
             }
-            if begun.elapsed() > Duration::from_secs(3) {
+            if begun.elapsed() > Duration::from_secs(20) {
                 return Err(format!("left running: {left:?}"));
             }
             std::thread::sleep(Duration::from_millis(50));

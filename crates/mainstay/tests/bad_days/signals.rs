@@ -53,8 +53,8 @@ fn an_agent_that_makes_a_copy_ends_when_it_is_asked_and_makes_it_later() {
         agent.signal(signal);
         let ended = agent.ended();
         assert_eq!(ended, Ok(0), "{signal:?} while cloning\n{}", agent.last());
-        let left: Vec<_> = bed.processes().into_iter().filter(|(_, line)| line.contains("nodes/db2")).collect();
-        assert!(left.is_empty(), "{signal:?} while cloning: {left:?}\n{}", agent.last());
+        let left = bed.nothing_left_of("nodes/db2");
+        left.unwrap_or_else(|why| panic!("{signal:?} while cloning: {why}\n{}", agent.last()));
     }
     let replica = bed.agent("db2");
     primary.until_writable().unwrap();

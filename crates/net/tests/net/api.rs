@@ -64,11 +64,16 @@ async fn requests_carry_the_callers_name() {
 async fn a_slow_answer_and_a_dead_agent_are_errors_that_say_where() {
     let pki = Pki::new();
     let (mesh, address) = agent(&pki).await;
-    let limit = Duration::from_millis(200);
+    let limit = Duration::from_secs(2);
     let late = http::request(&pki.admin(), address, Expect::AnyNode, ("GET", "/slow"), None, limit).await;
     assert!(matches!(&late, Err(error @ NetError::Http { .. }) if error.to_string().contains("/slow")), "{late:?}");
     mesh.close();
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    let dead = http::request(&pki.admin(), address, Expect::AnyNode, ("GET", "/"), None, SOON).await;
-    assert!(matches!(dead, Err(NetError::Connect { .. })), "{dead:?}");
+    let began = std::time::Instant::now();
+    loop {
+        let dead = http::request(&pki.admin(), address, Expect::AnyNode, ("GET", "/"), None, SOON).await;
+        if matches!(dead, Err(NetError::Connect { .. })) {
+            break;
+        }
+        assert!(began.elapsed() < SOON, "{dead:?}");
+    }
 }

@@ -10,7 +10,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::broadcast;
 
-pub(crate) const SOON: Duration = Duration::from_secs(5);
+/// Whatever is waited for comes within this, on a busy machine too.
+pub(crate) const SOON: Duration = Duration::from_secs(30);
+/// What is seen at once is seen before the first time-out that would show it as well (five seconds), on a busy machine too.
+pub(crate) const AT_ONCE: Duration = Duration::from_secs(4);
 
 pub(crate) fn node(name: &str) -> NodeId {
     NodeId::new(name).unwrap()

@@ -8,9 +8,10 @@ use mainstay_ports::store::{CasOutcome, Store, StoreError, Versioned};
 use mainstay_ports::store_suite::Fixture;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -197,6 +198,14 @@ async fn poll(remote: Remote, key: String, sender: watch::Sender<Option<Versione
     }
 }
 
+/// Ports at an address that no other test uses: members that are started again need theirs, and whoever connects from the common
+/// address may be given any free one there.
+fn own_ports() -> impl Iterator<Item = (Ipv4Addr, u16)> {
+    static USED: AtomicU8 = AtomicU8::new(0);
+    let (process, number) = (std::process::id().to_be_bytes(), USED.fetch_add(1, Ordering::Relaxed));
+    (7431..).map(move |port| (Ipv4Addr::new(127, 220 + number % 30, process[2], process[3]), port))
+}
+
 /// Three children.
 pub struct Processes {
     pub nodes: Vec<NodeId>,
@@ -209,11 +218,8 @@ pub struct Processes {
 impl Processes {
     pub async fn start(dir: &Path, spawn: impl Fn() -> Command + Send + Sync + 'static) -> Self {
         let nodes: Vec<NodeId> = ["a", "b", "c"].map(|name| NodeId::new(name).unwrap()).to_vec();
-        let held: Vec<TcpListener> =
-            nodes.iter().map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()).collect();
         let addresses: BTreeMap<NodeId, SocketAddr> =
-            nodes.iter().cloned().zip(held.iter().map(|listener| listener.local_addr().unwrap())).collect();
-        drop(held);
+            nodes.iter().cloned().zip(own_ports().map(SocketAddr::from)).collect();
         let spec =
             |node: &NodeId| Spec { me: node.clone(), dir: dir.join(node.as_str()), addresses: addresses.clone() };
         let specs = nodes.iter().map(|node| (node.clone(), spec(node))).collect();

@@ -6,7 +6,7 @@ use super::host::{Blueprint, Host};
 use super::init::Order;
 use super::network::Switch;
 use super::sweep::RunDir;
-use crate::cluster::{primary, program, unhealed};
+use crate::cluster::{primary, program, until_healed};
 use anyhow::{Context as _, Result, bail};
 use mainstay_model::status::Status;
 use mainstay_model::{Durability, Event, NodeId};
@@ -250,20 +250,7 @@ impl HostCluster {
     /// # Errors
     /// When it is not so in time; what is missing is in the error.
     pub async fn healed(&self, patience: Duration) -> Result<Status> {
-        let begun = Instant::now();
-        loop {
-            let missing = match self.status().await {
-                Ok(status) => match unhealed(&status) {
-                    None => return Ok(status),
-                    Some(missing) => missing,
-                },
-                Err(error) => format!("{error:#}"),
-            };
-            if begun.elapsed() > patience {
-                bail!("not healed after {} s: {missing}", patience.as_secs());
-            }
-            tokio::time::sleep(Duration::from_millis(250)).await;
-        }
+        until_healed(patience, || self.status()).await
     }
 
     /// The primary of a status and its host.

@@ -100,8 +100,8 @@ fn usual(fault: HostFault, shape: Shape) -> Expected {
         F::Flapping => of(Primary::Any, within(12), 0),
         F::StoppedReplica => of(Primary::Any, within(10), 0),
         F::AgentKill => of(Primary::Any, within(8), 0),
-        F::ReplicaApart => of(Primary::Same, within(2), 6),
-        F::ReplicaKill => of(Primary::Same, within(3), 2),
+        F::ReplicaApart => of(Primary::Same, within(4), 6),
+        F::ReplicaKill => of(Primary::Same, within(4), 2),
         // Its agent is started again.
         F::ClockStep => of(Primary::Any, within(8), 0),
         F::HostWiped => of(Primary::Same, within(3), 2),

@@ -4,7 +4,7 @@
 //! `/var/lib/mainstay` is a file system in an image, which can be full, frozen or lost like a disk.
 
 use super::command::{output, output_later, words};
-use super::init::{Order, Service};
+use super::init::{OBEYED, Order, Service};
 use super::inside::Inside;
 use super::network::batch;
 use crate::processes::{Pinned, kill_all, state};
@@ -13,7 +13,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::Ipv4Addr;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -46,7 +46,7 @@ pub struct Host {
     dir: PathBuf,
     outer: Child,
     init: u32,
-    orders: Mutex<Option<ChildStdin>>,
+    orders: Mutex<Option<(ChildStdin, BufReader<ChildStdout>)>>,
 }
 
 /// What a host is made of.
@@ -80,9 +80,10 @@ impl Host {
         command.args(["sh", "-c", SETUP, "host"]).arg(&blueprint.dir).arg(&blueprint.name).arg(&blueprint.program);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
         let mut outer = command.spawn().context("start a host (as root, with util-linux installed)")?;
-        let (orders, said) = (outer.stdin.take(), outer.stdout.take().context("a host without output")?);
+        let orders = outer.stdin.take().context("a host without input")?;
+        let mut said = BufReader::new(outer.stdout.take().context("a host without output")?);
         let mut line = String::new();
-        BufReader::new(said).read_line(&mut line)?;
+        said.read_line(&mut line)?;
         if line.trim() != "ready" {
             let _ = outer.kill();
             bail!("host {} did not start: its first process said {line:?}", blueprint.name);
@@ -90,7 +91,7 @@ impl Host {
         let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", outer.id()))?;
         let init = children.split_whitespace().next().context("the host's first process is not found")?.parse()?;
         let (name, address, dir) = (blueprint.name.clone(), blueprint.address, blueprint.dir.clone());
-        Ok(Host { name, address, dir, outer, init, orders: Mutex::new(orders) })
+        Ok(Host { name, address, dir, outer, init, orders: Mutex::new(Some((orders, said))) })
     }
 
     /// Its name.
@@ -162,7 +163,7 @@ impl Host {
         batch(&mut self.command(&["sh", "-c"]), lines).with_context(|| format!("on {}", self.name))
     }
 
-    /// Tells its first process something.
+    /// Tells its first process something, and waits until it has done it.
     ///
     /// # Errors
     /// When that is gone.
@@ -170,8 +171,14 @@ impl Host {
         let mut line = serde_json::to_string(order)?;
         line.push('\n');
         let mut orders = self.orders.lock().map_err(|_| anyhow::anyhow!("a thread panicked with the host's lock"))?;
-        let pipe = orders.as_mut().context("the host is ending")?;
-        pipe.write_all(line.as_bytes()).with_context(|| format!("host {} has ended", self.name))
+        let (pipe, said) = orders.as_mut().context("the host is ending")?;
+        pipe.write_all(line.as_bytes()).with_context(|| format!("host {} has ended", self.name))?;
+        line.clear();
+        said.read_line(&mut line)?;
+        if line.trim() != OBEYED {
+            bail!("the first process of host {} answers {line:?} to {order:?}", self.name);
+        }
+        Ok(())
     }
 
     /// Starts a service and keeps it running. Its output is kept in `NAME.log` in the host's directory outside.

@@ -1,14 +1,14 @@
 //! The first process of a virtual host: collects what loses its parent, and keeps services running as a service manager would.
 //!
-//! It reads one JSON line per command from its standard input and ends when that closes, whatever became of the other end. It is the
-//! first of a process namespace, so with it every process of the host ends, and the host's network and mounts go.
+//! It reads one JSON line per command from its standard input, says on standard output when each is obeyed, and ends when its input closes,
+//! whatever became of the other end. It is the first of a process namespace, so with it every process of the host ends, and the host's network and mounts go.
 
 use anyhow::{Context as _, Result};
 use rustix::process::{WaitOptions, wait};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
-use std::io::BufRead as _;
+use std::io::{BufRead as _, Write as _};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -21,6 +21,15 @@ const PAUSE: Duration = Duration::from_millis(200);
 const PAUSE_MOST: Duration = Duration::from_secs(2);
 /// A service that ran for this long did not die soon.
 const LONG: Duration = Duration::from_secs(10);
+
+/// What the first process answers to each order.
+pub(super) const OBEYED: &str = "obeyed";
+const NOT_OBEYED: &str = "not obeyed";
+
+fn say(line: &str) {
+    // Nobody may listen any more; then the end of the input comes next.
+    let _ = writeln!(std::io::stdout().lock(), "{line}");
+}
 
 /// What the first process is told.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,7 +80,10 @@ pub fn run() -> Result<()> {
             let Ok(line) = line else { break };
             match serde_json::from_str::<Order>(&line) {
                 Ok(order) => drop(orders.send(order)),
-                Err(error) => eprintln!("host-init: not an order: {line}: {error}"),
+                Err(error) => {
+                    eprintln!("host-init: not an order: {line}: {error}");
+                    say(NOT_OBEYED);
+                }
             }
         }
     });
@@ -82,14 +94,20 @@ pub fn run() -> Result<()> {
 impl Init {
     fn serve(&mut self, queue: &Receiver<Order>) {
         loop {
-            match queue.recv_timeout(TICK) {
-                Ok(order) => self.obey(order),
-                Err(RecvTimeoutError::Timeout) => {}
+            let obeyed = match queue.recv_timeout(TICK) {
+                Ok(order) => {
+                    self.obey(order);
+                    true
+                }
+                Err(RecvTimeoutError::Timeout) => false,
                 Err(RecvTimeoutError::Disconnected) => return,
-            }
+            };
             self.collect();
             if self.keep {
                 self.start_due();
+            }
+            if obeyed {
+                say(OBEYED);
             }
         }
     }
