@@ -147,10 +147,14 @@ async fn a_primary_that_was_raised_first_holds_its_replica_up_until_that_restart
     second.restart_standby(first).await;
     second.until_replayed(first).await;
     assert_eq!(second.sql("show max_connections").await, "333");
-    assert_eq!(second.pg.probe().await.silent, 0);
+    until("it is well", || async { second.pg.probe().await.silent == 0 }).await;
     // A pause by somebody's wish is no symptom.
     second.sql("select pg_wal_replay_pause()").await;
     tokio::time::sleep(std::time::Duration::from_millis(300)).await;
-    let seen = second.pg.probe().await;
-    assert_eq!((seen.silent, seen.symptom), (0, None));
+    until("it is well although paused", || async {
+        let seen = second.pg.probe().await;
+        seen.silent == 0 && seen.symptom.is_none()
+    })
+    .await;
+    assert_eq!(second.sql("select pg_get_wal_replay_pause_state()").await, "paused");
 }

@@ -26,7 +26,7 @@ async fn a_recruit_is_cut_for_good_and_says_where_its_log_ends() {
     }
     times.sort();
     println!("recruit: median {:?}, worst {:?}", times[times.len() / 2], times[times.len() - 1]);
-    assert!(times[times.len() - 1] < Duration::from_secs(1), "{times:?}");
+    assert!(times[times.len() - 1] < Duration::from_secs(3), "{times:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -40,7 +40,7 @@ async fn a_stream_is_cut_while_replay_is_paused() {
     assert!(second.pg.probe().await.replay < Some(flushed), "replay was not paused");
     let (end, took) = second.recruit().await;
     assert!(end.position.lsn >= flushed, "the position is not that of the log on disk");
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert!(took < Duration::from_secs(4), "{took:?}");
     first.write(10).await;
     tokio::time::sleep(Duration::from_millis(150)).await;
     assert_eq!(second.pg.log_end().await.unwrap(), end);
@@ -82,7 +82,7 @@ async fn a_query_that_holds_up_replay_does_not_hold_up_a_recruit() {
     let (first, second) = (&cluster.nodes[0], &cluster.nodes[1]);
     let end = conflicting_query(first, second).await;
     let (found, took) = second.recruit().await;
-    assert!(found.position.lsn >= end && took < Duration::from_secs(2), "{took:?}");
+    assert!(found.position.lsn >= end && took < Duration::from_secs(4), "{took:?}");
 }
 
 /// A query on the replica that conflicts with what it must replay; returns what the primary has flushed.

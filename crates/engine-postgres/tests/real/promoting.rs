@@ -20,7 +20,7 @@ async fn take_overs_one_after_the_other_never_stall() {
         until("the old one is gone", || is(old, ServerState::Down)).await;
         old.pg.rewind(&new.id).await.unwrap();
         old.pg.start_standby(old.copy(), None).await.unwrap();
-        let end = new.pg.probe().await.end;
+        let end = Some(new.flushed().await);
         let began = Instant::now();
         old.pg.follow(old.copy(), &new.id).await.unwrap();
         until("confirmed", || async { new.pg.probe().await.walsenders.iter().any(|w| Some(w.flush) >= end) }).await;
@@ -36,7 +36,7 @@ async fn take_overs_one_after_the_other_never_stall() {
     {
         times.sort();
         println!("{name}: median {:?}, worst {:?}", times[times.len() / 2], times[times.len() - 1]);
-        assert!(times[times.len() - 1] < Duration::from_millis(2500), "{name} stalled: {times:?}");
+        assert!(times[times.len() - 1] < Duration::from_secs(4), "{name} stalled: {times:?}");
     }
 }
 
@@ -50,7 +50,7 @@ async fn a_query_on_the_replica_does_not_hold_up_its_promotion_and_old_sessions_
     first.process.kill_all();
     let (end, _) = second.recruit().await;
     let took = second.promote(&setting(0, &[]), &end, 2).await;
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert!(took < Duration::from_secs(4), "{took:?}");
     assert!(
         reader.batch_execute("create table smuggled ()").await.is_err(),
         "a session of before the promotion lives on"
@@ -82,7 +82,7 @@ async fn a_paused_replay_and_a_long_query_do_not_hold_a_promotion_up() {
     second.pg.open().await.unwrap();
     let took = began.elapsed();
     println!("recruited, promoted and open after {took:?}");
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert!(took < Duration::from_secs(4), "{took:?}");
     assert!(query.await.unwrap().is_err(), "the long query lives on");
     assert_eq!(second.sql("select count(*) from ledger").await, first_rows(second).await);
 }
@@ -123,13 +123,13 @@ async fn timeline_numbers_are_reserved_and_replicas_follow_over_the_gap() {
     assert_eq!(again, end);
     second.promote(&setting(0, &[]), &end, 5).await;
     second.pg.open().await.unwrap();
-    assert_eq!(second.pg.probe().await.timeline, Some(Timeline(5)));
+    until("the new timeline shows", || async { second.pg.probe().await.timeline == Some(Timeline(5)) }).await;
     third.pg.recruit().await.unwrap();
     third.pg.follow(third.copy(), &second.id).await.unwrap();
     second.write(10).await;
     let flushed = second.flushed().await;
     until("the replica follows", || async { third.pg.probe().await.replay >= Some(flushed) }).await;
-    assert_eq!(third.pg.probe().await.timeline, Some(Timeline(5)));
+    until("the new timeline shows", || async { third.pg.probe().await.timeline == Some(Timeline(5)) }).await;
     // The replica, with placeholders of its own now, restarts and is promoted further.
     third.process.kill_all();
     until("gone", || is(third, ServerState::Down)).await;

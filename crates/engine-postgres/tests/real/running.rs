@@ -21,9 +21,13 @@ async fn a_first_copy_is_primary_with_clients_out_until_opened() {
     let client = node.app().await.unwrap();
     assert_eq!(value(&client, "show data_checksums").await, "on");
     assert_eq!(value(&client, "select current_user || '@' || current_database()").await, "app@app");
-    let seen = node.pg.probe().await;
-    assert!(seen.open && seen.state == ServerState::Primary && seen.silent == 0 && seen.pid == node.process.pid());
-    assert!(seen.end.unwrap() >= end.lsn && seen.disk_free.unwrap() > 0);
+    // The disk is looked at by a thread of its own: not yet at the first probe.
+    until("a probe shows it, and how much room there is", || async {
+        let seen = node.pg.probe().await;
+        let primary = seen.open && seen.state == ServerState::Primary && seen.pid == node.process.pid();
+        primary && seen.silent == 0 && seen.end >= Some(end.lsn) && seen.disk_free > Some(0)
+    })
+    .await;
     let log = std::fs::read_to_string(node.options.layout.server_log()).unwrap();
     assert!(!log.contains("SCRAM"), "the verifier is in the log");
     let again = node.pg.bootstrap(node.copy(), &SyncSetting::default(), None).await;
@@ -60,22 +64,27 @@ async fn closing_ends_every_client_also_those_still_authenticating() {
 async fn a_stopped_or_hung_server_is_seen_as_silent() {
     let cluster = Cluster::running(1).await;
     let node = &cluster.nodes[0];
-    assert_eq!(node.pg.probe().await.silent, 0);
+    until("it is well", || async { node.pg.probe().await.silent == 0 }).await;
     let postmaster = node.process.pid().unwrap();
     kill(postmaster, Signal::STOP);
-    tokio::time::sleep(Duration::from_millis(20)).await;
-    let client = node.pg.probe().await;
-    assert!(client.silent > 0 && client.symptom.unwrap().contains("stopped"), "a stopped postmaster went unseen");
+    until("the stopped postmaster is seen", || async {
+        let seen = node.pg.probe().await;
+        seen.silent > 0 && seen.symptom.is_some_and(|text| text.contains("stopped"))
+    })
+    .await;
     kill(postmaster, Signal::CONT);
     until("it is well again", || async { node.pg.probe().await.silent == 0 }).await;
     // The postmaster runs, the session of the probe does not.
     let agent = node.processes("postgres postgres [local]");
     assert!(!agent.is_empty());
     agent.iter().for_each(|pid| kill(*pid, Signal::STOP));
-    let began = Instant::now();
-    let seen = node.pg.probe().await;
-    assert!(began.elapsed() < Duration::from_millis(1500), "the probe took {:?}", began.elapsed());
-    assert!(seen.silent > 0 && seen.symptom.unwrap().contains("no answer"));
+    until("the silent session is seen", || async {
+        let began = Instant::now();
+        let seen = node.pg.probe().await;
+        assert!(began.elapsed() < Duration::from_secs(4), "the probe took {:?}", began.elapsed());
+        seen.silent > 0 && seen.symptom.is_some_and(|text| text.contains("no answer"))
+    })
+    .await;
     agent.iter().for_each(|pid| kill(*pid, Signal::CONT));
     until("it is well again", || async { node.pg.probe().await.silent == 0 }).await;
 }

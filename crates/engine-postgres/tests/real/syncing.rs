@@ -70,7 +70,7 @@ async fn a_replica_that_does_not_answer_is_dropped_from_a_confirmation_and_from_
     let began = Instant::now();
     first.pg.set_sync(&setting(1, &[second])).await.unwrap();
     let took = began.elapsed();
-    assert!(took > Duration::from_millis(900) && took < Duration::from_secs(4), "{took:?}");
+    assert!(took > Duration::from_millis(900) && took < Duration::from_secs(8), "{took:?}");
     kill(receiver[0], Signal::CONT);
     until("both stream", || async { first.pg.probe().await.walsenders.iter().filter(|w| w.streaming).count() == 2 })
         .await;
@@ -81,7 +81,7 @@ async fn a_replica_that_does_not_answer_is_dropped_from_a_confirmation_and_from_
     let end = first.pg.stop_clean(&[second.id.clone()].into()).await.unwrap();
     let took = began.elapsed();
     println!("stop with a dead replica: {took:?}");
-    assert!(took < Duration::from_secs(3), "the stop waited for a dead replica: {took:?}");
+    assert!(took < Duration::from_secs(6), "the stop waited for a dead replica: {took:?}");
     let (other, _) = second.recruit().await;
     assert_eq!(other, end);
     kill(third.processes("walreceiver").first().copied().unwrap_or(receiver[0]), Signal::CONT);
