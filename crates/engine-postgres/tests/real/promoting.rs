@@ -20,7 +20,7 @@ async fn take_overs_one_after_the_other_never_stall() {
         until("the old one is gone", || is(old, ServerState::Down)).await;
         old.pg.rewind(&new.id).await.unwrap();
         old.pg.start_standby(old.copy(), None).await.unwrap();
-        let end = new.pg.probe().await.end;
+        let end = Some(new.flushed().await);
         let began = Instant::now();
         old.pg.follow(old.copy(), &new.id).await.unwrap();
         until("confirmed", || async { new.pg.probe().await.walsenders.iter().any(|w| Some(w.flush) >= end) }).await;
@@ -124,12 +124,12 @@ async fn timeline_numbers_are_reserved_and_replicas_follow_over_the_gap() {
     assert_eq!(again, end);
     second.promote(&setting(0, &[]), &end, 5).await;
     second.pg.open().await.unwrap();
-    assert_eq!(second.pg.probe().await.timeline, Some(Timeline(5)));
+    until("the new timeline shows", || async { second.pg.probe().await.timeline == Some(Timeline(5)) }).await;
     third.pg.follow(third.copy(), &second.id).await.unwrap();
     second.write(10).await;
     let flushed = second.flushed().await;
     until("the replica follows", || async { third.pg.probe().await.replay >= Some(flushed) }).await;
-    assert_eq!(third.pg.probe().await.timeline, Some(Timeline(5)));
+    until("the new timeline shows", || async { third.pg.probe().await.timeline == Some(Timeline(5)) }).await;
     // The replica, with placeholders of its own now, restarts and is promoted further.
     third.process.kill_all();
     until("gone", || is(third, ServerState::Down)).await;

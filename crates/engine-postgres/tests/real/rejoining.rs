@@ -39,7 +39,7 @@ async fn a_diverged_log_is_kept_reported_and_rewound() {
     until("replayed", || async { first.pg.probe().await.replay >= Some(flushed) }).await;
     assert_eq!(first.sql("select count(*) from ledger where note = 'lost'").await, "0");
     assert_eq!(first.sql("select count(*) from ledger").await, "101");
-    assert_eq!(first.pg.probe().await.timeline, Some(Timeline(2)));
+    until("the new timeline shows", || async { first.pg.probe().await.timeline == Some(Timeline(2)) }).await;
     assert_eq!(first.sql("show port").await, first.options.port.to_string());
 }
 

@@ -22,13 +22,13 @@ async fn a_first_copy_is_primary_with_clients_out_until_opened() {
     assert_eq!(value(&client, "show data_checksums").await, "on");
     let running = value(&client, "show server_version").await;
     assert_eq!(value(&client, "select current_user || '@' || current_database()").await, "app@app");
-    until("seen as an open primary", || async {
+    // The disk is looked at by a thread of its own: not yet at the first probe.
+    until("a probe shows it, and how much room there is", || async {
         let seen = node.pg.probe().await;
-        seen.open && seen.state == ServerState::Primary && seen.silent == 0 && seen.pid == node.process.pid()
+        let primary = seen.open && seen.state == ServerState::Primary && seen.pid == node.process.pid();
+        primary && seen.silent == 0 && seen.end >= Some(end.lsn) && seen.disk_free > Some(0)
     })
     .await;
-    let seen = node.pg.probe().await;
-    assert!(seen.end.unwrap() >= end.lsn && seen.disk_free.unwrap() > 0);
     let log = std::fs::read_to_string(node.options.layout.server_log()).unwrap();
     assert!(!log.contains("SCRAM"), "the verifier is in the log");
     let again = node.pg.bootstrap(node.copy(), &SyncSetting::default(), None).await;
