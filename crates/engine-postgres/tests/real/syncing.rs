@@ -61,6 +61,21 @@ async fn a_walsender_that_has_not_read_the_setting_delays_its_confirmation() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_before_a_switchover_is_written_while_clients_work() {
+    let cluster = Cluster::running(2).await;
+    let (first, second) = (&cluster.nodes[0], &cluster.nodes[1]);
+    let client = first.app().await.unwrap();
+    first.write(500).await;
+    let flushed = first.flushed().await;
+    first.pg.checkpoint().await.unwrap();
+    let redo = first.sql("select redo_lsn from pg_control_checkpoint()").await;
+    assert!(redo.parse::<mainstay_model::Lsn>().unwrap() >= flushed, "{redo} is before {flushed}");
+    client.simple_query("select 1").await.unwrap();
+    let standby = second.pg.checkpoint().await;
+    assert!(matches!(standby, Err(mainstay_ports::engine::EngineError::NotYet(_))), "{standby:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_does_not_answer_is_dropped_from_a_confirmation_and_from_a_switchover() {
     let cluster = Cluster::running(3).await;
     let [first, second, third] = &cluster.nodes[..] else { panic!() };
