@@ -146,9 +146,10 @@ mod tests {
         assert!(matches!(load(&path), Err(DurableError::Garbled { .. })));
     }
 
-    /// What is on the disk after each step of a write, if the agent is killed there.
-    fn steps(path: &Path, old: &[u8], new: &[u8]) -> Vec<(&'static str, Vec<u8>, Option<Vec<u8>>)> {
-        assert_eq!(path.with_extension("tmp").parent(), path.parent());
+    /// A step of a write, and what the file and the temporary one hold if the agent is killed after it.
+    type Step = (&'static str, Vec<u8>, Option<Vec<u8>>);
+
+    fn steps(old: &[u8], new: &[u8]) -> Vec<Step> {
         vec![
             ("before anything", old.to_vec(), None),
             ("the temporary file is made", old.to_vec(), Some(Vec::new())),
@@ -164,7 +165,7 @@ mod tests {
         for name in ["spec.json", "removed.json", "durable.json", "intent.json"] {
             let path = directory.path().join(name);
             let (old, new) = (b"{\"generation\":1}".as_slice(), b"{\"generation\":2,\"by\":\"anna\"}".as_slice());
-            for (step, there, temporary) in steps(&path, old, new) {
+            for (step, there, temporary) in steps(old, new) {
                 fs::write(&path, &there).unwrap();
                 if let Some(temporary) = temporary {
                     fs::write(path.with_extension("tmp"), temporary).unwrap();

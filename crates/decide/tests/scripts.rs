@@ -389,18 +389,12 @@ fn show_message(message: &Message) -> Option<String> {
 fn show(output: &Output) -> Option<String> {
     Some(match output {
         Output::Persist(durable) => format!(
-            "persist promise={} upstream={} copy={}{}",
+            "persist promise={} upstream={} copy={}{}{}",
             durable.promise,
             durable.upstream.as_ref().map_or("-".to_owned(), |up| format!("{}/{}", up.node, up.term)),
             or_dash(durable.copy.map(show_copy)),
-            format!(
-                "{}{}",
-                durable.diverged.map_or(String::new(), |(term, at)| format!(" diverged={term}:{}", show_position(at))),
-                durable
-                    .system
-                    .filter(|system| *system != SystemId(77))
-                    .map_or(String::new(), |is| format!(" system={}", is.0)),
-            ),
+            durable.diverged.map_or(String::new(), |(term, at)| format!(" diverged={term}:{}", show_position(at))),
+            durable.system.filter(|is| is.0 != 77).map_or(String::new(), |is| format!(" system={}", is.0)),
         ),
         Output::Read(_) => "read".to_owned(),
         Output::Cas(_, expected, record) => {

@@ -1,7 +1,7 @@
 //! The synchronous setting: names with copies, confirmation by every walsender, no waiting for the dead.
 
 use crate::support::{Cluster, kill, setting, until};
-use mainstay_model::{CopyId, SyncSetting};
+use mainstay_model::{CopyId, Lsn, SyncSetting};
 use mainstay_ports::engine::{Engine, EngineError};
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
@@ -69,10 +69,10 @@ async fn a_checkpoint_before_a_switchover_is_written_while_clients_work() {
     let flushed = first.flushed().await;
     first.pg.checkpoint().await.unwrap();
     let redo = first.sql("select redo_lsn from pg_control_checkpoint()").await;
-    assert!(redo.parse::<mainstay_model::Lsn>().unwrap() >= flushed, "{redo} is before {flushed}");
+    assert!(redo.parse::<Lsn>().unwrap() >= flushed, "{redo} is before {flushed}");
     client.simple_query("select 1").await.unwrap();
     let standby = second.pg.checkpoint().await;
-    assert!(matches!(standby, Err(mainstay_ports::engine::EngineError::NotYet(_))), "{standby:?}");
+    assert!(matches!(standby, Err(EngineError::NotYet(_))), "{standby:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
