@@ -145,4 +145,92 @@ mod tests {
         fs::write(&path, "{\"promise\":").unwrap();
         assert!(matches!(load(&path), Err(DurableError::Garbled { .. })));
     }
+
+    /// A step of a write, and what the file and the temporary one hold if the agent is killed after it.
+    type Step = (&'static str, Vec<u8>, Option<Vec<u8>>);
+
+    fn steps(old: &[u8], new: &[u8]) -> Vec<Step> {
+        vec![
+            ("before anything", old.to_vec(), None),
+            ("the temporary file is made", old.to_vec(), Some(Vec::new())),
+            ("half is written", old.to_vec(), Some(new[..new.len() / 2].to_vec())),
+            ("all is written", old.to_vec(), Some(new.to_vec())),
+            ("it is renamed", new.to_vec(), None),
+        ]
+    }
+
+    #[test]
+    fn a_write_that_is_killed_at_any_step_leaves_the_old_or_the_new_file_and_the_next_one_works() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["spec.json", "removed.json", "durable.json", "intent.json"] {
+            let path = directory.path().join(name);
+            let (old, new) = (b"{\"generation\":1}".as_slice(), b"{\"generation\":2,\"by\":\"anna\"}".as_slice());
+            for (step, there, temporary) in steps(old, new) {
+                fs::write(&path, &there).unwrap();
+                if let Some(temporary) = temporary {
+                    fs::write(path.with_extension("tmp"), temporary).unwrap();
+                }
+                let read = fs::read(&path).unwrap();
+                assert!(read == old || read == new, "{name}: {step}");
+                write_atomically(&path, b"{\"generation\":3}").unwrap();
+                assert_eq!(fs::read(&path).unwrap(), b"{\"generation\":3}", "{name}: {step}");
+                assert!(!path.with_extension("tmp").exists(), "{name}: {step}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_write_that_fails_at_any_step_leaves_the_old_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("spec.json");
+        let temporary = path.with_extension("tmp");
+        let fails: [(&str, &dyn Fn()); 2] = [
+            ("it can not be opened", &|| fs::create_dir(&temporary).unwrap()),
+            ("there is no room", &|| std::os::unix::fs::symlink("/dev/full", &temporary).unwrap()),
+        ];
+        for (step, arrange) in fails {
+            fs::write(&path, "old").unwrap();
+            arrange();
+            assert!(write_atomically(&path, b"new").is_err(), "{step}");
+            assert_eq!(fs::read(&path).unwrap(), b"old", "{step}");
+            let _ = fs::remove_dir(&temporary);
+            let _ = fs::remove_file(&temporary);
+        }
+    }
+
+    /// Writes without end when it is called as the child of the test below.
+    #[test]
+    fn writes_without_end_as_a_child() {
+        let Some(path) = std::env::var_os("MAINSTAY_TEST_WRITES").map(PathBuf::from) else { return };
+        for number in 0_u64.. {
+            let content = format!("{{\"number\":{number},\"rest\":\"{}\"}}", "x".repeat(20_000));
+            write_atomically(&path, content.as_bytes()).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_writer_that_is_killed_at_any_moment_leaves_a_whole_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("spec.json");
+        for round in 0..12_u64 {
+            let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "durable::tests::writes_without_end_as_a_child"])
+                .env("MAINSTAY_TEST_WRITES", &path)
+                .stdout(std::process::Stdio::null())
+                .spawn()
+                .unwrap();
+            let before = fs::metadata(&path).and_then(|is| is.modified()).ok();
+            let begun = std::time::Instant::now();
+            // Killed once it is seen to write, a little later each time.
+            while fs::metadata(&path).and_then(|is| is.modified()).ok() == before {
+                assert!(begun.elapsed().as_secs() < 60, "nothing is written");
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            std::thread::sleep(std::time::Duration::from_micros(round * 370));
+            child.kill().unwrap();
+            child.wait().unwrap();
+            let read: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+            assert_eq!(read["rest"].as_str().map(str::len), Some(20_000));
+        }
+    }
 }

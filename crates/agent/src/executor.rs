@@ -149,6 +149,7 @@ impl Hands {
             Order::Open => done(self.engine.open().await),
             Order::Close => done(self.engine.close().await),
             Order::SetSync { setting } => self.engine.set_sync(&setting).await.map_or_else(failed, Outcome::Confirmed),
+            Order::Checkpoint => done(self.engine.checkpoint().await),
             Order::StopClean { keep } => self.engine.stop_clean(&keep).await.map_or_else(failed, Outcome::Ended),
             Order::Stop => done(self.engine.stop_standby().await),
             Order::Rewind { source } => replaced(self.engine.rewind(&source).await),

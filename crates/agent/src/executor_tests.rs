@@ -69,6 +69,9 @@ impl Engine for Stuck {
     async fn set_sync(&self, _: &SyncSetting) -> Result<Lsn, EngineError> {
         never()
     }
+    async fn checkpoint(&self) -> Result<(), EngineError> {
+        never()
+    }
     async fn stop_clean(&self, _: &BTreeSet<NodeId>) -> Result<LogEnd, EngineError> {
         never()
     }

@@ -12,7 +12,8 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 /// How long a handover of the primary's role may take before the node ends all the same.
-const HAND_OVER: Duration = Duration::from_secs(8);
+/// Most of it is what the checkpoint before it may take.
+const HAND_OVER: Duration = Duration::from_secs(25);
 const LOOK: Duration = Duration::from_millis(30);
 const ANSWER: Duration = Duration::from_secs(1);
 /// How long an order that runs may take before a restart breaks it off.

@@ -74,6 +74,9 @@ impl Engine for NoServer {
     async fn set_sync(&self, _setting: &SyncSetting) -> Result<Lsn, EngineError> {
         none()
     }
+    async fn checkpoint(&self) -> Result<(), EngineError> {
+        none()
+    }
     async fn stop_clean(&self, _keep: &BTreeSet<NodeId>) -> Result<LogEnd, EngineError> {
         none()
     }

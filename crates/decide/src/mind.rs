@@ -203,6 +203,7 @@ impl Mind {
         let mut next = self.durable.clone();
         change(&mut next);
         next.promise = next.promise.max(self.durable.promise);
+        next.system = self.record().and_then(|record| record.system).or(next.system);
         if next != self.durable {
             self.durable = next;
             self.out.push(Output::Persist(self.durable.clone()));

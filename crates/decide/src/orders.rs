@@ -2,7 +2,7 @@
 
 use crate::io::Output;
 use crate::mind::Mind;
-use mainstay_model::{Moment, Order, OrderFailure, OrderId, Outcome, ServerState, Span, Term};
+use mainstay_model::{Lost, Moment, Order, OrderFailure, OrderId, Outcome, ServerState, Span, Term};
 
 /// A kill that did not end the server is given again after this, then after twice as long, and so on.
 const KILL_AGAIN_MS: u64 = 100;
@@ -76,6 +76,7 @@ fn kind(order: &Order) -> &'static str {
         Order::Open => "open",
         Order::Close => "close",
         Order::SetSync { .. } => "set-sync",
+        Order::Checkpoint => "checkpoint",
         Order::StopClean { .. } => "stop-clean",
         Order::RestartInPlace => "restart-in-place",
         Order::Rewind { .. } => "rewind",
@@ -200,14 +201,24 @@ impl Mind {
 
     /// Tells what left the history, and whether that may have been acknowledged.
     fn replaced(&mut self, kind: &'static str, text: &str, outcome: Outcome) {
-        let lost = match outcome {
-            Outcome::Replaced(mut lost) => {
-                lost.may_be_acknowledged = self.may_be_acknowledged(lost.to);
-                Some(lost)
-            }
-            _ => None,
+        let mut lost = match outcome {
+            Outcome::Replaced(lost) => lost.apart(),
+            _ => Vec::new(),
         };
-        let mut text = text.to_owned();
+        for lost in &mut lost {
+            lost.may_be_acknowledged = self.may_be_acknowledged(lost.to);
+        }
+        // The worst first; else as they came, what was taken out just now before what nobody had heard of yet.
+        lost.sort_by_key(|lost| !lost.may_be_acknowledged);
+        if lost.is_empty() {
+            self.tell_replaced(kind, text.to_owned(), None);
+        }
+        for lost in lost {
+            self.tell_replaced(kind, text.to_owned(), Some(lost));
+        }
+    }
+
+    fn tell_replaced(&mut self, kind: &'static str, mut text: String, lost: Option<Lost>) {
         if let Some(lost) = &lost {
             let word = if lost.may_be_acknowledged { "may have been acknowledged" } else { "never were acknowledged" };
             text = format!(
@@ -238,6 +249,7 @@ impl Mind {
             (Order::SetSync { .. }, _) => self.setting_failed(),
             (Order::Open, Outcome::Done) => self.opened(),
             (Order::Open, _) => self.open_failed(),
+            (Order::Checkpoint, _) => self.checkpointed(failure),
             (Order::StopClean { .. }, Outcome::Ended(end)) => self.stopped(end),
             (Order::StopClean { .. }, _) => self.not_stopped(failure),
             (Order::Bootstrap { copy, .. }, Outcome::Founded { system, end }) => self.founded(copy, system, end),

@@ -143,6 +143,11 @@ impl Reign {
 
     /// New work is held: a planned change is near.
     pub(crate) fn draining(&self) -> bool {
+        self.switch.as_ref().is_some_and(Switch::holds) || self.restart.is_some()
+    }
+
+    /// An operator's change is under way, whether or not new work is held already.
+    pub(crate) fn changing(&self) -> bool {
         self.switch.is_some() || self.restart.is_some()
     }
 }

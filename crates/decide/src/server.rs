@@ -243,11 +243,12 @@ impl Mind {
         self.order(self.durable.promise, Order::StartStandby);
     }
 
-    /// A store without a leader may stay silent, and one that has just begun may show no record yet: the server is started all the same, a
-    /// little later.
+    /// A node that has never seen which data are the cluster's waits for the record. A store without a leader may stay silent, and one that
+    /// has just begun may show no record yet: the server is started all the same, a little later.
     fn waits_for_the_record(&mut self) -> bool {
         let until = self.born.unwrap_or(self.now) + Span(RECORD_WAIT_MS);
-        let waits = self.record().is_none() && self.now < until;
+        let known = self.durable.system.is_some() && self.durable.system == self.data;
+        let waits = self.record().is_none() && !known && self.now < until;
         if waits {
             self.reason(
                 "start",

@@ -1,5 +1,5 @@
-//! Handing the primary's role over on request: hold work, stop in order, release in favour of the target, which then stands like
-//! any candidate.
+//! Handing the primary's role over on request: a checkpoint while clients still work, then hold work, stop in order, release in favour of
+//! the target, which then stands like any candidate.
 
 use crate::mind::Mind;
 use crate::reign::Phase;
@@ -9,6 +9,9 @@ use std::collections::BTreeSet;
 pub(crate) const DRAIN_MS: u64 = 30;
 const PHASE_MAX_MS: u64 = 2000;
 const STOP_MAX_MS: u64 = 4000;
+/// So long the checkpoint before the hold may take in all; the server is asked for it again and again, with pauses.
+const CHECKPOINT_MAX_MS: u64 = 20_000;
+const CHECKPOINT_PAUSE_MS: u64 = 1_000;
 const BEHIND_MAX_BYTES: u64 = 1 << 20;
 
 /// A switchover that is under way at the primary.
@@ -16,7 +19,19 @@ const BEHIND_MAX_BYTES: u64 = 1 << 20;
 pub(crate) struct Switch {
     pub(crate) target: NodeId,
     by: String,
-    since: Moment,
+    /// When it was asked for.
+    asked: Moment,
+    /// The server is not asked for a checkpoint before this.
+    checkpoint_at: Moment,
+    /// Since when new work is held; `None`: it goes on, and a checkpoint is written.
+    held: Option<Moment>,
+}
+
+impl Switch {
+    /// Is new work held?
+    pub(crate) fn holds(&self) -> bool {
+        self.held.is_some()
+    }
 }
 
 impl Mind {
@@ -26,11 +41,13 @@ impl Mind {
         if !serving {
             return Err("this node is not an open primary".to_owned());
         }
-        if self.reign.as_ref().is_some_and(crate::reign::Reign::draining) {
+        if self.reign.as_ref().is_some_and(crate::reign::Reign::changing) {
             return Err("a switchover or a restart is under way already".to_owned());
         }
         let target = self.choose_target(to)?;
-        let text = format!("handing over to {target}");
+        let most = Span(CHECKPOINT_MAX_MS);
+        let text =
+            format!("handing over to {target} after a checkpoint, for which work does not wait (at most {most})");
         self.begin_switchover(by, target);
         Ok(text)
     }
@@ -68,23 +85,65 @@ impl Mind {
     }
 
     pub(crate) fn begin_switchover(&mut self, by: &str, target: NodeId) {
-        self.tell("switchover-begun", format!("{by} asked to hand over to {target}: holding new work"));
+        self.tell("switchover-begun", format!("{by} asked to hand over to {target}: a checkpoint first"));
         let now = self.now;
         let Some(reign) = self.reign.as_mut() else { return };
-        reign.switch = Some(Switch { target, by: by.to_owned(), since: now });
+        reign.switch = Some(Switch { target, by: by.to_owned(), asked: now, checkpoint_at: now, held: None });
+    }
+
+    /// Has a checkpoint written while clients work, so that the one of the stop is short. Without one nothing is held or stopped.
+    fn plan_checkpoint(&mut self, switch: &Switch) {
+        let most = Span(CHECKPOINT_MAX_MS);
+        if self.now.since(switch.asked) > most && !self.orders.busy() {
+            self.undo_switchover(&format!("the server did not end a checkpoint within {most}"));
+            return;
+        }
+        self.until((switch.asked + most + Span(1)).max(self.now + Span(CHECKPOINT_PAUSE_MS)));
+        if self.now < switch.checkpoint_at {
+            self.until(switch.checkpoint_at);
+        } else if !self.orders.busy()
+            && let Some(term) = self.reign.as_ref().map(|reign| reign.term)
+        {
+            self.order(term, Order::Checkpoint);
+        }
+    }
+
+    pub(crate) fn checkpointed(&mut self, failure: Option<OrderFailure>) {
+        let now = self.now;
+        let Some(reign) = self.reign.as_mut().filter(|reign| reign.phase == Phase::Serving) else { return };
+        let Some(switch) = reign.switch.as_mut().filter(|switch| !switch.holds()) else { return };
+        if failure.is_some() {
+            // Others' orders, and probes, have their turn first.
+            switch.checkpoint_at = now + Span(CHECKPOINT_PAUSE_MS);
+            return;
+        }
+        let target = switch.target.clone();
+        if let Err(why) = self.choose_target(Some(target)) {
+            self.undo_switchover(&why);
+            return;
+        }
+        let Some(reign) = self.reign.as_mut() else { return };
+        if let Some(switch) = reign.switch.as_mut() {
+            switch.held = Some(now);
+        }
         let (term, deadline) = (reign.term, reign.deadline.unwrap_or(now));
+        self.reason("switchover", "the checkpoint is written: holding new work");
         self.set_route(term, RouteState::Draining, deadline);
     }
 
     pub(crate) fn plan_switchover(&mut self) {
         let Some(reign) = &self.reign else { return };
         let Some(switch) = reign.switch.clone() else { return };
-        if self.now.since(switch.since).0 > PHASE_MAX_MS {
+        let Some(since) = switch.held else {
+            self.plan_checkpoint(&switch);
+            return;
+        };
+        if self.now.since(since).0 > PHASE_MAX_MS {
             self.undo_switchover("the target did not catch up in time");
             return;
         }
-        let drained = switch.since + Span(DRAIN_MS);
-        let seen_since = reign.observed_at.is_some_and(|at| at > switch.since);
+        let drained = since + Span(DRAIN_MS);
+        let seen_since = reign.observed_at.is_some_and(|at| at > since);
         let end = self.server.seen.as_ref().and_then(|seen| seen.end);
         let flush = reign.flushed.get(&switch.target).map(|(_, flush)| *flush);
         let near = match (end, flush) {
@@ -93,7 +152,7 @@ impl Mind {
         };
         let streams = reign.streams_now.contains_key(&switch.target);
         let term = reign.term;
-        self.until(drained.max(self.now + Span(10)).min(switch.since + Span(PHASE_MAX_MS + 1)));
+        self.until(drained.max(self.now + Span(10)).min(since + Span(PHASE_MAX_MS + 1)));
         if self.now < drained || !seen_since || !near || !streams || self.orders.busy() {
             return;
         }

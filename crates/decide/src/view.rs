@@ -3,7 +3,7 @@
 use crate::io::{CasResult, Output};
 use crate::mind::Mind;
 use crate::plant::Plant;
-use mainstay_model::{ClaimState, Moment, NodeId, Record, Revision, Span, Term};
+use mainstay_model::{ClaimState, Moment, NodeId, Record, Revision, Span, SystemId, Term};
 use std::collections::VecDeque;
 
 /// So many attempts to renew are remembered.
@@ -430,16 +430,25 @@ impl Mind {
         (leads && *holder != self.config.me).then(|| (holder.clone(), record.term))
     }
 
+    /// What the record names is kept, for the time when it can not be asked.
+    fn remember_system(&mut self, named: Option<SystemId>) {
+        // Without a promise the note would say nothing that a later life may rely on.
+        if named.is_some() && !self.lost && self.durable.promise > Term(0) {
+            self.persist(|durable| durable.system = named);
+        }
+    }
+
     /// Data of another cluster must not be touched.
     pub(crate) fn check_system(&mut self) {
-        let expected = self.record().and_then(|record| record.system);
+        let named = self.record().and_then(|record| record.system);
+        let expected = named.or(self.durable.system);
         let foreign = match (expected, self.data) {
             // With a note that no copy is whole: the remains of a first copy that another node was quicker to make.
             (Some(expected), Some(found)) if expected != found => self.durable.copy.is_some() || self.unknown_data,
             _ => false,
         };
         let (kind, text) = if foreign {
-            let text = "the data directory belongs to another cluster (its system identifier differs from the record's): \
+            let text = "the data directory belongs to another cluster (its system identifier differs from the cluster's): \
                         move it away by hand, then restart this node";
             ("foreign-data", text.to_owned())
         } else if self.is_superseded() {
@@ -451,6 +460,7 @@ impl Mind {
             ("superseded", text)
         } else {
             self.problem = None;
+            self.remember_system(named);
             return;
         };
         if self.problem.as_ref() != Some(&text) {

@@ -189,8 +189,10 @@ impl Script {
                         .map(|(name, term)| Upstream { node: node(name), term: Term(term.parse().unwrap()) }),
                     copy: words.get("copy").map(copy),
                     diverged: None,
+                    system: Some(SystemId(77)).filter(|_| !words.has("new")),
                 });
-                self.data = Some(SystemId(77)).filter(|_| !words.has("empty"));
+                let data = words.get("data").map_or(77, |text| text.parse().unwrap());
+                self.data = Some(SystemId(data)).filter(|_| !words.has("empty"));
             }
             other => panic!("unknown line {other:?}"),
         }
@@ -387,11 +389,12 @@ fn show_message(message: &Message) -> Option<String> {
 fn show(output: &Output) -> Option<String> {
     Some(match output {
         Output::Persist(durable) => format!(
-            "persist promise={} upstream={} copy={}{}",
+            "persist promise={} upstream={} copy={}{}{}",
             durable.promise,
             durable.upstream.as_ref().map_or("-".to_owned(), |up| format!("{}/{}", up.node, up.term)),
             or_dash(durable.copy.map(show_copy)),
             durable.diverged.map_or(String::new(), |(term, at)| format!(" diverged={term}:{}", show_position(at))),
+            durable.system.filter(|is| is.0 != 77).map_or(String::new(), |is| format!(" system={}", is.0)),
         ),
         Output::Read(_) => "read".to_owned(),
         Output::Cas(_, expected, record) => {

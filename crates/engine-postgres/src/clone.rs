@@ -89,9 +89,9 @@ impl Postgres {
         })
         .await?;
         let half = self.unfinished().is_some_and(|unfinished| unfinished.half);
+        self.note_clone(&places.new, lost.as_ref())?;
         let swapped = tokio::task::spawn_blocking(move || places.swap(half)).await.map_err(failed)?;
         swapped.map_err(|error| failed(format!("could not put the clone in its place: {error}")))?;
-        self.forget_unfinished()?;
         Ok(lost)
     }
 
@@ -111,11 +111,20 @@ impl Postgres {
         self.make_ours(&places.new).await
     }
 
-    /// Keeps what the old data holds beyond the source's history.
+    /// Keeps what the old data holds beyond the source's history; says that, and what nobody has heard of yet.
     async fn keep_before_clone(&self, there: &Source) -> Result<Option<Lost>, EngineError> {
-        if let Some(unfinished) = self.unfinished() {
-            return Ok(Some(unfinished.lost).filter(|lost| *lost != Lost::default()));
+        let unfinished = self.unfinished().unwrap_or_default();
+        if unfinished.half {
+            // Half of each log: what the rewind was to take out was kept before it began.
+            return Ok(unfinished.lost);
         }
+        match self.keep_beyond(there).await? {
+            Some(lost) => Ok(Some(lost.and(unfinished.lost))),
+            None => Ok(unfinished.lost),
+        }
+    }
+
+    async fn keep_beyond(&self, there: &Source) -> Result<Option<Lost>, EngineError> {
         if system_id(&self.data()) != Some(there.system) {
             return Ok(None);
         }

@@ -111,6 +111,10 @@ impl Engine for Postgres {
         self.change_sync(setting).await
     }
 
+    async fn checkpoint(&self) -> Result<(), EngineError> {
+        self.checkpoint_early().await
+    }
+
     async fn stop_clean(&self, keep: &BTreeSet<NodeId>) -> Result<LogEnd, EngineError> {
         self.step_down(keep).await
     }

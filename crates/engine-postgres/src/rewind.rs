@@ -46,20 +46,21 @@ impl Postgres {
         if there.lineage.contains(mine.position, there.timeline, there.end) {
             self.mark_standby(&self.data())?;
             // Rewound before, and nobody was told.
-            return Ok(self.unfinished().map(|unfinished| unfinished.lost));
+            return Ok(self.untold());
         }
         let fork = parted(&mine, &there).ok_or_else(|| {
             EngineError::Broken(format!("the log to {} has nothing in common with that of {source}", mine.position))
         })?;
-        let lost = self.keep_diverged(&mine, fork).await?;
+        let before = self.untold();
+        let lost = self.keep_diverged(&mine, fork).await?.and(before.clone());
         self.checkpoint_on(mine.position.timeline).await?;
         // A second try, because a checkpoint may have been under way when the first was asked for.
         for last in [false, true] {
             self.checkpoint_at(source).await?;
-            self.note_unfinished(true, &lost)?;
+            self.note_unfinished(true, Some(&lost))?;
             let said = self.run_rewind(source).await;
             if matches!(said, Err(EngineError::NotYet(_))) {
-                self.forget_unfinished()?;
+                self.note_unfinished(false, before.as_ref())?;
             }
             let said = said?;
             match self.verify_rewound(&there, &mine).await {
@@ -70,7 +71,7 @@ impl Postgres {
         }
         self.make_ours(&self.data()).await?;
         self.complete(source).await?;
-        self.note_unfinished(false, &lost)?;
+        self.note_unfinished(false, Some(&lost))?;
         Ok(Some(lost))
     }
 

@@ -34,13 +34,24 @@ impl Postgres {
         }
     }
 
+    /// See [`mainstay_ports::engine::Engine::checkpoint`].
+    pub(crate) async fn checkpoint_early(&self) -> Result<(), EngineError> {
+        let session = self.session(STEP).await?;
+        if session.in_recovery(STATEMENT).await? {
+            return Err(not_yet("the server is not primary"));
+        }
+        // One that takes longer goes on in the server, and the next request finds the less to write.
+        let done = session.rows("checkpoint", STEP).await;
+        done.map(drop).map_err(|error| not_yet(format!("no checkpoint within {STEP:?} ({error})")))
+    }
+
     /// See [`mainstay_ports::engine::Engine::stop_clean`].
     pub(crate) async fn step_down(&self, keep: &BTreeSet<NodeId>) -> Result<LogEnd, EngineError> {
         let session = self.session(STEP).await?;
         if session.in_recovery(STATEMENT).await? {
             return Err(not_yet("the server is not primary"));
         }
-        // Now, while clients still work, so that the one at the end of the shutdown has little to write.
+        // Short after the one before the hold, and once more, so that the one at the end of the shutdown has next to nothing to write.
         session.rows("checkpoint", STEP).await?;
         let session = self.keep_out().await?;
         // A fast shutdown waits until every walsender's replica has received the last record, also the one that does not answer.

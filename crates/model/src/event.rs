@@ -74,4 +74,58 @@ pub struct Lost {
     pub kept: String,
     /// What it held, for people: transactions, relations, operations. A few lines at most.
     pub report: String,
+    /// What this node's data lost before, if nobody has heard of it yet: the node died before it could tell.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<Lost>,
+}
+
+impl Lost {
+    /// So many are told together.
+    const MOST: usize = 8;
+
+    /// Each by itself, this one first.
+    #[must_use]
+    pub fn apart(mut self) -> Vec<Lost> {
+        let also = std::mem::take(&mut self.also);
+        std::iter::once(self).chain(also.into_iter().flat_map(Lost::apart)).collect()
+    }
+
+    /// This one, and what was lost before and is not told yet. Of two that end at the same place, which are one log, the one that reaches
+    /// further back stays.
+    #[must_use]
+    pub fn and(self, earlier: Option<Lost>) -> Lost {
+        let mut all = self.apart();
+        for lost in earlier.into_iter().flat_map(Lost::apart) {
+            match all.iter_mut().find(|known| known.to == lost.to) {
+                Some(known) if lost.from < known.from => *known = lost,
+                Some(_) => {}
+                None => all.push(lost),
+            }
+        }
+        all.truncate(Self::MOST);
+        let also = all.split_off(1);
+        Lost { also, ..all.remove(0) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Lsn, Timeline};
+
+    fn lost(from: u64, to: u64) -> Lost {
+        let at = |lsn| Position { timeline: Timeline(1), lsn: Lsn(lsn) };
+        Lost { from: at(from), to: at(to), ..Lost::default() }
+    }
+
+    #[test]
+    fn what_was_lost_before_is_told_besides_and_one_log_once() {
+        let both = lost(50, 60).and(Some(lost(10, 20)));
+        assert_eq!(both.clone().apart(), [lost(50, 60), lost(10, 20)]);
+        let again = lost(55, 60).and(Some(both));
+        assert_eq!(again.apart(), [lost(50, 60), lost(10, 20)]);
+        assert_eq!(lost(50, 60).and(None), lost(50, 60));
+        let many = (1..100).fold(lost(0, 1), |all, n| lost(n, n + 1).and(Some(all)));
+        assert_eq!(many.apart().len(), Lost::MOST);
+    }
 }

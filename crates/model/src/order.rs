@@ -49,7 +49,10 @@ pub enum Order {
         /// The new setting.
         setting: SyncSetting,
     },
-    /// Switchover: checkpoint, end the walsenders except these, close clients, stop in order; the others receive the last
+    /// Before a switchover, while clients still work: write a checkpoint, so that the one of the stop has little to write. Bounded to a few
+    /// seconds. Outcome: `Done`.
+    Checkpoint,
+    /// Switchover: a short checkpoint, end the walsenders except these, close clients, stop in order; the others receive the last
     /// record. Outcome: `Ended`.
     StopClean {
         /// The target, and the replicas needed for the quorum.

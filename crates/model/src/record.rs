@@ -141,6 +141,9 @@ pub struct Durable {
     pub copy: Option<CopyId>,
     /// The log was found to have diverged from the leader of this term, at this end: kept until the rewind is verified.
     pub diverged: Option<(Term, Position)>,
+    /// The cluster's data, as its record named them last: others are never started here, also while no store can be asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system: Option<SystemId>,
 }
 
 /// Where a primary's recovery ended: what must be confirmed by enough members before clients enter.

@@ -106,7 +106,9 @@ pub trait Engine: Send + Sync {
     /// Changes the synchronous setting; returns when it is confirmed: a new connection shows it, and each connected walsender
     /// has reported a flush of something written afterwards, or was ended. The returned position is the log's end after that.
     async fn set_sync(&self, setting: &SyncSetting) -> Result<Lsn, EngineError>;
-    /// Switchover: checkpoint, end other walsenders than `keep`'s, clients out, stop in order; says where the log ends.
+    /// Writes a checkpoint while clients work; `NotYet` after a few seconds, while the server goes on writing it.
+    async fn checkpoint(&self) -> Result<(), EngineError>;
+    /// Switchover: a short checkpoint, end other walsenders than `keep`'s, clients out, stop in order; says where the log ends.
     async fn stop_clean(&self, keep: &BTreeSet<NodeId>) -> Result<LogEnd, EngineError>;
     /// Starts a crashed primary as primary again, clients out, synchronous setting untouched.
     async fn restart_in_place(&self, deadline: Deadline) -> Result<RecoveryEnd, EngineError>;

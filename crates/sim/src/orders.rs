@@ -166,6 +166,7 @@ impl World {
                 DONE
             }
             Order::SetSync { .. } => self.set_sync(node, running),
+            Order::Checkpoint => self.checkpoint(node, running),
             Order::StopClean { keep } => {
                 let keep = keep.iter().map(crate::world::number).collect();
                 self.stop_clean(node, running, keep)

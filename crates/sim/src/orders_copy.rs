@@ -60,7 +60,11 @@ impl World {
         if lost.is_some() {
             host.dropped_acknowledged.extend(acknowledged);
         }
-        host.lost = lost.or(host.lost.take());
+        let before = host.lost.take();
+        host.lost = match lost {
+            Some(lost) => Some(lost.and(before)),
+            None => before,
+        };
     }
 
     /// Answers with what left this log. The note of it stays on the disk: the host may lose power before anybody hears the answer.
@@ -106,9 +110,7 @@ impl World {
             _ => {
                 self.copy_log(node, source);
                 self.counters.clones += 1;
-                let end = self.replaced(node);
-                self.nodes[node].lost = None; // the note goes with the copy that it was about
-                end
+                self.replaced(node)
             }
         }
     }
@@ -163,6 +165,27 @@ mod tests {
         assert_eq!(outcome(world.rewind(1, &running(1, None), 0)), told, "rewound before, and nobody was told");
         assert!(matches!(world.clone_from(1, &running(1, None), 0), Next::In(_)));
         assert_eq!(outcome(world.clone_from(1, &running(2, None), 0)), told);
-        assert_eq!(world.nodes[1].lost, None, "the note goes with the copy that it was about");
+        world.order_dies(1);
+        world.power_fails(1);
+        assert!(matches!(world.clone_from(1, &running(1, None), 0), Next::In(_)));
+        assert_eq!(outcome(world.clone_from(1, &running(2, None), 0)), told, "cloned before, and nobody was told");
+    }
+
+    #[test]
+    fn a_clone_from_another_primary_tells_what_a_rewind_took_out_besides_what_it_takes_out_itself() {
+        let mut world = parted();
+        assert!(matches!(world.rewind(1, &running(1, None), 0), Next::In(_)));
+        outcome(world.rewind(1, &running(2, Some(20)), 0));
+        world.power_fails(1);
+        // The primary that it was rewound to is itself left behind.
+        world.append(1, true);
+        world.nodes[1].server.flushed = world.nodes[1].server.log.len();
+        world.append(0, true);
+        world.nodes[0].server.flushed = world.nodes[0].server.log.len();
+        assert!(matches!(world.clone_from(1, &running(1, None), 0), Next::In(_)));
+        let Outcome::Replaced(lost) = outcome(world.clone_from(1, &running(2, None), 0)) else { panic!("untold") };
+        let ends: Vec<u64> = lost.apart().iter().map(|lost| lost.to.lsn.0).collect();
+        assert_eq!(ends.len(), 2, "{ends:?}");
+        assert!(ends.contains(&22), "{ends:?}");
     }
 }

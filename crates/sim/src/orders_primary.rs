@@ -132,6 +132,19 @@ impl World {
         Next::In(12 * MS)
     }
 
+    /// Mostly short; sometimes there is more to write than the order waits for, and the server goes on with it.
+    pub(crate) fn checkpoint(&mut self, node: Node, running: &Running) -> Next {
+        if self.nodes[node].server.process != Process::Primary || !self.server_runs(node) {
+            return error("no primary runs");
+        }
+        match running.step {
+            0 if self.rng.chance(100) => Next::In(3_000 * MS),
+            0 => Next::In(self.rng.range(5, 300) * MS),
+            _ if self.rng.chance(200) => not_yet("no checkpoint in time"),
+            _ => DONE,
+        }
+    }
+
     pub(crate) fn stop_clean(&mut self, node: Node, running: &Running, keep: Vec<Node>) -> Next {
         if self.nodes[node].server.process != Process::Primary || !self.server_runs(node) {
             return error("no primary runs");

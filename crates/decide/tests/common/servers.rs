@@ -86,6 +86,7 @@ impl World {
                 db.setting = setting;
                 Outcome::Confirmed(db.end.position.lsn)
             }
+            Order::Checkpoint if db.state == ServerState::Primary => Outcome::Done,
             Order::StopClean { .. } => {
                 db.open = false;
                 db.state = ServerState::Down;

@@ -1,7 +1,7 @@
 //! Rejoining from whatever a fault leaves: tools killed half-way, files missing, files too many.
 
 use crate::support::{Cluster, Node, is, setting, until, value};
-use mainstay_model::{CopyId, Lost, ServerState};
+use mainstay_model::{CopyId, Lost, ServerState, Timeline};
 use mainstay_ports::engine::{Engine, EngineError};
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
@@ -140,6 +140,51 @@ async fn a_clone_over_diverged_data_keeps_what_they_held_and_killed_anywhere_cos
     let failed = (*first.pg).clone_from(&second.id, first.copy()).await;
     assert!(matches!(failed, Err(EngineError::NotYet(_))), "{failed:?}");
     assert_eq!(copies(), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_clone_left_out_is_told_by_the_next_one_when_nobody_heard_of_the_first() {
+    let mut cluster = Cluster::running(2).await;
+    diverged(&cluster).await;
+    let source = cluster.nodes[1].id.clone();
+    let clone = async |node: &Node| (*node.pg).clone_from(&source, node.copy()).await.unwrap();
+    check(&clone(&cluster.nodes[0]).await.unwrap());
+    // The agent died before it took that in.
+    cluster.nodes[0].forget();
+    check(&clone(&cluster.nodes[0]).await.unwrap());
+    // The start is ordered once it was taken in.
+    streams_without_the_lost(&cluster.nodes[0], &cluster.nodes[1]).await;
+    cluster.nodes[0].kill().await;
+    assert_eq!(clone(&cluster.nodes[0]).await, None, "told twice");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clone_from_another_primary_tells_what_a_rewind_left_out_and_what_it_leaves_out_itself() {
+    let mut cluster = Cluster::running(3).await;
+    {
+        let [first, second, third] = &cluster.nodes[..] else { panic!() };
+        third.until_replayed(first).await;
+        third.pg.recruit().await.unwrap();
+        second.until_replayed(first).await;
+    }
+    diverged(&cluster).await;
+    let [first, second, third] = &cluster.nodes[..] else { panic!() };
+    third.pg.follow(third.copy(), &second.id).await.unwrap();
+    third.until_replayed(second).await;
+    let (end, _) = third.recruit().await;
+    value(&second.admin().await, "insert into ledger (note) select 'late' from generate_series(1, 11)").await;
+    check(&first.pg.rewind(&second.id).await.unwrap().unwrap());
+    // Its agent died before it took that in; and the primary that it was rewound to is left behind itself.
+    second.kill().await;
+    third.promote(&setting(0, &[]), &end, 3).await;
+    third.pg.open().await.unwrap();
+    cluster.nodes[0].forget();
+    let (first, third) = (&cluster.nodes[0], &cluster.nodes[2]);
+    let told = (*first.pg).clone_from(&third.id, first.copy()).await.unwrap().unwrap().apart();
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(told[0].report.contains("insert 11") && told[0].from.timeline == Timeline(2), "{told:?}");
+    check(&told[1]);
+    streams_without_the_lost(first, third).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

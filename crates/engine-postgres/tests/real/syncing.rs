@@ -1,7 +1,7 @@
 //! The synchronous setting: names with copies, confirmation by every walsender, no waiting for the dead.
 
 use crate::support::{Cluster, kill, setting, until};
-use mainstay_model::{CopyId, SyncSetting};
+use mainstay_model::{CopyId, Lsn, SyncSetting};
 use mainstay_ports::engine::{Engine, EngineError};
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
@@ -57,6 +57,21 @@ async fn a_walsender_that_has_not_read_the_setting_delays_its_confirmation() {
     assert!(matches!(change, Err(EngineError::NotYet(_))), "{change:?}");
     kill(senders[0], Signal::CONT);
     until("it is gone or confirms", || async { first.pg.set_sync(&setting(1, &[second])).await.is_ok() }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_before_a_switchover_is_written_while_clients_work() {
+    let cluster = Cluster::running(2).await;
+    let (first, second) = (&cluster.nodes[0], &cluster.nodes[1]);
+    let client = first.app().await.unwrap();
+    first.write(500).await;
+    let flushed = first.flushed().await;
+    first.pg.checkpoint().await.unwrap();
+    let redo = first.sql("select redo_lsn from pg_control_checkpoint()").await;
+    assert!(redo.parse::<Lsn>().unwrap() >= flushed, "{redo} is before {flushed}");
+    client.simple_query("select 1").await.unwrap();
+    let standby = second.pg.checkpoint().await;
+    assert!(matches!(standby, Err(EngineError::NotYet(_))), "{standby:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
