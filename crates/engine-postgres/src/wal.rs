@@ -129,15 +129,35 @@ impl Wal {
         self.lineages.iter().filter(through).map(|(timeline, _)| Timeline(*timeline)).max().unwrap_or(at.timeline)
     }
 
+    /// The page at this address along the path followed. From the file of the newest timeline that has one for its segment, as the server
+    /// reads it; but a server that goes over to a timeline streams its first segment from that segment's first byte on into a file of its
+    /// own. Cut in between, that file ends before the fork, although everything up to there is in the older timeline's. So a page that the
+    /// newer file has not is the older one's, as far as the fork.
     fn page(&mut self, address: u64) -> Option<Vec<u8>> {
         let segment = address / self.segment;
-        let covers = |(timeline, begins): &&(u32, u64)| {
-            begins / self.segment <= segment && self.files.contains_key(&(segment, *timeline))
-        };
-        let key = (segment, self.chain.iter().find(covers)?.0);
+        let mut ends = u64::MAX;
+        for (timeline, begins) in self.chain.clone() {
+            if begins / self.segment > segment || !self.files.contains_key(&(segment, timeline)) {
+                continue;
+            }
+            if let Some(mut bytes) = self.page_of(timeline, address) {
+                let common = usize::try_from(ends - address).map_or(bytes.len(), |common| common.min(bytes.len()));
+                bytes[common..].fill(0);
+                return Some(bytes);
+            }
+            if begins <= address {
+                return None;
+            }
+            ends = ends.min(begins);
+        }
+        None
+    }
+
+    fn page_of(&mut self, timeline: u32, address: u64) -> Option<Vec<u8>> {
+        let key = (address / self.segment, timeline);
         if self.open.as_ref().is_none_or(|(open, _)| *open != key) {
             let per_id = 0x1_0000_0000 / self.segment;
-            let name = format!("{:08X}{:08X}{:08X}", key.1, segment / per_id, segment % per_id);
+            let name = format!("{timeline:08X}{:08X}{:08X}", key.0 / per_id, key.0 % per_id);
             self.open = Some((key, File::open(self.dir.join(name)).ok()?));
         }
         let mut bytes = vec![0; PAGE as usize];
@@ -282,3 +302,7 @@ fn flags(page: &[u8]) -> u16 {
 fn header_length(page: &[u8]) -> u64 {
     if flags(page) & FLAG_LONG != 0 { LONG_HEADER } else { SHORT_HEADER }
 }
+
+#[cfg(test)]
+#[path = "wal_tests.rs"]
+mod tests;
