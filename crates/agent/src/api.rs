@@ -2,6 +2,7 @@
 
 use crate::api_cluster;
 use crate::certificates::Certificates;
+use crate::first_seen::FirstSeen;
 use crate::generations::Generations;
 use crate::history;
 use crate::lifecycle::Ending;
@@ -19,9 +20,9 @@ use axum::{Extension, Json, Router};
 use mainstay_model::api::{Accepted, CommandWish};
 use mainstay_model::layout::NodeLayout;
 use mainstay_model::spec::Spec;
-use mainstay_model::status::{Problem, Status};
+use mainstay_model::status::Status;
 use mainstay_model::{Command, Event, NodeId, Reason, ServerObservation};
-use mainstay_ports::clock::wall_now_ms;
+use mainstay_ports::clock::{boot_now, wall_now_ms};
 use mainstay_ports::engine::{Configured, Engine};
 use mainstay_ports::peer::{Caller, Channel, Handler, PeerError, Peers};
 use mainstay_ports::process::ServerProcess;
@@ -76,7 +77,7 @@ pub struct Api {
     /// The server's version, once known.
     pub version: OnceCell<String>,
     /// When each present problem was first seen here (wall time, ms), for those whose beginning nothing else tells.
-    pub first_seen: Mutex<BTreeMap<String, u64>>,
+    pub first_seen: Mutex<FirstSeen>,
     /// Until when this node's certificates are valid.
     pub certificates: Certificates,
     /// Who speaks under which name.
@@ -220,29 +221,10 @@ impl Api {
         }
         beside.now_ms = wall_now_ms();
         let mut status = status::merge(&self.spec(), self.address.clone(), &answers, &beside);
-        self.date(&mut status.problems);
-        status
-    }
-
-    /// Problems without a known beginning get the time at which this agent first saw them.
-    fn date(&self, problems: &mut [Problem]) {
         let mut seen = self.first_seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = |problem: &Problem| {
-            let subject = problem.evidence.split_whitespace().next().unwrap_or_default();
-            format!("{} {subject}", problem.name)
-        };
-        let now: BTreeMap<String, u64> = problems
-            .iter()
-            .map(key)
-            .map(|key| {
-                let at = seen.get(&key).copied().unwrap_or_else(wall_now_ms);
-                (key, at)
-            })
-            .collect();
-        for problem in problems.iter_mut().filter(|problem| problem.since.is_none()) {
-            problem.since = now.get(&key(problem)).copied().map(status::rfc3339);
-        }
-        *seen = now;
+        seen.date(&mut status.problems, boot_now(), wall_now_ms());
+        drop(seen);
+        status
     }
 
     /// Gives an operator's command to this node's decisions.

@@ -20,6 +20,9 @@ const TEXT_BYTES_MAX: usize = 8 * 1024;
 /// How many events wait while the store is away; the oldest of these are logged and dropped first.
 const WAITING_MAX: usize = 200;
 const TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a reader waits for the store before it gets what this member knows: well below the patience of whoever asks its agent, since
+/// the history is asked for on days when the store has no majority.
+const READ: Duration = Duration::from_millis(600);
 
 /// An event with its number in the cluster's history: it rises for ever, also when older events have gone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,7 +114,7 @@ fn parse(held: Option<&Versioned>) -> Vec<Numbered> {
 /// # Errors
 /// When the store does not answer and this member knows nothing of it.
 pub async fn read(store: &dyn Store) -> Result<Vec<Numbered>, StoreError> {
-    let list = match store.read(HISTORY_KEY, TIMEOUT).await {
+    let list = match store.read(HISTORY_KEY, READ).await {
         Ok(held) => parse(held.as_ref()),
         Err(error) => {
             let known = store.watch(HISTORY_KEY).borrow().clone();
@@ -141,6 +144,41 @@ mod tests {
 
     fn numbers(list: &[Numbered]) -> Vec<u64> {
         list.iter().map(|numbered| numbered.sequence).collect()
+    }
+
+    /// Without a majority: every read runs into its time-out.
+    struct Mute(std::sync::Mutex<Duration>, tokio::sync::watch::Sender<Option<Versioned>>);
+
+    #[async_trait::async_trait]
+    impl Store for Mute {
+        async fn read(&self, _: &str, timeout: Duration) -> Result<Option<Versioned>, StoreError> {
+            *self.0.lock().unwrap() = timeout;
+            Err(StoreError::Unavailable("no leader".to_owned()))
+        }
+
+        async fn compare_and_set(
+            &self,
+            _: &str,
+            _: Option<mainstay_model::Revision>,
+            _: Vec<u8>,
+            _: Duration,
+        ) -> CasOutcome {
+            CasOutcome::Unknown
+        }
+
+        fn watch(&self, _: &str) -> tokio::sync::watch::Receiver<Option<Versioned>> {
+            self.1.subscribe()
+        }
+    }
+
+    #[tokio::test]
+    async fn without_a_majority_what_is_known_is_told_before_the_asker_gives_up() {
+        let value = serde_json::to_vec(&[event(1)]).unwrap();
+        let known = Versioned { revision: mainstay_model::Revision(7), value };
+        let store = Mute(std::sync::Mutex::default(), tokio::sync::watch::Sender::new(Some(known)));
+        assert_eq!(numbers(&read(&store).await.unwrap()), [1]);
+        // `mainstay history` waits 1500 ms for an agent, its connection included.
+        assert!(*store.0.lock().unwrap() < Duration::from_secs(1), "{:?}", store.0);
     }
 
     #[test]

@@ -20,6 +20,7 @@ pub mod door;
 pub mod durable;
 pub mod evidence;
 pub mod executor;
+pub mod first_seen;
 pub mod follow;
 pub mod founding;
 pub mod generations;

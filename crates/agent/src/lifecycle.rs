@@ -5,6 +5,8 @@ use crate::mind_loop::{Question, Snapshot, Wish};
 use mainstay_model::{ClaimState, Command, NodeId};
 use mainstay_ports::peer::Peers;
 use mainstay_store::RaftStore;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -20,6 +22,10 @@ const ANSWER: Duration = Duration::from_secs(1);
 const ORDER_END: Duration = Duration::from_secs(10);
 /// How long the store's leadership may take to move before a planned restart.
 const PASS_ON: Duration = Duration::from_secs(1);
+
+/// How often a store that ended on a full volume is looked at, and how much room it must find.
+const ROOM_EACH: Duration = Duration::from_secs(5);
+const ROOM: usize = 4 << 20;
 
 /// What the agent is asked for from outside. A later one of a higher rank replaces an earlier one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -91,6 +97,8 @@ pub struct Lifecycle {
     pub wishes: mpsc::Sender<Wish>,
     /// The store.
     pub store: Arc<RaftStore>,
+    /// Where the store's files lie.
+    pub store_dir: PathBuf,
     /// The other agents.
     pub peers: Arc<dyn Peers>,
     /// Where the end is said.
@@ -100,10 +108,15 @@ pub struct Lifecycle {
 impl Lifecycle {
     /// Follows what is asked for from outside until the end is said.
     pub async fn follow(self, mut signal: watch::Receiver<Signal>) {
-        // A sender that is gone says nothing.
-        let Ok(asked) = signal.wait_for(|signal| *signal != Signal::Run).await.map(|asked| *asked) else {
-            return std::future::pending().await;
+        let asked = tokio::select! {
+            asked = signal.wait_for(|signal| *signal != Signal::Run) => asked.map(|asked| *asked).ok(),
+            () = room_again(&self.store, &self.store_dir) => {
+                warn!("the store ended on a full volume, and there is room again: starting anew");
+                Some(Signal::Restart)
+            }
         };
+        // A sender that is gone says nothing.
+        let Some(asked) = asked else { return std::future::pending().await };
         match asked {
             Signal::Run => {}
             Signal::Restart => {
@@ -185,9 +198,54 @@ impl Lifecycle {
     }
 }
 
+/// Completes when this member of the store has ended because its volume was full, and room is there again. After any other failure of
+/// the disk nobody knows what it holds: that is for people.
+async fn room_again(store: &RaftStore, dir: &Path) {
+    loop {
+        sleep(ROOM_EACH).await;
+        let Some(why) = store.failure() else { continue };
+        if !was_full(&why) {
+            return std::future::pending().await;
+        }
+        let dir = dir.to_owned();
+        if tokio::task::spawn_blocking(move || has_room(&dir)).await.unwrap_or(false) {
+            return;
+        }
+    }
+}
+
+fn was_full(why: &str) -> bool {
+    [rustix::io::Errno::NOSPC, rustix::io::Errno::DQUOT].iter().any(|errno| why.contains(&errno.to_string()))
+}
+
+/// Tries it out: what a volume says is free may be kept for others.
+fn has_room(dir: &Path) -> bool {
+    let path = dir.join("room.new");
+    let wrote = std::fs::File::create(&path).and_then(|mut file| {
+        file.write_all(&vec![0; ROOM])?;
+        file.sync_all()
+    });
+    std::fs::remove_file(&path).is_ok() && wrote.is_ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_full_volume_is_known_to_hold_what_was_written() {
+        let text = |errno: rustix::io::Errno| format!("the journal cannot be written: {}", std::io::Error::from(errno));
+        assert!(was_full(&text(rustix::io::Errno::NOSPC)) && was_full(&text(rustix::io::Errno::DQUOT)));
+        assert!(!was_full(&text(rustix::io::Errno::IO)) && !was_full("the store was stopped"));
+    }
+
+    #[test]
+    fn room_is_tried_out_and_nothing_stays() {
+        let place = tempfile::tempdir().unwrap();
+        assert!(has_room(place.path()));
+        assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0);
+        assert!(!has_room(&place.path().join("none")));
+    }
 
     #[tokio::test]
     async fn the_first_end_counts() {

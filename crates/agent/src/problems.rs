@@ -96,11 +96,18 @@ impl Look<'_> {
         match self.primary {
             None => {
                 let newest = self.answers.values().max_by_key(|answer| answer.term);
+                if let Some(waits) = newest.and_then(|answer| self.waits_for_replicas(answer.claim.as_ref())) {
+                    let hint = "bring a replica back; `mainstay set cluster.durability=available` lets writes go on, less protected";
+                    list.add(("no-primary", "critical"), waits, hint);
+                    return self.mode(list);
+                }
                 let claim = match newest.and_then(|answer| answer.claim.clone()) {
                     None => "the store shows no record".to_owned(),
                     Some((ClaimState::Founding, _)) => "the first copy is being made".to_owned(),
-                    Some((state, None)) => format!("the claim is {state:?}"),
-                    Some((state, Some(holder))) => format!("the claim is {state:?} by {holder}"),
+                    Some((ClaimState::Free, _)) => "the last primary has given the term back".to_owned(),
+                    Some((_, None)) => "the record names no holder of the term".to_owned(),
+                    Some((ClaimState::Electing, Some(holder))) => format!("{holder} stands for election"),
+                    Some((ClaimState::Held, Some(holder))) => format!("{holder} holds the term"),
                 };
                 let hint =
                     "`mainstay why` tells what each node waits for; with too few nodes up, start the others first";
@@ -120,6 +127,23 @@ impl Look<'_> {
             }
             Some(_) => {}
         }
+        self.mode(list);
+    }
+
+    /// The holder of the term may not open: too few others are there to hold the end of its log first.
+    fn waits_for_replicas(&self, claim: Option<&(ClaimState, Option<NodeId>)>) -> Option<String> {
+        let Some((ClaimState::Held, Some(holder))) = claim else { return None };
+        let needed = self.spec.sync_replicas();
+        let data = |node: &NodeId| self.spec.node(node).is_some_and(|node| !node.witness);
+        let others = self.answers.keys().filter(|node| *node != holder && data(node)).count();
+        let strict = self.spec.cluster.durability == Durability::Strict;
+        let led = self.answers.values().any(|answer| answer.store_leader.is_some());
+        (strict && led && self.answers.contains_key(holder) && others < needed as usize).then(|| {
+            format!("no node is an open primary; {holder} holds the term and {others} of {needed} replicas that a commit needs answer (durability strict)")
+        })
+    }
+
+    fn mode(&self, list: &mut List) {
         if self.spec.cluster.durability == Durability::Async {
             let evidence = "durability async: a take-over may lose the newest commits, and reports them".to_owned();
             list.add(
@@ -164,7 +188,11 @@ impl Look<'_> {
         for answer in self.answers.values() {
             let Some(failure) = answer.store.as_ref().and_then(|store| store.failure.as_ref()) else { continue };
             let evidence = format!("{}: its part of the store does not work: {failure}", answer.node);
-            let hint = format!("mend the disk, or let it join anew: `mainstay node replace {}`", answer.node);
+            let hint = format!(
+                "was its volume full: make room, it starts anew by itself; else mend the disk and restart its agent (`systemctl restart \
+                 mainstay-agent`), or let it join anew: `mainstay node replace {}`",
+                answer.node
+            );
             list.add(("store-member-lost", "warning"), evidence, hint);
         }
     }
@@ -228,7 +256,7 @@ impl Look<'_> {
             list.dated(("node-stays-out", "critical"), format!("{name}: {problem}"), hint, since);
         } else if let Some(symptom) = &answer.observed.symptom {
             let hint = "look at that host's disk and load; the cluster takes over by itself where it must";
-            list.dated(("server-silent", "warning"), format!("{name}: {symptom}"), hint, since);
+            list.add(("server-silent", "warning"), format!("{name}: {symptom}"), hint);
         } else if !answer.standing.healthy() && self.primary.is_some_and(|primary| primary.node != *name) {
             let evidence = format!("{name} is {}", answer.standing.state);
             let hint = format!("it comes back by itself; if it does not: `mainstay why --node {name}`");
@@ -300,7 +328,8 @@ fn file(answer: &LocalStatus, list: &mut List) {
     match answer.file {
         Some(FileState::Older(older)) => {
             let evidence = format!("{name}: its file says what generation {older} said; {generation} is in force");
-            let hint = "harmless: what is in force counts; `mainstay set` without arguments prints it for the file";
+            let hint = "harmless: what is in force counts; `mainstay set` without arguments prints it for the file, which is looked at \
+                        when the agent starts (`systemctl reload mainstay-agent`; its server goes on)";
             list.add(("file-older", "info"), evidence, hint);
         }
         Some(FileState::Differs) => {

@@ -519,6 +519,7 @@ impl Agent {
             questions: self.questions.clone(),
             wishes: self.wishes.clone(),
             store: Arc::clone(&self.store),
+            store_dir: self.ground.options.layout.raft(),
             peers: self.peers(),
             ending: self.ending.clone(),
         };

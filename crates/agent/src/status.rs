@@ -263,7 +263,7 @@ pub fn merge(spec: &Spec, api: String, answers: &BTreeMap<NodeId, LocalStatus>, 
             read: format!("{write_host}:{}", spec.proxy.read_port),
         },
         api,
-        nodes: spec.nodes.iter().map(|node| node_status(node, answers.get(&node.name), primary)).collect(),
+        nodes: spec.nodes.iter().map(|node| node_status(spec, node, answers.get(&node.name), primary)).collect(),
         problems: problems::find(spec, answers, primary, beside),
     }
 }
@@ -276,8 +276,9 @@ fn durability_name(durability: Durability) -> &'static str {
     }
 }
 
-fn node_status(node: &Node, answer: Option<&LocalStatus>, primary: Option<&LocalStatus>) -> NodeStatus {
-    let data_dir = node.dir.as_ref().map(|dir| dir.join("data").display().to_string()).unwrap_or_default();
+fn node_status(spec: &Spec, node: &Node, answer: Option<&LocalStatus>, primary: Option<&LocalStatus>) -> NodeStatus {
+    let data_dir = spec.node_dir(node).join("data").display().to_string();
+    let data_dir = if node.witness { String::new() } else { data_dir };
     let mut status = NodeStatus {
         name: node.name.clone(),
         host: node.host.clone(),
@@ -510,7 +511,16 @@ mod tests {
         let status = merged(vec![answer("db1", "none", "stopped"), answer("db2", "replica", "detached")]);
         assert_eq!(status.cluster.primary, None);
         assert_eq!(status.problems[0].name, "no-primary");
-        assert!(status.problems[0].evidence.contains("Held by db1"), "{}", status.problems[0].evidence);
+        assert!(status.problems[0].evidence.contains("db1 holds the term"), "{}", status.problems[0].evidence);
+        assert!(
+            status.nodes[1].data_dir.ends_with("data"),
+            "also where the file says no directory: {:?}",
+            status.nodes[1]
+        );
+
+        let status = merged(vec![answer("db1", "none", "promoting")]);
+        assert!(status.problems[0].evidence.contains("0 of 1 replicas"), "{}", status.problems[0].evidence);
+        assert!(status.problems[0].hint.contains("durability=available"), "{}", status.problems[0].hint);
     }
 
     #[test]

@@ -132,7 +132,7 @@ pub(crate) struct AsWhom {
 /// `join`.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "Keys are made on this host and never leave it. Nothing is changed if anything fails.\n\n\
-                        Examples:\n  mainstay join --config /etc/mainstay/mainstay.toml --node db2 --token TOKEN --at 10.0.0.1\n  \
+                        Examples:\n  mainstay join --config /etc/mainstay/mainstay.toml --node db2 --at 10.0.0.1 --token - < token\n  \
                         mainstay join --node db2 --bundle /root/db2-keys\n  \
                         mainstay join --proxy app1 --token - --at 10.0.0.1 < token")]
 pub(crate) struct Join {

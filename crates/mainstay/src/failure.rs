@@ -79,6 +79,29 @@ impl fmt::Display for Failure {
 
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
-        Self::failed(format!("{error:#}"))
+        // Many errors say their cause themselves: it is not said twice.
+        let mut text = String::new();
+        for cause in error.chain().map(ToString::to_string) {
+            if !text.contains(&cause) {
+                let between = if text.is_empty() { "" } else { ": " };
+                text = format!("{text}{between}{cause}");
+            }
+        }
+        Self::failed(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_not_said_twice() {
+        let address = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
+        let listen = mainstay_net::NetError::Listen { address, source: std::io::Error::other("in use") };
+        let failure = Failure::from(anyhow::Error::from(listen).context("start"));
+        assert_eq!(failure.error, "start: listen on 127.0.0.1:1: in use; is another agent running there?");
+        let plain = anyhow::anyhow!("cause").context("what");
+        assert_eq!(Failure::from(plain).error, "what: cause");
     }
 }

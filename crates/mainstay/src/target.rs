@@ -167,7 +167,8 @@ fn no_file(config: &Path, error: &std::io::Error) -> Failure {
     let name = config.display();
     match error.kind() {
         std::io::ErrorKind::NotFound => Failure::failed(format!("there is no cluster: {name} does not exist"))
-            .hint("make one with `mainstay up`, or say which with --dir, --config or MAINSTAY_CONFIG"),
+            .hint("copy the file of the cluster from one of its hosts, or say where it is with --config, --dir or MAINSTAY_CONFIG; \
+                   `mainstay up` makes a cluster on this machine"),
         std::io::ErrorKind::PermissionDenied => Failure::failed(format!("{name} can not be read: {error}"))
             .hint("run it as the user that owns the cluster (root, if root made it)"),
         _ => Failure::failed(format!("{name} can not be read: {error}")),

@@ -167,6 +167,16 @@ fn distance(left: &str, right: &str) -> usize {
     row.last().copied().unwrap_or(usize::MAX)
 }
 
+/// What the parser calls a value that it misses, and what people call it.
+const TYPES: [(&str, &str); 6] = [
+    ("expected u8", "expected a whole number from 0 to 255"),
+    ("expected u16", "expected a whole number from 0 to 65535"),
+    ("expected u32", "expected a whole number"),
+    ("expected u64", "expected a whole number"),
+    ("expected usize", "expected a whole number"),
+    ("expected a boolean", "expected true or false"),
+];
+
 fn from_toml(text: &str, error: &toml::de::Error) -> ConfigProblem {
     let start = error.span().map(|span| span.start);
     let mut message = error.message().trim().replace('\n', "; ");
@@ -174,6 +184,11 @@ fn from_toml(text: &str, error: &toml::de::Error) -> ConfigProblem {
         let line = start.filter(|start| *start > 0).map(|start| line_at(text, start));
         let text = format!("the key {missing} is missing");
         return ConfigProblem { line, key: String::new(), text };
+    }
+    for (ours, words) in TYPES {
+        if message.ends_with(ours) {
+            message = message.replace(ours, words);
+        }
     }
     let line = start.map(|start| line_at(text, start));
     let written = line.and_then(|line| text.lines().nth(line - 1)).map_or("", str::trim);

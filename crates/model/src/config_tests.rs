@@ -134,7 +134,9 @@ fn values_of_a_wrong_type_name_the_line() {
     );
     assert_eq!(
         errors("[cluster]\nname = \"a\"\n[[node]]\nname = \"db1\"\nhost = \"h\"\nport = 99999\n"),
-        ["line 6: invalid value: integer `99999`, expected u16 (the line reads: port = 99999)"]
+        [
+            "line 6: invalid value: integer `99999`, expected a whole number from 0 to 65535 (the line reads: port = 99999)"
+        ]
     );
     let broken = errors("[cluster\nname = \"a\"\n");
     assert!(broken.len() == 1 && broken[0].starts_with("line 1: "), "{broken:?}");

@@ -17,6 +17,9 @@ use std::time::Duration;
 /// How long the take-over may last beyond the wait for the last lease.
 const AT_MOST: Duration = Duration::from_secs(30);
 
+/// How long the store may take to elect its own leader before it counts as without a majority.
+const STORE_ELECTION: Duration = Duration::from_secs(5);
+
 /// Fails over.
 ///
 /// # Errors
@@ -28,7 +31,7 @@ pub(crate) async fn run(options: Failover, global: Global) -> Outcome {
     {
         return Err(Failure::usage(format!("{to} is a witness: it holds no data")));
     }
-    let before = session.status().await?;
+    let before = with_majority(&session).await?;
     let (standings, silent) = session.standings().await;
     if standings.is_empty() {
         return Err(Failure::failed("no agent tells what its node knows")
@@ -47,6 +50,22 @@ pub(crate) async fn run(options: Failover, global: Global) -> Outcome {
     }
     confirm(global.yes, &question(&before, &outlook))?;
     carry_out(&session, &before, &outlook, &options, global, progress).await
+}
+
+/// The status. Without a majority of the store no term can be raised, whatever would be accepted; its own election is waited for.
+async fn with_majority(session: &Session) -> Outcome<Status> {
+    let until = tokio::time::Instant::now() + STORE_ELECTION;
+    loop {
+        let status = session.status().await?;
+        if !status.problems.iter().any(|problem| problem.name == "store-no-quorum") {
+            return Ok(status);
+        }
+        if tokio::time::Instant::now() >= until {
+            return Err(Failure::not_now("the store has no majority of its votes: nobody can become primary")
+                .hint("start more nodes; if they are lost for ever: `mainstay recover`; nothing was changed"));
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
 }
 
 /// Says what can be seen before it asks.

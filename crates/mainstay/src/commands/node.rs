@@ -152,7 +152,7 @@ async fn joined(
         if Instant::now() >= until {
             progress.fail();
             return Err(Failure::failed(format!("not within {seconds} s: {missing}"))
-                .hint("the cluster takes it in by itself once its agent runs: see `mainstay status` and that node's agent.log"));
+                .hint("the cluster takes it in by itself once its agent runs: see `mainstay status` and that node's agent's log (`journalctl -u mainstay-agent` there)"));
         }
         progress.detail(&missing);
         tokio::time::sleep(EACH).await;

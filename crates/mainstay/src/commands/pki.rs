@@ -152,7 +152,7 @@ fn token(keys: &Keys, member: &Member, options: &Issue, global: Global) -> Outco
     let word = if member.role == "node" { "node" } else { &member.role };
     output::errline(&format!(
         "A join token for {} {}; it works once, until {until}.\n\
-         Here: mainstay pki serve   There: mainstay join --{word} {} --token TOKEN --at THIS-HOST",
+         Here: mainstay pki serve   There: mainstay join --{word} {} --at THIS-HOST --token - (and paste it)",
         member.role, member.name, member.name
     ));
     Ok(())

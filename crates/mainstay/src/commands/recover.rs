@@ -223,7 +223,7 @@ async fn rebuilt(session: &Session, from: &NodeId, old_group: u64, until: Instan
         if Instant::now() >= until {
             progress.fail();
             return Err(Failure::failed(format!("{from} did not rebuild the store in time: {missing}"))
-                .hint(format!("look at the agent.log of {from}; the old store is moved aside, not removed; this command may be run again")));
+                .hint(format!("look at the agent's log on {from} (`journalctl -u mainstay-agent`); the old store is moved aside, not removed; this command may be run again")));
         }
         progress.detail(&missing);
         tokio::time::sleep(EACH).await;

@@ -35,6 +35,9 @@ pub(crate) async fn run(options: Reinit, global: Global) -> Outcome {
         "The cluster: {}; until {node} streams again it has one copy less",
         Shape::of(session.spec()).words()
     ));
+    if let Some(cost) = cost(&before, known) {
+        progress.say(cost);
+    }
     confirm(
         global.yes,
         &format!(
@@ -42,6 +45,14 @@ pub(crate) async fn run(options: Reinit, global: Global) -> Outcome {
         ),
     )?;
     clone_anew(&session, &before, &options, global, progress).await
+}
+
+/// What it costs beside a copy.
+fn cost(before: &Status, node: &NodeStatus) -> Option<&'static str> {
+    let confirms = |other: &&NodeStatus| other.sync && other.name != node.name;
+    let alone = node.sync && !before.nodes.iter().any(|other| confirms(&other));
+    (alone && before.cluster.durability == "strict")
+        .then_some("No other replica confirms commits now: writes wait until it streams again (durability strict)")
 }
 
 fn place(node: &NodeStatus) -> &str {
@@ -110,4 +121,25 @@ fn say(global: Global, node: &str, took_ms: Option<u64>, verified: &[String]) ->
         output::line(&format!("Verified: {}.", verified.join("; ")));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::examples::{node, status};
+
+    #[test]
+    fn it_is_said_when_writes_would_wait() {
+        let three = |third: bool, durability: &str| {
+            let mut all =
+                status(vec![node("db1", "primary", true), node("db2", "replica", true), node("db3", "replica", third)]);
+            all.cluster.durability = durability.to_owned();
+            all
+        };
+        let of = |all: Status, place: usize| cost(&all, &all.nodes[place]);
+        assert!(of(three(false, "strict"), 1).is_some_and(|text| text.contains("writes wait")));
+        assert_eq!(of(three(true, "strict"), 1), None, "the other one confirms");
+        assert_eq!(of(three(false, "strict"), 2), None, "it does not confirm now");
+        assert_eq!(of(three(false, "available"), 1), None);
+    }
 }

@@ -175,7 +175,7 @@ async fn report(session: &Session, restarted: &[NodeId], all: bool, took_ms: u64
         format!("parameters still wait for a restart on {}", names(&waiting.keys().cloned().collect::<Vec<_>>()));
     if all && !waiting.is_empty() {
         return Err(Failure::failed(format!("{} restarted, but {left}", names(restarted)))
-            .hint("what waits: `mainstay status`; why a server does not take it: its server.log and agent.log"));
+            .hint("what waits: `mainstay status`; why a server does not take it: its log/server.log, and its agent's log (`journalctl -u mainstay-agent`)"));
     }
     let mut verified = vec![format!("new server processes on {}", names(restarted))];
     verified.push(if waiting.is_empty() { "no parameter waits for a restart".to_owned() } else { left });
