@@ -10,6 +10,7 @@ mod join;
 mod node;
 mod pause;
 mod pki;
+mod plan;
 mod proxy;
 mod recover;
 mod reinit;
@@ -51,6 +52,7 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Set(options) => one_thread(set::run(options, global)),
         Command::Node(options) => one_thread(node::run(options, global)),
         Command::Recover(options) => one_thread(recover::run(options, global)),
+        Command::Plan(options) => one_thread(plan::run(options, global)),
         Command::Connect(options) => connect::run(&options, global),
         Command::Pki(options) => pki::run(options, global),
         Command::Join(options) => join::run(options, global),

@@ -1,0 +1,30 @@
+//! The verbs that plan: command lines only.
+
+use crate::cli::Which;
+use clap::Args;
+use std::path::PathBuf;
+
+/// `plan`.
+#[derive(Args, Clone, Debug)]
+#[command(
+    after_help = "It reads the file (a few node names and hosts are enough; [requirements] says what is asked), looks at this host if it is one of the\n\
+                  nodes, asks the running cluster if there is one, and changes nothing. What contradicts itself is refused, with the nearest plans that work.\n\n\
+                  Examples:\n  mainstay plan --config mainstay.toml\n  mainstay plan --config mainstay.toml --offline --html plan.html --markdown plan.md\n  \
+                  mainstay plan --json | jq '.sections[3]'\n  mainstay plan --write planned.toml && mainstay set --file planned.toml"
+)]
+pub(crate) struct Plan {
+    #[command(flatten)]
+    pub(crate) which: Which,
+    /// Plan from the file alone: neither this host nor the cluster is asked
+    #[arg(long)]
+    pub(crate) offline: bool,
+    /// Write the whole plan as Markdown
+    #[arg(long, value_name = "FILE")]
+    pub(crate) markdown: Option<PathBuf>,
+    /// Write the whole plan as one HTML page that needs nothing else, and prints well
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+    /// Write the cluster's file with the derived server parameters
+    #[arg(long, value_name = "FILE")]
+    pub(crate) write: Option<PathBuf>,
+}
