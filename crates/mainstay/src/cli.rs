@@ -76,6 +76,8 @@ pub(crate) enum Command {
     Recover(Recover),
     /// Make a plan from the requirements in the file: what it survives, its settings, its maintenance, each with its reason
     Plan(Plan),
+    /// Write the emergency plan of this cluster, with its real names, addresses and commands
+    Runbook(Runbook),
     /// Open psql on the cluster, or print its address
     Connect(Connect),
     /// Make the cluster's authority, and issue certificates from it

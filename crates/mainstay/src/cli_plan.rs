@@ -28,3 +28,24 @@ pub(crate) struct Plan {
     #[arg(long, value_name = "FILE")]
     pub(crate) write: Option<PathBuf>,
 }
+
+/// `runbook`.
+#[derive(Args, Clone, Debug)]
+#[command(
+    after_help = "One page for each thing that can happen: how it shows, when to stop, what to type, how long it takes, what is lost, how to verify it and\n\
+                  the way back; a card for three in the morning; how to run the database by hand. Without a file it is printed as Markdown.\n\n\
+                  Examples:\n  mainstay runbook --html runbook.html\n  mainstay runbook --config mainstay.toml --offline --markdown runbook.md"
+)]
+pub(crate) struct Runbook {
+    #[command(flatten)]
+    pub(crate) which: Which,
+    /// From the file alone: neither this host nor the cluster is asked
+    #[arg(long)]
+    pub(crate) offline: bool,
+    /// Write it as Markdown
+    #[arg(long, value_name = "FILE")]
+    pub(crate) markdown: Option<PathBuf>,
+    /// Write it as one HTML page that needs nothing else, each scenario on a page of its own when printed
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+}

@@ -18,6 +18,7 @@ mod picture;
 mod plan;
 pub mod refusal;
 pub mod report;
+pub mod runbook;
 pub mod scenarios;
 mod sections;
 pub mod whatif;

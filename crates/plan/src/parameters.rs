@@ -93,6 +93,16 @@ pub fn size(mb: u64) -> String {
     if mb >= 1024 && mb.is_multiple_of(1024) { format!("{}GB", mb / 1024) } else { format!("{mb}MB") }
 }
 
+/// For people.
+#[must_use]
+pub fn words(mb: u64) -> String {
+    match mb {
+        0..1024 => format!("{mb} MB"),
+        1024..20_480 => format!("{} GB", tenths(mb)),
+        _ => format!("{} GB", mb / 1024),
+    }
+}
+
 struct Table<'a> {
     facts: &'a Facts<'a>,
     rows: Vec<Parameter>,
@@ -149,7 +159,7 @@ fn memory(table: &mut Table<'_>) {
     ));
     table.add("work_mem", size(sizes.work_mb), false, MEMORY, format!(
         "a share of {memory_gb} GB divided by {} connections; a sort or hash beyond it goes to disk. At worst the server takes about {}",
-        sizes.connections, size(sizes.worst_mb())
+        sizes.connections, words(sizes.worst_mb())
     ));
     table.add(
         "maintenance_work_mem",

@@ -54,14 +54,19 @@ fn summary(facts: &Facts<'_>) -> Vec<Statement> {
     let count = |count: usize, one: &str| format!("{count} {one}{}", if count == 1 { "" } else { "s" });
     let bears = match layout.bears() {
         0 => "no host may fail without writes standing still".to_owned(),
-        bears => format!("{} may fail, one by one, and writes go on", count(bears, "host")),
+        1 => "any one host may fail and writes go on by themselves".to_owned(),
+        bears => format!("any {bears} hosts may fail, one after the other, and writes go on by themselves"),
     };
     let schedule = crate::backup::schedule(facts);
     let texts = [
         format!(
-            "{} and {}, durability {}: a commit is in {} before it is acknowledged; {bears}.",
+            "{}, {}, durability {}: a commit is in {} before it is acknowledged; {bears}.",
             count(layout.data(), "data node"),
-            if witnesses == 1 { "1 witness".to_owned() } else { format!("{witnesses} witnesses") },
+            match witnesses {
+                0 => "no witness".to_owned(),
+                1 => "1 witness".to_owned(),
+                more => format!("{more} witnesses"),
+            },
             layout.durability,
             if layout.copies() == 1 { "1 copy".to_owned() } else { format!("{} copies", layout.copies()) }
         ),

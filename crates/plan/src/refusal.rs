@@ -4,7 +4,7 @@ use crate::engine;
 use crate::facts::Facts;
 use crate::layout::{Layout, Place};
 use crate::objectives::{missed, span};
-use crate::parameters::{size, sizes, tenths};
+use crate::parameters::{sizes, tenths, words};
 use mainstay_model::requirements::{Disk, Requirements};
 use mainstay_model::{Durability, NodeId};
 
@@ -24,7 +24,16 @@ pub struct Nearby {
     pub layout: Layout,
     /// What to change.
     pub change: String,
+    edits: Vec<Edit>,
     cost: usize,
+}
+
+/// One step away from the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Edit {
+    Durability(Durability),
+    Add { witness: bool, zone: Option<String> },
+    Move { name: NodeId, zone: String },
 }
 
 /// How many nearby plans are shown.
@@ -62,74 +71,101 @@ pub fn contradictions(facts: &Facts<'_>) -> Vec<Contradiction> {
     found
 }
 
-/// Layouts near this one that miss nothing, the cheapest first.
+/// Layouts near this one that miss nothing, the cheapest first; none that only does more than another one.
 #[must_use]
 pub fn nearby(facts: &Facts<'_>, layout: &Layout) -> Vec<Nearby> {
     let budget = facts.asked().hosts.map_or(usize::MAX, |hosts| usize::try_from(hosts).unwrap_or(usize::MAX));
-    let mut found: Vec<Nearby> = candidates(layout)
+    let mut all: Vec<Nearby> = candidates(layout)
         .into_iter()
         .filter(|near| near.layout.votes() <= budget.max(layout.votes()) && missed(facts, &near.layout).is_empty())
         .collect();
-    found.sort_by_key(|near| near.cost);
-    found.truncate(SHOWN);
-    found
-}
-
-fn candidates(layout: &Layout) -> Vec<Nearby> {
-    let mut zones: Vec<Option<String>> = vec![None];
-    if let Some(known) = layout.zones() {
-        zones = known.iter().map(|zone| Some((*zone).to_owned())).collect();
-        let fresh = ('a'..='z').map(String::from).find(|name| !known.contains(name.as_str()));
-        zones.push(fresh);
-    }
-    let mut found = Vec::new();
-    for durability in [Durability::Strict, Durability::Available, Durability::Async] {
-        let changed = usize::from(durability != layout.durability) * 3;
-        found.push(with(layout, durability, &[], changed));
-        for (zone, witness) in choices(&zones) {
-            let one = (zone, witness);
-            found.push(with(layout, durability, std::slice::from_ref(&one), changed));
-            for (zone, witness) in choices(&zones) {
-                found.push(with(layout, durability, &[one.clone(), (zone, witness)], changed));
-            }
+    all.sort_by_key(|near| near.cost);
+    let mut found: Vec<Nearby> = Vec::new();
+    for near in all {
+        let more = found.iter().any(|known| known.edits.iter().all(|edit| near.edits.contains(edit)));
+        if !more && found.len() < SHOWN {
+            found.push(near);
         }
     }
     found
 }
 
-fn choices(zones: &[Option<String>]) -> Vec<(Option<String>, bool)> {
-    zones.iter().flat_map(|zone| [(zone.clone(), true), (zone.clone(), false)]).collect()
+/// Up to two nodes more, or one in another zone, each with every durability.
+fn candidates(layout: &Layout) -> Vec<Nearby> {
+    let mut zones: Vec<Option<String>> = vec![None];
+    let mut moves = Vec::new();
+    if let Some(known) = layout.zones() {
+        let fresh = ('a'..='z').map(String::from).find(|name| !known.contains(name.as_str()));
+        zones = known.iter().map(|zone| Some((*zone).to_owned())).chain([fresh]).collect();
+        for place in &layout.places {
+            let others = zones.iter().flatten().filter(|zone| place.zone.as_ref() != Some(*zone));
+            moves.extend(others.map(|zone| vec![Edit::Move { name: place.name.clone(), zone: zone.clone() }]));
+        }
+    }
+    let one: Vec<Edit> =
+        zones.iter().flat_map(|zone| [true, false].map(|witness| Edit::Add { witness, zone: zone.clone() })).collect();
+    let mut choices: Vec<Vec<Edit>> = vec![Vec::new()];
+    choices.extend(moves);
+    for (place, first) in one.iter().enumerate() {
+        choices.push(vec![first.clone()]);
+        choices.extend(one.iter().skip(place).map(|second| vec![first.clone(), second.clone()]));
+    }
+    let mut found = Vec::new();
+    for durability in [Durability::Strict, Durability::Available, Durability::Async] {
+        let changed = (durability != layout.durability).then_some(Edit::Durability(durability));
+        found.extend(
+            choices.iter().map(|choice| edited(layout, choice.iter().cloned().chain(changed.clone()).collect())),
+        );
+    }
+    found
 }
 
-fn with(layout: &Layout, durability: Durability, added: &[(Option<String>, bool)], changed: usize) -> Nearby {
-    let mut places = layout.places.clone();
+fn edited(layout: &Layout, edits: Vec<Edit>) -> Nearby {
+    let mut near = layout.clone();
     let mut words = Vec::new();
-    let mut cost = changed;
-    for (zone, witness) in added {
-        let number = (1..).find_map(|number| {
-            let name = NodeId::new(format!("{}{number}", if *witness { "w" } else { "db" })).ok()?;
-            (!places.iter().any(|place| place.name == name)).then_some(name)
-        });
-        let Some(name) = number else { continue };
-        let new_zone = !layout.places.iter().any(|place| place.zone == *zone);
-        cost += if *witness { 10 } else { 12 } + usize::from(new_zone) * 2;
-        let at = zone.as_ref().map(|zone| format!(" in {}zone {zone}", if new_zone { "a new " } else { "" }));
-        words.push(format!(
-            "add {} {name}{}",
-            if *witness { "the witness" } else { "the data node" },
-            at.unwrap_or_default()
-        ));
-        places.push(Place { name, zone: zone.clone(), witness: *witness });
+    let mut cost = 0;
+    let in_zone = |zone: &str| {
+        let known = layout.places.iter().any(|place| place.zone.as_deref() == Some(zone));
+        (format!("{}zone {zone}", if known { "" } else { "a new " }), usize::from(!known) * 2)
+    };
+    for edit in &edits {
+        match edit {
+            Edit::Durability(durability) => {
+                words.push(format!("durability = \"{durability}\" instead of \"{}\"", layout.durability));
+                near.durability = *durability;
+                cost += 3;
+            }
+            Edit::Move { name, zone } => {
+                let (at, more) = in_zone(zone);
+                words.push(format!("put {name} into {at}"));
+                near.places
+                    .iter_mut()
+                    .filter(|place| place.name == *name)
+                    .for_each(|place| place.zone = Some(zone.clone()));
+                cost += 4 + more;
+            }
+            Edit::Add { witness, zone } => {
+                let Some(name) = fresh_name(&near.places, *witness) else { continue };
+                let (at, more) = zone.as_deref().map(in_zone).unwrap_or_default();
+                let at = if at.is_empty() { at } else { format!(" in {at}") };
+                words.push(format!("add {} {name}{at}", if *witness { "the witness" } else { "the data node" }));
+                cost += more + if *witness { 10 } else { 12 };
+                near.places.push(Place { name, zone: zone.clone(), witness: *witness });
+            }
+        }
     }
-    let mut near = Layout { places, durability, waits: 0 };
-    near.waits = match durability {
+    near.waits = match near.durability {
         Durability::Async => 0,
         _ => (near.data() / 2).min(near.data().saturating_sub(1)),
     };
-    if durability != layout.durability {
-        words.push(format!("durability = \"{durability}\" instead of \"{}\"", layout.durability));
-    }
-    Nearby { layout: near, change: words.join(", and "), cost }
+    Nearby { layout: near, change: words.join(", and "), edits, cost }
+}
+
+fn fresh_name(places: &[Place], witness: bool) -> Option<NodeId> {
+    (1..1000).find_map(|number| {
+        let name = NodeId::new(format!("{}{number}", if witness { "w" } else { "db" })).ok()?;
+        (!places.iter().any(|place| place.name == name)).then_some(name)
+    })
 }
 
 fn no_loss(facts: &Facts<'_>) -> Option<Contradiction> {
@@ -240,8 +276,8 @@ fn memory(facts: &Facts<'_>) -> Option<Contradiction> {
         text: format!(
             "{} connections need up to {} of {} memory: too little would be left for the file cache",
             sizes.connections,
-            size(sizes.worst_mb()),
-            size(sizes.memory_mb)
+            words(sizes.worst_mb()),
+            words(sizes.memory_mb)
         ),
         nearest,
     })

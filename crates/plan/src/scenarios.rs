@@ -109,7 +109,7 @@ fn hosts(facts: &Facts<'_>, layout: &Layout, names: &Names<'_>) -> Vec<Scenario>
             seen: "node-unreachable in mainstay status; an alert that fewer replicas stream".into(),
             decides: "whoever is on call",
             stop_if: "another node is missing too: see \"The majority is lost\".".into(),
-            itself: format!("If it was the primary, a replica takes over. {}.", sentence(&host.2)),
+            itself: format!("If it was the primary: {}.", host.2),
             commands: format!("mainstay status\nmainstay history\n# its host ({replica} taken as the example) answers, its agent does not:\nssh {} systemctl status mainstay-agent\nssh {} systemctl start mainstay-agent\n# the host or its disk is gone for ever: a new host takes the name\nmainstay node replace {replica} --host NEW_ADDRESS\n# no new host:\nmainstay node remove {replica}", names.host(replica), names.host(replica)),
             time: host.0.clone(), loss: host.1.clone(),
             verify: "mainstay status shows the node as streaming, and no problem".into(),
@@ -121,7 +121,7 @@ fn hosts(facts: &Facts<'_>, layout: &Layout, names: &Names<'_>) -> Vec<Scenario>
             decides: "whoever is on call",
             stop_if: "mainstay status shows another primary already: it has taken over.".into(),
             itself: format!("A server that gives no sign of life for {} ms is ended and replaced.", facts.spec.failover.suspicion_ms * 2),
-            commands: format!("mainstay why\nmainstay why --node {primary}\n# it still answers a little: in order\nmainstay switchover --to {replica}\n# it does not: without its help\nmainstay failover {replica}"),
+            commands: format!("mainstay why\nmainstay why --node {primary}\n# it still answers a little: in order\nmainstay switchover --to {replica}\n# it does not: without its help\nmainstay failover --to {replica}"),
             time: host.0.clone(), loss: host.1.clone(),
             verify: "mainstay connect -- -c 'select pg_is_in_recovery(), now()' answers f".into(),
             back: format!("mainstay switchover --to {primary}, once it streams again"),
@@ -310,7 +310,7 @@ fn keys(facts: &Facts<'_>, names: &Names<'_>) -> Vec<Scenario> {
             stop_if: "the host's clock is wrong: set it first.".into(),
             itself: "Nothing. Running servers go on; agents refuse each other, so the lease may end.".into(),
             commands: format!(
-                "# where the authority's key is\nmainstay pki list\nmainstay pki issue {replica}\nmainstay pki serve\n# on {replica} ({}), with the token that was printed\nmainstay join --again --yes\nsystemctl reload mainstay-agent",
+                "# where the authority's key is\nmainstay pki list\nmainstay pki issue {replica}\nmainstay pki serve\n# on {replica} ({}), with the token that was printed\nmainstay join --again --config /etc/mainstay/mainstay.toml --node {replica} --token - --at AUTHORITY_HOST\nsystemctl reload mainstay-agent",
                 names.host(replica)
             ),
             time: "a few minutes for each node".into(),

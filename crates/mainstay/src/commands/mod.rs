@@ -15,6 +15,7 @@ mod proxy;
 mod recover;
 mod reinit;
 mod restart;
+mod runbook;
 mod set;
 mod status;
 mod supervise;
@@ -53,6 +54,7 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Node(options) => one_thread(node::run(options, global)),
         Command::Recover(options) => one_thread(recover::run(options, global)),
         Command::Plan(options) => one_thread(plan::run(options, global)),
+        Command::Runbook(options) => one_thread(runbook::run(options, global)),
         Command::Connect(options) => connect::run(&options, global),
         Command::Pki(options) => pki::run(options, global),
         Command::Join(options) => join::run(options, global),

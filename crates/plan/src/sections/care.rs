@@ -153,7 +153,11 @@ fn versions(draft: &Draft<'_>, section: &mut Section) {
         let left = if end < facts.today {
             "ended".to_owned()
         } else {
-            format!("plan the next major version for {}", end.plus(-365))
+            if end.plus(-365) <= facts.today {
+                "plan the next major version now".to_owned()
+            } else {
+                format!("plan the next major version for {}", end.plus(-365))
+            }
         };
         cells![mark; format!("PostgreSQL {major}"), here, end, left]
     });
@@ -175,7 +179,6 @@ fn vacuum(draft: &Draft<'_>, section: &mut Section) {
 }
 
 pub(super) fn changes(draft: &Draft<'_>) -> Section {
-    let names = Names::of(draft.facts);
     let mut section = Section::new(11, "changes", "Change procedures");
     let restart = draft.layout.durability == mainstay_model::Durability::Strict
         && draft.layout.data() > 1
@@ -192,13 +195,8 @@ pub(super) fn changes(draft: &Draft<'_>) -> Section {
         cells![Mark::Derived; "durability", "mainstay set cluster.durability=MODE", "nothing", "loss of less than asked is no longer kept: make a plan first"],
         cells![Mark::Derived; "major version of PostgreSQL", "a new cluster of the new version beside this one, filled by logical replication (create publication, create subscription) or by dump and load; then the applications' addresses", "from seconds (logical replication) to hours (dump)", "the rehearsal on a restored copy failed, or sequences and large objects were not copied"],
     ]);
-    section.say(Mark::Derived, format!("Before each change: mainstay status shows no problem, a base backup is not older than its schedule, and this plan was made with the change in the file. With {} as the primary nothing of the table is done on its host first.", names_primary(draft)));
-    let _ = names;
+    section.say(Mark::Derived, "Before each change: mainstay status shows no problem, a base backup is not older than its schedule, and this plan was made with the change in the file.");
     section
-}
-
-fn names_primary(draft: &Draft<'_>) -> String {
-    draft.facts.running.and_then(|running| running.primary.clone()).unwrap_or_else(|| "a node".to_owned())
 }
 
 pub(super) fn drills(draft: &Draft<'_>) -> Section {

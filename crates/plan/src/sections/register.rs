@@ -3,7 +3,7 @@
 use super::Draft;
 use crate::cells;
 use crate::objectives::{Class, asked, take_over_s};
-use crate::parameters::{parameters, size, sizes};
+use crate::parameters::{parameters, sizes, words};
 use crate::report::{Mark, Section};
 
 pub(super) fn configuration(draft: &Draft<'_>) -> Section {
@@ -33,7 +33,7 @@ pub(super) fn configuration(draft: &Draft<'_>) -> Section {
     section.say(Mark::Derived, format!(
         "At worst a server uses about {} of {}: shared buffers, 5 MB for each connection, work memory twice in a quarter of them, and vacuum. A replica must have no less \
          max_connections and max_worker_processes than its primary: Mainstay raises replicas first and lowers the primary first.",
-        size(sizes(facts).worst_mb()), size(sizes(facts).memory_mb)
+        words(sizes(facts).worst_mb()), words(sizes(facts).memory_mb)
     ));
     let times = &facts.spec.failover;
     section.table("Times of the take-over", &["Key", "Value", "Because"], vec![
@@ -100,7 +100,7 @@ pub(super) fn monitoring(draft: &Draft<'_>) -> Section {
         cells![Mark::Derived; "free disk", format!("{free} GB"), "urgent", "15 % of the smallest disk", "df of the data directory"],
         cells![Mark::Derived; "client connections", format!("{}", most * 8 / 10), "urgent", format!("80 % of max_connections = {most}"), "pg_stat_activity"],
         cells![Mark::Derived; "transaction open", "1 h", "urgent", "it keeps vacuum from removing what is dead, on every table", "pg_stat_activity.xact_start"],
-        cells![Mark::Derived; "age of the oldest transaction id", "500 000 000", "urgent", format!("a quarter of the limit; with {} writes a second always, the limit is {wrap} days away from new", facts.asked().writes_per_s), "age(datfrozenxid)"],
+        cells![Mark::Derived; "age of the oldest transaction id", "500 000 000", "urgent", format!("a quarter of the limit; with {} writes a second day and night and no vacuum the limit is reached after {wrap} days", facts.asked().writes_per_s), "age(datfrozenxid)"],
         cells![Mark::Derived; "checksum failure", "1", "page", "a damaged page spreads into backups", "pg_stat_database.checksum_failures"],
         cells![Mark::Derived; "clock offset", "100 ms", "urgent", "logs and certificates; no decision depends on it", "chronyc tracking, timedatectl"],
         cells![Mark::Derived; "certificate ends in", "21 d", "urgent", "agents refuse each other afterwards", "openssl x509 -enddate"],
@@ -144,11 +144,17 @@ pub(super) fn security(draft: &Draft<'_>) -> Section {
             rows.push(cells![Mark::Derived; node.host, format!("{}, {}", spec.proxy.write_port, spec.proxy.read_port), "applications", "passed through to PostgreSQL, TLS and password are checked there"]);
         }
     }
-    section.table("Ports, and who must reach them", &["Host", "Port", "From", "How it is protected"], rows);
+    section.table(
+        "Ports, and who must reach them",
+        &["Host", "Port", "Must be reached by", "How it is protected"],
+        rows,
+    );
+    let superuser = crate::scenarios::Names::of(facts).superuser();
+    let superuser = format!("people: on the primary's host, as the agent's user: {superuser}");
     section.table("Roles and secrets", &["What", "Where", "Note"], vec![
         cells![Mark::Derived; "the cluster's authority", "made by mainstay pki init; keep its key off the nodes", "whoever has it can issue an administrator"],
         cells![Mark::Derived; "a node's keys", "its directory, unreadable to the database's user", "a database superuser reads what that user can"],
-        cells![Mark::Derived; "superuser", "no password: the agent uses its Unix socket", "people: sudo -u postgres psql on the host"],
+        cells![Mark::Derived; "superuser", "no password: the agent uses its Unix socket", superuser],
         cells![Mark::Derived; "administrators", "a certificate each: mainstay pki issue", "taken away by name, not by changing a shared secret"],
     ]);
     let hba: Vec<_> = spec.postgres.hba.iter().map(|line| cells![Mark::Declared; line]).collect();

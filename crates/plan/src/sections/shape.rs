@@ -199,12 +199,7 @@ fn what_if(draft: &Draft<'_>, section: &mut Section) {
         &["Fails", "Then", "Longest gap", "Lost"],
         singles.map(|case| case_row(draft, case)).collect(),
     );
-    let doubles = cases.iter().filter(|case| case.failed.len() == 2);
-    section.table(
-        "What if two fail",
-        &["Fail", "Then", "Longest gap", "Lost"],
-        doubles.map(|case| case_row(draft, case)).collect(),
-    );
+    section.table("What if two fail", &["Fail", "Then", "Longest gap", "Lost"], pairs(draft, cases));
     let zones = cases.iter().filter(|case| case.failed.len() > 2);
     section.table(
         "What if a zone fails",
@@ -219,25 +214,51 @@ fn what_if(draft: &Draft<'_>, section: &mut Section) {
     ));
 }
 
+/// Pairs of failures; at once and one after the other share a line where they end the same.
+fn pairs(draft: &Draft<'_>, cases: &[WhatIf]) -> Vec<Row> {
+    let mut rows: Vec<Row> = Vec::new();
+    for case in cases.iter().filter(|case| case.failed.len() == 2) {
+        let row = case_row(draft, case);
+        if let Some(last) = rows.last_mut().filter(|last| last.cells.get(1..) == row.cells.get(1..))
+            && let (Some(old), Some(new)) = (last.cells.first_mut(), row.cells.first())
+            && old.strip_suffix(AT_ONCE) == new.strip_suffix(ONE_BY_ONE)
+        {
+            *old = old.replace(AT_ONCE, ", at once or one after the other");
+            continue;
+        }
+        rows.push(row);
+    }
+    rows
+}
+
+const AT_ONCE: &str = ", at once";
+const ONE_BY_ONE: &str = ", one after the other";
+
 fn case_row(draft: &Draft<'_>, case: &WhatIf) -> Row {
-    let names: Vec<String> = case
-        .failed
-        .iter()
-        .map(|name| if *name == case.primary { format!("{name} (primary)") } else { name.to_string() })
-        .collect();
+    let name = |name: &mainstay_model::NodeId| {
+        if *name == case.primary { format!("{name} (primary)") } else { name.to_string() }
+    };
+    let names: Vec<String> = case.failed.iter().map(name).collect();
     let fails = match (names.len(), case.pace) {
         (0, _) => format!("the database server of {} (primary)", case.primary),
         (1, _) => names.concat(),
-        (_, Pace::AtOnce) => format!("{} at once", names.join(" and ")),
-        (_, Pace::OneByOne) => format!("{} one after the other", names.join(" and ")),
+        (_, Pace::AtOnce) => format!("{}{AT_ONCE}", names.join(" and ")),
+        (_, Pace::OneByOne) => format!("{}{ONE_BY_ONE}", names.join(" and ")),
     };
     let (then, gap) = match case.ended {
+        Ended::Serves { gap_ms } if gap_ms < 100 => ("writes go on by themselves".to_owned(), "none".to_owned()),
         Ended::Serves { gap_ms } => {
-            ("writes go on by themselves".to_owned(), format!("{}.{} s", gap_ms / 1000, gap_ms % 1000 / 100))
+            let tenths = gap_ms.div_ceil(100);
+            ("writes go on by themselves".to_owned(), format!("{}.{} s", tenths / 10, tenths % 10))
         }
         Ended::Stopped => {
-            let why = draft.layout.after(&case.failed, case.hits_primary(), case.pace).words();
-            (why.to_owned(), "until a person acts".to_owned())
+            let after = draft.layout.after(&case.failed, case.hits_primary(), case.pace);
+            let until = if after == crate::layout::Writes::NoData {
+                "until a backup is restored, or a host returns"
+            } else {
+                "until one returns, or a person acts"
+            };
+            (after.words().to_owned(), until.to_owned())
         }
     };
     cells![Mark::Derived; fails, then, gap, if case.lost { "the newest commits" } else { "nothing" }]
