@@ -22,7 +22,7 @@ nav{columns:3;font-size:.92rem;margin:1em 0}nav a{display:block;color:var(--main
 ul{padding-left:1.2em;margin:.5em 0}li{margin:.3em 0}
 table{border-collapse:collapse;width:100%;font-size:.87rem;line-height:1.4}
 th{text-align:left;background:var(--panel);border-bottom:2px solid var(--line);padding:6px 8px;vertical-align:bottom}
-td{border-bottom:1px solid var(--line);padding:6px 8px;vertical-align:top;overflow-wrap:anywhere}
+td{border-bottom:1px solid var(--line);padding:6px 8px;vertical-align:top;overflow-wrap:break-word}
 td.from{white-space:nowrap;overflow-wrap:normal}
 .mark{font-size:.75rem;border-radius:9px;padding:1px 8px;background:#e8eef3;color:var(--soft);white-space:nowrap}
 .mark.measured{background:#dcf1e2;color:#17663a}.mark.declared{background:#fdeedd;color:#8a4700}
@@ -31,7 +31,7 @@ pre{background:#17212b;color:#e6edf3;padding:12px 14px;border-radius:6px;font:13
 .picture text{text-anchor:middle;fill:var(--ink)}.picture .strong{font-weight:600;font-size:15px}.picture .small{font-size:11.5px;fill:var(--soft)}.picture .left{text-anchor:start}
 .picture .zone{fill:#f4f7fa;stroke:#b9c6d2;stroke-dasharray:5 4}.picture .data{fill:#e3f0f9;stroke:#0b5d8f;stroke-width:1.5}
 .picture .witness{fill:#fff;stroke:#5a6b7b;stroke-dasharray:3 3}.picture .clients{fill:#fff;stroke:#b35c00}.picture .way{fill:none;stroke:#b35c00}.picture .tip{fill:#b35c00}
-@media(max-width:760px){
+@media screen and (max-width:760px){
 main{padding:14px 14px 48px}nav{columns:1}
 table,tbody,tr,td{display:block;width:100%}thead{display:none}
 tr{border:1px solid var(--line);border-radius:6px;margin:0 0 10px;padding:4px 0}

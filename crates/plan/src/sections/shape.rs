@@ -141,13 +141,13 @@ fn arithmetic(draft: &Draft<'_>, section: &mut Section) {
     let spare = |count: usize| if count == 1 { "1 node".to_owned() } else { format!("{count} nodes") };
     let mut rows = vec![
         cells![Mark::Derived; "Votes", format!("{votes}: a majority is {}", layout.majority()), format!("the store works while {} or fewer are away", spare(votes - layout.majority()))],
-        cells![Mark::Derived; "Copies of the data", data.to_string(), format!("{} replica(s) beside the primary", data - 1)],
+        cells![Mark::Derived; "Copies of the data", data.to_string(), format!("{} beside the primary", replicas(data - 1))],
         cells![Mark::Declared; "Durability", layout.durability.as_str(), match layout.durability {
             mainstay_model::Durability::Strict => "block rather than acknowledge what could be lost",
             mainstay_model::Durability::Available => "go on alone when no replica is left, and say so",
             mainstay_model::Durability::Async => "never wait; a take-over may lose the newest writes, and reports them",
         }],
-        cells![Mark::Derived; "A commit waits for", format!("{waits} of {} replica(s)", data - 1), format!("each acknowledged commit is in at least {} cop{}", layout.copies(), if waits == 0 { "y" } else { "ies" })],
+        cells![Mark::Derived; "A commit waits for", format!("{waits} of {}", replicas(data - 1)), format!("each acknowledged commit is in at least {} cop{}", layout.copies(), if waits == 0 { "y" } else { "ies" })],
         cells![Mark::Derived; "An election needs", format!("{} of {data} copies", data - waits.min(data - 1)), "any so many of them meet every set that acknowledged a commit".to_owned()],
     ];
     if waits == 0 {
@@ -187,6 +187,10 @@ fn arithmetic(draft: &Draft<'_>, section: &mut Section) {
     }
 }
 
+fn replicas(count: usize) -> String {
+    format!("{count} replica{}", if count == 1 { "" } else { "s" })
+}
+
 fn what_if(draft: &Draft<'_>, section: &mut Section) {
     let cases = draft.facts.what_if;
     if cases.is_empty() {
@@ -221,9 +225,10 @@ fn pairs(draft: &Draft<'_>, cases: &[WhatIf]) -> Vec<Row> {
         let row = case_row(draft, case);
         if let Some(last) = rows.last_mut().filter(|last| last.cells.get(1..) == row.cells.get(1..))
             && let (Some(old), Some(new)) = (last.cells.first_mut(), row.cells.first())
-            && old.strip_suffix(AT_ONCE) == new.strip_suffix(ONE_BY_ONE)
+            && let Some(both) = old.strip_suffix(AT_ONCE)
+            && Some(both) == new.strip_suffix(ONE_BY_ONE)
         {
-            *old = old.replace(AT_ONCE, ", at once or one after the other");
+            *old = format!("{both}, at once or one after the other");
             continue;
         }
         rows.push(row);
