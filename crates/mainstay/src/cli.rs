@@ -74,6 +74,8 @@ pub(crate) enum Command {
     Node(Node),
     /// Rebuild the cluster from one node when more than half are lost for ever
     Recover(Recover),
+    /// Write the file of a new cluster, asking for what matters most
+    Init(Init),
     /// Make a plan from the requirements in the file: what it survives, its settings, its maintenance, each with its reason
     Plan(Plan),
     /// Write the emergency plan of this cluster, with its real names, addresses and commands

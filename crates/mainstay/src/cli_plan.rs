@@ -1,7 +1,8 @@
 //! The verbs that plan: command lines only.
 
-use crate::cli::Which;
+use crate::cli::{Protection, Which};
 use clap::Args;
+use mainstay_model::ClusterName;
 use std::path::PathBuf;
 
 /// `plan`.
@@ -48,4 +49,26 @@ pub(crate) struct Runbook {
     /// Write it as one HTML page that needs nothing else, each scenario on a page of its own when printed
     #[arg(long, value_name = "FILE")]
     pub(crate) html: Option<PathBuf>,
+}
+
+/// `init`.
+#[derive(Args, Clone, Debug)]
+#[command(
+    after_help = "On a terminal it asks; without one (or with --yes) it takes what is given and leaves the rest at the defaults. A file is never replaced.\n\n\
+                  Examples:\n  mainstay init\n  mainstay init --name orders --host 10.0.0.1,zone=a --host 10.0.0.2,zone=b --host 10.0.0.3,zone=c,witness\n  \
+                  mainstay init --file /etc/mainstay/mainstay.toml --host db1.example.org --yes"
+)]
+pub(crate) struct Init {
+    /// Where to write it
+    #[arg(long, value_name = "FILE", default_value = "mainstay.toml")]
+    pub(crate) file: PathBuf,
+    /// The cluster's name [default: main]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<ClusterName>,
+    /// A host, behind it with commas zone=NAME and witness (may be given several times)
+    #[arg(long, value_name = "HOST")]
+    pub(crate) host: Vec<String>,
+    /// How commits are protected [default: strict]
+    #[arg(long, value_enum)]
+    pub(crate) durability: Option<Protection>,
 }

@@ -167,7 +167,7 @@ pub fn asked(facts: &Facts<'_>, class: Class) -> (Option<u64>, Option<u64>) {
 /// Seconds that a take-over costs clients: as rehearsed if this layout was, else by the times of the file.
 #[must_use]
 pub fn take_over_s(facts: &Facts<'_>, layout: &Layout) -> u64 {
-    let rehearsed = (*layout == Layout::of(facts.spec)).then_some(facts.what_if).unwrap_or_default();
+    let rehearsed = if *layout == Layout::of(facts.spec) { facts.what_if } else { &[] };
     let gaps = rehearsed.iter().filter(|case| case.failed.len() == 1).filter_map(|case| match case.ended {
         Ended::Serves { gap_ms } => Some(gap_ms),
         Ended::Stopped => None,

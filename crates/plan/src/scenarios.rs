@@ -86,9 +86,11 @@ pub fn scenarios(facts: &Facts<'_>) -> Vec<Scenario> {
     let names = Names::of(facts);
     let layout = Layout::of(facts.spec);
     let mut all = hosts(facts, &layout, &names);
+    all.extend(places(facts, &layout));
     all.extend(disks(facts, &names));
     all.extend(mistakes(facts, &names));
     all.extend(keys(facts, &names));
+    all.push(proxy_down(facts, &names));
     all.extend(service(facts, &names));
     all
 }
@@ -101,9 +103,7 @@ fn of_class(facts: &Facts<'_>, layout: &Layout, class: Class) -> (String, String
 fn hosts(facts: &Facts<'_>, layout: &Layout, names: &Names<'_>) -> Vec<Scenario> {
     let (primary, replica) = (&names.primary, &names.replica);
     let host = of_class(facts, layout, Class::Host);
-    let zone = of_class(facts, layout, Class::Zone);
-    let site = of_class(facts, layout, Class::Site);
-    let mut all = vec![
+    vec![
         Scenario {
             key: "node-dead", title: "A node is dead",
             seen: "node-unreachable in mainstay status; an alert that fewer replicas stream".into(),
@@ -150,13 +150,24 @@ fn hosts(facts: &Facts<'_>, layout: &Layout, names: &Names<'_>) -> Vec<Scenario>
             verify: "mainstay status shows a primary, a new incarnation, and who must be replaced".into(),
             back: "none: old members stay out until mainstay reinit NODE. Keep the lost hosts off.".into(),
         },
-    ];
+    ]
+}
+
+/// A zone, or everything, is lost.
+fn places(facts: &Facts<'_>, layout: &Layout) -> Vec<Scenario> {
+    let (zone, site) = (of_class(facts, layout, Class::Zone), of_class(facts, layout, Class::Site));
+    let itself = if layout.zones().is_some() {
+        sentence(&zone.2) + "."
+    } else {
+        "Which nodes share a zone is not said ([[node]] zone): a replica takes over if a majority of the votes and enough copies are elsewhere.".to_owned()
+    };
+    let mut all = Vec::new();
     all.push(Scenario {
         key: "zone-lost", title: "A zone is lost",
         seen: "all nodes of one zone are node-unreachable".into(),
         decides: "whoever is on call",
         stop_if: "the zone is only cut off from you: look at it from another zone first.".into(),
-        itself: sentence(&zone.2) + ".",
+        itself,
         commands: format!("mainstay status\nmainstay history\n# writes are blocked for want of replicas, and the owner wants to write with fewer copies:\nmainstay set cluster.durability=available\n# when the zone is back:\nmainstay set cluster.durability={}", facts.spec.cluster.durability),
         time: zone.0, loss: zone.1,
         verify: "mainstay status; a write through each remaining proxy".into(),
@@ -300,7 +311,7 @@ fn mistakes(facts: &Facts<'_>, names: &Names<'_>) -> Vec<Scenario> {
 }
 
 fn keys(facts: &Facts<'_>, names: &Names<'_>) -> Vec<Scenario> {
-    let (replica, spec) = (&names.replica, facts.spec);
+    let replica = &names.replica;
     vec![
         Scenario {
             key: "certificates",
@@ -353,24 +364,28 @@ fn keys(facts: &Facts<'_>, names: &Names<'_>) -> Vec<Scenario> {
             verify: "restore it on a scratch host with the key from its second place".into(),
             back: "none".into(),
         },
-        Scenario {
-            key: "proxy-down",
-            title: "Clients can not connect",
-            seen: format!("connections to port {} fail while mainstay status is well", spec.proxy.write_port),
-            decides: "whoever is on call",
-            stop_if: "mainstay status shows no primary: then it is not the proxy.".into(),
-            itself: "A node's own proxy is started again by its agent.".into(),
-            commands: format!(
-                "mainstay status\nssh {} systemctl status mainstay-agent\n# past the proxies, straight to whichever server is primary\npsql \"{} user=app dbname=app sslmode=require target_session_attrs=read-write\"",
-                names.host(&names.primary),
-                names.any_host()
-            ),
-            time: "seconds with clients that know several addresses".into(),
-            loss: "nothing".into(),
-            verify: "mainstay connect -- -c 'select 1'".into(),
-            back: "none needed".into(),
-        },
     ]
+}
+
+fn proxy_down(facts: &Facts<'_>, names: &Names<'_>) -> Scenario {
+    let spec = facts.spec;
+    Scenario {
+        key: "proxy-down",
+        title: "Clients can not connect",
+        seen: format!("connections to port {} fail while mainstay status is well", spec.proxy.write_port),
+        decides: "whoever is on call",
+        stop_if: "mainstay status shows no primary: then it is not the proxy.".into(),
+        itself: "A node's own proxy is started again by its agent.".into(),
+        commands: format!(
+            "mainstay status\nssh {} systemctl status mainstay-agent\n# past the proxies, straight to whichever server is primary\npsql \"{} user=app dbname=app sslmode=require target_session_attrs=read-write\"",
+            names.host(&names.primary),
+            names.any_host()
+        ),
+        time: "seconds with clients that know several addresses".into(),
+        loss: "nothing".into(),
+        verify: "mainstay connect -- -c 'select 1'".into(),
+        back: "none needed".into(),
+    }
 }
 
 fn service(facts: &Facts<'_>, names: &Names<'_>) -> Vec<Scenario> {

@@ -80,6 +80,20 @@ pub(super) fn calendar(draft: &Draft<'_>) -> Section {
             today.window(window)
         ),
     );
+    let mut rows = dates(today, window);
+    rows.sort_by_key(|(day, _)| *day);
+    section.table(
+        "The next twelve months (days of windows; drills on working hours if they are for people)",
+        &["Day", "What", "Because"],
+        rows.into_iter().map(|(_, row)| row).collect(),
+    );
+    versions(draft, &mut section);
+    vacuum(draft, &mut section);
+    section
+}
+
+/// What is due in the next twelve months, in no order.
+fn dates(today: Day, window: Window) -> Vec<(Day, Row)> {
     let mut rows: Vec<(Day, Row)> = Vec::new();
     let mut add = |day: Day, what: &str, why: &str| rows.push((day, cells![Mark::Derived; day, what, why]));
     let (year, _, _) = today.date();
@@ -130,15 +144,7 @@ pub(super) fn calendar(draft: &Draft<'_>) -> Section {
         "change passwords of roles that people know",
         "once a year, or when somebody leaves",
     );
-    rows.sort_by_key(|(day, _)| *day);
-    section.table(
-        "The next twelve months (days of windows; drills on working hours if they are for people)",
-        &["Day", "What", "Because"],
-        rows.into_iter().map(|(_, row)| row).collect(),
-    );
-    versions(draft, &mut section);
-    vacuum(draft, &mut section);
-    section
+    rows
 }
 
 fn versions(draft: &Draft<'_>, section: &mut Section) {
