@@ -13,6 +13,7 @@ use mainstay_plan::whatif::Ended;
 use mainstay_plan::{Facts, lint, plan};
 use mainstay_rehearse::what_if;
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 
 fn today() -> Day {
     Day::of(2026, 11, 27)
@@ -70,7 +71,7 @@ prop_compose! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, rng_seed: RngSeed::Fixed(20_261_127), ..ProptestConfig::default() })]
 
     /// Whatever is asked: a plan that is accepted passes its own lint, and a refused one says what is wrong and what would do.
     #[test]
@@ -107,12 +108,19 @@ proptest! {
     }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
-
-    /// What a plan claims for hosts and zones, the real decisions do, within the time that it claims.
-    #[test]
-    fn claims_survive_the_rehearsal(data in 1usize..6, witnesses in 0usize..3, zones in 0usize..4, durability in durabilities()) {
+/// What a plan claims for hosts and zones, the real decisions do, within the time that it claims.
+#[test]
+fn claims_survive_the_rehearsal() {
+    use Durability::{Async, Available, Strict};
+    for (data, witnesses, zones, durability) in [
+        (1, 0, 1, Strict),
+        (2, 1, 3, Available),
+        (3, 0, 3, Strict),
+        (3, 0, 2, Available),
+        (3, 0, 3, Async),
+        (3, 2, 3, Available),
+        (5, 0, 3, Strict),
+    ] {
         let spec = spec(data, witnesses, zones, durability);
         let cases = what_if(&spec).unwrap();
         let facts = Facts { spec: &spec, today: today(), machines: &[], running: None, what_if: &cases };
@@ -121,18 +129,21 @@ proptest! {
             let zone = |names: &std::collections::BTreeSet<mainstay_model::NodeId>| {
                 layout.zones().into_iter().flatten().any(|zone| layout.zone(zone) == *names)
             };
-            let concerned = cases.iter().filter(|case| case.pace == Pace::AtOnce && match claim.class {
-                Class::Server => case.failed.is_empty(),
-                Class::Host => case.failed.len() == 1,
-                Class::Zone => zone(&case.failed),
-                Class::Site | Class::Human => false,
+            let concerned = cases.iter().filter(|case| {
+                case.pace == Pace::AtOnce
+                    && match claim.class {
+                        Class::Server => case.failed.is_empty(),
+                        Class::Host => case.failed.len() == 1,
+                        Class::Zone => zone(&case.failed),
+                        Class::Site | Class::Human => false,
+                    }
             });
             for case in concerned {
                 if let Outage::Automatic(seconds) = claim.outage {
                     let Ended::Serves { gap_ms } = case.ended else { panic!("{claim:?}: {case:?}") };
-                    prop_assert!(gap_ms <= seconds * 1000, "{claim:?}: {case:?}");
+                    assert!(gap_ms <= seconds * 1000, "{claim:?}: {case:?}");
                 }
-                prop_assert!(!(claim.loss == Loss::Nothing && case.lost), "{claim:?}: {case:?}");
+                assert!(!(claim.loss == Loss::Nothing && case.lost), "{claim:?}: {case:?}");
             }
         }
     }
