@@ -9,7 +9,10 @@ const FLOORS: [(&str, &[&str]); 6] = [
     ("words", &["model"]),
     ("brain", &["decide", "plan", "wire"]),
     ("doors", &["ports"]),
-    ("workshop", &["store", "engine-postgres", "engine-mysql", "engine-mongodb", "guard", "net", "vault", "watch", "rehearse"]),
+    (
+        "workshop",
+        &["store", "engine-postgres", "engine-mysql", "engine-mongodb", "guard", "net", "vault", "watch", "rehearse"],
+    ),
     ("living room", &["agent", "proxy", "console", "fleet", "drill"]),
     ("front door", &["mainstay"]),
 ];
