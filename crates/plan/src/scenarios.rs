@@ -418,14 +418,14 @@ fn by_hand(facts: &Facts<'_>, names: &Names<'_>) -> Scenario {
     let version = facts.version().map_or_else(|| "VERSION".to_owned(), |(major, _)| major.to_string());
     let node = names.node(&names.primary);
     let dir = node.map(|node| facts.spec.node_dir(node).display().to_string()).unwrap_or_default();
-    let positions: Vec<String> = facts.spec.data_nodes().map(|node| format!("ssh {} /usr/lib/postgresql/{version}/bin/pg_controldata {}/data | grep -E 'cluster state|TimeLineID|checkpoint location'", node.host, facts.spec.node_dir(node).display())).collect();
+    let positions: Vec<String> = facts.spec.data_nodes().map(|node| format!("ssh {} /usr/lib/postgresql/{version}/bin/pg_controldata {}/data | grep -E 'cluster state|TimeLineID|checkpoint location|Minimum recovery ending'", node.host, facts.spec.node_dir(node).display())).collect();
     Scenario {
         key: "by-hand", title: "Mainstay itself is gone: the database by hand",
         seen: "no agent starts any more, on any host, and it can not be mended in time".into(), decides: "the owner of the data",
         stop_if: "an agent still runs anywhere: stop it first (systemctl disable --now mainstay-agent), or it takes the server back.".into(),
         itself: "Nothing. data/ is an ordinary data directory of PostgreSQL, conf/ its configuration.".into(),
         commands: format!(
-            "# on every host: no agent, no server\nsystemctl disable --now mainstay-agent\n# which copy is the newest: highest timeline first, then the latest checkpoint\n{}\n# on that host, here taken as {} ({}): a configuration without replicas, and without what Mainstay set\ncat > /etc/postgresql/by-hand.conf <<'END'\nlisten_addresses = '*'\nport = {}\nhba_file = '/etc/postgresql/by-hand.hba'\nmax_connections = {}\nEND\nprintf 'local all all peer\\nhost all all 0.0.0.0/0 scram-sha-256\\n' > /etc/postgresql/by-hand.hba\n# a copy first\ncp -a --reflink=auto {dir}/data {dir}/data.before-by-hand\nrm -f {dir}/data/standby.signal\nsudo -u postgres /usr/lib/postgresql/{version}/bin/postgres -D {dir}/data -c config_file=/etc/postgresql/by-hand.conf",
+            "# on every host: no agent, no server\nsystemctl disable --now mainstay-agent\n# which copy is the newest: the last primary's, if its disk is there; else the highest timeline, then the highest of both positions\n{}\n# on that host, here taken as {} ({}): a configuration without replicas, and without what Mainstay set\ncat > /etc/postgresql/by-hand.conf <<'END'\nlisten_addresses = '*'\nport = {}\nhba_file = '/etc/postgresql/by-hand.hba'\nmax_connections = {}\nEND\nprintf 'local all all peer\\nhost all all 0.0.0.0/0 scram-sha-256\\n' > /etc/postgresql/by-hand.hba\n# a copy first\ncp -a --reflink=auto {dir}/data {dir}/data.before-by-hand\nrm -f {dir}/data/standby.signal\nsudo -u postgres /usr/lib/postgresql/{version}/bin/postgres -D {dir}/data -c config_file=/etc/postgresql/by-hand.conf",
             positions.join("\n"), names.primary, names.host(&names.primary),
             node.map_or(5432, |node| node.port), crate::parameters::sizes(facts).connections
         ),
