@@ -2,6 +2,7 @@
 
 mod verbs;
 
+pub(crate) use crate::cli_plan::*;
 pub(crate) use verbs::*;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -73,6 +74,12 @@ pub(crate) enum Command {
     Node(Node),
     /// Rebuild the cluster from one node when more than half are lost for ever
     Recover(Recover),
+    /// Write the file of a new cluster, asking for what matters most
+    Init(Init),
+    /// Make a plan from the requirements in the file: what it survives, its settings, its maintenance, each with its reason
+    Plan(Plan),
+    /// Write the emergency plan of this cluster, with its real names, addresses and commands
+    Runbook(Runbook),
     /// Open psql on the cluster, or print its address
     Connect(Connect),
     /// Make the cluster's authority, and issue certificates from it

@@ -6,6 +6,7 @@
 
 mod cli;
 mod cli_keys;
+mod cli_plan;
 mod client;
 mod commands;
 mod failure;

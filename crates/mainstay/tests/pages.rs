@@ -142,3 +142,43 @@ fn every_command_that_a_page_shows_is_one_that_the_program_takes() {
         assert_eq!(wrong(line, &verbs).as_deref(), Some(why));
     }
 }
+
+#[test]
+fn every_command_that_a_plan_or_runbook_tells_is_one_that_the_program_takes() {
+    let mut verbs = Vec::new();
+    gather(&[], &mut verbs);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("mainstay.toml");
+    let mut text = String::from("[cluster]\nname = \"orders\"\n");
+    for number in 1..=3 {
+        write!(text, "[[node]]\nname = \"db{number}\"\nhost = \"192.0.2.{number}\"\n").unwrap();
+    }
+    std::fs::write(&file, text).unwrap();
+    let mut failed = Vec::new();
+    let mut looked_at = 0;
+    for (verb, page) in [("plan", "plan.md"), ("runbook", "runbook.md")] {
+        let page = dir.path().join(page);
+        let output = Command::new(env!("CARGO_BIN_EXE_mainstay"))
+            .arg(verb)
+            .arg("--offline")
+            .arg("--config")
+            .arg(&file)
+            .arg("--markdown")
+            .arg(&page)
+            .env_clear()
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{verb}: {}", String::from_utf8_lossy(&output.stderr));
+        let page = std::fs::read_to_string(page).unwrap();
+        // Tables name commands without marks; those stand at the beginning of a cell.
+        let cells = page.split('|').map(str::trim).filter(|cell| cell.starts_with("mainstay ")).map(str::to_owned);
+        for line in shown(&page).into_iter().chain(cells) {
+            looked_at += 1;
+            let line = line.split([';', ',']).next().unwrap_or_default().to_owned();
+            failed.extend(wrong(&line, &verbs).map(|why| format!("{verb}: {line}: {why}")));
+        }
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+    assert!(looked_at > 60, "only {looked_at} commands were found");
+}

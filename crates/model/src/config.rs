@@ -220,6 +220,7 @@ pub fn render(spec: &Spec) -> String {
     render_failover(&mut out, spec);
     render_proxy(&mut out, spec);
     render_postgres(&mut out, spec);
+    render_requirements(&mut out, spec);
     out
 }
 
@@ -310,6 +311,32 @@ fn render_postgres(out: &mut String, spec: &Spec) {
     out.push_str("\n[postgres.parameters]           # server parameters; the names that Mainstay owns are refused\n");
     for (name, value) in &postgres.parameters {
         let _ = writeln!(out, "{} = {}", key(name), quoted(value));
+    }
+}
+
+/// Only what was said: forty keys at their defaults would hide the others (docs/configuration.md lists them).
+fn render_requirements(out: &mut String, spec: &Spec) {
+    let (Ok(now), Ok(default)) = (
+        toml::Table::try_from(&spec.requirements),
+        toml::Table::try_from(crate::requirements::Requirements::default()),
+    ) else {
+        return;
+    };
+    if now == default {
+        return;
+    }
+    out.push_str("\n[requirements]                  # what is asked of the cluster; `mainstay plan` reads it\n");
+    for known in crate::config_reference::KEYS.iter().filter(|known| known.table == "requirements") {
+        let Some(value) = now.get(known.name).filter(|value| default.get(known.name) != Some(*value)) else { continue };
+        let value = match value {
+            toml::Value::String(text) => quoted(text),
+            toml::Value::Array(items) => {
+                let items: Vec<String> = items.iter().filter_map(toml::Value::as_str).map(quoted).collect();
+                format!("[{}]", items.join(", "))
+            }
+            other => other.to_string(),
+        };
+        let _ = writeln!(out, "{:<28} # {}", format!("{} = {value}", known.name), known.text);
     }
 }
 

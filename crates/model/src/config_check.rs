@@ -17,6 +17,7 @@ pub fn check(spec: &Spec, owned: &[&str]) -> Vec<ConfigProblem> {
     failover(spec, &mut found);
     proxy(spec, &mut found);
     postgres(spec, owned, &mut found);
+    requirements(spec, &mut found);
     found.0
 }
 
@@ -218,6 +219,17 @@ fn postgres(spec: &Spec, owned: &[&str], found: &mut Found) {
             );
         }
     }
+}
+
+/// Bounds of numbers that are there; the texts are checked where they are made.
+fn requirements(spec: &Spec, found: &mut Found) {
+    let Ok(table) = toml::Table::try_from(&spec.requirements) else { return };
+    for (key, value) in &table {
+        if let Some(number) = value.as_integer().and_then(|number| u64::try_from(number).ok()) {
+            found.bounds(&format!("requirements.{key}"), number);
+        }
+    }
+    found.0.extend(crate::requirements::check(&spec.requirements));
 }
 
 fn parameter_name(name: &str) -> bool {

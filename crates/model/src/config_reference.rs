@@ -1,6 +1,7 @@
 //! Every key of `mainstay.toml` in one place: its kind, its bounds, what it is for, and when a change of it takes effect. Reading, checking,
 //! writing, `mainstay set` and the page `docs/configuration.md` all go by this table.
 
+use crate::requirements::Requirements;
 use crate::spec::{Failover, Postgres, Proxy};
 use std::fmt::Write as _;
 
@@ -115,6 +116,9 @@ pub const KEYS: &[Key] = &[
     key("", "failover", Kind::Table, "times of the take-over").or("each key's own").when(TABLE),
     key("", "proxy", Kind::Table, "what clients connect to").or("each key's own").when(TABLE),
     key("", "postgres", Kind::Table, "PostgreSQL's own settings").or("each key's own").when(TABLE),
+    key("", "requirements", Kind::Table, "what is asked of the cluster; `mainstay plan` reads it")
+        .or("each key's own")
+        .when(TABLE),
     key("cluster", "name", Kind::Text, "a letter a-z, then letters, digits or '-'; 40 at most")
         .or("required")
         .when(NAMED),
@@ -161,10 +165,124 @@ pub const KEYS: &[Key] = &[
         .or("none")
         .when(PARAMETER),
     key("postgres", "hba", Kind::Texts, "lines of pg_hba.conf, before the default ones").or("none"),
+    key("requirements", "purpose", Kind::Text, "what the data is, in a sentence").or("not said"),
+    key("requirements", "classification", Kind::Text, "who may see it: public | internal | personal | secret"),
+    key("requirements", "owner", Kind::Text, "who answers for it").or("not said"),
+    key("requirements", "on_call", Kind::Texts, "who is called, in this order").or("nobody"),
+    key(
+        "requirements",
+        "needs",
+        Kind::Texts,
+        "what applications need: transactions, joins, documents, no-loss … (a wrong word lists all)",
+    ),
+    key(
+        "requirements",
+        "loss_server_s",
+        Kind::Number,
+        "most seconds of acknowledged writes that may be lost when a database server dies",
+    )
+    .or("none: the plan says what is reached")
+    .within(0, 31_536_000),
+    key(
+        "requirements",
+        "loss_host_s",
+        Kind::Number,
+        "most seconds of acknowledged writes that may be lost when a host is lost with its disk",
+    )
+    .or("none: the plan says what is reached")
+    .within(0, 31_536_000),
+    key(
+        "requirements",
+        "loss_zone_s",
+        Kind::Number,
+        "most seconds of acknowledged writes that may be lost when a zone is lost",
+    )
+    .or("none: the plan says what is reached")
+    .within(0, 31_536_000),
+    key(
+        "requirements",
+        "loss_site_s",
+        Kind::Number,
+        "most seconds of acknowledged writes that may be lost when all hosts are lost at once",
+    )
+    .or("none: the plan says what is reached")
+    .within(0, 31_536_000),
+    key(
+        "requirements",
+        "loss_human_s",
+        Kind::Number,
+        "most seconds of acknowledged writes that may be lost when data was deleted or changed by mistake",
+    )
+    .or("none: the plan says what is reached")
+    .within(0, 31_536_000),
+    key("requirements", "outage_server_s", Kind::Number, "most seconds without service when a database server dies")
+        .or("none: the plan says what is reached")
+        .within(1, 31_536_000),
+    key(
+        "requirements",
+        "outage_host_s",
+        Kind::Number,
+        "most seconds without service when a host is lost with its disk",
+    )
+    .or("none: the plan says what is reached")
+    .within(1, 31_536_000),
+    key("requirements", "outage_zone_s", Kind::Number, "most seconds without service when a zone is lost")
+        .or("none: the plan says what is reached")
+        .within(1, 31_536_000),
+    key("requirements", "outage_site_s", Kind::Number, "most seconds without service when all hosts are lost at once")
+        .or("none: the plan says what is reached")
+        .within(1, 31_536_000),
+    key(
+        "requirements",
+        "outage_human_s",
+        Kind::Number,
+        "most seconds without service when data was deleted or changed by mistake",
+    )
+    .or("none: the plan says what is reached")
+    .within(1, 31_536_000),
+    key("requirements", "size_gb", Kind::Number, "how large the data is now").within(1, 1_000_000),
+    key("requirements", "growth_gb_per_month", Kind::Number, "how much it grows").within(0, 1_000_000),
+    key("requirements", "working_set_gb", Kind::Number, "how much of it is in use all the time")
+        .or("a quarter of size_gb")
+        .within(1, 1_000_000),
+    key("requirements", "writes_per_s", Kind::Number, "writing transactions a second, at the busiest hour")
+        .within(0, 1_000_000),
+    key("requirements", "reads_per_s", Kind::Number, "reading transactions a second, at the busiest hour")
+        .within(0, 10_000_000),
+    key("requirements", "log_kb_per_write", Kind::Number, "write-ahead log that a writing transaction makes")
+        .within(1, 1_000_000),
+    key("requirements", "clients", Kind::Number, "connections that the applications keep open, all together")
+        .within(1, 1_000_000),
+    key("requirements", "workload", Kind::Text, "what most of the work is: transactions | mixed | analytics"),
+    key("requirements", "write_latency_ms", Kind::Number, "how long a commit may take").within(1, 60_000),
+    key("requirements", "hosts", Kind::Number, "how many hosts there may be").or("those listed").within(1, 50),
+    key("requirements", "cores", Kind::Number, "of the smallest host").within(1, 1024),
+    key("requirements", "memory_gb", Kind::Number, "of the smallest host").within(1, 100_000),
+    key("requirements", "disk_gb", Kind::Number, "of the smallest host, for data and log").within(1, 1_000_000),
+    key("requirements", "disk", Kind::Text, "its kind: nvme | ssd | network | rotating"),
+    key("requirements", "link_mbit_s", Kind::Number, "the slowest network link between the hosts").within(1, 1_000_000),
+    key("requirements", "zone_round_trip_us", Kind::Number, "round trip between two zones, in microseconds")
+        .within(10, 1_000_000),
+    key(
+        "requirements",
+        "host_fails_every_days",
+        Kind::Number,
+        "a host fails about once in so many days (for the expected availability)",
+    )
+    .within(1, 36_500),
+    key("requirements", "repair_hours", Kind::Number, "until a failed host is repaired or replaced").within(1, 8760),
+    key("requirements", "zone_fails_every_days", Kind::Number, "a zone fails about once in so many days")
+        .within(1, 36_500),
+    key("requirements", "window", Kind::Text, "when maintenance is done: mon to sun or daily, from-to"),
+    key("requirements", "time_zone", Kind::Text, "in which time zone that is, as Europe/Berlin"),
+    key("requirements", "retention_days", Kind::Number, "how far back the data must be restorable").within(1, 3650),
+    key("requirements", "postgres_version", Kind::Number, "the major version")
+        .or("the one that is installed")
+        .within(15, 99),
 ];
 
 /// The tables with fixed keys, in the order of the page.
-pub const TABLES: [&str; 6] = ["", "cluster", "node", "failover", "proxy", "postgres"];
+pub const TABLES: [&str; 7] = ["", "cluster", "node", "failover", "proxy", "postgres", "requirements"];
 
 /// The keys of a table; `None` for what is no table with fixed keys.
 #[must_use]
@@ -194,6 +312,7 @@ pub fn default_of(key: &Key) -> String {
         "failover" => toml::Table::try_from(Failover::default()),
         "proxy" => toml::Table::try_from(Proxy::default()),
         "postgres" => toml::Table::try_from(Postgres::default()),
+        "requirements" => toml::Table::try_from(Requirements::default()),
         _ => return String::new(),
     };
     value.ok().and_then(|table| table.get(key.name).map(ToString::to_string)).unwrap_or_default()

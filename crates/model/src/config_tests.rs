@@ -2,6 +2,7 @@
 
 use super::{nearest, parse, render};
 use crate::config_reference::{TABLES, keys_of};
+use crate::requirements::{Classification, Disk, Requirements, Workload};
 use crate::spec::{Cluster, EngineKind, Failover, Node, Postgres, Proxy, Spec};
 use crate::{ClusterName, Durability, NodeId};
 
@@ -24,6 +25,33 @@ fn errors(text: &str) -> Vec<String> {
     match parse(text, OWNED) {
         Ok(_) => Vec::new(),
         Err(error) => error.problems.iter().map(ToString::to_string).collect(),
+    }
+}
+
+fn requirements() -> Requirements {
+    let some = Some(17);
+    Requirements {
+        purpose: Some("orders of the \"shop\"".into()),
+        classification: Classification::Personal,
+        owner: Some("shop team".into()),
+        on_call: vec!["Ann, +49 1".into(), "Bob".into()],
+        needs: Vec::new(),
+        loss_server_s: some,
+        loss_host_s: some,
+        loss_zone_s: some,
+        loss_site_s: some,
+        loss_human_s: some,
+        outage_server_s: some,
+        outage_host_s: some,
+        outage_zone_s: some,
+        outage_site_s: some,
+        outage_human_s: some,
+        working_set_gb: some,
+        hosts: some,
+        postgres_version: some,
+        disk: Disk::Nvme,
+        workload: Workload::Analytics,
+        ..Requirements::default()
     }
 }
 
@@ -67,6 +95,7 @@ fn full() -> Spec {
                 .into(),
             hba: vec!["hostssl all all 10.0.0.0/8 scram-sha-256".into(), "local all all peer".into()],
         },
+        requirements: requirements(),
     }
 }
 
@@ -115,7 +144,7 @@ fn unknown_keys_are_all_named_with_line_and_suggestion() {
             "line 3: unknown key \"durabilty\" in [cluster]; did you mean \"durability\"?",
             "line 6: unknown key \"hots\" in [node]; did you mean \"host\"?",
             "line 7: unknown key \"fail-over\" at the top of the file; did you mean \"failover\"?",
-            "line 9: unknown key \"watch\" at the top of the file; known here: cluster, node, failover, proxy, postgres",
+            "line 9: unknown key \"watch\" at the top of the file; known here: cluster, node, failover, proxy, postgres, requirements",
         ]
     );
 }
@@ -231,4 +260,18 @@ fn access_lines_are_single_lines_of_the_right_kind() {
 fn suggestions_are_near_or_absent() {
     assert_eq!(nearest("nmae", &["name", "host"]), Some("name"));
     assert_eq!(nearest("backup_retention", &["name", "host"]), None);
+}
+
+#[test]
+fn requirements_are_checked() {
+    let with = |text: &str| errors(&format!("{GOOD}[requirements]\n{text}\n"));
+    assert_eq!(with("size_gb = 500\nneeds = [\"transactions\", \"no-loss\"]"), Vec::<String>::new());
+    assert_eq!(with("size_gb = 0"), ["line 13: requirements.size_gb = 0 is out of bounds: 1 to 1000000"]);
+    assert!(
+        with("needs = [\"transaction\"]")[0]
+            .starts_with("line 13: unknown need \"transaction\"; did you mean \"transactions\"?")
+    );
+    assert!(with("window = \"sunday\"")[0].contains("as \"sun 02:00-04:00\""));
+    assert!(with("disk = \"floppy\"")[0].contains("unknown variant `floppy`"));
+    assert_eq!(with("working_set_gb = 21"), ["line 13: working_set_gb = 21 is more than the data (size_gb = 20)"]);
 }

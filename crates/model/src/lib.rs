@@ -19,6 +19,7 @@ pub mod observation;
 pub mod order;
 pub mod position;
 pub mod record;
+pub mod requirements;
 pub mod route;
 pub mod setting;
 pub mod spec;

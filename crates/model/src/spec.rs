@@ -1,5 +1,6 @@
 //! What the operator wants: `mainstay.toml` as values.
 
+use crate::requirements::Requirements;
 use crate::{ClusterName, Durability, NodeId, Span};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -23,6 +24,9 @@ pub struct Spec {
     /// PostgreSQL's own settings.
     #[serde(default)]
     pub postgres: Postgres,
+    /// What the cluster is for and what is asked of it; read by plans only.
+    #[serde(default, skip_serializing_if = "Requirements::is_default")]
+    pub requirements: Requirements,
 }
 
 /// The cluster as a whole.

@@ -9,7 +9,10 @@ const FLOORS: [(&str, &[&str]); 6] = [
     ("words", &["model"]),
     ("brain", &["decide", "plan", "wire"]),
     ("doors", &["ports"]),
-    ("workshop", &["store", "engine-postgres", "engine-mysql", "engine-mongodb", "guard", "net", "vault", "watch"]),
+    (
+        "workshop",
+        &["store", "engine-postgres", "engine-mysql", "engine-mongodb", "guard", "net", "vault", "watch", "rehearse"],
+    ),
     ("living room", &["agent", "proxy", "console", "fleet", "drill"]),
     ("front door", &["mainstay"]),
 ];
@@ -23,7 +26,7 @@ const FORBIDDEN: [(&str, &str, &str); 2] =
     [("proxy", "decide", "the proxy never elects"), ("drill", "decide", "a drill judges from outside")];
 
 /// Rooms without clock, I/O, threads, runtime or randomness of their own, and what must not be found under them.
-const PURE: [&str; 5] = ["model", "decide", "plan", "wire", "sim"];
+const PURE: [&str; 6] = ["model", "decide", "plan", "wire", "rehearse", "sim"];
 const IMPURE: [&str; 8] = ["tokio", "mio", "rand", "getrandom", "fastrand", "rustix", "libc", "async-trait"];
 
 fn room(package: &str) -> &str {

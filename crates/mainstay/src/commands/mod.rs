@@ -6,14 +6,17 @@ mod down;
 mod failover;
 mod guard;
 mod history;
+mod init;
 mod join;
 mod node;
 mod pause;
 mod pki;
+mod plan;
 mod proxy;
 mod recover;
 mod reinit;
 mod restart;
+mod runbook;
 mod set;
 mod status;
 mod supervise;
@@ -51,6 +54,9 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Set(options) => one_thread(set::run(options, global)),
         Command::Node(options) => one_thread(node::run(options, global)),
         Command::Recover(options) => one_thread(recover::run(options, global)),
+        Command::Init(options) => init::run(&options, global),
+        Command::Plan(options) => one_thread(plan::run(options, global)),
+        Command::Runbook(options) => one_thread(runbook::run(options, global)),
         Command::Connect(options) => connect::run(&options, global),
         Command::Pki(options) => pki::run(options, global),
         Command::Join(options) => join::run(options, global),

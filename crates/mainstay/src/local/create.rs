@@ -93,6 +93,7 @@ fn spec(up: &Up, dir: &Path, hosts: &[Ipv4Addr], ports: ports::Ports, bin_dir: O
             ..Proxy::default()
         },
         postgres: Postgres { bin_dir, ..Postgres::default() },
+        requirements: mainstay_model::requirements::Requirements::default(),
     })
 }
 

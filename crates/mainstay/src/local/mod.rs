@@ -3,6 +3,7 @@
 pub(crate) mod create;
 pub(crate) mod engine;
 pub(crate) mod keys;
+pub(crate) mod machine;
 pub(crate) mod node_dir;
 pub(crate) mod place;
 pub(crate) mod ports;

@@ -90,6 +90,7 @@ pub(crate) fn plan(shape: Shape) -> Result<(Spec, Secrets)> {
                 .into(),
             ..Postgres::default()
         },
+        requirements: mainstay_model::requirements::Requirements::default(),
     };
     let mut bytes = [0u8; 16];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
