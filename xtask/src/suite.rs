@@ -181,7 +181,7 @@ fn binary(root: &Path, name: &str) -> Result<PathBuf> {
 pub(crate) fn testkit(root: &Path, command: &str, arguments: &[OsString]) -> Result<ExitCode> {
     // With --json the last line of standard output belongs to the tool; ours come before it.
     packages::ensure()?;
-    let on_hosts = matches!(command, "hosts" | "soak") || arguments.iter().any(|word| word == "--hosts");
+    let on_hosts = matches!(command, "hosts" | "chaos" | "soak") || arguments.iter().any(|word| word == "--hosts");
     if on_hosts && !packages::ensure_hosts()? {
         bail!("run this as root");
     }
