@@ -30,6 +30,7 @@ pub(crate) fn test(root: &Path) -> Result<()> {
     closing.push(end_to_end(root)?);
     if packages::ensure_hosts()? {
         closing.push(virtual_hosts(root)?);
+        closing.push(chaos(root)?);
     }
     println!();
     closing.iter().for_each(|line| println!("{line}"));
@@ -80,6 +81,12 @@ fn end_to_end(root: &Path) -> Result<String> {
 fn virtual_hosts(root: &Path) -> Result<String> {
     let counted = count(&run_kept("virtual hosts", &mut tests_of_built(root, &["--test", "hosts"])?)?);
     closing_line("virtual hosts", counted)
+}
+
+/// Faults that overlap, from fixed seeds. They need root.
+fn chaos(root: &Path) -> Result<String> {
+    let counted = count(&run_kept("chaos", &mut tests_of_built(root, &["--test", "chaos"])?)?);
+    closing_line("chaos", counted)
 }
 
 fn tests_of_built(root: &Path, which: &[&str]) -> Result<Command> {
@@ -167,6 +174,15 @@ fn build(root: &Path) -> Result<()> {
     run("build", &mut cargo(root, &arguments))
 }
 
+/// Builds a program whose safety rules can be broken. It has a directory of its own, so that it is never taken for the real one.
+fn build_sabotaged(root: &Path) -> Result<PathBuf> {
+    let target = Path::new(&tidy::metadata(root)?.target_directory).join("sabotage");
+    let mut command = cargo(root, &["build", "--package", "mainstay", "--features", "sabotage", "--target-dir"]);
+    command.arg(&target);
+    run("build with sabotage", &mut command)?;
+    Ok(target.join("debug/mainstay"))
+}
+
 /// Where the build put a program.
 fn binary(root: &Path, name: &str) -> Result<PathBuf> {
     let metadata = tidy::metadata(root)?;
@@ -186,7 +202,8 @@ pub(crate) fn testkit(root: &Path, command: &str, arguments: &[OsString]) -> Res
         bail!("run this as root");
     }
     build(root)?;
-    let mainstay = binary(root, "mainstay")?;
+    let sabotaged = command == "chaos" && arguments.iter().any(|word| word.to_string_lossy().starts_with("--sabotage"));
+    let mainstay = if sabotaged { build_sabotaged(root)? } else { binary(root, "mainstay")? };
     let mut tool = Command::new(binary(root, "testkit")?);
     tool.arg(command).args(arguments).env("MAINSTAY_BIN", mainstay);
     pass(&mut tool)

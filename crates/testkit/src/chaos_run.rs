@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result};
 use mainstay_model::Durability;
 use mainstay_testkit::chaos::plan::{Wish, plan};
 use mainstay_testkit::chaos::report::{Report, Verdict};
-use mainstay_testkit::chaos::{Class, Kind, page, run};
+use mainstay_testkit::chaos::{Class, Kind, page, run, sabotage};
 use mainstay_testkit::hosts::Shape;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -38,6 +38,9 @@ pub(crate) struct Options {
     /// This durability instead of a drawn one: strict, available, async
     #[arg(long)]
     durability: Option<String>,
+    /// Breaks a safety rule on purpose, or `all` of them one after the other: each must be noticed
+    #[arg(long, conflicts_with_all = ["seeds", "hours", "only", "json"])]
+    sabotage: Option<String>,
     /// Prints the plan, and ends
     #[arg(long)]
     plan: bool,
@@ -88,6 +91,9 @@ fn names() -> String {
 /// # Errors
 /// When no cluster comes up.
 pub(crate) async fn chaos(options: &Options) -> Result<ExitCode> {
+    if let Some(which) = &options.sabotage {
+        return sabotaged(which, options).await;
+    }
     let begun = Instant::now();
     let mut sums = Sums::default();
     for seed in options.seed.. {
@@ -117,6 +123,42 @@ pub(crate) async fn chaos(options: &Options) -> Result<ExitCode> {
         Some(Verdict::Failed) => ExitCode::FAILURE,
         Some(Verdict::Invalid) => ExitCode::from(INVALID),
     })
+}
+
+/// Each switch must be noticed within its trials. A cluster that does not even come up is noticed too.
+async fn sabotaged(which: &str, options: &Options) -> Result<ExitCode> {
+    let chosen: Vec<_> = sabotage::ALL.iter().filter(|one| which == "all" || one.switch == which).collect();
+    if chosen.is_empty() {
+        let known: Vec<&str> = sabotage::ALL.iter().map(|one| one.switch).collect();
+        anyhow::bail!("{which} is no switch; say all, or one of {}", known.join(", "));
+    }
+    let mut found = 0;
+    for one in &chosen {
+        let mut noticed = None;
+        for trial in 1..=sabotage::TRIALS {
+            let environment = vec![(sabotage::VARIABLE.to_owned(), one.switch.to_owned())];
+            let settings = run::Options { environment, logs: options.out.clone(), ..run::Options::default() };
+            let how = match run::run(&one.plan(trial), &settings).await {
+                Ok(report) if report.verdict == Verdict::Failed => report.wrong.first().cloned(),
+                Ok(_) => None,
+                Err(error) => Some(format!("{error:#}")),
+            };
+            if let Some(how) = how {
+                noticed = Some((trial, how));
+                break;
+            }
+        }
+        found += usize::from(noticed.is_some());
+        match noticed {
+            Some((trial, how)) => {
+                let how: String = how.chars().take(160).collect();
+                println!("{:<22} found in trial {trial}: {how}", one.switch);
+            }
+            None => println!("{:<22} NOT FOUND in {} trials ({})", one.switch, sabotage::TRIALS, one.breaks),
+        }
+    }
+    println!("{} sabotaged, {found} found", chosen.len());
+    Ok(if found == chosen.len() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn show(options: &Options, report: &Report) -> Result<()> {

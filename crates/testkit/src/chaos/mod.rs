@@ -19,6 +19,7 @@ pub mod page;
 pub mod plan;
 pub mod report;
 pub mod run;
+pub mod sabotage;
 mod undo;
 mod workload;
 

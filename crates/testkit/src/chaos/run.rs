@@ -1,6 +1,7 @@
 //! Carries out a plan: a cluster, clients, round after round of faults, healing, and the judgement.
 
 use super::check::{append, bank, lineage, loss, register};
+use super::fault::Kind;
 use super::inject::{Scene, inject};
 use super::look::Seen;
 use super::plan::{Plan, Round};
@@ -309,6 +310,14 @@ fn judge_losses(report: &mut Report, events: &[Event], ledger: &[(i32, i64)], sa
         report.lost_allowed = report.lost;
         if let Some(text) = loss::wrong(report.lost, events) {
             report.wrong(text);
+        }
+        // Here one primary at a time rests on a guard that is punctual.
+        let late = |kind: Kind| matches!(kind, Kind::GuardStop | Kind::HostFreeze | Kind::HostPause);
+        if report.overlaps > 0 && !report.told.iter().any(|fault| late(fault.kind)) {
+            report.wrong(format!(
+                "{} writes were acknowledged by an old primary after a newer one had opened",
+                report.overlaps
+            ));
         }
         return;
     }
