@@ -12,7 +12,7 @@ impl Dice {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -21,18 +21,18 @@ impl Dice {
 
     /// A number from `low` to `high`, both included.
     pub fn between(&mut self, low: u64, high: u64) -> u64 {
-        low + self.next() % (high.saturating_sub(low) + 1)
+        low + self.number() % (high.saturating_sub(low) + 1)
     }
 
     /// True this often in a hundred.
     pub fn percent(&mut self, chance: u64) -> bool {
-        self.next() % 100 < chance
+        self.number() % 100 < chance
     }
 
     /// One of these; `None` of nothing.
     pub fn one<T: Copy>(&mut self, of: &[T]) -> Option<T> {
         let length = u64::try_from(of.len()).ok().filter(|length| *length > 0)?;
-        of.get(usize::try_from(self.next() % length).ok()?).copied()
+        of.get(usize::try_from(self.number() % length).ok()?).copied()
     }
 
     /// Puts these into another order.

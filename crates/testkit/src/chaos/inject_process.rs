@@ -13,6 +13,8 @@ use mainstay_model::NodeId;
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
 
+/// How long a server may take to let a client in.
+const ANSWERS: Duration = Duration::from_secs(20);
 /// What a process that runs out of memory may have.
 const MEMORY: u64 = 64 * 1024 * 1024;
 
@@ -101,8 +103,20 @@ fn title(pid: u32) -> String {
     String::from_utf8_lossy(&line).replace('\0', " ")
 }
 
-/// A session at a node's own server, and the number of its backend outside.
+/// The same as `backend_now`, as soon as the server takes connections: another fault may have ended it a moment ago.
 async fn backend(scene: &Scene<'_>, host: &Host) -> Result<(tokio_postgres::Client, u32)> {
+    let begun = Instant::now();
+    loop {
+        match backend_now(scene, host).await {
+            Ok(found) => return Ok(found),
+            Err(error) if begun.elapsed() > ANSWERS => return Err(error.context("a session at the node's own server")),
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+/// A session at a node's own server, and the number of its backend outside.
+async fn backend_now(scene: &Scene<'_>, host: &Host) -> Result<(tokio_postgres::Client, u32)> {
     let config = ledger::config(&scene.cluster.server_uri(host))?;
     let asked = async move {
         let (client, _) = ledger::connect(&config).await?;
@@ -115,8 +129,8 @@ async fn backend(scene: &Scene<'_>, host: &Host) -> Result<(tokio_postgres::Clie
 
 /// SIGKILL to one backend: the server takes all others down with it.
 async fn kill_backend(scene: &Scene<'_>, node: &NodeId, host: &Host) -> Result<Happened> {
-    let before = server(host).context("the primary has no server")?;
     let (_client, pid) = backend(scene, host).await?;
+    let before = there("the server", || server(host)).await?;
     let at = kill_all(&[pid], &[])?;
     there("the end of the server", || (server(host) != Some(before)).then_some(())).await?;
     Ok(Happened {

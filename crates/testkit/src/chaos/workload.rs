@@ -30,6 +30,9 @@ const TABLES: &str = "CREATE TABLE IF NOT EXISTS mainstay_bank (run bigint, acco
     CREATE TABLE IF NOT EXISTS mainstay_register (run bigint, key integer, value bigint, reads bigint, PRIMARY KEY (run, key));
     CREATE TABLE IF NOT EXISTS mainstay_list (run bigint, list bigint, elements bigint[], PRIMARY KEY (run, list))";
 
+/// What snapshots of the bank showed: node, accounts, total; and how often.
+type Sums = BTreeMap<(String, i64, i64), u64>;
+
 #[derive(Clone)]
 struct Task {
     config: Config,
@@ -44,7 +47,7 @@ struct Task {
 pub(crate) struct Workloads {
     task: Task,
     transfers: Vec<JoinHandle<[u64; 3]>>,
-    readers: Vec<(Inside, JoinHandle<BTreeMap<(String, i64, i64), u64>>)>,
+    readers: Vec<(Inside, JoinHandle<Sums>)>,
     registers: Vec<JoinHandle<Vec<register::Operation>>>,
     lists: Vec<JoinHandle<Vec<append::Transaction>>>,
 }
@@ -55,7 +58,7 @@ pub(crate) struct Records {
     /// Transfers: acknowledged, failed, unknown.
     pub(crate) transfers: [u64; 3],
     /// What snapshots of the bank showed: node, accounts, total; and how often.
-    pub(crate) sums: BTreeMap<(String, i64, i64), u64>,
+    pub(crate) sums: Sums,
     pub(crate) registers: Vec<register::Operation>,
     pub(crate) lists: Vec<append::Transaction>,
     pub(crate) last: BTreeMap<i64, Vec<i64>>,
@@ -68,7 +71,7 @@ impl Workloads {
         let task = Task { config, run, begun: Instant::now(), stop: Arc::default(), values: Arc::default() };
         client.run(task.clone().fill()).await??;
         let (handle, mut dice) = (client.handle(), Dice::new(seed));
-        let mut dices = || Dice::new(dice.next());
+        let mut dices = || Dice::new(dice.number());
         let transfers = (0..2).map(|_| handle.spawn(task.clone().transfer(dices()))).collect();
         let registers = (0..3).map(|_| handle.spawn(task.clone().use_registers(dices()))).collect();
         let lists = (0..3).map(|_| handle.spawn(task.clone().append(dices()))).collect();
@@ -196,7 +199,7 @@ impl Task {
     }
 
     /// One snapshot after the other on one node, past the proxy.
-    async fn look_at_bank(self, node: String) -> BTreeMap<(String, i64, i64), u64> {
+    async fn look_at_bank(self, node: String) -> Sums {
         let mut sums = BTreeMap::new();
         let select =
             format!("SELECT count(*), coalesce(sum(balance), 0)::bigint FROM mainstay_bank WHERE run = {}", self.run);
