@@ -156,7 +156,6 @@ impl Hands {
             Order::SetSync { setting } => self.engine.set_sync(&setting).await.map_or_else(failed, Outcome::Confirmed),
             Order::StopClean { keep } => self.engine.stop_clean(&keep).await.map_or_else(failed, Outcome::Ended),
             Order::Stop => done(self.engine.stop_standby().await),
-            Order::Rewind { .. } if sabotage::on("skipped-rewind") => Outcome::Done,
             Order::Rewind { .. } | Order::Clone { .. } if sabotage::on("no-rejoin") => {
                 Outcome::Failed(OrderFailure::NotYet("sabotaged".to_owned()))
             }

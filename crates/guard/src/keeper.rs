@@ -337,7 +337,6 @@ impl Keeper {
         let now = boot_now();
         if let (Some(_), Some((term, until))) = (&self.server, self.deadline.passed(now))
             && self.fence.is_none()
-            && !mainstay_ports::sabotage::on("no-fence")
         {
             self.begin_fence(format!("the deadline {until} of term {term} passed {} ago", now.since(until)), true);
         }

@@ -30,13 +30,7 @@ const ASYNC: Durability = Durability::Async;
 const STRICT: Durability = Durability::Strict;
 
 /// Every switch.
-pub const ALL: [Sabotage; 10] = [
-    Sabotage {
-        switch: "no-fence",
-        breaks: "the guard kills when the deadline has passed",
-        durability: ASYNC,
-        faults: PRIMARY_CUT,
-    },
+pub const ALL: [Sabotage; 8] = [
     Sabotage { switch: "endless-lease", breaks: "a lease ends", durability: ASYNC, faults: PRIMARY_CUT },
     Sabotage {
         switch: "no-lease-wait",
@@ -54,12 +48,6 @@ pub const ALL: [Sabotage; 10] = [
         switch: "durability-forgotten",
         breaks: "decisions know the durability that was set",
         durability: STRICT,
-        faults: PRIMARY_CUT,
-    },
-    Sabotage {
-        switch: "skipped-rewind",
-        breaks: "a diverged log is rewound before it follows",
-        durability: ASYNC,
         faults: PRIMARY_CUT,
     },
     Sabotage {
