@@ -1,4 +1,4 @@
-//! What contributors run: `cargo xtask tidy | test | sim | demo | bench | hosts | soak`.
+//! What contributors run: `cargo xtask tidy | test | sim | demo | bench | hosts | chaos | soak`.
 //!
 //! Nothing here is part of the program. Each command says what it is about to do before it does it, how long each step took, and
 //! stops at the first that fails.
@@ -45,6 +45,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Faults that overlap, drawn from a seed, with every workload and checker (root): `cargo xtask chaos --seed N [--minutes M] [--only CLASS] [--json]`
+    Chaos {
+        /// Passed on
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Processors and disks saturated by other programs: nobody may take over (root): `cargo xtask soak --minutes 10`
     Soak {
         /// Passed on
@@ -77,6 +83,7 @@ fn run() -> Result<ExitCode> {
         Command::Sim { arguments } => suite::sim(&root, &arguments),
         Command::Demo { arguments } => suite::testkit(&root, "demo", &arguments),
         Command::Hosts { arguments } => suite::testkit(&root, "hosts", &arguments),
+        Command::Chaos { arguments } => suite::testkit(&root, "chaos", &arguments),
         Command::Soak { arguments } => suite::testkit(&root, "soak", &arguments),
         Command::Bench { what: Bench::Failover { arguments } } => suite::testkit(&root, "bench-failover", &arguments),
     }

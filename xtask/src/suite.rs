@@ -30,6 +30,7 @@ pub(crate) fn test(root: &Path) -> Result<()> {
     closing.push(end_to_end(root)?);
     if packages::ensure_hosts()? {
         closing.push(virtual_hosts(root)?);
+        closing.push(chaos(root)?);
     }
     println!();
     closing.iter().for_each(|line| println!("{line}"));
@@ -81,6 +82,12 @@ fn end_to_end(root: &Path) -> Result<String> {
 fn virtual_hosts(root: &Path) -> Result<String> {
     let counted = count(&run_kept("virtual hosts", &mut tests_of_built(root, &["--test", "hosts"])?)?);
     closing_line("virtual hosts", counted)
+}
+
+/// Faults that overlap, from fixed seeds. They need root.
+fn chaos(root: &Path) -> Result<String> {
+    let counted = count(&run_kept("chaos", &mut tests_of_built(root, &["--test", "chaos"])?)?);
+    closing_line("chaos", counted)
 }
 
 fn tests_of_built(root: &Path, which: &[&str]) -> Result<Command> {
@@ -168,6 +175,15 @@ fn build(root: &Path) -> Result<()> {
     run("build", &mut cargo(root, &arguments))
 }
 
+/// Builds a program whose safety rules can be broken. It has a directory of its own, so that it is never taken for the real one.
+fn build_sabotaged(root: &Path) -> Result<PathBuf> {
+    let target = Path::new(&tidy::metadata(root)?.target_directory).join("sabotage");
+    let mut command = cargo(root, &["build", "--package", "mainstay", "--features", "sabotage", "--target-dir"]);
+    command.arg(&target);
+    run("build with sabotage", &mut command)?;
+    Ok(target.join("debug/mainstay"))
+}
+
 /// Where the build put a program.
 fn binary(root: &Path, name: &str) -> Result<PathBuf> {
     let metadata = tidy::metadata(root)?;
@@ -182,12 +198,13 @@ fn binary(root: &Path, name: &str) -> Result<PathBuf> {
 pub(crate) fn testkit(root: &Path, command: &str, arguments: &[OsString]) -> Result<ExitCode> {
     // With --json the last line of standard output belongs to the tool; ours come before it.
     packages::ensure()?;
-    let on_hosts = matches!(command, "hosts" | "soak") || arguments.iter().any(|word| word == "--hosts");
+    let on_hosts = matches!(command, "hosts" | "chaos" | "soak") || arguments.iter().any(|word| word == "--hosts");
     if on_hosts && !packages::ensure_hosts()? {
         bail!("run this as root");
     }
     build(root)?;
-    let mainstay = binary(root, "mainstay")?;
+    let sabotaged = command == "chaos" && arguments.iter().any(|word| word.to_string_lossy().starts_with("--sabotage"));
+    let mainstay = if sabotaged { build_sabotaged(root)? } else { binary(root, "mainstay")? };
     let mut tool = Command::new(binary(root, "testkit")?);
     tool.arg(command).args(arguments).env("MAINSTAY_BIN", mainstay);
     pass(&mut tool)

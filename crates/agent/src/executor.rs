@@ -8,6 +8,7 @@ use mainstay_model::{Lost, NodeId, Order, OrderFailure, OrderId, Outcome, Term};
 use mainstay_ports::clock::boot_now;
 use mainstay_ports::engine::{Engine, EngineError};
 use mainstay_ports::process::{Fenced, ServerProcess};
+use mainstay_ports::sabotage;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -119,6 +120,7 @@ fn done(result: Result<(), EngineError>) -> Outcome {
 fn replaced(result: Result<Option<Lost>, EngineError>) -> Outcome {
     match result {
         Ok(None) => Outcome::Done,
+        Ok(Some(_)) if sabotage::on("silent-loss") => Outcome::Done,
         Ok(Some(lost)) => {
             warn!(?lost, "what the old data held besides is kept");
             Outcome::Replaced(lost)
@@ -136,6 +138,9 @@ impl Hands {
         let copy = self.gate.durable().await.copy;
         match order {
             Order::Kill => self.kill().await,
+            Order::StartStandby if sabotage::on("no-restart") => {
+                Outcome::Failed(OrderFailure::NotYet("sabotaged".to_owned()))
+            }
             Order::StartStandby => match copy {
                 Some(copy) => done(self.engine.start_standby(copy, self.upstream().await.as_ref()).await),
                 None => Outcome::Failed(OrderFailure::Broken("no whole copy to start".to_owned())),
@@ -152,6 +157,9 @@ impl Hands {
             Order::Checkpoint => done(self.engine.checkpoint().await),
             Order::StopClean { keep } => self.engine.stop_clean(&keep).await.map_or_else(failed, Outcome::Ended),
             Order::Stop => done(self.engine.stop_standby().await),
+            Order::Rewind { .. } | Order::Clone { .. } if sabotage::on("no-rejoin") => {
+                Outcome::Failed(OrderFailure::NotYet("sabotaged".to_owned()))
+            }
             Order::Rewind { source } => replaced(self.engine.rewind(&source).await),
             Order::Clone { source, copy } => replaced(self.engine.as_ref().clone_from(&source, copy).await),
             order => self.as_primary(term, order).await,

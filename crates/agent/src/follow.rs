@@ -6,13 +6,15 @@ use crate::generations::Generations;
 use crate::mind_loop::Question;
 use crate::routes::Routes;
 use anyhow::{Context, Result};
+use mainstay_decide::Plant;
 use mainstay_decide::io::{Config, Input};
 use mainstay_model::spec::Spec;
 use mainstay_model::stored_spec::StoredSpec;
-use mainstay_model::{NodeId, ServerObservation, ServerState, Span};
+use mainstay_model::{Durability, NodeId, ServerObservation, ServerState, Span};
 use mainstay_net::Mesh;
 use mainstay_ports::engine::{Configured, Engine, EngineError, EngineSettings};
 use mainstay_ports::peer::Peers as _;
+use mainstay_ports::sabotage;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -93,7 +95,7 @@ pub fn decision_config(me: &NodeId, stored: &StoredSpec, seed: u64) -> Config {
         me: me.clone(),
         data_nodes: data_nodes.zip(0..).collect(),
         excluded: Default::default(),
-        durability: spec.cluster.durability,
+        durability: if sabotage::on("durability-forgotten") { Durability::Async } else { spec.cluster.durability },
         sync_replicas: spec.sync_replicas(),
         lease,
         margin: lease.percent(spec.failover.margin_percent),
@@ -102,8 +104,13 @@ pub fn decision_config(me: &NodeId, stored: &StoredSpec, seed: u64) -> Config {
         hang: Span(spec.failover.suspicion_ms * 2),
         seed,
         paused: stored.paused.is_some(),
-        plants: Default::default(),
+        plants: sabotaged(),
     }
+}
+
+/// Rules of deciding that are broken on purpose; none in an ordinary build.
+fn sabotaged() -> std::collections::BTreeSet<Plant> {
+    sabotage::on("no-lease-wait").then_some(Plant::AsyncWithoutLeaseWait).into_iter().collect()
 }
 
 /// What the engine must know of it.

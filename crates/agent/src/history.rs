@@ -44,6 +44,9 @@ pub async fn keep(store: Arc<dyn Store>, mut events: mpsc::Receiver<Event>) {
         tokio::select! {
             event = events.recv() => {
                 let Some(mut event) = event else { return };
+                if event.change.is_some() && mainstay_ports::sabotage::on("silent-history") {
+                    continue;
+                }
                 if event.wall_ms == 0 {
                     event.wall_ms = wall_now_ms();
                 }

@@ -136,6 +136,9 @@ fn settings(from: Source<'_>) -> BTreeMap<String, String> {
     all.insert("wal_keep_size".to_owned(), format!("{}MB", keep_mb.min(WAL_KEEP_MB)));
     all.extend(settings.parameters.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone())));
     floors.lift(&mut all);
+    if mainstay_ports::sabotage::on("local-commits") {
+        all.insert("synchronous_commit".to_owned(), "local".to_owned());
+    }
     let layout = &options.layout;
     let path = |path: std::path::PathBuf| path.display().to_string();
     let upstream = live.upstream.as_ref().and_then(|node| settings.peers.get(node).map(|at| (node, at)));

@@ -8,6 +8,7 @@ pub mod peer;
 pub mod priority;
 pub mod process;
 pub mod route_board;
+pub mod sabotage;
 pub mod store;
 #[cfg(feature = "suite")]
 pub mod store_suite;

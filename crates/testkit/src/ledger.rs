@@ -284,7 +284,7 @@ async fn write(config: Config, run: i64, client: i32, begun: Instant, shared: Ar
 
 /// An error that a living server sent about the statement says that nothing was committed; anything about the connection or the
 /// server's end does not.
-fn judge(error: &tokio_postgres::Error) -> Told {
+pub(crate) fn judge(error: &tokio_postgres::Error) -> Told {
     let Some(code) = error.code() else { return Told::Unknown };
     let about_connection = code.code().starts_with("08") || code.code().starts_with("57P");
     if about_connection || *code == SqlState::T_R_STATEMENT_COMPLETION_UNKNOWN { Told::Unknown } else { Told::Failed }
@@ -306,6 +306,19 @@ impl Records {
             .into_iter()
             .map(|client| longest_gap(self.acknowledged(|operation| operation.client == client), self.ran));
         gaps.max_by_key(|gap| gap.length).unwrap_or_default()
+    }
+
+    /// The longest time without an acknowledgement that lies, at least in part, between these moments.
+    #[must_use]
+    pub fn longest_gap_between(&self, from: Duration, to: Duration) -> Gap {
+        let mut times = self.acknowledged(|_| true);
+        times.push(self.ran);
+        times.sort_unstable();
+        let pairs = times.windows(2).filter_map(|pair| match pair {
+            [one, other] if *other >= from && *one <= to => Some(Gap { from: *one, length: *other - *one }),
+            _ => None,
+        });
+        pairs.max_by_key(|gap| gap.length).unwrap_or_default()
     }
 
     /// The first acknowledgement of a write that was sent after this moment; `None`: there was none.

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod chaos;
 pub mod cluster;
 pub mod faults;
 pub mod hosts;

@@ -5,6 +5,7 @@
 mod bench;
 mod bench_hosts;
 mod bench_table;
+mod chaos_run;
 mod demo;
 mod hosts_run;
 
@@ -29,6 +30,8 @@ enum Command {
     Hosts(hosts_run::Options),
     /// Saturates the processors and the data volumes: nobody may take over (needs root)
     Soak(hosts_run::Soak),
+    /// Faults that overlap, from a seed, and every workload and checker (needs root)
+    Chaos(chaos_run::Options),
     /// The first process of a virtual host
     #[command(hide = true)]
     HostInit {
@@ -41,14 +44,13 @@ fn main() -> ExitCode {
     let command = Arguments::parse().command;
     let done = match command {
         // Without a runtime: it has one thread to collect processes, and one to listen.
-        Command::HostInit { .. } => mainstay_testkit::hosts::init::run().map(|()| true),
+        Command::HostInit { .. } => mainstay_testkit::hosts::init::run().map(|()| ExitCode::SUCCESS),
         command => {
             tokio::runtime::Runtime::new().map_err(Into::into).and_then(|runtime| runtime.block_on(work(&command)))
         }
     };
     match done {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("testkit: {error:#}");
             ExitCode::FAILURE
@@ -56,16 +58,18 @@ fn main() -> ExitCode {
     }
 }
 
-async fn work(command: &Command) -> anyhow::Result<bool> {
+async fn work(command: &Command) -> anyhow::Result<ExitCode> {
     let work = async {
-        match command {
+        let well = match command {
+            Command::Chaos(options) => return chaos_run::chaos(options).await,
             Command::Demo(options) => demo::run(options).await,
             Command::BenchFailover(options) if options.hosts => bench_hosts::run(options).await,
             Command::BenchFailover(options) => bench::run(options).await,
             Command::Hosts(options) => hosts_run::run(options).await,
             Command::Soak(options) => hosts_run::soak(options).await,
             Command::HostInit { .. } => Ok(false),
-        }
+        }?;
+        Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     };
     // Dropping the work takes its cluster down.
     tokio::select! {

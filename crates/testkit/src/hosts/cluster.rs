@@ -63,6 +63,8 @@ pub struct HostCluster {
     /// How long it took until it was whole.
     pub up_took: Duration,
     program: PathBuf,
+    /// Added to the environment of agents and proxy.
+    environment: Vec<(String, String)>,
     secrets: Secrets,
     // Removed last.
     dir: RunDir,
@@ -103,6 +105,14 @@ impl HostCluster {
     /// # Errors
     /// When this is not root, a program is missing, or the cluster does not come up.
     pub async fn up(shape: Shape) -> Result<HostCluster> {
+        HostCluster::up_with(shape, &[]).await
+    }
+
+    /// The same with more in the environment of agents and proxy.
+    ///
+    /// # Errors
+    /// When this is not root, a program is missing, or the cluster does not come up.
+    pub async fn up_with(shape: Shape, environment: &[(String, String)]) -> Result<HostCluster> {
         if !rustix::process::geteuid().is_root() {
             bail!("virtual hosts need root: run this as root");
         }
@@ -127,7 +137,8 @@ impl HostCluster {
         let client = Host::start(&blueprint("client", files::CLIENT, 0))?;
         switch.plug(&client)?;
         let up_took = Duration::ZERO;
-        let mut cluster = HostCluster { hosts, client, switch, shape, up_took, program, secrets, dir };
+        let environment = environment.to_vec();
+        let mut cluster = HostCluster { hosts, client, switch, shape, up_took, program, environment, secrets, dir };
         files::lay_out(&cluster.hosts, &cluster.client, &spec, &cluster.secrets)?;
         cluster.start_services()?;
         let whole = cluster.healed(UP).await;
@@ -143,7 +154,7 @@ impl HostCluster {
         for node in self.hosts.keys() {
             self.start_agent(node, &[])?;
         }
-        self.client.serve("proxy", &[&self.program(), "proxy", "--config", CONFIG], &[])
+        self.client.serve("proxy", &[&self.program(), "proxy", "--config", CONFIG], &self.environment)
     }
 
     /// Starts a node's agent and keeps it running.
@@ -152,7 +163,8 @@ impl HostCluster {
     /// When its host is gone.
     pub fn start_agent(&self, node: &NodeId, environment: &[(String, String)]) -> Result<()> {
         let words = [&self.program(), "agent", "--config", CONFIG, "--node", node.as_str()];
-        self.host(node)?.serve("agent", &words, environment)
+        let environment: Vec<_> = self.environment.iter().chain(environment).cloned().collect();
+        self.host(node)?.serve("agent", &words, &environment)
     }
 
     fn program(&self) -> String {
@@ -263,21 +275,39 @@ impl HostCluster {
         Ok((name, host))
     }
 
+    /// Copies every log of every host to this directory.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn keep_logs(&self, dir: &Path) -> Result<()> {
+        for (name, path) in self.logs().into_iter().filter(|(_, path)| path.exists()) {
+            std::fs::copy(&path, dir.join(&name)).with_context(|| format!("copy {}", path.display()))?;
+        }
+        Ok(())
+    }
+
+    fn logs(&self) -> Vec<(String, PathBuf)> {
+        let of = |host: &Host| {
+            let inner = ["guard.log", "server.log"].map(|log| host.path(&files::log(log)));
+            let all = [host.dir().join("agent.log"), host.dir().join("proxy.log")].into_iter().chain(inner);
+            let name =
+                |path: &PathBuf| format!("{}-{}", host.name(), path.file_name().unwrap_or_default().to_string_lossy());
+            all.map(|path| (name(&path), path)).collect::<Vec<_>>()
+        };
+        self.hosts.values().chain([&self.client]).flat_map(of).collect()
+    }
+
     /// The end of every log, for a test that failed. Everything is copied to `TESTKIT_LOGS`, if that names a directory.
     pub fn show_logs(&self) {
-        for host in self.hosts.values().chain([&self.client]) {
-            let inner = ["guard.log", "server.log"].map(|log| host.path(&files::log(log)));
-            for path in [host.dir().join("agent.log"), host.dir().join("proxy.log")].into_iter().chain(inner) {
-                let Ok(text) = std::fs::read(&path) else { continue };
-                let name = format!("{}-{}", host.name(), path.file_name().unwrap_or_default().to_string_lossy());
-                if let Some(place) = std::env::var_os("TESTKIT_LOGS") {
-                    let _ = std::fs::write(PathBuf::from(place).join(&name), &text);
-                }
-                let text = String::from_utf8_lossy(&text);
-                let lines: Vec<&str> = text.lines().collect();
-                eprintln!("--- the end of {name}");
-                lines.iter().skip(lines.len().saturating_sub(30)).for_each(|line| eprintln!("{line}"));
+        for (name, path) in self.logs() {
+            let Ok(text) = std::fs::read(&path) else { continue };
+            if let Some(place) = std::env::var_os("TESTKIT_LOGS") {
+                let _ = std::fs::write(PathBuf::from(place).join(&name), &text);
             }
+            let text = String::from_utf8_lossy(&text);
+            let lines: Vec<&str> = text.lines().collect();
+            eprintln!("--- the end of {name}");
+            lines.iter().skip(lines.len().saturating_sub(30)).for_each(|line| eprintln!("{line}"));
         }
     }
 }

@@ -13,9 +13,9 @@ use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, lchown};
 use std::path::Path;
 
 /// The client's host.
-pub(super) const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 100);
+pub(crate) const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 100);
 /// The cluster's file on every host.
-pub(super) const CONFIG: &str = "/etc/mainstay/mainstay.toml";
+pub(crate) const CONFIG: &str = "/etc/mainstay/mainstay.toml";
 const CLUSTER: &str = "orders";
 /// The database role with which servers replicate.
 const REPLICATOR: &str = "mainstay_replicator";
@@ -48,13 +48,13 @@ pub(crate) fn log(name: &str) -> String {
 
 /// A node's data directory, inside its host.
 #[must_use]
-pub(super) fn data_dir() -> String {
+pub(crate) fn data_dir() -> String {
     format!("{VOLUME}/{CLUSTER}/data")
 }
 
 /// The directory of a server's socket, inside its host.
 #[must_use]
-pub(super) fn socket_dir() -> String {
+pub(crate) fn socket_dir() -> String {
     format!("{VOLUME}/{CLUSTER}/run")
 }
 

@@ -25,9 +25,9 @@ const FLAPS: [(u64, u64); 6] = [(300, 400), (1200, 300), (2000, 500), (600, 300)
 const JUMPS: [i64; 2] = [3600, -3600];
 
 /// What happened: when, what was seen of it, and what undoes it.
-pub(super) type Happened = (Instant, String, Heal);
+pub(crate) type Happened = (Instant, String, Heal);
 
-pub(super) async fn inject(fault: HostFault, cluster: &HostCluster, status: &Status) -> Result<Injected> {
+pub(crate) async fn inject(fault: HostFault, cluster: &HostCluster, status: &Status) -> Result<Injected> {
     use HostFault as F;
     let (before, host) = cluster.primary(status)?;
     let replica = replicas(cluster, &before).next().context("there is no replica")?;
@@ -73,14 +73,14 @@ pub(super) async fn inject(fault: HostFault, cluster: &HostCluster, status: &Sta
 }
 
 /// Data nodes besides this one.
-pub(super) fn replicas<'a>(
+pub(crate) fn replicas<'a>(
     cluster: &'a HostCluster,
     primary: &'a NodeId,
 ) -> impl Iterator<Item = (&'a NodeId, &'a Host)> {
     cluster.data_nodes().filter(move |(name, _)| *name != primary)
 }
 
-pub(super) fn pid_of(host: &Host, status: &Status, node: &NodeId, server: bool) -> Result<u32> {
+pub(crate) fn pid_of(host: &Host, status: &Status, node: &NodeId, server: bool) -> Result<u32> {
     let line = status.nodes.iter().find(|line| line.name == *node).context("the node is not in the status")?;
     let inner = if server { line.server_pid } else { line.agent_pid };
     host.outer(inner.with_context(|| format!("the status shows no process number on {node}"))?)
@@ -102,7 +102,7 @@ pub(super) fn tell_agent(agent: u32, signal: Signal) -> Result<()> {
 }
 
 /// Kills every process of these hosts. They are started again at once, or only when healed.
-pub(super) fn kill_hosts(cluster: &HostCluster, hosts: &[(&NodeId, &Host)], at_once: bool) -> Result<Happened> {
+pub(crate) fn kill_hosts(cluster: &HostCluster, hosts: &[(&NodeId, &Host)], at_once: bool) -> Result<Happened> {
     let nodes: Vec<NodeId> = hosts.iter().map(|(node, _)| (*node).clone()).collect();
     nodes.iter().try_for_each(|node| cluster.keep(node, false))?;
     let mut first = None;
@@ -128,13 +128,13 @@ pub(super) fn wipe(cluster: &HostCluster, hosts: &[(&NodeId, &Host)]) -> Result<
 }
 
 /// The server's processes: they work in the data directory, of which there is one of that name in each host.
-fn server_processes(host: &Host) -> Vec<u32> {
+pub(crate) fn server_processes(host: &Host) -> Vec<u32> {
     let there = host.processes();
     working_in(Path::new(&files::data_dir())).into_iter().filter(|pid| there.contains(pid)).collect()
 }
 
 /// Stops a server and all its backends, again and again until none runs (new ones may be forked meanwhile).
-fn stop_server(host: &Host) -> Result<(Vec<Pinned>, String)> {
+pub(crate) fn stop_server(host: &Host) -> Result<(Vec<Pinned>, String)> {
     let mut stopped = Vec::new();
     for _ in 0..200 {
         let all = server_processes(host);
@@ -161,7 +161,7 @@ async fn switch_over(cluster: &HostCluster) -> Result<Happened> {
     Ok((at, "switchover has returned".to_owned(), Heal::Nothing))
 }
 
-fn cut_cable(cluster: &HostCluster, node: &NodeId, host: &Host) -> Result<Happened> {
+pub(crate) fn cut_cable(cluster: &HostCluster, node: &NodeId, host: &Host) -> Result<Happened> {
     let at = Instant::now();
     cluster.switch.connect(host, false)?;
     let heal = Heal::Plug(vec![node.clone()]);
@@ -174,7 +174,7 @@ fn addresses<'a>(hosts: impl Iterator<Item = (&'a NodeId, &'a Host)>) -> Vec<Ipv
     hosts.map(|(_, host)| host.address()).collect()
 }
 
-fn cut_out(cluster: &HostCluster, node: &NodeId, host: &Host) -> Result<Happened> {
+pub(crate) fn cut_out(cluster: &HostCluster, node: &NodeId, host: &Host) -> Result<Happened> {
     let mut all = addresses(cluster.others(node));
     all.push(cluster.client.address());
     let at = Instant::now();
@@ -187,7 +187,7 @@ fn cut_out(cluster: &HostCluster, node: &NodeId, host: &Host) -> Result<Happened
     Ok((at, format!("what {node} sends arrives nowhere, what is sent to it arrives"), heal))
 }
 
-fn cut_in(cluster: &HostCluster, node: &NodeId, host: &Host) -> Result<Happened> {
+pub(crate) fn cut_in(cluster: &HostCluster, node: &NodeId, host: &Host) -> Result<Happened> {
     let there = vec![host.address()];
     let mut paths = vec![(None, there.clone())];
     let at = Instant::now();
@@ -204,7 +204,11 @@ fn cut_in(cluster: &HostCluster, node: &NodeId, host: &Host) -> Result<Happened>
 }
 
 /// Cuts one host from these others, both ways.
-fn apart(cluster: &HostCluster, (node, host): (&NodeId, &Host), from: &[(&NodeId, &Host)]) -> Result<Happened> {
+pub(crate) fn apart(
+    cluster: &HostCluster,
+    (node, host): (&NodeId, &Host),
+    from: &[(&NodeId, &Host)],
+) -> Result<Happened> {
     let others: Vec<Ipv4Addr> = from.iter().map(|(_, other)| other.address()).collect();
     if others.is_empty() {
         bail!("there is nobody to cut {node} from: this needs more hosts");
@@ -226,7 +230,7 @@ fn apart(cluster: &HostCluster, (node, host): (&NodeId, &Host), from: &[(&NodeId
     Ok((at, format!("nothing passes between {node} and {}; clients reach all", names.join(", ")), Heal::Paths(paths)))
 }
 
-async fn flap(cluster: &HostCluster, host: &Host) -> Result<Happened> {
+pub(crate) async fn flap(cluster: &HostCluster, host: &Host) -> Result<Happened> {
     let at = Instant::now();
     for (out, back) in FLAPS {
         cluster.switch.connect(host, false)?;
@@ -302,7 +306,7 @@ fn sql<'a>(dir: &'a str, database: &'a str, statement: &'a str) -> [&'a str; 12]
     ["psql", "-X", "-q", "-A", "-t", "-h", dir, "-U", "postgres", "-d", database, statement]
 }
 
-async fn ask(host: &Host, statement: &str) -> Result<String> {
+pub(crate) async fn ask(host: &Host, statement: &str) -> Result<String> {
     let (dir, statement) = (files::socket_dir(), format!("-c{statement}"));
     Ok(host.run(&sql(&dir, "app", &statement)).await?.trim().to_owned())
 }
@@ -323,7 +327,7 @@ async fn until(host: &Host, statement: &str, wanted: &str) -> Result<()> {
 }
 
 /// Waits until the primary's server sends its log to every other data node.
-pub(super) async fn all_stream(cluster: &HostCluster, status: &Status) -> Result<()> {
+pub(crate) async fn all_stream(cluster: &HostCluster, status: &Status) -> Result<()> {
     let (primary, host) = cluster.primary(status)?;
     let others = replicas(cluster, &primary).count().to_string();
     let streams = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND application_name NOT LIKE 'mainstay_clone%'";

@@ -4,16 +4,16 @@
 //! Everything of a run ends with the program that made it, also when that is killed: each host's first process ends when the pipe from its
 //! maker closes, and the kernel ends what else is in the host, unmounts its volume and frees its loop device.
 
-mod checks;
+pub(crate) mod checks;
 pub mod cluster;
-mod command;
+pub(crate) mod command;
 mod expected;
 pub mod faults;
-mod files;
+pub(crate) mod files;
 pub mod fresh;
 pub mod host;
 pub mod init;
-mod inject;
+pub(crate) mod inject;
 pub mod inside;
 pub mod network;
 mod operated;
@@ -22,7 +22,7 @@ pub mod sampler;
 pub mod saturation;
 mod sweep;
 pub mod trial;
-mod volume;
+pub(crate) mod volume;
 
 pub use cluster::{HostCluster, Shape};
 pub use expected::{Expected, Primary, Writes};

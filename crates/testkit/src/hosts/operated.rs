@@ -52,13 +52,13 @@ pub(super) async fn return_and_reinit(cluster: &HostCluster, nodes: &[NodeId]) -
     Ok(())
 }
 
-pub(super) async fn restart_all(cluster: &HostCluster) -> Result<Happened> {
+pub(crate) async fn restart_all(cluster: &HostCluster) -> Result<Happened> {
     let at = Instant::now();
     cluster.run(&["restart", "--yes"], RESTARTS).await?;
     Ok((at, "restart has returned".to_owned(), Heal::Nothing))
 }
 
-pub(super) async fn restart_replicas(cluster: &HostCluster, status: &Status, primary: &NodeId) -> Result<Happened> {
+pub(crate) async fn restart_replicas(cluster: &HostCluster, status: &Status, primary: &NodeId) -> Result<Happened> {
     let (at, mut names) = (Instant::now(), Vec::new());
     for (node, host) in replicas(cluster, primary) {
         let before = pid_of(host, status, node, true)?;

@@ -107,6 +107,14 @@ impl Sampler {
     /// # Errors
     /// When the cluster's data can not be had.
     pub async fn finish(self, cluster: &HostCluster, client: &Inside) -> Result<Single> {
+        self.finish_all(cluster, client).await.map(|(single, _)| single)
+    }
+
+    /// The same, with every sample.
+    ///
+    /// # Errors
+    /// When the cluster's data can not be had.
+    pub async fn finish_all(self, cluster: &HostCluster, client: &Inside) -> Result<(Single, Vec<Sample>)> {
         self.stop.store(true, Ordering::SeqCst);
         let mut samples = Vec::new();
         for (_inside, server) in self.servers {
@@ -116,7 +124,7 @@ impl Sampler {
         let asked = ledger::reach(ledger::config(&cluster.uri())?, "the samples", select, Some(self.run));
         let rows = client.run(asked).await??;
         let there = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
-        Ok(judge(&samples, &there, self.tried.load(Ordering::Relaxed)))
+        Ok((judge(&samples, &there, self.tried.load(Ordering::Relaxed)), samples))
     }
 }
 

@@ -8,6 +8,9 @@ use std::process::{Child, ChildStdin, Stdio};
 /// The longest that a volume stays frozen, whatever happens to this program. Seconds.
 const FROZEN_MOST: u32 = 45;
 
+/// How often a slow volume is frozen, at most.
+const STUTTERS_MOST: u32 = 60;
+
 /// A frozen volume; it thaws when this is dropped, when this program dies, or after the longest time.
 pub struct Freeze {
     child: Child,
@@ -54,6 +57,56 @@ impl Freeze {
 }
 
 impl Drop for Freeze {
+    fn drop(&mut self) {
+        drop(self.hold.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// A volume that is frozen for a while again and again, as a disk that is far too slow.
+pub(crate) struct Stutter {
+    child: Child,
+    hold: Option<ChildStdin>,
+}
+
+impl Stutter {
+    /// Freezes for a quarter of a second, thaws for as long, and so on.
+    ///
+    /// # Errors
+    /// When it can not be frozen.
+    pub(crate) fn new(host: &Host) -> Result<Stutter> {
+        let script = format!(
+            "trap '' INT TERM; first=1; for n in $(seq {STUTTERS_MOST}); do fsfreeze -f {VOLUME} || exit 1; [ $first = 0 ] || echo frozen; first=0; \
+             timeout 0.25 cat >/dev/null; ended=$?; fsfreeze -u {VOLUME} || exit 1; [ $ended = 124 ] || exit 0; timeout 0.25 cat >/dev/null; \
+             [ $? = 124 ] || exit 0; done"
+        );
+        let mut command =
+            super::command::words(&["nsenter", "-t", &host.init().to_string(), "-m", "sh", "-c", &script]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("slow a volume down")?;
+        let hold = child.stdin.take();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().context("no output")?).read_line(&mut line)?;
+        if line.trim() != "frozen" {
+            bail!("the volume of {} was not frozen", host.name());
+        }
+        Ok(Stutter { child, hold })
+    }
+
+    /// Ends it.
+    ///
+    /// # Errors
+    /// When a freeze failed.
+    pub(crate) fn end(mut self) -> Result<()> {
+        drop(self.hold.take());
+        let status = self.child.wait()?;
+        if !status.success() {
+            bail!("a volume that was to be slow was not frozen each time, or did not thaw: {status}");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Stutter {
     fn drop(&mut self) {
         drop(self.hold.take());
         let _ = self.child.wait();

@@ -1,0 +1,74 @@
+//! Data volumes that are full, stalled, slow, dead, or without power.
+
+use super::fault::Kind;
+use super::inject::{Happened, Scene, program, there};
+use super::undo::{Undo, mount_anew};
+use crate::hosts::faults::Heal;
+use crate::hosts::host::{Host, VOLUME};
+use crate::hosts::volume::{self, Freeze, Stutter};
+use anyhow::{Result, bail};
+use mainstay_model::NodeId;
+use std::time::{Duration, Instant};
+
+/// Ends a file system as a dead disk does (`FS_IOC_SHUTDOWN`, without writing anything more): what was not synced is lost, every later write and
+/// sync is an error.
+const SHUTDOWN: &str =
+    "open(my $d, '<', $ARGV[0]) or die; my $how = pack('L', 2); ioctl($d, 0x8004587d, $how) or die \"ioctl: $!\";";
+
+pub(crate) async fn inject(scene: &Scene<'_>, kind: Kind, node: &NodeId, host: &Host) -> Result<Happened> {
+    let at = Instant::now();
+    match kind {
+        Kind::DiskFull => {
+            let evidence = volume::fill(host)?;
+            Ok(Happened { at, evidence, undo: Undo::Hosts(Heal::Empty(node.clone())) })
+        }
+        Kind::DiskStall => {
+            let undo = Undo::Volume(Freeze::new(host)?);
+            Ok(Happened { at, evidence: format!("the volume of {node} is frozen"), undo })
+        }
+        Kind::DiskSlow => {
+            let undo = Undo::Steady(Stutter::new(host)?);
+            Ok(Happened { at, evidence: format!("the volume of {node} is frozen half of the time"), undo })
+        }
+        Kind::DiskDies => {
+            end_file_system(host)?;
+            let undo = Undo::Remount(vec![node.clone()]);
+            Ok(Happened { at, evidence: format!("every write on the volume of {node} is an error"), undo })
+        }
+        Kind::PowerLoss => lose_power(scene, &[(node, host)]).await,
+        Kind::EveryPowerLoss => lose_power(scene, &scene.cluster.hosts.iter().collect::<Vec<_>>()).await,
+        _ => bail!("{} is no fault of disks", kind.name()),
+    }
+}
+
+fn end_file_system(host: &Host) -> Result<()> {
+    host.run_now(&["perl", "-e", SHUTDOWN, VOLUME])?;
+    let probe = format!("{VOLUME}/alive");
+    if host.run_now(&["sh", "-c", &format!("echo x > {probe} && sync {probe}")]).is_ok() {
+        bail!("the volume of {} still takes writes", host.name());
+    }
+    Ok(())
+}
+
+/// First the file system ends, so that nothing more reaches the disk; then every process; then the volume is mounted anew, without what had
+/// not been synced. Services start when it is healed.
+async fn lose_power(scene: &Scene<'_>, hosts: &[(&NodeId, &Host)]) -> Result<Happened> {
+    for (_, host) in hosts {
+        there("an agent", || program(host, "agent")).await?;
+    }
+    let at = Instant::now();
+    for (node, host) in hosts {
+        scene.cluster.keep(node, false)?;
+        end_file_system(host)?;
+    }
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let mut nodes = Vec::new();
+    for (node, host) in hosts {
+        host.kill_everything()?;
+        mount_anew(scene.cluster, node)?;
+        nodes.push((*node).clone());
+    }
+    let names: Vec<&str> = nodes.iter().map(NodeId::as_str).collect();
+    let evidence = format!("{} lost power: what was not synced is gone", names.join(", "));
+    Ok(Happened { at, evidence, undo: Undo::Hosts(Heal::Keep(nodes)) })
+}
