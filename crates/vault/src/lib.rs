@@ -12,3 +12,4 @@ pub mod repository;
 mod seal;
 
 pub use seal::Header;
+pub mod postgres;
