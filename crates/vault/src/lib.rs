@@ -13,3 +13,5 @@ mod seal;
 
 pub use seal::Header;
 pub mod postgres;
+pub mod retention;
+pub mod verify;

@@ -42,8 +42,6 @@ pub struct Options {
     pub by: String,
     /// Threads that read, compress and seal; each needs about 20 MiB.
     pub threads: usize,
-    /// At most so many bytes a second are read; 0: no limit.
-    pub rate: u64,
     /// How long to wait, after the copy, until the archive holds the log.
     pub patience: Duration,
 }
@@ -55,6 +53,8 @@ pub struct Watch {
     pub total: AtomicU64,
     /// Bytes read.
     pub done: AtomicU64,
+    /// At most so many bytes a second are read; 0: no limit. May be changed while the backup runs.
+    pub rate: AtomicU64,
     /// Set it, and the backup ends.
     pub stop: AtomicBool,
 }
@@ -219,7 +219,7 @@ async fn copy_files(
             checksums,
             start,
             threads: options.threads,
-            rate: options.rate,
+            rate: &watch.rate,
             progress: &watch.done,
             stop: &watch.stop,
         })?;

@@ -38,7 +38,7 @@ pub(crate) struct Job<'a> {
     pub(crate) start: u64,
     pub(crate) threads: usize,
     /// At most so many bytes a second are read; 0: no limit.
-    pub(crate) rate: u64,
+    pub(crate) rate: &'a AtomicU64,
     /// Bytes read up to now, for whoever shows progress.
     pub(crate) progress: &'a AtomicU64,
     /// Set: stop.
@@ -202,11 +202,15 @@ fn pack_name(number: u32) -> String {
     format!("pack-{number:06}")
 }
 
-/// Keeps to a rate, counted from the beginning.
-fn pace(job: &Job<'_>, begun: Instant) {
-    while job.rate > 0 && !job.stop.load(Ordering::Relaxed) {
-        let allowed = u128::from(job.rate) * begun.elapsed().as_millis() / 1000;
-        if u128::from(job.progress.load(Ordering::Relaxed)) <= allowed {
+/// Keeps to the rate of the moment, counted from when it was set.
+fn pace(job: &Job<'_>, since: &mut (u64, Instant, u64)) {
+    while !job.stop.load(Ordering::Relaxed) {
+        let (rate, done) = (job.rate.load(Ordering::Relaxed), job.progress.load(Ordering::Relaxed));
+        if rate != since.0 {
+            *since = (rate, Instant::now(), done);
+        }
+        let allowed = u128::from(rate) * since.1.elapsed().as_millis() / 1000;
+        if rate == 0 || u128::from(done.saturating_sub(since.2)) <= allowed {
             return;
         }
         std::thread::sleep(Duration::from_millis(10));
@@ -223,12 +227,12 @@ fn work<'a>(
     let zstd = compressor()?;
     let mut worker =
         Worker { job, pack: None, zstd, buffer: Vec::with_capacity(CHUNK), map: Vec::new(), done, named: Vec::new() };
-    let begun = Instant::now();
+    let mut since = (0, Instant::now(), 0);
     while let Some(part) = parts.get(turn.fetch_add(1, Ordering::Relaxed)) {
         if job.stop.load(Ordering::Relaxed) {
             return Err(VaultError::Backup("it was stopped".into()));
         }
-        pace(job, begun);
+        pace(job, &mut since);
         let found = worker.read(part)?;
         worker.store(found, next)?;
     }

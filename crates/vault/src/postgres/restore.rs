@@ -208,7 +208,8 @@ impl Plan {
         let target = match &self.target {
             Target::Latest => None,
             Target::Immediate => Some(("recovery_target", "immediate".to_owned())),
-            Target::Time(time) => Some(("recovery_target_time", time_text(*time))),
+            // The server takes a zone as an offset only: where it reads its settings, it knows no zone by name.
+            Target::Time(time) => Some(("recovery_target_time", time_text(*time).replace('Z', "+00"))),
             Target::Position(lsn) => Some(("recovery_target_lsn", lsn.to_string())),
             Target::Name(name) => Some(("recovery_target_name", name.clone())),
             Target::Transaction(id) => Some(("recovery_target_xid", id.to_string())),

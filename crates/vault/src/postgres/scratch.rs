@@ -52,18 +52,19 @@ fn config(plan: &Plan, data: &Path, socket: &Path) -> String {
     })
 }
 
+/// What the server said why it ended.
 fn tail(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
-    let lines: Vec<&str> = text
-        .lines()
-        .filter(|line| {
-            line.contains("FATAL")
-                || line.contains("LOG:  last completed")
-                || line.contains("recovery stopping")
-                || line.contains("PANIC")
-        })
-        .collect();
-    lines.iter().rev().take(4).rev().copied().collect::<Vec<_>>().join("; ")
+    let says = |line: &&str| {
+        ["FATAL", "PANIC", "last completed transaction", "invalid value"].iter().any(|w| line.contains(w))
+    };
+    let lines: Vec<&str> = text.lines().filter(says).collect();
+    let mut said = lines.iter().rev().take(4).rev().copied().collect::<Vec<_>>().join("; ");
+    if said.contains("recovery ended before configured recovery target") {
+        // Whether a commit before the target is missing can not be told before a later one is archived.
+        said.push_str("; nothing later than the target is archived yet: wait for it, or restore the latest moment");
+    }
+    said
 }
 
 impl Scratch {

@@ -37,7 +37,7 @@ async fn random_points(count: usize) {
     let mut oracle = Oracle::new(&server).await;
     oracle.write(50).await;
     // A backup in the middle of writes.
-    let (manifest, ()) = tokio::join!(backup(&repository, &server, &server, &mut archive, 0), oracle.write(400));
+    let (manifest, ()) = tokio::join!(backup(&repository, &server, &server, &mut archive), oracle.write(400));
     let manifest = manifest.unwrap();
     assert!(manifest.corrupt.is_empty() && manifest.server.checksums);
     oracle.write(600).await;
@@ -85,7 +85,7 @@ async fn p23_impossible_targets_are_refused_with_the_nearest_possible_ones() {
     let mut archive = claim(&repository, &server, 1).await;
     let mut oracle = Oracle::new(&server).await;
     oracle.write(3).await;
-    let manifest = backup(&repository, &server, &server, &mut archive, 0).await.unwrap();
+    let manifest = backup(&repository, &server, &server, &mut archive).await.unwrap();
     for _ in 0..3 {
         oracle.write(3).await;
         oracle.switch().await;
@@ -121,7 +121,7 @@ async fn p10_tablespaces_come_back_at_their_new_place_and_a_delta_keeps_what_is_
     oracle.run(&format!("CREATE TABLESPACE there LOCATION '{}'", space.display())).await;
     oracle.run("ALTER TABLE ticks SET TABLESPACE there").await;
     oracle.write(20).await;
-    let manifest = backup(&repository, &server, &server, &mut archive, 0).await.unwrap();
+    let manifest = backup(&repository, &server, &server, &mut archive).await.unwrap();
     assert_eq!(manifest.tablespaces.values().collect::<Vec<_>>(), [&space.display().to_string()]);
     let made = plan(&repository, manifest.system, Target::Immediate, None).unwrap();
     let copy = dir.path().join("copy");

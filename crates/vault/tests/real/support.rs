@@ -208,10 +208,8 @@ pub(crate) async fn backup(
     of: &Server,
     primary: &Server,
     archive: &mut Archive,
-    rate: u64,
 ) -> Result<Manifest, VaultError> {
-    let watch = Arc::new(Watch::default());
-    backup_watched(repository, of, primary, archive, rate, &watch).await
+    backup_watched(repository, of, primary, archive, &Arc::default()).await
 }
 
 pub(crate) async fn backup_watched(
@@ -219,7 +217,6 @@ pub(crate) async fn backup_watched(
     of: &Server,
     primary: &Server,
     archive: &mut Archive,
-    rate: u64,
     watch: &Arc<Watch>,
 ) -> Result<Manifest, VaultError> {
     let options = Options {
@@ -228,7 +225,6 @@ pub(crate) async fn backup_watched(
         data: of.data.clone(),
         by: "n1".into(),
         threads: 2,
-        rate,
         patience: Duration::from_secs(60),
     };
     let done = AtomicBool::new(false);
@@ -290,5 +286,21 @@ impl Oracle {
     }
     pub(crate) async fn run(&self, statement: &str) {
         self.client.batch_execute(statement).await.unwrap();
+    }
+}
+
+/// A backup that stands still after its first part, until it is let go.
+pub(crate) fn held_back() -> Arc<Watch> {
+    let watch = Watch::default();
+    watch.rate.store(1, Ordering::Relaxed);
+    Arc::new(watch)
+}
+
+/// Waits until something was copied.
+pub(crate) async fn under_way(watch: &Watch) {
+    let begun = Instant::now();
+    while watch.done.load(Ordering::Relaxed) == 0 {
+        assert!(begun.elapsed() < PATIENCE, "the backup does not begin");
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

@@ -3,11 +3,10 @@
 use crate::support::*;
 use mainstay_model::{Position, Timeline};
 use mainstay_vault::postgres::archive::gaps;
-use mainstay_vault::postgres::backup::{Watch, list};
+use mainstay_vault::postgres::backup::list;
 use mainstay_vault::postgres::restore::{Destination, Target, plan, restore};
 use mainstay_vault::postgres::scratch::Scratch;
 use mainstay_vault::repository::VaultError;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -21,7 +20,7 @@ async fn p19_the_log_that_a_dead_primary_did_not_archive_is_brought_by_the_next_
     oracle.write(10).await;
     let new = old.replica(dir.path(), "new").await;
     // From the replica.
-    let manifest = backup(&repository, &new, &old, &mut archive, 0).await.unwrap();
+    let manifest = backup(&repository, &new, &old, &mut archive).await.unwrap();
     assert!(manifest.server.replica);
     for _ in 0..3 {
         oracle.write(20).await;
@@ -77,14 +76,13 @@ async fn p13_a_promotion_in_mid_backup_fails_it() {
     let (_, repository) = sealed();
     let mut archive = claim(&repository, &old, 1).await;
     let new = old.replica(dir.path(), "new").await;
-    let watch = Arc::new(Watch::default());
+    let watch = held_back();
     let promoting = async {
-        while watch.done.load(Ordering::Relaxed) == 0 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        under_way(&watch).await;
         new.promote().await;
+        watch.rate.store(0, Ordering::Relaxed);
     };
-    let copying = backup_watched(&repository, &new, &old, &mut archive, 4 << 20, &watch);
+    let copying = backup_watched(&repository, &new, &old, &mut archive, &watch);
     let (result, ()) = tokio::join!(copying, promoting);
     let error = result.unwrap_err().to_string();
     assert!(error.contains("promoted"), "{error}");
