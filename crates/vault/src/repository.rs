@@ -25,7 +25,7 @@ pub enum VaultError {
     #[error(transparent)]
     Object(#[from] ObjectError),
     /// What was read is not what was written.
-    #[error("damaged: {0}; restore it from another repository, and run `mainstay verify`")]
+    #[error("damaged: {0}; take it from another repository, and look at the rest of this one")]
     Damaged(String),
     /// Sealed for another key.
     #[error(

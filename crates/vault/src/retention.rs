@@ -52,6 +52,12 @@ pub fn judge(
         let before = backups.iter().filter(|b| b.ended <= horizon).max_by_key(|b| b.ended);
         before.into_iter().for_each(|b| keep(b, "moments at the beginning of the span need it".into()));
     }
+    for backup in backups.iter().filter(|b| verdict.kept.contains_key(&b.label)).collect::<Vec<_>>() {
+        if let Some(base) = &backup.base {
+            let why = format!("{} is made on top of it", backup.label);
+            verdict.kept.entry(base.label.clone()).or_default().push(why);
+        }
+    }
     let (kept, removed): (Vec<_>, Vec<_>) = backups.iter().partition(|b| verdict.kept.contains_key(&b.label));
     verdict.removed = removed.into_iter().map(|b| b.label.clone()).collect();
     let Some(size) = kept.first().map(|b| SegmentSize(b.server.segment_size)) else { return Ok(verdict) };
@@ -106,6 +112,27 @@ pub fn remove(
     log.into_iter().try_for_each(|file| Ok(repository.objects().delete(&size.key(system, *file)?)?))
 }
 
+/// Backups that were begun and never became one: no manifest, and nothing written since `before` (milliseconds since 1970). Choose it older
+/// than the longest backup takes, for one that another host is making looks the same.
+pub fn unfinished(repository: &Repository, system: SystemId, before: u64) -> Result<BTreeSet<String>, VaultError> {
+    let prefix = format!("backups/{system}/");
+    let mut labels: BTreeMap<String, Vec<Key>> = BTreeMap::new();
+    for entry in repository.objects().list(&prefix)? {
+        let label = entry.key.as_str().strip_prefix(&prefix).and_then(|rest| rest.split('/').next());
+        labels.entry(label.unwrap_or_default().to_owned()).or_default().push(entry.key);
+    }
+    labels.retain(|_, keys| keys.iter().all(|key| key.last() != "manifest"));
+    let mut found = BTreeSet::new();
+    for (label, keys) in labels {
+        let newest =
+            keys.iter().map(|key| Ok(repository.check(key)?.written)).collect::<Result<Vec<_>, VaultError>>()?;
+        if newest.iter().all(|written| *written < before) {
+            found.insert(label);
+        }
+    }
+    Ok(found)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -132,6 +159,7 @@ mod tests {
             files: Vec::new(),
             packs: Vec::new(),
             extents: Vec::new(),
+            base: None,
             corrupt: Vec::new(),
         }
     }
@@ -147,6 +175,34 @@ mod tests {
         let fork = Position { timeline: Timeline(1), lsn: Lsn(60 * SIZE + 5) };
         let lineages = BTreeMap::from([(Timeline(1), Lineage::default()), (Timeline(2), Lineage(vec![fork]))]);
         judge(Policy { count, span }, 1_000, backups, &held(), &lineages).unwrap()
+    }
+
+    #[test]
+    fn what_never_became_a_backup_is_removed_when_it_is_old_and_a_young_one_is_left_alone() {
+        let memory = std::sync::Arc::new(crate::objects::Memory::default());
+        let repository = Repository::create(memory, &[]).unwrap();
+        for name in ["whole/pack-000000", "whole/manifest", "broken/pack-000000", "broken/pack-000001"] {
+            let key = Key::new(format!("backups/7/{name}")).unwrap();
+            repository.put(&key, crate::Header::default(), b"content").unwrap();
+        }
+        let now = mainstay_ports::clock::wall_now_ms();
+        assert!(unfinished(&repository, SystemId(7), now - 60_000).unwrap().is_empty());
+        let removed = unfinished(&repository, SystemId(7), now + 60_000).unwrap();
+        assert_eq!(removed, ["broken".to_owned()].into());
+        let verdict = Verdict { removed, ..Verdict::default() };
+        remove(&repository, SystemId(7), SegmentSize(SIZE), &verdict).unwrap();
+        let left = repository.objects().list("backups/").unwrap();
+        assert_eq!(left.len(), 2);
+        assert!(left.iter().all(|entry| entry.key.as_str().contains("/whole/")));
+    }
+
+    #[test]
+    fn p32_a_kept_backup_keeps_the_one_on_which_it_is_made() {
+        let mut backups = [backup("a", 1, 10, 12, 100), backup("b", 1, 40, 41, 400), backup("c", 2, 80, 82, 800)];
+        backups[2].base = Some(crate::postgres::manifest::Base { label: "a".into(), packs: Vec::new() });
+        let verdict = decide(1, None, &backups);
+        assert_eq!(verdict.removed, ["b".to_owned()].into());
+        assert_eq!(verdict.kept["a"], ["c is made on top of it"]);
     }
 
     #[test]

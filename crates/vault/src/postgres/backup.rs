@@ -9,7 +9,7 @@ use crate::objects::{Committed, Key};
 use crate::postgres::archive::{Held, check_held, lineage};
 use crate::postgres::copy::{Copied, Job, copy};
 use crate::postgres::log::{SegmentSize, segments};
-use crate::postgres::manifest::{File, Manifest, Server};
+use crate::postgres::manifest::{Base, File, Manifest, Server};
 use crate::postgres::walk::Tree;
 use crate::repository::{Repository, VaultError};
 use mainstay_model::{Position, SystemId, Timeline};
@@ -156,6 +156,33 @@ const NOW: &str = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
 
 /// Makes a full backup. The archive must be swept meanwhile by its owner: the backup waits for it.
 pub async fn full(repository: &Repository, options: &Options, watch: &Arc<Watch>) -> Result<Manifest, VaultError> {
+    make(repository, options, watch, None).await
+}
+
+/// Makes a backup on top of a full one: what differs from it, by fingerprints of everything that is there now. No map of changes is
+/// believed, so a take-over in between does no harm (P33).
+pub async fn incremental(
+    repository: &Repository,
+    options: &Options,
+    watch: &Arc<Watch>,
+    base: Arc<Manifest>,
+) -> Result<Manifest, VaultError> {
+    if base.base.is_some() {
+        return Err(VaultError::Impossible(format!("{} is no full backup; name a full one", base.label)));
+    }
+    if !repository.readable() {
+        let says = "this host can write to the repository and not read it, so it can not compare; make a full backup";
+        return Err(VaultError::Impossible(says.into()));
+    }
+    make(repository, options, watch, Some(base)).await
+}
+
+async fn make(
+    repository: &Repository,
+    options: &Options,
+    watch: &Arc<Watch>,
+    base: Option<Arc<Manifest>>,
+) -> Result<Manifest, VaultError> {
     let session = Session::open(&options.server).await?;
     session
         .client
@@ -163,6 +190,9 @@ pub async fn full(repository: &Repository, options: &Options, watch: &Arc<Watch>
         .await
         .map_err(|e| sql(&e))?;
     let facts = facts(&session).await?;
+    if let Some(base) = base.as_ref().filter(|base| base.system != facts.system) {
+        return Err(VaultError::Impossible(format!("{} is a backup of another database", base.label)));
+    }
     let began_row = session
         .row(&format!("SELECT {NOW}, to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYYMMDD\"T\"HH24MISS')"))
         .await?;
@@ -171,7 +201,7 @@ pub async fn full(repository: &Repository, options: &Options, watch: &Arc<Watch>
     let start_row = session.row(&format!("SELECT pg_backup_start('mainstay {label}', true)")).await?;
     let start: mainstay_model::Lsn = field(&start_row, 0)?;
     let prefix = format!("backups/{}/{label}", facts.system);
-    let copying = copy_files(repository, options, watch, &facts, &prefix, start.0);
+    let copying = copy_files(repository, options, watch, &facts, &prefix, (start.0, base.clone()));
     // The session keeps the backup open; if it ends, so does the backup, by the error of the next statement.
     let (tree, copied) = copying.await?;
     let stopped = stop(&session, options, &facts).await?;
@@ -191,6 +221,7 @@ pub async fn full(repository: &Repository, options: &Options, watch: &Arc<Watch>
         ended: stopped.ended,
         backup_label: hex::encode(stopped.label.as_bytes()),
         tablespace_map: hex::encode(stopped.map.as_bytes()),
+        base: base.map(|base| Base { label: base.label.clone(), packs: base.packs.clone() }),
         ..assemble(&tree, copied, facts.server)
     };
     prove_log(repository, &manifest, &session, options, watch).await?;
@@ -204,7 +235,7 @@ async fn copy_files(
     watch: &Arc<Watch>,
     facts: &Facts,
     prefix: &str,
-    start: u64,
+    (start, base): (u64, Option<Arc<Manifest>>),
 ) -> Result<(Tree, Copied), VaultError> {
     let (repository, options, watch, prefix) = (repository.clone(), options.clone(), watch.clone(), prefix.to_owned());
     let (major, checksums) = (facts.server.version / 10_000, facts.server.checksums);
@@ -217,6 +248,7 @@ async fn copy_files(
             prefix: &prefix,
             tree: &tree,
             checksums,
+            base: base.as_deref(),
             start,
             threads: options.threads,
             rate: &watch.rate,
@@ -282,6 +314,7 @@ fn assemble(tree: &Tree, copied: Copied, server: Server) -> Manifest {
         files: files.collect(),
         packs: copied.packs,
         extents: copied.extents,
+        base: None,
         corrupt: copied.corrupt,
     }
 }
@@ -336,12 +369,18 @@ async fn commit(
     let header = Header { by: options.by.clone(), ..Header::default() };
     let packs: Vec<(String, u64)> =
         manifest.packs.iter().map(|pack| (format!("{prefix}/{}", pack.name), pack.size)).collect();
+    let base =
+        manifest.base.as_ref().map(|base| Key::new(format!("backups/{}/{}/manifest", manifest.system, base.label)));
+    let base = base.transpose()?;
     let writing = tokio::task::spawn_blocking(move || {
         for (name, size) in packs {
             let there = repository.objects().size(&Key::new(name.clone())?)?;
             if there != size {
                 return Err(VaultError::Damaged(format!("{name} has {there} bytes, {size} were written")));
             }
+        }
+        if let Some(base) = &base {
+            repository.objects().size(base)?;
         }
         match repository.put_checked(&key, header, &text)? {
             Committed::Created => Ok(()),

@@ -4,11 +4,13 @@
 
 use crate::Header;
 use crate::objects::{Committed, Key};
-use crate::postgres::manifest::{Extent, Pack};
+use crate::postgres::fetch::fingerprints_of;
+use crate::postgres::manifest::{Extent, Manifest, NO_FILE, Pack, Under};
 use crate::postgres::pages::{self, PAGE};
 use crate::postgres::walk::{CONTROL, Tree, first_page};
 use crate::repository::{Repository, VaultError};
 use crate::seal::{CHUNK, Sealer, compressor};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
@@ -26,6 +28,13 @@ const REREADS: u32 = 5;
 /// A part of a file: its number, where, how long.
 type Piece = (u32, u64, u32);
 
+/// What is taken at once; and which extent of the base holds the same pieces.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Part {
+    pieces: Vec<Piece>,
+    under: Option<usize>,
+}
+
 /// What a copy is told.
 pub(crate) struct Job<'a> {
     pub(crate) repository: &'a Repository,
@@ -34,6 +43,8 @@ pub(crate) struct Job<'a> {
     pub(crate) prefix: &'a str,
     pub(crate) tree: &'a Tree,
     pub(crate) checksums: bool,
+    /// The full backup on top of which this one is made.
+    pub(crate) base: Option<&'a Manifest>,
     /// Pages changed since then are mended by the log, however they look.
     pub(crate) start: u64,
     pub(crate) threads: usize,
@@ -55,31 +66,69 @@ pub(crate) struct Copied {
     pub(crate) sizes: Vec<Option<u64>>,
 }
 
+/// How long a file's piece at this place is.
+fn piece_len(size: u64, at: u64) -> u32 {
+    u32::try_from(size.saturating_sub(at).min(CHUNK as u64)).unwrap_or(0)
+}
+
+/// The base's own pieces, where the file has them still; what it has not is passed over.
+fn parts_of_base(tree: &Tree, base: &Manifest, taken: &mut BTreeSet<(u32, u64)>) -> Vec<Part> {
+    let numbered = tree.files.iter().enumerate();
+    let files: BTreeMap<&str, (u32, u64)> = numbered
+        .map(|(number, (path, _, size))| (path.as_str(), (u32::try_from(number).unwrap_or(NO_FILE), *size)))
+        .collect();
+    let mut all = Vec::new();
+    for (number, extent) in base.extents.iter().enumerate() {
+        let pieces = extent.pieces.iter().map(|(file, at, len)| {
+            let path = base.files.get(*file as usize).map_or("", |file| file.path.as_str());
+            let there =
+                files.get(path).filter(|(_, size)| path != CONTROL && *len > 0 && piece_len(*size, *at) == *len);
+            there.map_or((NO_FILE, 0, *len), |(file, _)| (*file, *at, *len))
+        });
+        let pieces: Vec<Piece> = pieces.collect();
+        let ours = pieces.iter().filter(|piece| piece.0 != NO_FILE);
+        let before = taken.len();
+        taken.extend(ours.map(|(file, at, _)| (*file, *at)));
+        if taken.len() > before {
+            all.push(Part { pieces, under: Some(number) });
+        }
+    }
+    all
+}
+
 /// All parts, in the order in which they are taken. The control file is none of them.
-fn parts(tree: &Tree) -> Vec<Vec<Piece>> {
-    let (mut all, mut small, mut room) = (Vec::new(), Vec::new(), CHUNK as u64);
+fn parts(tree: &Tree, base: Option<&Manifest>) -> Vec<Part> {
+    let mut taken = BTreeSet::new();
+    let mut all = base.map_or_else(Vec::new, |base| parts_of_base(tree, base, &mut taken));
+    let (mut small, mut room) = (Vec::new(), CHUNK as u64);
     for (number, (path, _, size)) in tree.files.iter().enumerate() {
-        let number = u32::try_from(number).unwrap_or(u32::MAX);
+        let number = u32::try_from(number).unwrap_or(NO_FILE);
         if path == CONTROL {
             continue;
         }
         let mut at = 0;
-        while size - at >= CHUNK as u64 {
-            all.push(vec![(number, at, CHUNK as u32)]);
+        loop {
+            let len = piece_len(*size, at);
+            if taken.contains(&(number, at)) || (len == 0 && at > 0) {
+                // Nothing left to do at this place.
+            } else if len as usize == CHUNK {
+                all.push(Part { pieces: vec![(number, at, len)], under: None });
+            } else {
+                if u64::from(len) > room {
+                    all.push(Part { pieces: std::mem::take(&mut small), under: None });
+                    room = CHUNK as u64;
+                }
+                small.push((number, at, len));
+                room -= u64::from(len);
+            }
             at += CHUNK as u64;
-        }
-        let rest = size - at;
-        if rest > room {
-            all.push(std::mem::take(&mut small));
-            room = CHUNK as u64;
-        }
-        if rest > 0 || *size == 0 {
-            small.push((number, at, u32::try_from(rest).unwrap_or(0)));
-            room -= rest;
+            if at >= *size {
+                break;
+            }
         }
     }
     if !small.is_empty() {
-        all.push(small);
+        all.push(Part { pieces: small, under: None });
     }
     all
 }
@@ -136,11 +185,19 @@ impl Worker<'_> {
         Ok(())
     }
 
-    fn read(&mut self, pieces: &[Piece]) -> Result<Vec<Piece>, VaultError> {
+    fn read(&mut self, pieces: &[Piece], under: &[u8]) -> Result<Vec<Piece>, VaultError> {
         self.buffer.clear();
         self.map.clear();
         let mut found = Vec::new();
         for (number, at, len) in pieces {
+            if *number == NO_FILE {
+                // Passed over: as the base has it.
+                self.buffer.resize(self.buffer.len() + *len as usize, 0);
+                let (from, blocks) = (self.map.len(), (*len as usize).div_ceil(PAGE) * 8);
+                self.map.extend_from_slice(under.get(from..from + blocks).unwrap_or_default());
+                found.push((NO_FILE, 0, *len));
+                continue;
+            }
             let Some((name, _, _)) = self.job.tree.files.get(*number as usize) else { continue };
             let (path, from) = (self.job.data.join(name), self.buffer.len());
             self.buffer.resize(from + *len as usize, 0);
@@ -179,23 +236,80 @@ impl Worker<'_> {
         Ok(())
     }
 
-    fn store(&mut self, pieces: Vec<Piece>, next: &AtomicUsize) -> Result<(), VaultError> {
-        if pieces.is_empty() {
-            return Ok(());
+    /// Reads and stores a part: only what differs from the base, where that is less than half.
+    fn part(&mut self, part: &Part, next: &AtomicUsize) -> Result<(), VaultError> {
+        let base = part.under.and_then(|at| Some((self.job.base?, self.job.base?.extents.get(at)?)));
+        let Some((base, extent)) = base else {
+            let found = self.read(&part.pieces, &[])?;
+            return self.store(found, next);
+        };
+        let map = fingerprints_of(self.job.repository, base, extent)?;
+        let found = self.read(&part.pieces, &map)?;
+        let changed = changed(&map, &self.map);
+        let blocks = map.len() / 8;
+        if found != part.pieces || self.map.len() != map.len() || changed.len() * 2 > blocks {
+            // It shrank while we read, or nearly all is new: on its own.
+            let ours: Vec<Piece> = part.pieces.iter().filter(|piece| piece.0 != NO_FILE).copied().collect();
+            let found = self.read(&ours, &[])?;
+            return self.store(found, next);
         }
+        let mut under =
+            Under { pack: extent.pack, chunk: extent.chunk, at: extent.at, len: extent.len, changed: Vec::new() };
+        let places = pages::places(&found);
+        let mut content = Vec::new();
+        for block in &changed {
+            let place = places.get(*block as usize).cloned().unwrap_or_default();
+            content.extend_from_slice(self.buffer.get(place).unwrap_or_default());
+            match under.changed.last_mut() {
+                Some((first, count)) if *first + *count == *block => *count += 1,
+                _ => under.changed.push((*block, 1)),
+            }
+        }
+        let sum = pages::sum(&self.map);
+        let mut extent = Extent { pack: 0, chunk: 0, at: 0, len: 0, map: 0, under: Some(under), sum, pieces: found };
+        if !content.is_empty() {
+            self.ready(next)?;
+            let Some((pack, sealer)) = &mut self.pack else { return Ok(()) };
+            (extent.pack, extent.chunk) = (*pack, sealer.next_chunk());
+            (extent.at, extent.len) = sealer.chunk(&content, &mut self.zstd, false)?;
+        }
+        self.done.extents.push(extent);
+        self.close_if_long()
+    }
+
+    /// There is a pack to write into.
+    fn ready(&mut self, next: &AtomicUsize) -> Result<(), VaultError> {
         if self.pack.is_none() {
             let number = u32::try_from(next.fetch_add(1, Ordering::Relaxed)).unwrap_or(u32::MAX);
             let key = Key::new(format!("{}/{}", self.job.prefix, pack_name(number)))?;
             self.pack = Some((number, self.job.repository.begin(&key, Header::default())?));
         }
+        Ok(())
+    }
+
+    fn close_if_long(&mut self) -> Result<(), VaultError> {
+        if self.pack.as_ref().is_some_and(|(_, sealer)| sealer.len() >= PACK) { self.close() } else { Ok(()) }
+    }
+
+    fn store(&mut self, pieces: Vec<Piece>, next: &AtomicUsize) -> Result<(), VaultError> {
+        if pieces.is_empty() {
+            return Ok(());
+        }
+        self.ready(next)?;
         let Some((pack, sealer)) = &mut self.pack else { return Ok(()) };
         let chunk = sealer.next_chunk();
         let (at, len) = sealer.chunk(&self.buffer, &mut self.zstd, false)?;
         let (_, map) = sealer.chunk(&self.map, &mut self.zstd, false)?;
         let sum = pages::sum(&self.map);
-        self.done.extents.push(Extent { pack: *pack, chunk, at, len, map, sum, pieces });
-        if sealer.len() >= PACK { self.close() } else { Ok(()) }
+        self.done.extents.push(Extent { pack: *pack, chunk, at, len, map, under: None, sum, pieces });
+        self.close_if_long()
     }
+}
+
+/// Which blocks differ.
+fn changed(before: &[u8], now: &[u8]) -> Vec<u32> {
+    let pairs = before.chunks(8).zip(now.chunks(8)).enumerate();
+    pairs.filter(|(_, (before, now))| before != now).filter_map(|(at, _)| u32::try_from(at).ok()).collect()
 }
 
 fn pack_name(number: u32) -> String {
@@ -219,7 +333,7 @@ fn pace(job: &Job<'_>, since: &mut (u64, Instant, u64)) {
 
 fn work<'a>(
     job: &'a Job<'a>,
-    parts: &[Vec<Piece>],
+    parts: &[Part],
     turn: &AtomicUsize,
     next: &AtomicUsize,
 ) -> Result<Worker<'a>, VaultError> {
@@ -233,8 +347,7 @@ fn work<'a>(
             return Err(VaultError::Backup("it was stopped".into()));
         }
         pace(job, &mut since);
-        let found = worker.read(part)?;
-        worker.store(found, next)?;
+        worker.part(part, next)?;
     }
     worker.close()?;
     Ok(worker)
@@ -242,7 +355,7 @@ fn work<'a>(
 
 /// Copies everything, the control file last.
 pub(crate) fn copy(job: &Job<'_>) -> Result<Copied, VaultError> {
-    let (parts, turn, next) = (parts(job.tree), AtomicUsize::new(0), AtomicUsize::new(0));
+    let (parts, turn, next) = (parts(job.tree, job.base), AtomicUsize::new(0), AtomicUsize::new(0));
     let mut all = Copied { sizes: vec![None; job.tree.files.len()], ..Copied::default() };
     let mut packs = Vec::new();
     let results = Mutex::new(Vec::new());
@@ -269,6 +382,8 @@ pub(crate) fn copy(job: &Job<'_>) -> Result<Copied, VaultError> {
     let control = control(job, &next)?;
     merge(&mut all, control.done);
     packs.extend(control.named);
+    all.corrupt.sort();
+    all.corrupt.dedup();
     packs.sort_by_key(|(number, _)| *number);
     all.packs = packs.into_iter().map(|(_, pack)| pack).collect();
     Ok(all)

@@ -38,6 +38,9 @@ pub struct Manifest {
     pub packs: Vec<Pack>,
     /// Where the content lies.
     pub extents: Vec<Extent>,
+    /// The full backup in whose packs a part of the content lies; none: this is a full one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<Base>,
     /// Pages whose checksum does not hold on the server either: file and block.
     pub corrupt: Vec<(String, u32)>,
 }
@@ -88,6 +91,35 @@ pub struct Pack {
     pub header: u32,
 }
 
+/// What an incremental backup is made on top of. Always a full one: so a restore reads two backups at most.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Base {
+    /// Its label.
+    pub label: String,
+    /// Its packs, as its manifest lists them.
+    pub packs: Vec<Pack>,
+}
+
+/// The number of a file in a piece whose file is not in this backup: its content is passed over.
+pub const NO_FILE: u32 = u32::MAX;
+
+/// A place in the packs of the base.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Under {
+    /// In which of its packs.
+    pub pack: u32,
+    /// The chunk's number there.
+    pub chunk: u64,
+    /// Where it begins.
+    pub at: u64,
+    /// How long it is.
+    pub len: u32,
+    /// Blocks that this backup has of its own, in its own chunk: the first, and how many.
+    pub changed: Vec<(u32, u32)>,
+}
+
 /// One chunk of content, and after it one of fingerprints.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -102,6 +134,10 @@ pub struct Extent {
     pub len: u32,
     /// How long the chunk of fingerprints is, which follows.
     pub map: u32,
+    /// Where the unchanged blocks lie. Then the chunk of this extent holds the changed ones only, and no fingerprints follow;
+    /// with nothing changed there is no chunk (`len` 0).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub under: Option<Under>,
     /// XXH3 of the fingerprints (eight bytes for each 8 KiB of each piece).
     pub sum: u64,
     /// Which parts of which files it holds: file, offset, length.

@@ -89,3 +89,17 @@ pub(crate) fn fingerprints(content: &[u8], into: &mut Vec<u8>) {
 pub(crate) fn sum(bytes: &[u8]) -> u64 {
     xxhash_rust::xxh3::xxh3_64(bytes)
 }
+
+/// Where in an extent's content each block lies: pieces begin blocks of their own.
+pub(crate) fn places(pieces: &[(u32, u64, u32)]) -> Vec<std::ops::Range<usize>> {
+    let (mut all, mut from) = (Vec::new(), 0);
+    for (_, _, len) in pieces {
+        let end = from + *len as usize;
+        while from < end {
+            let next = (from + PAGE).min(end);
+            all.push(from..next);
+            from = next;
+        }
+    }
+    all
+}

@@ -5,15 +5,14 @@
 //! there is then known not to be in the repository, and a repository that goes out of reach can not end a recovery early.
 
 use crate::hex;
-use crate::objects::Key;
 use crate::postgres::archive::{Held, lineage};
 use crate::postgres::backup;
+use crate::postgres::fetch::fetch;
 use crate::postgres::log::{LogFile, SegmentSize, check_segment, owner};
-use crate::postgres::manifest::{Extent, Manifest};
+use crate::postgres::manifest::{Extent, Manifest, NO_FILE};
 use crate::postgres::pages;
 use crate::postgres::walk::CONTROL;
 use crate::repository::{Repository, VaultError};
-use crate::seal::Opener;
 use mainstay_model::{Lineage, Lsn, SystemId, Timeline};
 use rustix::fs::{Mode, OFlags};
 use std::collections::BTreeMap;
@@ -363,6 +362,9 @@ impl Work<'_> {
     fn there(&self, extent: &Extent) -> Result<bool, VaultError> {
         let mut map = Vec::new();
         for (number, at, len) in &extent.pieces {
+            if *number == NO_FILE {
+                return Ok(false);
+            }
             let (file, path) = self.open(*number)?;
             let mut content = vec![0; *len as usize];
             if file.metadata().map_err(|e| VaultError::file(&path, e))?.len() < at + u64::from(*len) {
@@ -383,9 +385,13 @@ impl Work<'_> {
         let content = fetch(self.repository, self.base, extent)?;
         let mut rest = content.as_slice();
         for (number, at, len) in &extent.pieces {
-            let (file, path) = self.open(*number)?;
-            let short = || VaultError::Damaged(format!("{} of the backup {}", path.display(), self.base.label));
+            let short = || VaultError::Damaged(format!("an extent of the backup {} is too short", self.base.label));
             let (piece, after) = rest.split_at_checked(*len as usize).ok_or_else(short)?;
+            if *number == NO_FILE {
+                rest = after;
+                continue;
+            }
+            let (file, path) = self.open(*number)?;
             file.write_all_at(piece, *at).map_err(|e| VaultError::file(&path, e))?;
             rest = after;
         }
@@ -473,26 +479,4 @@ impl Work<'_> {
 fn safe(path: &str) -> Result<&str, VaultError> {
     let fits = !path.starts_with('/') && path.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
     fits.then_some(path).ok_or_else(|| VaultError::Damaged(format!("a manifest names the path {path:?}")))
-}
-
-/// An extent's content, checked.
-pub(crate) fn fetch(repository: &Repository, base: &Manifest, extent: &Extent) -> Result<Vec<u8>, VaultError> {
-    let unknown = || VaultError::Damaged(format!("the manifest of {} names a pack that it does not have", base.label));
-    let pack = base.packs.get(extent.pack as usize).ok_or_else(unknown)?;
-    let key = Key::new(format!("backups/{}/{}/{}", base.system, base.label, pack.name))?;
-    let head = repository.objects().read(&key, Some(0..u64::from(pack.header)))?;
-    let (opener, _) = Opener::new(key.as_str(), &head, repository.secret())?;
-    let mut stored = repository.objects().read(&key, Some(extent.at..extent.at + u64::from(extent.len)))?;
-    let content = opener.chunk(&mut stored, extent.chunk, false)?;
-    let mut map = Vec::new();
-    let mut rest = content.as_slice();
-    for (_, _, len) in &extent.pieces {
-        let (piece, after) = rest.split_at(rest.len().min(*len as usize));
-        pages::fingerprints(piece, &mut map);
-        rest = after;
-    }
-    if pages::sum(&map) != extent.sum {
-        return Err(VaultError::Damaged(format!("{key}: an extent holds something else than its manifest says")));
-    }
-    Ok(content)
 }

@@ -140,3 +140,49 @@ async fn p10_tablespaces_come_back_at_their_new_place_and_a_delta_keeps_what_is_
     let error = restore(&repository, &made, &Destination { delta: false, ..to }).unwrap_err().to_string();
     assert!(error.contains("is not empty"), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p32_a_backup_on_top_of_another_restores_exactly_and_holds_only_what_changed() {
+    use mainstay_vault::postgres::backup::incremental;
+    let dir = place();
+    let server = Server::new(dir.path(), "primary").await;
+    let (memory, repository) = sealed();
+    let mut archive = claim(&repository, &server, 1).await;
+    let mut oracle = Oracle::new(&server).await;
+    oracle.write(500).await;
+    oracle
+        .run("CREATE TABLE dropped AS SELECT generate_series(1, 50000) AS n; CREATE TABLE cut AS TABLE dropped")
+        .await;
+    let base = std::sync::Arc::new(backup(&repository, &server, &server, &mut archive).await.unwrap());
+    for round in 0..2 {
+        oracle.write(100).await;
+        oracle.run("DROP TABLE IF EXISTS dropped; TRUNCATE cut; UPDATE ticks SET filler = filler WHERE n = 7").await;
+        oracle.run(&format!("CREATE TABLE new_{round} AS SELECT generate_series(1, 20000) AS n")).await;
+        let before = memory_bytes(&memory, &base.label);
+        let watch = std::sync::Arc::default();
+        let options = options(&server, &server);
+        let working = incremental(&repository, &options, &watch, base.clone());
+        let top = while_archiving(&mut archive, &server, working).await.unwrap();
+        assert!(top.base.is_some() && before > 4 * memory_bytes(&memory, &top.label), "{before}");
+        let made = plan(&repository, top.system, Target::Immediate, None).unwrap();
+        assert_eq!(made.base.label, top.label);
+        let copy = dir.path().join(format!("copy{round}"));
+        assert_eq!(ticks_at(&repository, &made, &copy, false).await.len(), oracle.ticks.len());
+        assert_eq!(ticks_at(&repository, &made, &copy, true).await.len(), oracle.ticks.len());
+    }
+    let top = plan(&repository, base.system, Target::Latest, None).unwrap().base;
+    let (options, watch) = (options(&server, &server), std::sync::Arc::default());
+    let refused = incremental(&repository, &options, &watch, std::sync::Arc::new(top)).await;
+    assert!(refused.unwrap_err().to_string().contains("no full backup"));
+    let report = mainstay_vault::verify::verify(&repository, base.system).unwrap();
+    assert!(report.problems.is_empty() && report.good.len() == 3, "{report:?}");
+}
+
+fn memory_bytes(memory: &mainstay_vault::objects::Memory, label: &str) -> u64 {
+    use mainstay_vault::objects::Objects;
+    let all = memory.list("backups/").unwrap();
+    all.iter()
+        .filter(|entry| entry.key.as_str().contains(label) && entry.key.last() != "manifest")
+        .map(|entry| entry.size)
+        .sum()
+}

@@ -219,14 +219,24 @@ pub(crate) async fn backup_watched(
     archive: &mut Archive,
     watch: &Arc<Watch>,
 ) -> Result<Manifest, VaultError> {
-    let options = Options {
+    let options = options(of, primary);
+    while_archiving(archive, primary, full(repository, &options, watch)).await
+}
+
+/// How a backup of this server is made.
+pub(crate) fn options(of: &Server, primary: &Server) -> Options {
+    Options {
         server: of.config(),
         primary: (of.data != primary.data).then(|| primary.config()),
         data: of.data.clone(),
         by: "n1".into(),
         threads: 2,
         patience: Duration::from_secs(60),
-    };
+    }
+}
+
+/// Does something while the primary's owner archives.
+pub(crate) async fn while_archiving<T>(archive: &mut Archive, primary: &Server, work: impl Future<Output = T>) -> T {
     let done = AtomicBool::new(false);
     let archiving = async {
         while !done.load(Ordering::Relaxed) {
@@ -236,7 +246,7 @@ pub(crate) async fn backup_watched(
         }
     };
     let working = async {
-        let result = full(repository, &options, watch).await;
+        let result = work.await;
         done.store(true, Ordering::Relaxed);
         result
     };
