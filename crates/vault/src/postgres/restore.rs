@@ -266,6 +266,12 @@ impl Work<'_> {
     /// An empty place, or an old copy whose start is made impossible before anything else of it is touched.
     fn prepare(&self) -> Result<(), VaultError> {
         let data = &self.to.data;
+        // The server hands the path of the log to a shell, from a directory of its own.
+        let text = data.display().to_string();
+        if !data.is_absolute() || text.chars().any(|c| matches!(c, '\'' | '%' | '\\') || c.is_control()) {
+            let says = format!("{text:?} can not be restored into: take an absolute path without ', % and \\");
+            return Err(VaultError::Impossible(says));
+        }
         let occupied = std::fs::read_dir(data).is_ok_and(|mut entries| entries.next().is_some());
         if occupied && !self.to.delta {
             let says =

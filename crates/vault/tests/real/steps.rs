@@ -116,6 +116,10 @@ async fn p12_a_damaged_object_stops_a_restore_before_the_copy_could_be_started()
     let pack = packs.iter().max_by_key(|entry| entry.size).unwrap();
     memory.tamper(&pack.key, |bytes| bytes[pack.size as usize / 2] ^= 1);
     let to = Destination { data: dir.path().join("copy"), owner: user(), threads: 2, ..Destination::default() };
+    for bad in ["copy", "/tmp/it's", "/tmp/100%d"] {
+        let error = restore(&repository, &made, &Destination { data: bad.into(), ..to.clone() }).unwrap_err();
+        assert!(error.to_string().contains("absolute path"), "{error}");
+    }
     let error = restore(&repository, &made, &to).unwrap_err();
     assert!(matches!(error, VaultError::Damaged(_)), "{error}");
     assert!(!to.data.join("global/pg_control").exists());
