@@ -1,0 +1,188 @@
+//! Where a repository's objects lie: written once under a name, never changed, listed by prefix.
+//!
+//! The contract that every store must keep, and that `conformance` tests:
+//! * `create` never overwrites. An object becomes visible whole and durable at `commit`, or not at all; of two that commit one name,
+//!   one is told [`Committed::Exists`].
+//! * [`ObjectError::Missing`] is said only by a store that was reached and answered that the object is not there. Everything else that
+//!   keeps an object from being read is another error: a restore must never take one for the other.
+//! * Calls block; callers that serve other work use threads of their own.
+//!
+//! Absent: knowledge of what an object holds.
+
+mod folder;
+mod memory;
+
+pub use folder::Folder;
+pub use memory::{Fault, Memory};
+
+use std::fmt;
+use std::ops::Range;
+
+/// An object's name: parts of letters, digits, `-`, `_` and `.`, joined by `/`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key(String);
+
+impl Key {
+    /// A name, if it is one: no empty part, none that begins with a dot.
+    pub fn new(name: impl Into<String>) -> Result<Key, ObjectError> {
+        let name = name.into();
+        let fits = |part: &str| {
+            !part.is_empty()
+                && !part.starts_with('.')
+                && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+        };
+        if name.len() <= 512 && name.split('/').all(fits) {
+            Ok(Key(name))
+        } else {
+            Err(ObjectError::Refused(format!("{name:?} is not a name for an object")))
+        }
+    }
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+    /// What stands after the last `/`.
+    #[must_use]
+    pub fn last(&self) -> &str {
+        self.0.rsplit('/').next().unwrap_or(&self.0)
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// An object that is there.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Entry {
+    /// Its name.
+    pub key: Key,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// How a commit ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Committed {
+    /// The object is there, durable, and it is ours.
+    Created,
+    /// Another of that name was there: it is untouched.
+    Exists,
+}
+
+/// Why a store did not do what was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ObjectError {
+    /// The store was reached and says that there is no such object.
+    #[error("the repository holds no object {0}")]
+    Missing(String),
+    /// The store has no room.
+    #[error("the repository is full: {0}; make room there, or shorten the retention")]
+    Full(String),
+    /// The store could not be reached, or failed; nothing is known about the object.
+    #[error("the repository can not be reached: {0}; nothing is known about what it holds")]
+    Unreachable(String),
+    /// The store will never do this.
+    #[error("the repository refused: {0}")]
+    Refused(String),
+}
+
+/// An object that is being written. Dropped without commit, nothing of it stays visible.
+pub trait Upload: Send {
+    /// Appends bytes.
+    fn write(&mut self, bytes: &[u8]) -> Result<(), ObjectError>;
+    /// Makes the object visible, durable, if none of its name is there.
+    fn commit(self: Box<Self>) -> Result<Committed, ObjectError>;
+}
+
+/// A store of objects.
+pub trait Objects: Send + Sync {
+    /// Begins an object.
+    fn create(&self, key: &Key) -> Result<Box<dyn Upload>, ObjectError>;
+    /// Reads an object, or a range of it. A range that reaches past the end is an error.
+    fn read(&self, key: &Key, range: Option<Range<u64>>) -> Result<Vec<u8>, ObjectError>;
+    /// Its size.
+    fn size(&self, key: &Key) -> Result<u64, ObjectError>;
+    /// Every object whose name begins with `prefix` (which ends in `/`), sorted by name.
+    fn list(&self, prefix: &str) -> Result<Vec<Entry>, ObjectError>;
+    /// Removes an object; it is no error if it is not there.
+    fn delete(&self, key: &Key) -> Result<(), ObjectError>;
+    /// Where this is, for people.
+    fn place(&self) -> String;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(store: &dyn Objects, name: &str, bytes: &[u8]) -> Committed {
+        let mut upload = store.create(&Key::new(name).unwrap()).unwrap();
+        upload.write(bytes).unwrap();
+        upload.commit().unwrap()
+    }
+
+    /// What every store must do.
+    fn conformance(store: &dyn Objects) {
+        let key = Key::new("a/b/one").unwrap();
+        assert!(matches!(store.read(&key, None), Err(ObjectError::Missing(_))));
+        assert!(matches!(store.size(&key), Err(ObjectError::Missing(_))));
+        let mut given_up = store.create(&key).unwrap();
+        given_up.write(b"half").unwrap();
+        assert!(store.list("a/").unwrap().is_empty(), "what is not committed is not visible");
+        drop(given_up);
+        let (mut first, mut second) = (store.create(&key).unwrap(), store.create(&key).unwrap());
+        first.write(b"fir").unwrap();
+        second.write(b"second").unwrap();
+        first.write(b"st").unwrap();
+        assert_eq!(first.commit().unwrap(), Committed::Created);
+        assert_eq!(second.commit().unwrap(), Committed::Exists, "never overwritten");
+        assert_eq!(store.read(&key, None).unwrap(), b"first");
+        assert_eq!(store.read(&key, Some(1..3)).unwrap(), b"ir");
+        assert!(store.read(&key, Some(3..9)).is_err(), "a short object is not a shorter answer");
+        assert_eq!(put(store, "a/two", b"2"), Committed::Created);
+        assert_eq!(put(store, "b/three", b""), Committed::Created);
+        let names: Vec<String> = store.list("a/").unwrap().iter().map(|entry| entry.key.to_string()).collect();
+        assert_eq!(names, ["a/b/one", "a/two"]);
+        assert_eq!(store.list("").unwrap().len(), 3);
+        assert_eq!(store.list("nothing/").unwrap(), []);
+        store.delete(&key).unwrap();
+        store.delete(&key).unwrap();
+        assert!(matches!(store.read(&key, None), Err(ObjectError::Missing(_))));
+    }
+
+    #[test]
+    fn p37_stores_never_overwrite_and_show_whole_objects_only() {
+        conformance(&Memory::default());
+        let dir = tempfile::tempdir().unwrap();
+        conformance(&Folder::open(dir.path().join("repository")).unwrap());
+    }
+
+    #[test]
+    fn p21_a_folder_that_is_not_there_is_unreachable_and_its_objects_are_not_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("repository");
+        let store = Folder::open(&path).unwrap();
+        put(&store, "a/one", b"1");
+        std::fs::rename(&path, dir.path().join("unmounted")).unwrap();
+        let key = Key::new("a/one").unwrap();
+        for error in [store.read(&key, None).unwrap_err(), store.size(&key).unwrap_err(), store.list("a/").unwrap_err()]
+        {
+            assert!(matches!(error, ObjectError::Unreachable(_)), "{error}");
+        }
+        std::fs::create_dir(&path).unwrap();
+        assert!(
+            matches!(store.read(&key, None), Err(ObjectError::Unreachable(_))),
+            "an empty mount point is no repository"
+        );
+    }
+
+    #[test]
+    fn names_that_would_leave_the_repository_are_refused() {
+        for bad in ["", "/a", "a//b", "../a", "a/..", "a/.tmp", "a b", "ä"] {
+            assert!(Key::new(bad).is_err(), "{bad:?}");
+        }
+    }
+}

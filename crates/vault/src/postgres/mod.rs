@@ -1,0 +1,13 @@
+//! PostgreSQL: what a backup of a running server is, what its log is called, and how a copy is brought to a moment of the past.
+
+pub mod archive;
+pub mod backup;
+mod control;
+mod copy;
+pub(crate) mod fetch;
+pub mod log;
+pub mod manifest;
+pub(crate) mod pages;
+pub mod restore;
+pub mod scratch;
+mod walk;

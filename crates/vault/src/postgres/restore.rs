@@ -1,0 +1,488 @@
+//! A backup and the log after it, brought back to a moment of the past.
+//!
+//! First a plan, which refuses what can not be had and names what can be had instead; then the files; the control file last, so that a
+//! restore that broke off can not be started. All log that the recovery may ask for is fetched before the server starts: what is not
+//! there is then known not to be in the repository, and a repository that goes out of reach can not end a recovery early.
+
+use crate::hex;
+use crate::postgres::archive::{Held, lineage};
+use crate::postgres::backup;
+use crate::postgres::fetch::fetch;
+use crate::postgres::log::{LogFile, SegmentSize, check_segment, owner};
+use crate::postgres::manifest::{Extent, Manifest, NO_FILE};
+use crate::postgres::pages;
+use crate::postgres::walk::CONTROL;
+use crate::repository::{Repository, VaultError};
+use mainstay_model::{Lineage, Lsn, SystemId, Timeline};
+use rustix::fs::{Mode, OFlags};
+use std::collections::BTreeMap;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// Where the fetched log lies, below the restored directory.
+pub const LOG_DIR: &str = "mainstay_log";
+
+/// Which moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// All that the archive holds.
+    Latest,
+    /// The end of the backup.
+    Immediate,
+    /// The last commit up to this time, microseconds since 1970.
+    Time(i64),
+    /// Up to this position, inclusive.
+    Position(Lsn),
+    /// A restore point that was given a name.
+    Name(String),
+    /// Up to this transaction, inclusive.
+    Transaction(u32),
+}
+
+/// How it will be done.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// From this backup.
+    pub base: Manifest,
+    /// To this moment.
+    pub target: Target,
+    /// Along the path of this timeline.
+    pub timeline: Timeline,
+    /// The path to it.
+    pub path: Lineage,
+    /// The log that recovery may ask for.
+    pub log: Vec<(Timeline, u64)>,
+    /// The log without a hole ends here.
+    pub reaches: Lsn,
+}
+
+/// Where a restore goes.
+#[derive(Clone, Debug, Default)]
+pub struct Destination {
+    /// The new data directory: not there, or empty; with `delta`, an old copy that is brought to the backup's state.
+    pub data: PathBuf,
+    /// Where tablespaces go, by number; others go beside the data directory.
+    pub tablespaces: BTreeMap<u32, PathBuf>,
+    /// To whom files belong.
+    pub owner: Option<(u32, u32)>,
+    /// Take over what the files there hold already.
+    pub delta: bool,
+    /// Threads.
+    pub threads: usize,
+}
+
+/// What a restore did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Restored {
+    /// Bytes of files written.
+    pub written: u64,
+    /// Bytes that were there already.
+    pub kept: u64,
+    /// Segments of the log fetched.
+    pub log: usize,
+}
+
+/// A time as people write it.
+#[must_use]
+pub fn time_text(micros: i64) -> String {
+    jiff::Timestamp::from_microsecond(micros).map_or_else(|_| micros.to_string(), |time| time.to_string())
+}
+
+/// Chooses backup, path and log for a target. `timeline`: along its path; none: the newest that the archive knows.
+pub fn plan(
+    repository: &Repository,
+    system: SystemId,
+    target: Target,
+    timeline: Option<Timeline>,
+) -> Result<Plan, VaultError> {
+    let backups = backup::list(repository, system)?;
+    let none = || VaultError::Impossible(format!("{} holds no backup of the database {system}", repository.place()));
+    let size = SegmentSize(backups.last().ok_or_else(none)?.server.segment_size);
+    let held = Held::list(repository, system, size)?;
+    let newest = held.timelines().last().copied().unwrap_or(Timeline(1));
+    let timeline = timeline.unwrap_or(newest);
+    let path = lineage(repository, system, size, timeline)?;
+    let on_path: Vec<&Manifest> =
+        backups.iter().filter(|backup| path.contains(backup.stop, timeline, Lsn(u64::MAX))).collect();
+    let Some(first) = on_path.first() else {
+        let has: Vec<String> = backups.iter().map(|backup| backup.stop.timeline.to_string()).collect();
+        let says =
+            format!("no backup lies on the path to timeline {timeline}; there are backups on {}", has.join(", "));
+        return Err(VaultError::Impossible(says));
+    };
+    let fits = |backup: &&&Manifest| match target {
+        Target::Time(time) => backup.ended <= time,
+        Target::Position(lsn) => backup.stop.lsn <= lsn,
+        _ => true,
+    };
+    let Some(base) = on_path.iter().rev().find(fits) else {
+        let (time, lsn) = (time_text(first.ended), first.stop.lsn);
+        let says = format!("that is before the end of the first backup: the earliest moment is {time}, position {lsn}");
+        return Err(VaultError::Impossible(says));
+    };
+    let (log, hole) = reach(&held, size, base, timeline, &path);
+    let reaches = Lsn(log.last().map_or(0, |(_, number)| (number + 1) * size.0));
+    let plan = Plan { base: (*base).clone(), target, timeline, path, log, reaches };
+    plan.refuse_impossible(repository, size, hole)?;
+    Ok(plan)
+}
+
+/// The log from a backup on, as far as there is no hole; and the first segment that is missing although later ones are there.
+fn reach(
+    held: &Held,
+    size: SegmentSize,
+    base: &Manifest,
+    timeline: Timeline,
+    path: &Lineage,
+) -> (Vec<(Timeline, u64)>, Option<String>) {
+    let last = held.last(timeline);
+    let mut log = Vec::new();
+    for number in size.holding(base.start.lsn).. {
+        let segment = (owner(size, number, timeline, path), number);
+        if held.files.contains(&LogFile::Segment(segment.0, number)) {
+            log.push(segment);
+            continue;
+        }
+        let hole = last.is_some_and(|last| last > number)
+            || path.0.iter().any(|fork| fork.lsn.0 > number * size.0 && segment.0 < timeline);
+        return (log, hole.then(|| size.name(segment.0, number)));
+    }
+    (log, None)
+}
+
+impl Plan {
+    fn refuse_impossible(
+        &self,
+        repository: &Repository,
+        size: SegmentSize,
+        hole: Option<String>,
+    ) -> Result<(), VaultError> {
+        let refuse = |says: String| Err(VaultError::Impossible(says));
+        if self.reaches < self.base.stop.lsn {
+            return refuse(format!(
+                "the log of the backup {} is not whole: {}",
+                self.base.label,
+                hole.unwrap_or_default()
+            ));
+        }
+        let written = match self.log.last() {
+            Some((timeline, number)) => {
+                repository.check(&size.key(self.base.system, LogFile::Segment(*timeline, *number))?)?.written
+            }
+            None => 0,
+        };
+        // When the last segment was brought: nothing that it holds was committed later.
+        let latest = i64::try_from(written).unwrap_or(i64::MAX).saturating_mul(1000);
+        let nearest =
+            format!("the latest position that can be had is {}, archived at {}", self.reaches, time_text(latest));
+        let gap = hole.as_ref().map(|name| format!("the segment {name} is missing, and the log goes on after it; "));
+        let gap = gap.unwrap_or_default();
+        match self.target {
+            Target::Time(time) if time > latest => refuse(format!("{gap}that moment is not in the archive: {nearest}")),
+            Target::Position(lsn) if lsn > self.reaches => {
+                refuse(format!("{gap}that position is not in the archive: {nearest}"))
+            }
+            // What lies behind the hole would be left out silently.
+            Target::Latest if hole.is_some() => {
+                refuse(format!("{gap}{nearest}; ask for that position, if it is enough"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The settings with which a server recovers to the target. It ends recovery there by itself and opens a new timeline.
+    #[must_use]
+    pub fn settings(&self, data: &Path) -> Vec<(String, String)> {
+        let log = data.join(LOG_DIR);
+        // Found but not readable must stop recovery, and only an exit status above 125 does.
+        let command = format!("test -e '{0}/%f' || exit 1; cp '{0}/%f' '%p' || exit 200", log.display());
+        let mut all = vec![
+            ("restore_command".to_owned(), command),
+            ("recovery_target_timeline".to_owned(), self.timeline.to_string()),
+            ("recovery_target_action".to_owned(), "promote".to_owned()),
+        ];
+        let target = match &self.target {
+            Target::Latest => None,
+            Target::Immediate => Some(("recovery_target", "immediate".to_owned())),
+            // The server takes a zone as an offset only: where it reads its settings, it knows no zone by name.
+            Target::Time(time) => Some(("recovery_target_time", time_text(*time).replace('Z', "+00"))),
+            Target::Position(lsn) => Some(("recovery_target_lsn", lsn.to_string())),
+            Target::Name(name) => Some(("recovery_target_name", name.clone())),
+            Target::Transaction(id) => Some(("recovery_target_xid", id.to_string())),
+        };
+        all.extend(target.map(|(name, value)| (name.to_owned(), value)));
+        all
+    }
+}
+
+struct Work<'a> {
+    repository: &'a Repository,
+    base: &'a Manifest,
+    to: &'a Destination,
+    written: Mutex<Restored>,
+}
+
+/// Does it: files, log, `backup_label`, `recovery.signal`. The server is not started.
+pub fn restore(repository: &Repository, plan: &Plan, to: &Destination) -> Result<Restored, VaultError> {
+    let work = Work { repository, base: &plan.base, to, written: Mutex::default() };
+    work.prepare()?;
+    let control = plan.base.files.iter().position(|file| file.path == CONTROL);
+    let of_control = |extent: &Extent| extent.pieces.iter().any(|piece| Some(piece.0 as usize) == control);
+    let (last, first): (Vec<&Extent>, Vec<&Extent>) = plan.base.extents.iter().partition(|extent| of_control(extent));
+    work.in_threads(first.len(), |at| first.get(at).map_or(Ok(()), |extent| work.extent(extent)))?;
+    work.in_threads(plan.log.len(), |at| plan.log.get(at).map_or(Ok(()), |segment| work.segment(*segment)))?;
+    work.histories(plan)?;
+    work.cut()?;
+    let label = hex::decode(&plan.base.backup_label).unwrap_or_default();
+    work.write_new("backup_label", &label)?;
+    work.write_new("recovery.signal", b"")?;
+    work.sync()?;
+    for extent in last {
+        work.extent(extent)?;
+    }
+    work.cut_one(control)?;
+    work.sync()?;
+    let mut done = *work.written.lock().unwrap_or_else(PoisonError::into_inner);
+    done.log = plan.log.len();
+    Ok(done)
+}
+
+impl Work<'_> {
+    fn own(&self, path: &Path) -> Result<(), VaultError> {
+        let Some((user, group)) = self.to.owner else { return Ok(()) };
+        chown(path, Some(user), Some(group)).map_err(|e| VaultError::file(path, e))
+    }
+
+    fn directory(&self, path: &Path, mode: u32) -> Result<(), VaultError> {
+        let made = DirBuilder::new().recursive(true).mode(mode).create(path);
+        made.map_err(|e| VaultError::file(path, e))?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(|e| VaultError::file(path, e))?;
+        self.own(path)
+    }
+
+    /// An empty place, or an old copy whose start is made impossible before anything else of it is touched.
+    fn prepare(&self) -> Result<(), VaultError> {
+        let data = &self.to.data;
+        // The server hands the path of the log to a shell, from a directory of its own.
+        let text = data.display().to_string();
+        if !data.is_absolute() || text.chars().any(|c| matches!(c, '\'' | '%' | '\\') || c.is_control()) {
+            let says = format!("{text:?} can not be restored into: take an absolute path without ', % and \\");
+            return Err(VaultError::Impossible(says));
+        }
+        let occupied = std::fs::read_dir(data).is_ok_and(|mut entries| entries.next().is_some());
+        if occupied && !self.to.delta {
+            let says =
+                format!("{} is not empty; restore into an empty directory, or ask for a delta restore", data.display());
+            return Err(VaultError::Impossible(says));
+        }
+        if data.join("postmaster.pid").exists() {
+            let says = format!("{} has a postmaster.pid: a server may run there; stop it first", data.display());
+            return Err(VaultError::Impossible(says));
+        }
+        let gone = |path: PathBuf| match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(VaultError::file(&path, error)),
+            _ => Ok(()),
+        };
+        gone(data.join(CONTROL))?;
+        self.directory(data, 0o700)?;
+        if occupied {
+            self.clear(data)?;
+        }
+        for (path, mode) in &self.base.directories {
+            let number = path.strip_prefix("pg_tblspc/").and_then(|rest| rest.split('/').next()?.parse::<u32>().ok());
+            if let Some(number) = number.filter(|number| self.base.tablespaces.contains_key(number)) {
+                self.link(number)?;
+            }
+            self.directory(&data.join(safe(path)?), *mode)?;
+        }
+        for number in self.base.tablespaces.keys() {
+            self.link(*number)?;
+        }
+        self.directory(&data.join("pg_wal/archive_status"), 0o700)?;
+        self.directory(&data.join(LOG_DIR), 0o700)
+    }
+
+    /// Removes what the backup does not hold: other files, all of the old log.
+    fn clear(&self, dir: &Path) -> Result<(), VaultError> {
+        let keep: std::collections::BTreeSet<PathBuf> =
+            self.base.files.iter().map(|file| self.to.data.join(&file.path)).collect();
+        let mut dirs = vec![dir.to_owned()];
+        while let Some(dir) = dirs.pop() {
+            for entry in std::fs::read_dir(&dir).map_err(|e| VaultError::file(&dir, e))? {
+                let entry = entry.map_err(|e| VaultError::file(&dir, e))?;
+                let (path, kind) = (entry.path(), entry.file_type().map_err(|e| VaultError::file(&dir, e))?);
+                if kind.is_dir() {
+                    dirs.push(path);
+                } else if kind.is_symlink() || !keep.contains(&path) {
+                    std::fs::remove_file(&path).map_err(|e| VaultError::file(&path, e))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn link(&self, number: u32) -> Result<(), VaultError> {
+        let beside = || {
+            let mut name = self.to.data.as_os_str().to_owned();
+            name.push(format!(".tablespace-{number}"));
+            PathBuf::from(name)
+        };
+        let target = self.to.tablespaces.get(&number).cloned().unwrap_or_else(beside);
+        self.directory(&self.to.data.join("pg_tblspc"), 0o700)?;
+        self.directory(&target, 0o700)?;
+        let link = self.to.data.join(format!("pg_tblspc/{number}"));
+        match symlink(&target, &link) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(VaultError::file(&link, error)),
+            _ => Ok(()),
+        }
+    }
+
+    fn open(&self, number: u32) -> Result<(File, PathBuf), VaultError> {
+        let unknown =
+            || VaultError::Damaged(format!("the manifest of {} names a file that it does not have", self.base.label));
+        let file = self.base.files.get(number as usize).filter(|file| !file.path.is_empty()).ok_or_else(unknown)?;
+        let path = self.to.data.join(safe(&file.path)?);
+        let opened = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(file.mode)
+            .custom_flags(i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or(0))
+            .open(&path);
+        let opened = opened.map_err(|e| VaultError::file(&path, e))?;
+        self.own(&path)?;
+        Ok((opened, path))
+    }
+
+    fn count(&self, written: u64, kept: u64) {
+        let mut all = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        all.written += written;
+        all.kept += kept;
+    }
+
+    /// Do the files hold this extent already, by its fingerprints?
+    fn there(&self, extent: &Extent) -> Result<bool, VaultError> {
+        let mut map = Vec::new();
+        for (number, at, len) in &extent.pieces {
+            if *number == NO_FILE {
+                return Ok(false);
+            }
+            let (file, path) = self.open(*number)?;
+            let mut content = vec![0; *len as usize];
+            if file.metadata().map_err(|e| VaultError::file(&path, e))?.len() < at + u64::from(*len) {
+                return Ok(false);
+            }
+            file.read_exact_at(&mut content, *at).map_err(|e| VaultError::file(&path, e))?;
+            pages::fingerprints(&content, &mut map);
+        }
+        Ok(pages::sum(&map) == extent.sum)
+    }
+
+    fn extent(&self, extent: &Extent) -> Result<(), VaultError> {
+        let size: u64 = extent.pieces.iter().map(|piece| u64::from(piece.2)).sum();
+        if self.to.delta && self.there(extent)? {
+            self.count(0, size);
+            return Ok(());
+        }
+        let content = fetch(self.repository, self.base, extent)?;
+        let mut rest = content.as_slice();
+        for (number, at, len) in &extent.pieces {
+            let short = || VaultError::Damaged(format!("an extent of the backup {} is too short", self.base.label));
+            let (piece, after) = rest.split_at_checked(*len as usize).ok_or_else(short)?;
+            if *number == NO_FILE {
+                rest = after;
+                continue;
+            }
+            let (file, path) = self.open(*number)?;
+            file.write_all_at(piece, *at).map_err(|e| VaultError::file(&path, e))?;
+            rest = after;
+        }
+        self.count(size, 0);
+        Ok(())
+    }
+
+    fn segment(&self, (timeline, number): (Timeline, u64)) -> Result<(), VaultError> {
+        let size = SegmentSize(self.base.server.segment_size);
+        let key = size.key(self.base.system, LogFile::Segment(timeline, number))?;
+        let (_, content) = self.repository.get(&key)?;
+        check_segment(&content, self.base.system, size, timeline, number)
+            .map_err(|says| VaultError::Damaged(format!("{key}: {says}")))?;
+        self.write_new(&format!("{LOG_DIR}/{}", key.last()), &content)
+    }
+
+    fn histories(&self, plan: &Plan) -> Result<(), VaultError> {
+        let size = SegmentSize(self.base.server.segment_size);
+        let all = plan.path.0.iter().map(|fork| fork.timeline).chain([plan.timeline]);
+        for timeline in all.filter(|timeline| timeline.0 > 1) {
+            let key = size.key(self.base.system, LogFile::History(timeline))?;
+            let (_, content) = self.repository.get(&key)?;
+            self.write_new(&format!("{LOG_DIR}/{}", key.last()), &content)?;
+        }
+        Ok(())
+    }
+
+    fn write_new(&self, name: &str, content: &[u8]) -> Result<(), VaultError> {
+        let path = self.to.data.join(name);
+        std::fs::write(&path, content).map_err(|e| VaultError::file(&path, e))?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
+            .map_err(|e| VaultError::file(&path, e))?;
+        self.own(&path)
+    }
+
+    /// Gives every file the size that it had.
+    fn cut(&self) -> Result<(), VaultError> {
+        (0..self.base.files.len())
+            .filter(|at| self.base.files.get(*at).is_some_and(|file| file.path != CONTROL))
+            .try_for_each(|at| self.cut_one(Some(at)))
+    }
+
+    fn cut_one(&self, at: Option<usize>) -> Result<(), VaultError> {
+        let Some((number, file)) = at.and_then(|at| Some((at, self.base.files.get(at)?))) else { return Ok(()) };
+        if file.path.is_empty() {
+            return Ok(());
+        }
+        let (open, path) = self.open(u32::try_from(number).unwrap_or(u32::MAX))?;
+        open.set_len(file.size).map_err(|e| VaultError::file(&path, e))
+    }
+
+    /// Everything written is on the disk.
+    fn sync(&self) -> Result<(), VaultError> {
+        let places = self.base.tablespaces.keys().map(|number| self.to.data.join(format!("pg_tblspc/{number}")));
+        for place in places.chain([self.to.data.clone()]) {
+            let dir = rustix::fs::open(&place, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty());
+            dir.and_then(rustix::fs::syncfs).map_err(|e| VaultError::file(&place, e.into()))?;
+        }
+        Ok(())
+    }
+
+    fn in_threads(&self, count: usize, one: impl Fn(usize) -> Result<(), VaultError> + Sync) -> Result<(), VaultError> {
+        let (turn, stop, failed) = (AtomicUsize::new(0), AtomicBool::new(false), Mutex::new(None));
+        std::thread::scope(|scope| {
+            for _ in 0..self.to.threads.clamp(1, 16) {
+                scope.spawn(|| {
+                    loop {
+                        let at = turn.fetch_add(1, Ordering::Relaxed);
+                        if at >= count || stop.load(Ordering::Relaxed) {
+                            return;
+                        }
+                        if let Err(error) = one(at) {
+                            stop.store(true, Ordering::Relaxed);
+                            failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                        }
+                    }
+                });
+            }
+        });
+        failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    }
+}
+
+/// A path of a manifest must stay below its directory.
+fn safe(path: &str) -> Result<&str, VaultError> {
+    let fits = !path.starts_with('/') && path.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
+    fits.then_some(path).ok_or_else(|| VaultError::Damaged(format!("a manifest names the path {path:?}")))
+}

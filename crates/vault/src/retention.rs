@@ -1,0 +1,233 @@
+//! What is kept, and why: pure arithmetic over what a repository holds.
+//!
+//! A backup is kept for a reason; a segment of the log is kept because a kept backup needs it to be consistent, or because it leads on from
+//! the oldest kept one. Nothing is removed that has a reason, nothing of another database is looked at, and no name's order decides.
+
+use crate::objects::Key;
+use crate::postgres::archive::{Held, lineage};
+use crate::postgres::backup;
+use crate::postgres::log::{LogFile, SegmentSize, segments};
+use crate::postgres::manifest::Manifest;
+use crate::repository::{Repository, VaultError};
+use mainstay_model::{Lineage, SystemId, Timeline};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What to keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// The newest so many backups; at least one is kept always.
+    pub count: usize,
+    /// Backups not older than this, and the one before them, so that every moment of this span can be restored. Microseconds.
+    pub span: Option<i64>,
+}
+
+/// Why an object is kept, or that it is not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verdict {
+    /// Each kept backup, with its reasons.
+    pub kept: BTreeMap<String, Vec<String>>,
+    /// Backups that nothing keeps.
+    pub removed: BTreeSet<String>,
+    /// Segments that nothing keeps. Histories are always kept.
+    pub log: BTreeSet<LogFile>,
+}
+
+/// Decides over the backups of one database, oldest first, and its log. `lineages` holds the path to each timeline.
+pub fn judge(
+    policy: Policy,
+    now: i64,
+    backups: &[Manifest],
+    held: &Held,
+    lineages: &BTreeMap<Timeline, Lineage>,
+) -> Result<Verdict, VaultError> {
+    let mut verdict = Verdict::default();
+    let mut keep = |backup: &Manifest, why: String| verdict.kept.entry(backup.label.clone()).or_default().push(why);
+    let count = policy.count.max(1);
+    for (place, backup) in backups.iter().rev().take(count).enumerate() {
+        keep(backup, format!("number {} of the newest {count}", place + 1));
+    }
+    if let Some(span) = policy.span {
+        let horizon = now.saturating_sub(span);
+        backups.iter().filter(|b| b.ended > horizon).for_each(|b| keep(b, "younger than the span to keep".into()));
+        let before = backups.iter().filter(|b| b.ended <= horizon).max_by_key(|b| b.ended);
+        before.into_iter().for_each(|b| keep(b, "moments at the beginning of the span need it".into()));
+    }
+    for backup in backups.iter().filter(|b| verdict.kept.contains_key(&b.label)).collect::<Vec<_>>() {
+        if let Some(base) = &backup.base {
+            let why = format!("{} is made on top of it", backup.label);
+            verdict.kept.entry(base.label.clone()).or_default().push(why);
+        }
+    }
+    let (kept, removed): (Vec<_>, Vec<_>) = backups.iter().partition(|b| verdict.kept.contains_key(&b.label));
+    verdict.removed = removed.into_iter().map(|b| b.label.clone()).collect();
+    let Some(size) = kept.first().map(|b| SegmentSize(b.server.segment_size)) else { return Ok(verdict) };
+    let mut needed = BTreeSet::new();
+    for backup in &kept {
+        let left = lineages.get(&backup.stop.timeline).cloned().unwrap_or_default();
+        let own = segments(size, backup.start, backup.stop, &left).map_err(VaultError::Impossible)?;
+        needed.extend(own.into_iter().map(|(timeline, number)| LogFile::Segment(timeline, number)));
+    }
+    // From the oldest kept backup on, everything: any later moment, on whatever branch, may be asked for.
+    let oldest = kept.iter().map(|b| size.holding(b.start.lsn)).min().unwrap_or(0);
+    let goes = |file: &&LogFile| match file {
+        LogFile::Segment(_, number) | LogFile::Partial(_, number) => *number < oldest && !needed.contains(*file),
+        LogFile::History(_) => false,
+    };
+    verdict.log = held.files.iter().filter(goes).copied().collect();
+    Ok(verdict)
+}
+
+/// Asks a repository what a policy would remove.
+pub fn examine(repository: &Repository, system: SystemId, policy: Policy, now: i64) -> Result<Verdict, VaultError> {
+    let backups = backup::list(repository, system)?;
+    let Some(newest) = backups.last() else { return Ok(Verdict::default()) };
+    let size = SegmentSize(newest.server.segment_size);
+    let held = Held::list(repository, system, size)?;
+    let mut lineages = BTreeMap::new();
+    for timeline in backups.iter().map(|backup| backup.stop.timeline) {
+        lineages.insert(timeline, lineage(repository, system, size, timeline)?);
+    }
+    judge(policy, now, &backups, &held, &lineages)
+}
+
+/// Removes what a verdict names: of a backup the manifest first, so that what is half removed is no backup.
+pub fn remove(
+    repository: &Repository,
+    system: SystemId,
+    size: SegmentSize,
+    verdict: &Verdict,
+) -> Result<(), VaultError> {
+    for label in &verdict.removed {
+        repository.objects().delete(&Key::new(format!("backups/{system}/{label}/manifest"))?)?;
+        for entry in repository.objects().list(&format!("backups/{system}/{label}/"))? {
+            repository.objects().delete(&entry.key)?;
+        }
+    }
+    // The oldest first: what a removal that broke off leaves has no hole.
+    let mut log: Vec<&LogFile> = verdict.log.iter().collect();
+    log.sort_by_key(|file| match file {
+        LogFile::Segment(_, number) | LogFile::Partial(_, number) => *number,
+        LogFile::History(_) => u64::MAX,
+    });
+    log.into_iter().try_for_each(|file| Ok(repository.objects().delete(&size.key(system, *file)?)?))
+}
+
+/// Backups that were begun and never became one: no manifest, and nothing written since `before` (milliseconds since 1970). Choose it older
+/// than the longest backup takes, for one that another host is making looks the same.
+pub fn unfinished(repository: &Repository, system: SystemId, before: u64) -> Result<BTreeSet<String>, VaultError> {
+    let prefix = format!("backups/{system}/");
+    let mut labels: BTreeMap<String, Vec<Key>> = BTreeMap::new();
+    for entry in repository.objects().list(&prefix)? {
+        let label = entry.key.as_str().strip_prefix(&prefix).and_then(|rest| rest.split('/').next());
+        labels.entry(label.unwrap_or_default().to_owned()).or_default().push(entry.key);
+    }
+    labels.retain(|_, keys| keys.iter().all(|key| key.last() != "manifest"));
+    let mut found = BTreeSet::new();
+    for (label, keys) in labels {
+        let newest =
+            keys.iter().map(|key| Ok(repository.check(key)?.written)).collect::<Result<Vec<_>, VaultError>>()?;
+        if newest.iter().all(|written| *written < before) {
+            found.insert(label);
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::postgres::manifest::Server;
+    use mainstay_model::{Lsn, Position};
+
+    const SIZE: u64 = 1 << 20;
+
+    fn backup(label: &str, timeline: u32, first: u64, last: u64, ended: i64) -> Manifest {
+        let at = |number: u64| Position { timeline: Timeline(timeline), lsn: Lsn(number * SIZE + 100) };
+        Manifest {
+            format: 1,
+            label: label.into(),
+            system: SystemId(1),
+            server: Server { segment_size: SIZE, ..Server::default() },
+            start: at(first),
+            stop: at(last),
+            began: ended - 1,
+            ended,
+            backup_label: String::new(),
+            tablespace_map: String::new(),
+            tablespaces: BTreeMap::new(),
+            directories: Vec::new(),
+            files: Vec::new(),
+            packs: Vec::new(),
+            extents: Vec::new(),
+            base: None,
+            corrupt: Vec::new(),
+        }
+    }
+
+    fn held() -> Held {
+        let mut files: BTreeSet<LogFile> = (0..100).map(|n| LogFile::Segment(Timeline(1), n)).collect();
+        files.extend((60..120).map(|n| LogFile::Segment(Timeline(2), n)));
+        files.extend([LogFile::History(Timeline(2)), LogFile::Partial(Timeline(1), 5)]);
+        Held { files }
+    }
+
+    fn decide(count: usize, span: Option<i64>, backups: &[Manifest]) -> Verdict {
+        let fork = Position { timeline: Timeline(1), lsn: Lsn(60 * SIZE + 5) };
+        let lineages = BTreeMap::from([(Timeline(1), Lineage::default()), (Timeline(2), Lineage(vec![fork]))]);
+        judge(Policy { count, span }, 1_000, backups, &held(), &lineages).unwrap()
+    }
+
+    #[test]
+    fn what_never_became_a_backup_is_removed_when_it_is_old_and_a_young_one_is_left_alone() {
+        let memory = std::sync::Arc::new(crate::objects::Memory::default());
+        let repository = Repository::create(memory, &[]).unwrap();
+        for name in ["whole/pack-000000", "whole/manifest", "broken/pack-000000", "broken/pack-000001"] {
+            let key = Key::new(format!("backups/7/{name}")).unwrap();
+            repository.put(&key, crate::Header::default(), b"content").unwrap();
+        }
+        let now = mainstay_ports::clock::wall_now_ms();
+        assert!(unfinished(&repository, SystemId(7), now - 60_000).unwrap().is_empty());
+        let removed = unfinished(&repository, SystemId(7), now + 60_000).unwrap();
+        assert_eq!(removed, ["broken".to_owned()].into());
+        let verdict = Verdict { removed, ..Verdict::default() };
+        remove(&repository, SystemId(7), SegmentSize(SIZE), &verdict).unwrap();
+        let left = repository.objects().list("backups/").unwrap();
+        assert_eq!(left.len(), 2);
+        assert!(left.iter().all(|entry| entry.key.as_str().contains("/whole/")));
+    }
+
+    #[test]
+    fn p32_a_kept_backup_keeps_the_one_on_which_it_is_made() {
+        let mut backups = [backup("a", 1, 10, 12, 100), backup("b", 1, 40, 41, 400), backup("c", 2, 80, 82, 800)];
+        backups[2].base = Some(crate::postgres::manifest::Base { label: "a".into(), packs: Vec::new() });
+        let verdict = decide(1, None, &backups);
+        assert_eq!(verdict.removed, ["b".to_owned()].into());
+        assert_eq!(verdict.kept["a"], ["c is made on top of it"]);
+    }
+
+    #[test]
+    fn p34_every_kept_backup_keeps_its_log_and_all_that_follows() {
+        let backups = [backup("a", 1, 10, 12, 100), backup("b", 1, 40, 41, 400), backup("c", 2, 80, 82, 800)];
+        for count in 0..=4 {
+            for span in [None, Some(0), Some(250), Some(650), Some(10_000)] {
+                let verdict = decide(count, span, &backups);
+                assert!(!verdict.kept.is_empty(), "never below one");
+                let first = backups.iter().find(|b| verdict.kept.contains_key(&b.label)).unwrap();
+                let from = first.start.lsn.0 / SIZE;
+                for file in &verdict.log {
+                    let (LogFile::Segment(_, number) | LogFile::Partial(_, number)) = file else { panic!("{file:?}") };
+                    assert!(*number < from, "{count} {span:?} {file:?}");
+                }
+                assert_eq!(verdict.kept.len() + verdict.removed.len(), 3);
+                if span == Some(650) {
+                    assert!(verdict.kept.contains_key("a"), "the moments from 350 on need the backup before");
+                }
+            }
+        }
+        let verdict = decide(1, None, &backups);
+        assert_eq!(verdict.removed, ["a".to_owned(), "b".to_owned()].into());
+        assert!(verdict.log.contains(&LogFile::Partial(Timeline(1), 5)));
+        assert!(!verdict.log.contains(&LogFile::History(Timeline(2))), "p15: histories stay for ever");
+        assert!(verdict.kept["c"][0].contains("number 1 of the newest 1"));
+    }
+}

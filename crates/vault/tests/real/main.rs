@@ -1,0 +1,8 @@
+//! The vault with real servers.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod moments;
+mod steps;
+mod support;
+mod takeover;

@@ -1,0 +1,188 @@
+//! Restores to random moments are exact; impossible ones are refused.
+
+use crate::support::*;
+use mainstay_vault::postgres::restore::{Destination, Plan, Target, plan, restore};
+use mainstay_vault::postgres::scratch::Scratch;
+use mainstay_vault::repository::Repository;
+use std::path::Path;
+
+/// Restores, starts, and says which ticks are there.
+async fn ticks_at(repository: &Repository, plan: &Plan, data: &Path, delta: bool) -> Vec<i64> {
+    let to = Destination { data: data.to_owned(), owner: user(), delta, threads: 2, ..Destination::default() };
+    restore(repository, plan, &to).unwrap();
+    let scratch = Scratch::start(&bin(), plan, data, user(), PATIENCE).await.unwrap();
+    let (client, connection) = scratch.connect().connect(tokio_postgres::NoTls).await.unwrap();
+    let driver = tokio::spawn(connection);
+    let whole = one(&client, "SELECT bool_and(filler = repeat(md5(n::text), 60)) FROM ticks").await;
+    let text = one(&client, "SELECT string_agg(n::text, ',' ORDER BY n) FROM ticks").await;
+    assert_ne!(whole, "f");
+    drop(client);
+    let _ = driver.await;
+    scratch.stop().await.unwrap();
+    text.split(',').filter(|n| !n.is_empty()).map(|n| n.parse().unwrap()).collect()
+}
+
+/// A simple generator: which points are tried differs from run to run, and a failure names them.
+fn random(below: usize) -> usize {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).unwrap();
+    usize::try_from(u64::from_le_bytes(bytes) % below as u64).unwrap()
+}
+
+async fn random_points(count: usize) {
+    let dir = place();
+    let server = Server::new(dir.path(), "primary").await;
+    let (_, repository) = sealed();
+    let mut archive = claim(&repository, &server, 1).await;
+    let mut oracle = Oracle::new(&server).await;
+    oracle.write(50).await;
+    // A backup in the middle of writes.
+    let (manifest, ()) = tokio::join!(backup(&repository, &server, &server, &mut archive), oracle.write(400));
+    let manifest = manifest.unwrap();
+    assert!(manifest.corrupt.is_empty() && manifest.server.checksums);
+    oracle.write(600).await;
+    oracle.run("SELECT pg_create_restore_point('before the release')").await;
+    let named = oracle.ticks.len();
+    oracle.write(50).await;
+    oracle.switch().await;
+    sweep(&mut archive, &server).await.unwrap();
+    let copy = dir.path().join("copy");
+    let after = oracle.ticks.iter().position(|tick| tick.micros > manifest.ended).unwrap();
+    for round in 0..count {
+        let at = after + random(oracle.ticks.len() - after - 1);
+        let tick = oracle.ticks[at];
+        let target = match round % 4 {
+            0 => Target::Time(tick.micros),
+            1 => Target::Position(tick.lsn),
+            2 => Target::Transaction(tick.xid),
+            _ => Target::Name("before the release".into()),
+        };
+        let expected = if round % 4 == 3 { named as i64 } else { tick.n };
+        let made = plan(&repository, manifest.system, target.clone(), None).unwrap();
+        let found = ticks_at(&repository, &made, &copy, round > 0).await;
+        assert_eq!(found, (1..=expected).collect::<Vec<_>>(), "{target:?}, tick {tick:?}");
+    }
+    let latest = plan(&repository, manifest.system, Target::Latest, None).unwrap();
+    let found = ticks_at(&repository, &latest, &copy, true).await;
+    assert_eq!(found.len(), oracle.ticks.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p23_random_moments_are_exact_one() {
+    random_points(10).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p23_random_moments_are_exact_two() {
+    random_points(10).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p23_impossible_targets_are_refused_with_the_nearest_possible_ones() {
+    let dir = place();
+    let server = Server::new(dir.path(), "primary").await;
+    let (memory, repository) = sealed();
+    let mut archive = claim(&repository, &server, 1).await;
+    let mut oracle = Oracle::new(&server).await;
+    oracle.write(3).await;
+    let manifest = backup(&repository, &server, &server, &mut archive).await.unwrap();
+    for _ in 0..3 {
+        oracle.write(3).await;
+        oracle.switch().await;
+    }
+    sweep(&mut archive, &server).await.unwrap();
+    let refused = |target: Target| plan(&repository, manifest.system, target, None).unwrap_err().to_string();
+    let early = refused(Target::Time(manifest.began - 1));
+    assert!(early.contains("earliest moment") && early.contains(&manifest.stop.lsn.to_string()), "{early}");
+    let late = refused(Target::Time(manifest.ended + 3_600_000_000));
+    assert!(late.contains("not in the archive") && late.contains("latest position"), "{late}");
+    let reaches = plan(&repository, manifest.system, Target::Latest, None).unwrap().reaches;
+    assert!(refused(Target::Position(mainstay_model::Lsn(reaches.0 + 1))).contains("not in the archive"));
+    // A hole: what lies before it can be had, what lies after it is refused, and nothing is left out silently.
+    use mainstay_vault::objects::Objects;
+    let hole = memory.list(&format!("log/{}/", manifest.system)).unwrap();
+    let second_last = &hole[hole.len() - 2].key;
+    memory.delete(second_last).unwrap();
+    let latest = refused(Target::Latest);
+    assert!(latest.contains(second_last.last()) && latest.contains("missing"), "{latest}");
+    let before = plan(&repository, manifest.system, Target::Position(oracle.ticks[3].lsn), None).unwrap();
+    assert_eq!(ticks_at(&repository, &before, &dir.path().join("copy"), false).await, [1, 2, 3, 4]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p10_tablespaces_come_back_at_their_new_place_and_a_delta_keeps_what_is_there() {
+    let dir = place();
+    let server = Server::new(dir.path(), "primary").await;
+    let space = dir.path().join("space");
+    own_dir(&space);
+    let (_, repository) = sealed();
+    let mut archive = claim(&repository, &server, 1).await;
+    let mut oracle = Oracle::new(&server).await;
+    oracle.run(&format!("CREATE TABLESPACE there LOCATION '{}'", space.display())).await;
+    oracle.run("ALTER TABLE ticks SET TABLESPACE there").await;
+    oracle.write(20).await;
+    let manifest = backup(&repository, &server, &server, &mut archive).await.unwrap();
+    assert_eq!(manifest.tablespaces.values().collect::<Vec<_>>(), [&space.display().to_string()]);
+    let made = plan(&repository, manifest.system, Target::Immediate, None).unwrap();
+    let copy = dir.path().join("copy");
+    assert_eq!(ticks_at(&repository, &made, &copy, false).await.len(), 20);
+    let number = manifest.tablespaces.keys().next().unwrap();
+    let link = std::fs::read_link(copy.join(format!("pg_tblspc/{number}"))).unwrap();
+    assert_eq!(
+        link,
+        dir.path().join(format!("copy.tablespace-{number}")),
+        "the cluster's own tablespace is left alone"
+    );
+    let to = Destination { data: copy.clone(), owner: user(), delta: true, threads: 2, ..Destination::default() };
+    let restored = restore(&repository, &made, &to).unwrap();
+    assert!(restored.kept > restored.written, "{restored:?}");
+    assert_eq!(ticks_at(&repository, &made, &copy, true).await.len(), 20);
+    let error = restore(&repository, &made, &Destination { delta: false, ..to }).unwrap_err().to_string();
+    assert!(error.contains("is not empty"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p32_a_backup_on_top_of_another_restores_exactly_and_holds_only_what_changed() {
+    use mainstay_vault::postgres::backup::incremental;
+    let dir = place();
+    let server = Server::new(dir.path(), "primary").await;
+    let (memory, repository) = sealed();
+    let mut archive = claim(&repository, &server, 1).await;
+    let mut oracle = Oracle::new(&server).await;
+    oracle.write(500).await;
+    oracle
+        .run("CREATE TABLE dropped AS SELECT generate_series(1, 50000) AS n; CREATE TABLE cut AS TABLE dropped")
+        .await;
+    let base = std::sync::Arc::new(backup(&repository, &server, &server, &mut archive).await.unwrap());
+    for round in 0..2 {
+        oracle.write(100).await;
+        oracle.run("DROP TABLE IF EXISTS dropped; TRUNCATE cut; UPDATE ticks SET filler = filler WHERE n = 7").await;
+        oracle.run(&format!("CREATE TABLE new_{round} AS SELECT generate_series(1, 20000) AS n")).await;
+        let before = memory_bytes(&memory, &base.label);
+        let watch = std::sync::Arc::default();
+        let options = options(&server, &server);
+        let working = incremental(&repository, &options, &watch, base.clone());
+        let top = while_archiving(&mut archive, &server, working).await.unwrap();
+        assert!(top.base.is_some() && before > 4 * memory_bytes(&memory, &top.label), "{before}");
+        let made = plan(&repository, top.system, Target::Immediate, None).unwrap();
+        assert_eq!(made.base.label, top.label);
+        let copy = dir.path().join(format!("copy{round}"));
+        assert_eq!(ticks_at(&repository, &made, &copy, false).await.len(), oracle.ticks.len());
+        assert_eq!(ticks_at(&repository, &made, &copy, true).await.len(), oracle.ticks.len());
+    }
+    let top = plan(&repository, base.system, Target::Latest, None).unwrap().base;
+    let (options, watch) = (options(&server, &server), std::sync::Arc::default());
+    let refused = incremental(&repository, &options, &watch, std::sync::Arc::new(top)).await;
+    assert!(refused.unwrap_err().to_string().contains("no full backup"));
+    let report = mainstay_vault::verify::verify(&repository, base.system).unwrap();
+    assert!(report.problems.is_empty() && report.good.len() == 3, "{report:?}");
+}
+
+fn memory_bytes(memory: &mainstay_vault::objects::Memory, label: &str) -> u64 {
+    use mainstay_vault::objects::Objects;
+    let all = memory.list("backups/").unwrap();
+    all.iter()
+        .filter(|entry| entry.key.as_str().contains(label) && entry.key.last() != "manifest")
+        .map(|entry| entry.size)
+        .sum()
+}

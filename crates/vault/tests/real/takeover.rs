@@ -1,0 +1,90 @@
+//! Backups and the archive while the right to be primary changes hands.
+
+use crate::support::*;
+use mainstay_model::{Position, Timeline};
+use mainstay_vault::postgres::archive::gaps;
+use mainstay_vault::postgres::backup::list;
+use mainstay_vault::postgres::restore::{Destination, Target, plan, restore};
+use mainstay_vault::postgres::scratch::Scratch;
+use mainstay_vault::repository::VaultError;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p19_the_log_that_a_dead_primary_did_not_archive_is_brought_by_the_next_one() {
+    let dir = place();
+    let mut old = Server::new(dir.path(), "old").await;
+    let (_, repository) = sealed();
+    let mut archive = claim(&repository, &old, 1).await;
+    let mut oracle = Oracle::new(&old).await;
+    oracle.write(10).await;
+    let new = old.replica(dir.path(), "new").await;
+    // From the replica.
+    let manifest = backup(&repository, &new, &old, &mut archive).await.unwrap();
+    assert!(manifest.server.replica);
+    for _ in 0..3 {
+        oracle.write(20).await;
+        oracle.switch().await;
+    }
+    oracle.write(20).await;
+    let client = new.connect().await;
+    let until = format!("SELECT pg_last_wal_replay_lsn() >= '{}'", oracle.ticks.last().unwrap().lsn);
+    let begun = std::time::Instant::now();
+    while one(&client, &until).await != "t" {
+        assert!(begun.elapsed() < PATIENCE);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    old.kill();
+    new.promote().await;
+    let mut oracle = Oracle::again(&new, oracle.ticks).await;
+    oracle.write(20).await;
+    oracle.switch().await;
+    let before = gaps(
+        &repository,
+        manifest.system,
+        SIZE,
+        manifest.start,
+        Position { timeline: Timeline(1), lsn: oracle.ticks[60].lsn },
+    );
+    assert!(!before.unwrap().is_empty(), "the dead primary left a gap");
+    let mut owner = claim(&repository, &new, 2).await;
+    let done = sweep(&mut owner, &new).await.unwrap();
+    assert!(done.problems.is_empty() && done.pushed.iter().any(|name| name == "00000002.history"), "{done:?}");
+    assert!(done.pushed.iter().any(|name| name.ends_with(".partial")), "{done:?}");
+    assert!(matches!(archive.push("00000002.history", b"1\t0/3000000\tx\n"), Err(VaultError::Deposed { .. })));
+    let end = Position { timeline: Timeline(2), lsn: oracle.ticks.last().unwrap().lsn };
+    assert_eq!(gaps(&repository, manifest.system, SIZE, manifest.start, end).unwrap(), []);
+    // Restored across the fork, with nothing left out.
+    let made = plan(&repository, manifest.system, Target::Latest, None).unwrap();
+    assert_eq!(made.timeline, Timeline(2));
+    let to = Destination { data: dir.path().join("copy"), owner: user(), threads: 2, ..Destination::default() };
+    restore(&repository, &made, &to).unwrap();
+    let scratch = Scratch::start(&bin(), &made, &to.data, user(), PATIENCE).await.unwrap();
+    let (client, connection) = scratch.connect().connect(tokio_postgres::NoTls).await.unwrap();
+    let driver = tokio::spawn(connection);
+    assert_eq!(one(&client, "SELECT count(*) FROM ticks").await, oracle.ticks.len().to_string());
+    assert_eq!(one(&client, "SHOW archive_mode").await, "off", "a copy writes into no archive");
+    drop(client);
+    let _ = driver.await;
+    scratch.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p13_a_promotion_in_mid_backup_fails_it() {
+    let dir = place();
+    let old = Server::new(dir.path(), "old").await;
+    let (_, repository) = sealed();
+    let mut archive = claim(&repository, &old, 1).await;
+    let new = old.replica(dir.path(), "new").await;
+    let watch = held_back();
+    let promoting = async {
+        under_way(&watch).await;
+        new.promote().await;
+        watch.rate.store(0, Ordering::Relaxed);
+    };
+    let copying = backup_watched(&repository, &new, &old, &mut archive, &watch);
+    let (result, ()) = tokio::join!(copying, promoting);
+    let error = result.unwrap_err().to_string();
+    assert!(error.contains("promoted"), "{error}");
+    assert!(list(&repository, old.system().await).unwrap().is_empty());
+}
