@@ -28,7 +28,6 @@ mod server;
 pub mod summary;
 mod switchover;
 mod sync;
-mod unread;
 mod view;
 
 pub use io::{CasResult, Config, Evidence, Input, Output};

@@ -310,7 +310,6 @@ impl Mind {
     }
 
     fn end_unknown(&mut self, failure: Option<OrderFailure>) {
-        self.note_unread(failure.as_ref());
         match failure {
             Some(OrderFailure::Stale) => self.server.retry_at = self.now,
             Some(OrderFailure::NotYet(_)) => self.server.retry_at = self.now + mainstay_model::Span(50),

@@ -3,7 +3,6 @@
 
 use crate::mind::Mind;
 use crate::plant::Plant;
-use crate::unread::Unread;
 use mainstay_model::record::Upstream;
 use mainstay_model::{LogEnd, Moment, NodeId, Order, ServerObservation, ServerState, Span, Term};
 
@@ -48,8 +47,6 @@ pub(crate) struct Server {
     clones: (Option<(NodeId, Term)>, u32),
     /// The copy can not be started: since when, and why.
     pub(crate) unstartable: Option<(Moment, String)>,
-    /// Where the log ends can not be told, although the server runs.
-    pub(crate) unread: Option<Unread>,
     /// An operator's order stands behind the next start or clone: it is carried out while paused, too.
     pub(crate) ordered: bool,
     /// An operator ordered a restart, and waits to hear of its end.
@@ -80,7 +77,6 @@ impl Server {
     pub(crate) fn ended(&mut self, end: LogEnd) {
         self.cut = true;
         self.end = Some(end);
-        self.unread = None;
         self.failures = 0;
     }
     /// Started without upstream.
@@ -266,28 +262,23 @@ impl Mind {
     /// A copy that can not be started is given up, unless it could be the last one. Says whether that was done.
     fn plan_unstartable(&mut self) -> bool {
         let Some((since, why)) = self.server.unstartable.clone() else { return false };
-        if let Err(kept) = self.useless_copy_spare(self.now.since(since).0 >= UNSTARTABLE_MS) {
-            self.until(since + Span(UNSTARTABLE_MS));
-            self.reason("start", format!("this copy can not be started ({why}), and is kept: {kept}"));
-            return false;
+        if !self.planted(Plant::UnstartableGivenUp)
+            && let Err(kept) = self.copy_spare()
+        {
+            // A primary that waits for confirmations can not open before this node has a copy that streams. It was elected, so its log has
+            // everything acknowledged; this copy can confirm nothing, and a clone moves its files aside.
+            let waited = self.now.since(since).0 >= UNSTARTABLE_MS;
+            let mine = self.record().is_none_or(|record| self.is_me(record.leader.as_ref()));
+            if !waited || mine || self.running_leader().is_none() {
+                self.until(since + Span(UNSTARTABLE_MS));
+                self.reason("start", format!("this copy can not be started ({why}), and is kept: {kept}"));
+                return false;
+            }
         }
         self.give_up_copy(&format!("it can not be started ({why})"));
         self.server.retry_at = self.now;
         self.plan_clone();
         true
-    }
-
-    /// May a copy that can neither confirm nor answer be given up? If not, why. `waited`: it has been so for long enough to do it for a
-    /// primary that is not open yet.
-    pub(crate) fn useless_copy_spare(&self, waited: bool) -> Result<(), String> {
-        if self.planted(Plant::UnstartableGivenUp) {
-            return Ok(());
-        }
-        let Err(kept) = self.copy_spare() else { return Ok(()) };
-        // A primary that waits for confirmations can not open before this node has a copy that streams. It was elected, so its log has
-        // everything acknowledged; this copy can confirm nothing, and a clone moves its files aside.
-        let mine = self.record().is_none_or(|record| self.is_me(record.leader.as_ref()));
-        if waited && !mine && self.running_leader().is_some() { Ok(()) } else { Err(kept) }
     }
 
     /// A stopped server whose log's end is known, and a prefix, starts with its upstream at once.
@@ -315,7 +306,6 @@ impl Mind {
             durable.upstream = Some(Upstream { node, term });
             durable.diverged = None;
         });
-        self.server.unread = None;
         self.server.forget_end();
     }
 
@@ -325,7 +315,7 @@ impl Mind {
             return;
         }
         if self.durable.upstream.is_none() && self.server.end.is_none() {
-            if !self.plan_unread() && self.may_retry() {
+            if self.may_retry() {
                 let order = if self.server.cut { Order::ReadEnd } else { Order::Recruit };
                 self.order(self.durable.promise, order);
             }
@@ -426,7 +416,6 @@ impl Mind {
     pub(crate) fn give_up_copy(&mut self, why: &str) {
         self.tell("copy-given-up", format!("{why}: this copy is not whole and will be cloned anew"));
         self.server.unstartable = None;
-        self.server.unread = None;
         self.server.rewinding = None;
         self.server.rewinds = 0;
         let keep = self.planted(Plant::HalfRewoundAnswers);
@@ -440,7 +429,7 @@ impl Mind {
     }
 
     /// Clones if a source runs as primary of a term that this node may follow. Says whether an order was given.
-    pub(crate) fn plan_clone(&mut self) -> bool {
+    fn plan_clone(&mut self) -> bool {
         if self.held_by_pause("this node has no whole copy") || !self.has_data_role() {
             return false;
         }
@@ -533,7 +522,6 @@ impl Mind {
         self.server.rewinding = None;
         self.server.cloning = None;
         self.server.unstartable = None;
-        self.server.unread = None;
         self.server.clones = (None, 0);
         self.server.failures = 0;
         self.server.retry_at = self.now;

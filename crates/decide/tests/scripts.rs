@@ -133,7 +133,6 @@ fn observation(now: u64, words: &Words) -> ServerObservation {
         symptom: words.get("symptom").map(str::to_owned),
         timeline: words.get("tl").map(|text| Timeline(text.parse().unwrap())),
         end: words.get("end").map(|text| Lsn(text.parse().unwrap())),
-        replay: words.get("replay").map(|text| Lsn(text.parse().unwrap())),
         receiving: words.has("receiving"),
         open: words.has("open"),
         walsenders: words.get("senders").map_or_else(Vec::new, |text| text.split(',').map(sender).collect()),

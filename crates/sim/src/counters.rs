@@ -64,7 +64,6 @@ counters! {
     blocked_promises "promises that could not be made durable for a while";
     seen_renewals "renewals known only by a watched grant of one's own";
     unstartable "copies that could not be started any more";
-    unreadable "copies whose log's end could not be told any more";
     log_gone "copies whose log was gone at their source";
     losses "acknowledged commits lost where that was allowed, and reported";
 }

@@ -50,7 +50,6 @@ faults! {
     SlowDisk 4 "the disk is slow";
     DiskFrozen 5 "the disk stands still";
     Unstartable 3 "the copy can not be started any more";
-    Unreadable 3 "where the copy's log ends can not be told any more";
     LogGone 3 "the log that the copy needs is gone";
     SlowStream 8 "the log reaches the node slowly";
     StreamBreaks 4 "the node's stream breaks";
@@ -178,7 +177,7 @@ impl World {
             Fault::SlowStream => self.nodes[node].slow_stream_until = until,
             Fault::SlowDisk => self.nodes[node].slow_disk_until = until,
             Fault::DiskFrozen => self.freeze_disk(node),
-            Fault::Unstartable | Fault::Unreadable | Fault::LogGone => self.spoil_copy(fault, node),
+            Fault::Unstartable | Fault::LogGone => self.spoil_copy(fault, node),
             Fault::StreamBreaks => self.lose_connection(node),
             Fault::Switchover => self.ask_switchover(node),
             Fault::Exclude | Fault::Include => self.change_excluded(fault, node),
@@ -265,10 +264,7 @@ impl World {
 
     /// One replica's copy at a time, while a primary serves: a cluster that lost more copies than its mode allows can not be asked to heal.
     fn spoil_copy(&mut self, fault: Fault, node: Node) {
-        let spoilt = self
-            .nodes
-            .iter()
-            .any(|host| host.server.unstartable || host.server.unreadable || host.server.gone_at.is_some());
+        let spoilt = self.nodes.iter().any(|host| host.server.unstartable || host.server.gone_at.is_some());
         let primary = (0..self.nodes.len()).find(|other| self.is_open(*other));
         let server = &self.nodes[node].server;
         let replica = matches!(server.process, Process::Standby | Process::Starting(false));
@@ -277,10 +273,6 @@ impl World {
             self.nodes[node].server.unstartable = true;
             self.counters.unstartable += 1;
             self.server_ends(node, "its control file broke");
-        } else if fault == Fault::Unreadable {
-            self.nodes[node].server.unreadable = true;
-            self.counters.unreadable += 1;
-            self.server_ends(node, "its log broke");
         } else {
             self.nodes[node].server.gone_at = Some(primary);
             self.counters.log_gone += 1;
@@ -365,7 +357,7 @@ impl World {
         self.heal_wishes();
         if !(0..self.nodes.len()).any(|node| self.is_open(node)) {
             // The broken copy may be the one that counts: somebody mends it by hand.
-            self.nodes.iter_mut().for_each(|host| (host.server.unstartable, host.server.unreadable) = (false, false));
+            self.nodes.iter_mut().for_each(|host| host.server.unstartable = false);
         }
         for node in 0..self.nodes.len() {
             let host = &mut self.nodes[node];

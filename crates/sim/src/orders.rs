@@ -298,10 +298,6 @@ impl World {
         if server.data.is_none() {
             return error("no data directory");
         }
-        if server.unreadable {
-            let tried = running.step > 1 && self.rng.chance(self.weather(500));
-            return if tried { not_yet("the log's end can not be told") } else { Next::In(20 * MS) };
-        }
         if server.process.runs() {
             if server.receiver.is_some() || !matches!(server.process, Process::Standby | Process::Starting(false)) {
                 return error("the stream is not cut, or the server is no standby");

@@ -84,7 +84,7 @@ impl World {
         mine.flushed = mine.log.len();
         mine.replayed = mine.flushed;
         mine.data = data;
-        (mine.unstartable, mine.unreadable, mine.gone_at) = (false, false, None);
+        (mine.unstartable, mine.gone_at) = (false, None);
         mine.as_primary = false;
     }
 

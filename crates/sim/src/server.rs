@@ -93,8 +93,6 @@ pub struct Server {
     pub stuck: bool,
     /// The data directory can not be started from (a broken control file, say); its log is what it was.
     pub unstartable: bool,
-    /// Its log is what it was, and where that ends can not be told.
-    pub unreadable: bool,
     /// This upstream has removed log that this copy needs.
     pub gone_at: Option<Node>,
     /// Stopped (not killed) until then.
