@@ -13,7 +13,7 @@ use crate::options::ProxyOptions;
 use crate::proxy::ProxyError;
 use crate::stats::Stats;
 use crate::table::View;
-use mainstay_model::Moment;
+use mainstay_model::{Moment, NodeId};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt};
 use std::future::Future;
@@ -37,6 +37,12 @@ impl Pooled {
     /// Tells it who may log in. Until the first time nobody may.
     pub fn set_logins(&self, logins: Logins) {
         self.0.set_logins(logins);
+    }
+
+    /// The primary, as far as is known.
+    #[must_use]
+    pub fn primary(&self) -> Option<NodeId> {
+        self.0.rules().view.keep.as_ref().map(|target| target.node.clone())
     }
 
     /// The numbers of every pool.

@@ -19,7 +19,9 @@ impl Worker {
     /// The network has answered.
     pub(crate) fn connected(&mut self, server: &mut Server) -> Result<(), String> {
         server.link.connected().map_err(|error| error.to_string())?;
-        let near = self.pooling.local.as_ref().is_some_and(|(node, _)| *node == server.place.target().node);
+        let target = server.place.target();
+        let local = self.pooling.local.as_ref().is_some_and(|(node, _)| *node == target.node);
+        let near = local || target.address.ip().is_loopback();
         let bytes: &[u8] = if self.pooling.tls_to.is_some() && !near {
             server.stage = Stage::AskedTls;
             &[0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f]
