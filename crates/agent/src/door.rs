@@ -126,7 +126,12 @@ impl Handler for AskDoor {
     async fn message(&self, _from: &Caller, _body: Vec<u8>) {}
 
     async fn request(&self, from: &Caller, body: Vec<u8>) -> Result<Vec<u8>, String> {
-        let answer = match serde_json::from_slice::<ClusterQuestion>(&body) {
+        let question = serde_json::from_slice::<ClusterQuestion>(&body);
+        let of_proxies = matches!(question, Ok(ClusterQuestion::Spec | ClusterQuestion::Logins));
+        if !of_proxies && !matches!(from, Caller::Node(_)) {
+            return Err(format!("this is no question for a {}", from.role()));
+        }
+        let answer = match question {
             Ok(ClusterQuestion::Store) => serde_json::to_vec(&self.reply()),
             Ok(ClusterQuestion::Spec) => serde_json::to_vec(&*(self.spec)()),
             Ok(ClusterQuestion::Logins) => return self.logins(from).await,

@@ -22,12 +22,7 @@ impl Postgres {
         let role = |row: Vec<Option<String>>| {
             let mut values = row.into_iter();
             let mut next = || values.next().flatten();
-            Some(LoginRole {
-                name: next()?,
-                verifier: next()?,
-                superuser: next()? == "t",
-                monitor: next()? == "t",
-            })
+            Some(LoginRole { name: next()?, verifier: next()?, superuser: next()? == "t", monitor: next()? == "t" })
         };
         Ok(Logins { system: system.parse().ok().map(SystemId), roles: rows.into_iter().filter_map(role).collect() })
     }

@@ -154,14 +154,9 @@ pub const KEYS: &[Key] = &[
         .within(0, 600_000)
         .when(PROXY),
     key("proxy", "max_connections", Kind::Number, "open or held at once").within(1, 1_000_000).when(PROXY),
-    key(
-        "proxy",
-        "mode",
-        Kind::Text,
-        "session: whole connections pass | transaction: clients share server connections",
-    )
-    .or("session")
-    .when(PROXY),
+    key("proxy", "mode", Kind::Text, "session: whole connections pass | transaction: clients share server connections")
+        .or("session")
+        .when(PROXY),
     key("proxy", "pool_size", Kind::Number, "server connections per user, database and address; mode transaction")
         .within(1, 10_000)
         .when(PROXY),

@@ -1,8 +1,8 @@
 //! The proxy as a whole: binds its addresses, follows the reports, and tells the rest what changed.
 //! Absent: where reports come from.
 
-use crate::control::{Control, Obey};
 use crate::accept::{POLITE_MAX, Slots, accept};
+use crate::control::{Control, Obey};
 use crate::feed::TimedReport;
 use crate::hold::{Gate, Kind, Shared};
 use crate::options::ProxyOptions;

@@ -134,7 +134,9 @@ mod tests {
         let bind = b"B\0\0\0\x0ap\0s22\0\0\0";
         assert_eq!(&bind[bound(bind).unwrap()], b"s22");
         assert_eq!(about(b"D\0\0\0\x07Sx\0"), Ok(About { statement: true, name: 6..7 }));
-        assert!(about(b"D\0\0\0\x07Zx\0").is_err() && parse(b"P\0\0\0\x05s").is_err() && query(b"Q\0\0\0\x05x").is_err());
+        assert!(
+            about(b"D\0\0\0\x07Zx\0").is_err() && parse(b"P\0\0\0\x05s").is_err() && query(b"Q\0\0\0\x05x").is_err()
+        );
     }
 
     #[test]

@@ -60,7 +60,9 @@ pub fn startup(bytes: &[u8]) -> Result<Option<(Startup, usize)>, WireError> {
             };
             Startup::Cancel { process, secret }
         }
-        _ => Startup::Session { minor: u16::try_from(code & 0xffff).unwrap_or(u16::MAX), parameters: parameters(body)? },
+        _ => {
+            Startup::Session { minor: u16::try_from(code & 0xffff).unwrap_or(u16::MAX), parameters: parameters(body)? }
+        }
     };
     Ok(Some((wish, length)))
 }

@@ -6,13 +6,13 @@ use crate::failure::{Failure, Outcome};
 use crate::target::Target;
 use mainstay_agent::door::{ClusterQuestion, ask};
 use mainstay_agent::proxy_child::ProxyLock;
-use mainstay_model::{NodeId, Span};
 use mainstay_model::layout::ClusterLayout;
-use mainstay_model::spec::Spec;
-use mainstay_model::stored_spec::StoredSpec;
-use mainstay_net::mesh::Mesh;
 use mainstay_model::logins::Logins;
 use mainstay_model::spec::ProxyMode;
+use mainstay_model::spec::Spec;
+use mainstay_model::stored_spec::StoredSpec;
+use mainstay_model::{NodeId, Span};
+use mainstay_net::mesh::Mesh;
 use mainstay_net::tls::ALPN_POSTGRES;
 use mainstay_net::{Credentials, Expect, NetError};
 use mainstay_ports::peer::{Channel, Handlers, Peers};
@@ -124,7 +124,8 @@ async fn serve(file: Spec, place: Place) -> Outcome {
     let stats = Arc::new(Stats::default());
     let failed = |error: ProxyError| Failure::failed(error.to_string());
     let wanted = first.spec.proxy.clone();
-    let nodes = Nodes { mesh, reports, stored: first, addresses: BTreeMap::new(), feeds: BTreeMap::new(), pooled: None };
+    let nodes =
+        Nodes { mesh, reports, stored: first, addresses: BTreeMap::new(), feeds: BTreeMap::new(), pooled: None };
     if wanted.mode == ProxyMode::Session {
         tokio::spawn(nodes.follow());
         return mainstay_proxy::run(options, heard, stats, stop).await.map_err(failed);
@@ -194,9 +195,12 @@ impl Nodes {
         let primary = pooled.primary();
         nodes.sort_by_key(|node| Some(node) != primary.as_ref());
         for node in nodes {
-            if let Some(logins) = ask::<Logins>(&peers, &node, ClusterQuestion::Logins).await {
-                pooled.set_logins(logins);
-                return true;
+            match logins_of(&peers, &node).await {
+                Ok(logins) => {
+                    pooled.set_logins(logins);
+                    return true;
+                }
+                Err(error) => tracing::debug!(%node, %error, "it does not tell who may log in"),
             }
         }
         false
@@ -255,6 +259,13 @@ impl Nodes {
         };
         tokio::spawn(feed(node, ask, self.reports.clone())).abort_handle()
     }
+}
+
+/// Who may log in, as one agent says.
+async fn logins_of(peers: &Arc<dyn Peers>, node: &NodeId) -> Result<Logins, String> {
+    let question = serde_json::to_vec(&ClusterQuestion::Logins).map_err(|error| error.to_string())?;
+    let answer = peers.request(node, Channel::Ask, question, ANSWER).await.map_err(|error| error.to_string())?;
+    serde_json::from_slice(&answer).map_err(|error| error.to_string())
 }
 
 /// Where it listens and what it may hold.

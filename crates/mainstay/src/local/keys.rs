@@ -219,7 +219,7 @@ impl Member {
                     list.insert("replication", (Role::Replication(engine::REPLICATION_ROLE.to_owned()), none()));
                 }
             }
-            "proxy" => drop(list.insert("proxy", (Role::Proxy(name), none()))),
+            "proxy" => drop(list.insert("proxy", (Role::Proxy(name), self.server_hosts.clone()))),
             "admin" => drop(list.insert("admin", (Role::Admin(name), none()))),
             "operator" => drop(list.insert("operator", (Role::Operator(name), none()))),
             "reader" => drop(list.insert("reader", (Role::Reader(name), none()))),

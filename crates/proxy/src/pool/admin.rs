@@ -39,8 +39,11 @@ impl Worker {
     }
 
     fn command_of(&mut self, client: &Client, text: &str, out: &mut Vec<u8>) {
-        let words: Vec<String> =
-            text.trim_matches(|c: char| c.is_whitespace() || c == ';').split_whitespace().map(str::to_ascii_lowercase).collect();
+        let words: Vec<String> = text
+            .trim_matches(|c: char| c.is_whitespace() || c == ';')
+            .split_whitespace()
+            .map(str::to_ascii_lowercase)
+            .collect();
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let may_change = matches!(client.stage, Stage::Admin { may_change: true });
         match words[..] {
@@ -99,7 +102,8 @@ impl Worker {
         names.dedup();
         let paused = u8::from(self.hub.paused.load(Ordering::Relaxed)).to_string();
         let row = |name: &&str| {
-            let used = numbers.iter().filter(|numbers| numbers.database == **name).map(|n| n.busy + n.idle).sum::<u64>();
+            let used =
+                numbers.iter().filter(|numbers| numbers.database == **name).map(|n| n.busy + n.idle).sum::<u64>();
             vec![
                 (*name).to_owned(),
                 host.clone(),
@@ -114,7 +118,15 @@ impl Worker {
         };
         let rows: Vec<_> = names.iter().map(row).collect();
         let columns = [
-            "name", "host", "port", "database", "pool_size", "reserve_pool", "pool_mode", "current_connections", "paused",
+            "name",
+            "host",
+            "port",
+            "database",
+            "pool_size",
+            "reserve_pool",
+            "pool_mode",
+            "current_connections",
+            "paused",
         ];
         reply::table(out, &columns, &rows);
     }
@@ -140,7 +152,11 @@ impl Worker {
             ])
         };
         let rows: Vec<_> = self.clients.items().filter_map(row).collect();
-        reply::table(out, &["type", "user", "database", "state", "wait_ms", "pinned", "prepared_statements", "tls"], &rows);
+        reply::table(
+            out,
+            &["type", "user", "database", "state", "wait_ms", "pinned", "prepared_statements", "tls"],
+            &rows,
+        );
     }
 
     /// Of this thread.
@@ -150,7 +166,13 @@ impl Worker {
             .items()
             .filter_map(|server| {
                 let (pool, target) = (self.pools.get(server.pool)?, server.place.target());
-                let state = if server.client.is_some() { "active" } else if server.is_in() { "idle" } else { "login" };
+                let state = if server.client.is_some() {
+                    "active"
+                } else if server.is_in() {
+                    "idle"
+                } else {
+                    "login"
+                };
                 Some(vec![
                     "S".to_owned(),
                     pool.key.user.clone(),
@@ -165,8 +187,7 @@ impl Worker {
                 ])
             })
             .collect();
-        let columns =
-            ["type", "user", "database", "state", "addr", "port", "node", "epoch", "remote_pid", "age_ms"];
+        let columns = ["type", "user", "database", "state", "addr", "port", "node", "epoch", "remote_pid", "age_ms"];
         reply::table(out, &columns, &rows);
     }
 }
@@ -190,8 +211,23 @@ fn pools(numbers: &[PoolNumbers], paused: bool, out: &mut Vec<u8>) {
         row
     };
     let columns = [
-        "database", "user", "cl_active", "cl_waiting", "cl_cancel_req", "sv_active", "sv_idle", "sv_used", "sv_tested",
-        "sv_login", "maxwait", "maxwait_us", "pool_mode", "clients", "pinned", "address", "paused",
+        "database",
+        "user",
+        "cl_active",
+        "cl_waiting",
+        "cl_cancel_req",
+        "sv_active",
+        "sv_idle",
+        "sv_used",
+        "sv_tested",
+        "sv_login",
+        "maxwait",
+        "maxwait_us",
+        "pool_mode",
+        "clients",
+        "pinned",
+        "address",
+        "paused",
     ];
     reply::table(out, &columns, &numbers.iter().map(row).collect::<Vec<_>>());
 }
@@ -220,9 +256,23 @@ fn stats(numbers: &[PoolNumbers], out: &mut Vec<u8>) {
         row
     };
     let columns = [
-        "database", "user", "total_xact_count", "total_query_count", "total_received", "total_sent", "total_xact_time",
-        "total_wait_time", "xact_p50_us", "xact_p99_us", "wait_p99_us", "longest_wait_us", "wait_timeouts", "lost",
-        "unknown_commits", "unreplicated_commits", "parses_saved",
+        "database",
+        "user",
+        "total_xact_count",
+        "total_query_count",
+        "total_received",
+        "total_sent",
+        "total_xact_time",
+        "total_wait_time",
+        "xact_p50_us",
+        "xact_p99_us",
+        "wait_p99_us",
+        "longest_wait_us",
+        "wait_timeouts",
+        "lost",
+        "unknown_commits",
+        "unreplicated_commits",
+        "parses_saved",
     ];
     reply::table(out, &columns, &numbers.iter().map(row).collect::<Vec<_>>());
 }

@@ -2,8 +2,8 @@
 //! before the request is done, so that it can not hit the next one's query.
 
 use super::link::Link;
-use super::slab::{Id, Token};
 use super::server::Stage;
+use super::slab::{Id, Token};
 use super::worker::Worker;
 use mainstay_model::{Moment, Span};
 

@@ -2,11 +2,11 @@
 //! Absent: work.
 
 use super::client::{Client, Exchange, Proving, Stage};
+use super::hub::Mail;
 use super::pools::{Key, Pool};
 use super::scram::{Challenge, Keys, Verifier, nonce, sha256};
 use super::server::Server;
 use super::settings::Settings;
-use super::hub::Mail;
 use super::worker::{End, Worker};
 use mainstay_wire::reply::{self, Reply};
 use mainstay_wire::startup::STARTUP_BYTES_MAX;
@@ -75,7 +75,12 @@ impl Worker {
 
     fn session(&mut self, client: &mut Client, minor: u16, parameters: Vec<(String, String)>) -> Result<(), End> {
         if self.pooling.require_tls && !client.near && !client.link.has_tls() {
-            return Err(fatal("28000", "connections from other hosts must use TLS", "", "Connect with sslmode=require."));
+            return Err(fatal(
+                "28000",
+                "connections from other hosts must use TLS",
+                "",
+                "Connect with sslmode=require.",
+            ));
         }
         let value = |name: &str| parameters.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
         if value("user").is_none_or(str::is_empty) {
@@ -120,7 +125,12 @@ impl Worker {
                 let user = name_of(&proving.parameters);
                 let Some(roles) = &self.rules.roles else {
                     let hint = "Connect again in a moment; \"mainstay status\" tells the state of the cluster.";
-                    return Err(fatal("57P03", "the proxy does not know yet who may log in", "No agent has told it.", hint));
+                    return Err(fatal(
+                        "57P03",
+                        "the proxy does not know yet who may log in",
+                        "No agent has told it.",
+                        hint,
+                    ));
                 };
                 let known = roles.get(&user).map(|role| role.verifier.clone());
                 let verifier = known.unwrap_or_else(|| Verifier::mock(&self.mock_secret, &user));
@@ -164,7 +174,9 @@ impl Worker {
             client.stage = Stage::Admin { may_change: role.superuser };
             let mut out = Vec::new();
             reply::message(&mut out, b'R', |out| out.extend([0; 4]));
-            for (name, value) in [("server_version", "15.0 (Mainstay)"), ("client_encoding", "UTF8"), ("DateStyle", "ISO")] {
+            for (name, value) in
+                [("server_version", "15.0 (Mainstay)"), ("client_encoding", "UTF8"), ("DateStyle", "ISO")]
+            {
                 reply::parameter(&mut out, name, value);
             }
             self.key(client, &mut out);

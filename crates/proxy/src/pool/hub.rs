@@ -198,7 +198,6 @@ impl Hub {
         }
         fits
     }
-
 }
 
 fn ring(wake: &impl AsFd) {

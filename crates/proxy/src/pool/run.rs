@@ -150,9 +150,12 @@ impl PooledProxy {
         }
         hub.stopping.store(true, Ordering::Relaxed);
         hub.wake_all();
-        let joined = tokio::task::spawn_blocking(move || threads.into_iter().filter_map(|thread| thread.join().err()).count());
+        let joined =
+            tokio::task::spawn_blocking(move || threads.into_iter().filter_map(|thread| thread.join().err()).count());
         if joined.await.unwrap_or(1) > 0 {
-            return Err(ProxyError::System { error: std::io::Error::other("a thread of the proxy died by a fault of its own") });
+            return Err(ProxyError::System {
+                error: std::io::Error::other("a thread of the proxy died by a fault of its own"),
+            });
         }
         Ok(())
     }

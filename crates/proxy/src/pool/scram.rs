@@ -275,8 +275,11 @@ mod tests {
         let (verifier, keys) = verifier();
         let other = Keys { client_key: [7; KEY], ..keys.clone() };
         assert_eq!(exchange(verifier.clone(), other, |last| last), Err(Refused::Proof));
-        let cases: [(&str, &str, Refused); 3] =
-            [("c=biws", "c=eSws", Refused::Channel), (",r=", ",r=x", Refused::Malformed), (",p=", ",q=", Refused::Malformed)];
+        let cases: [(&str, &str, Refused); 3] = [
+            ("c=biws", "c=eSws", Refused::Channel),
+            (",r=", ",r=x", Refused::Malformed),
+            (",p=", ",q=", Refused::Malformed),
+        ];
         for (from, to, why) in cases {
             assert_eq!(exchange(verifier.clone(), keys.clone(), |last| last.replace(from, to)), Err(why), "{from}");
         }

@@ -168,7 +168,12 @@ impl Server {
 
     /// Nothing is under way and no transaction is open.
     pub(crate) fn is_at_rest(&self) -> bool {
-        self.due.is_empty() && self.status == b'I' && self.skip == 0 && self.inbox.is_empty() && !self.copying && !self.discarding
+        self.due.is_empty()
+            && self.status == b'I'
+            && self.skip == 0
+            && self.inbox.is_empty()
+            && !self.copying
+            && !self.discarding
     }
 
     /// Remembers what a `ParameterStatus` says.

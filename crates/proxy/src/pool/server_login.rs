@@ -36,7 +36,12 @@ impl Worker {
         let mut out = Vec::new();
         reply::startup(
             &mut out,
-            &[("user", &key.user), ("database", &key.database), ("application_name", "mainstay proxy"), ("client_encoding", "UTF8")],
+            &[
+                ("user", &key.user),
+                ("database", &key.database),
+                ("application_name", "mainstay proxy"),
+                ("client_encoding", "UTF8"),
+            ],
         );
         server.stage = Stage::LoggingIn(None);
         server.write(&out).map_err(|error| error.to_string())
@@ -66,13 +71,17 @@ impl Worker {
                 b'R' => self.authentication(server, whole)?,
                 b'S' => server.note_parameter(whole),
                 b'K' => {
-                    let number = |at: usize| whole.get(at..at + 4).and_then(|n| n.first_chunk()).map_or(0, |n| u32::from_be_bytes(*n));
+                    let number = |at: usize| {
+                        whole.get(at..at + 4).and_then(|n| n.first_chunk()).map_or(0, |n| u32::from_be_bytes(*n))
+                    };
                     (server.process, server.secret) = (number(5), number(9));
                 }
                 b'E' => return self.turned_away(server, whole),
                 b'D' => {
                     let [system, recovery, timeline] = message::row::<3>(whole);
-                    let text = |value: Option<&[u8]>| value.and_then(|value| std::str::from_utf8(value).ok()).map(str::to_owned);
+                    let text = |value: Option<&[u8]>| {
+                        value.and_then(|value| std::str::from_utf8(value).ok()).map(str::to_owned)
+                    };
                     if let Stage::Checking(shown) = &mut server.stage {
                         shown.system = text(system).and_then(|value| value.parse().ok());
                         shown.in_recovery = text(recovery).map(|value| value == "t");
@@ -113,7 +122,9 @@ impl Worker {
                 let answer = proof.answer(text).map_err(|error| error.to_string())?;
                 reply::message(&mut out, b'p', |out| out.extend(answer.as_bytes()));
             }
-            (12, Some(proof)) => return proof.check(text).map_err(|error| format!("it does not know the role: {error}")),
+            (12, Some(proof)) => {
+                return proof.check(text).map_err(|error| format!("it does not know the role: {error}"));
+            }
             _ => return Err("it asks for a login other than by SCRAM-SHA-256".to_owned()),
         }
         server.write(&out).map_err(|error| error.to_string())
@@ -122,7 +133,8 @@ impl Worker {
     /// Ready for a query. True: everything is checked.
     fn next_step(&mut self, server: &mut Server) -> Result<bool, String> {
         let Stage::Checking(shown) = server.stage else {
-            let plain = server.parameters.iter().any(|(name, value)| name == "standard_conforming_strings" && value == "on");
+            let plain =
+                server.parameters.iter().any(|(name, value)| name == "standard_conforming_strings" && value == "on");
             server.stage = Stage::Checking(Shown { plain_strings: plain, ..Shown::default() });
             let mut out = Vec::new();
             reply::query(&mut out, CHECK);

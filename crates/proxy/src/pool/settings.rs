@@ -71,7 +71,11 @@ impl Settings {
             return Err(name);
         }
         // A list of names must stay a list.
-        let sql = if name == "search_path" { format!("SELECT pg_catalog.set_config('search_path', '{}', false)", value.replace('\'', "''")) } else { sql };
+        let sql = if name == "search_path" {
+            format!("SELECT pg_catalog.set_config('search_path', '{}', false)", value.replace('\'', "''"))
+        } else {
+            sql
+        };
         self.set(name, sql);
         Ok(())
     }
@@ -114,7 +118,8 @@ impl Settings {
         for (name, _) in self.0.iter().filter(|(name, _)| name != "role" && !has(to, name)) {
             statements.push(format!("RESET {name}"));
         }
-        statements.extend(to.0.iter().filter(|pair| pair.0 != "role" && !self.0.contains(pair)).map(|pair| pair.1.clone()));
+        statements
+            .extend(to.0.iter().filter(|pair| pair.0 != "role" && !self.0.contains(pair)).map(|pair| pair.1.clone()));
         statements.extend(new_role.map(|(_, sql)| sql));
         // A statement may end in a comment.
         statements.join(";\n")

@@ -139,7 +139,8 @@ impl PoolNumbers {
     pub(crate) fn prometheus(&self, text: &mut String) {
         let kind = if self.reads { "read" } else { "write" };
         let escape = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', " ");
-        let labels = format!("database=\"{}\",user=\"{}\",address=\"{kind}\"", escape(&self.database), escape(&self.user));
+        let labels =
+            format!("database=\"{}\",user=\"{}\",address=\"{kind}\"", escape(&self.database), escape(&self.user));
         let numbers = [
             ("clients", self.clients),
             ("waiting", self.waiting),

@@ -257,7 +257,10 @@ impl Worker {
             if !room {
                 add(&self.stats.refused_full);
                 let error = crate::hold::full(self.options.max_connections);
-                self.refuse(&mut client, &Reply::error("FATAL", error.code, &error.message, &error.detail, &error.hint));
+                self.refuse(
+                    &mut client,
+                    &Reply::error("FATAL", error.code, &error.message, &error.detail, &error.hint),
+                );
             }
             self.clients.put(id, Box::new(client));
         }

@@ -41,7 +41,8 @@ async fn a_planned_change_costs_clients_a_wait_and_no_error() {
         let statement = statement.await.unwrap();
         clients[0].query_one(&statement, &[]).await.unwrap().get::<_, i32>(0)
     };
-    let others = futures_util::future::join_all(clients[1..].iter().map(|client| value(client, "select inet_server_port()")));
+    let others =
+        futures_util::future::join_all(clients[1..].iter().map(|client| value(client, "select inet_server_port()")));
     let change = async {
         // The open transaction goes on and ends; new work waits.
         assert_eq!(value(&open, "select inet_server_port()").await, a.address.port().to_string());
@@ -75,7 +76,8 @@ async fn when_the_primary_dies_only_work_under_way_is_lost_and_said_to_be() {
     busy.batch_execute("begin; insert into t values (2)").await.unwrap();
     tied.batch_execute("create temp table x (id int)").await.unwrap();
     let busy_task = tokio::spawn(async move { (busy.batch_execute("select pg_sleep(60)").await, busy) });
-    let alone_task = tokio::spawn(async move { (alone.batch_execute("insert into t select 3 from pg_sleep(60)").await, alone) });
+    let alone_task =
+        tokio::spawn(async move { (alone.batch_execute("insert into t select 3 from pg_sleep(60)").await, alone) });
     until("both work", async || {
         a.sql("select count(*) from pg_stat_activity where wait_event = 'PgSleep'").await[0][0] == "2"
     })
@@ -151,7 +153,9 @@ async fn the_console_speaks_the_usual_words_and_pauses() {
     let client = bench.app().await;
     value(&client, "select 1").await;
     let boss = bench.try_client(bench.write, "boss", "boss", "pgbouncer").await.unwrap();
-    for (what, wanted) in [("pools", "app"), ("databases", "shop"), ("stats", "app"), ("clients", "app"), ("servers", "db1")] {
+    for (what, wanted) in
+        [("pools", "app"), ("databases", "shop"), ("stats", "app"), ("clients", "app"), ("servers", "db1")]
+    {
         let shown = rows(boss.simple_query(&format!("SHOW {what};")).await.unwrap());
         assert!(shown.iter().flatten().any(|value| value == wanted), "{what}: {shown:?}");
     }

@@ -1,8 +1,8 @@
 //! Many clients on few servers: what each sees must be as if it had one for itself.
 
 use crate::support::{Bench, Postgres, code, until, value};
-use mainstay_proxy::pool::PoolOptions;
 use futures_util::SinkExt;
+use mainstay_proxy::pool::PoolOptions;
 use std::pin::pin;
 use std::time::Duration;
 use tokio_postgres::CopyInSink;

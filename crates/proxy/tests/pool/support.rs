@@ -102,7 +102,14 @@ impl Postgres {
         let mut command = Command::new(bin("postgres"));
         command.arg("-D").arg(Self::data(dir.path())).arg("-k").arg(dir.path());
         command.args(["-p", &port.to_string(), "-h", "127.0.0.1", "-c", "fsync=off", "-c", "max_connections=60"]);
-        command.args(["-c", "logging_collector=off", "-c", "hot_standby=on", "-c", "wal_retrieve_retry_interval=100ms"]);
+        command.args([
+            "-c",
+            "logging_collector=off",
+            "-c",
+            "hot_standby=on",
+            "-c",
+            "wal_retrieve_retry_interval=100ms",
+        ]);
         let log = std::fs::File::create(dir.path().join("log")).unwrap();
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).current_dir("/");
         if let Some((user, group)) = server_user() {
