@@ -51,8 +51,6 @@ pub(crate) enum Failed {
     Untold,
     /// The client knows; it has to end the transaction.
     Told,
-    /// It is ending the transaction by the extended protocol.
-    Ending,
 }
 
 /// See the module.

@@ -124,6 +124,10 @@ impl Worker {
                 break;
             }
             let ends = text && end <= bytes.len() && ends(head.tag, &bytes[at..end])?;
+            if ends && head.tag == b'P' && !client.until_sync {
+                // Ended by a statement that is yet to be described and bound: the whole session ends instead, which says the same.
+                return Err(End::Refuse(self.loss(client.pool.unwrap_or(usize::MAX), "40001", "", "FATAL", "")));
+            }
             self.request_after_loss(client, head.tag, ends, &mut out);
             client.skip = end.saturating_sub(bytes.len());
             at = end.min(bytes.len());
@@ -144,17 +148,6 @@ impl Worker {
             (b'Q', _) => {
                 self.tell_loss(client, out);
                 reply::ready(out, b'E');
-            }
-            (b'P', _) if ends && !client.until_sync => {
-                client.failed = Failed::Ending;
-                out.extend(b"1\0\0\0\x04");
-            }
-            (b'B', Failed::Ending) => out.extend(b"2\0\0\0\x04"),
-            (b'D', Failed::Ending) => out.extend(b"n\0\0\0\x04"),
-            (b'E', Failed::Ending) => reply::complete(out, "ROLLBACK"),
-            (b'S', Failed::Ending) => {
-                reply::ready(out, b'I');
-                client.failed = Failed::No;
             }
             (b'S', _) => {
                 reply::ready(out, b'E');

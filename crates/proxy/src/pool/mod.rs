@@ -13,6 +13,7 @@ mod admin;
 mod cancel;
 mod client;
 mod downstream;
+mod drive;
 mod enter;
 pub(crate) mod hub;
 mod link;

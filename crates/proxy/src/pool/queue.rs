@@ -90,6 +90,9 @@ impl Worker {
         server.began_us = self.now_us;
         if Rc::ptr_eq(&server.applied, &client.settings) {
             server.stage = Stage::Busy;
+            if matches!(client.stage, ClientStage::Entering) {
+                self.enter(server, client);
+            }
             return;
         }
         server.stage = Stage::Applying;

@@ -8,7 +8,7 @@ use super::hub::{Hub, Mail, Rules};
 use super::link::{Link, tune};
 use super::options::PoolOptions;
 use super::pools::{Key, Pool};
-use super::server::{Server, Stage};
+use super::server::Server;
 use super::settings::{AllSettings, Settings};
 use super::slab::{Id, Slab, Token};
 use super::statements::Statements;
@@ -53,13 +53,13 @@ const EVENTS: usize = 256;
 /// Clients accepted before others get a turn.
 const ACCEPTS: usize = 64;
 /// Chunks of one connection before others get a turn.
-const CHUNKS_PER_TURN: usize = 8;
+pub(crate) const CHUNKS_PER_TURN: usize = 8;
 /// How often those who wait are looked at.
 const TICK: Span = Span(20);
 /// How often everything is.
 const SLOW_TICK: Span = Span(500);
 /// How long a client that was told to go may take to read that.
-const CLOSING: Span = Span::seconds(2);
+pub(crate) const CLOSING: Span = Span::seconds(2);
 /// After a failure to accept (no descriptors left, mostly).
 const ACCEPT_PAUSE: Span = Span(50);
 
@@ -89,13 +89,15 @@ pub(crate) struct Worker {
     pub(crate) now_us: u64,
     /// Clients that may go on.
     pub(crate) resume: Vec<Id>,
+    /// Servers that have more to say.
+    pub(crate) go_on: Vec<Id>,
     /// Servers that broke.
     pub(crate) broken: Vec<Id>,
     /// Servers that are not needed any more.
     pub(crate) to_close: Vec<Id>,
     /// Servers that may have nothing to do for their client any more.
     pub(crate) let_go: Vec<Id>,
-    read_buffer: Vec<u8>,
+    pub(crate) read_buffer: Vec<u8>,
     pub(crate) up_buffer: Vec<u8>,
     pub(crate) down_buffer: Vec<u8>,
     accept_at: Moment,
@@ -148,6 +150,7 @@ impl Worker {
             now: boot_now(),
             now_us: 0,
             resume: Vec::new(),
+            go_on: Vec::new(),
             broken: Vec::new(),
             to_close: Vec::new(),
             let_go: Vec::new(),
@@ -165,7 +168,9 @@ impl Worker {
         let mut events = Vec::with_capacity(EVENTS);
         while !self.hub.stopping.load(Ordering::Relaxed) {
             events.clear();
-            let pause = if self.resume.is_empty() { i64::try_from(TICK.0).unwrap_or(20) * 1_000_000 } else { 0 };
+            let left =
+                self.resume.len() + self.go_on.len() + self.broken.len() + self.to_close.len() + self.let_go.len();
+            let pause = if left == 0 { i64::try_from(TICK.0).unwrap_or(20) * 1_000_000 } else { 0 };
             let timeout = Timespec { tv_sec: 0, tv_nsec: pause };
             match epoll::wait(&self.poll, rustix::buffer::spare_capacity(&mut events), Some(&timeout)) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -266,248 +271,6 @@ impl Worker {
         }
     }
 
-    /// Can this client's bytes go anywhere now?
-    fn is_stopped(&mut self, client: &Client) -> bool {
-        if client.waiting_since.is_some() || client.is_slow() {
-            return true;
-        }
-        match client.server.and_then(|id| self.servers.get(id)) {
-            Some(server) => !server.outbox.is_empty() || !matches!(server.stage, Stage::Busy),
-            None => false,
-        }
-    }
-
-    fn drive_client(&mut self, mut client: Box<Client>, writes: bool) {
-        let id = client.id;
-        if writes || !client.outbox.is_empty() {
-            client.link.ending |= client.flush().is_err();
-            if !client.is_slow()
-                && let Some(server) = client.server
-            {
-                self.stalled(server, client);
-                return;
-            }
-        }
-        let mut turns = 0;
-        let ended = loop {
-            if matches!(client.stage, ClientStage::Closing) {
-                break self.is_closed(&mut client);
-            }
-            if self.is_stopped(&client) {
-                // Nobody waits for bytes of one that is gone.
-                break client.link.ending && client.waiting_since.is_some() && self.is_gone(&mut client);
-            }
-            if turns >= CHUNKS_PER_TURN {
-                self.resume.push(id);
-                break false;
-            }
-            turns += 1;
-            match self.read_client(&mut client) {
-                Ok(true) => {}
-                Ok(false) => break false,
-                Err(End::Bye) => break true,
-                Err(End::Refuse(error)) => self.refuse(&mut client, &error),
-            }
-        };
-        if ended { self.drop_client(client) } else { self.put_client(client, id) }
-    }
-
-    /// The client can take more: its server may go on, then the client itself.
-    fn stalled(&mut self, server: Id, client: Box<Client>) {
-        let id = client.id;
-        self.put_client(client, id);
-        if let Some(server) = self.servers.take(server) {
-            self.drive_server(server, false);
-        }
-        if let Some(client) = self.clients.get(id)
-            && (client.link.readable || !client.inbox.is_empty())
-        {
-            self.resume.push(id);
-        }
-    }
-
-    /// Reads and uses some bytes. True: there may be more.
-    fn read_client(&mut self, client: &mut Client) -> Result<bool, End> {
-        let mut buffer = std::mem::take(&mut self.read_buffer);
-        let kept = client.inbox.len().min(buffer.len());
-        buffer[..kept].copy_from_slice(&client.inbox[..kept]);
-        let mut filled = kept;
-        let mut end = false;
-        let mut more = false;
-        if client.link.readable && filled < buffer.len() {
-            match client.link.recv(&mut buffer[filled..]) {
-                Ok(0) => end = true,
-                Ok(count) => (filled, more) = (filled + count, client.link.readable),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(_) => end = true,
-            }
-        }
-        client.inbox = Vec::new();
-        let used = if filled == 0 { Ok(0) } else { self.use_bytes(client, &buffer[..filled]) };
-        let used = match used {
-            Ok(used) => {
-                client.inbox.extend_from_slice(&buffer[used..filled]);
-                used
-            }
-            Err(end) => {
-                self.read_buffer = buffer;
-                return Err(end);
-            }
-        };
-        self.read_buffer = buffer;
-        if end {
-            return Err(End::Bye);
-        }
-        Ok(more || (used > 0 && !client.inbox.is_empty()))
-    }
-
-    fn use_bytes(&mut self, client: &mut Client, bytes: &[u8]) -> Result<usize, End> {
-        match client.stage {
-            ClientStage::Ready => self.upstream(client, bytes),
-            ClientStage::Admin { .. } => self.console(client, bytes),
-            ClientStage::Entering | ClientStage::Closing => Ok(0),
-            ClientStage::Start | ClientStage::Proving(_) => self.entering(client, bytes),
-        }
-    }
-
-    /// A client that was told to go: has it read that?
-    fn is_closed(&mut self, client: &mut Client) -> bool {
-        if client.outbox.is_empty() {
-            client.link.say_end();
-        }
-        let mut sink = [0; 2048];
-        for _ in 0..CHUNKS_PER_TURN {
-            match client.link.recv(&mut sink) {
-                Ok(0) => return true,
-                Ok(_) => {}
-                Err(error) => return error.kind() != ErrorKind::WouldBlock,
-            }
-        }
-        self.resume.push(client.id);
-        self.now.since(client.since) > CLOSING
-    }
-
-    /// A client that waits: is it still there? What it sends meanwhile is kept.
-    fn is_gone(&mut self, client: &mut Client) -> bool {
-        let mut buffer = [0; 2048];
-        while client.inbox.len() < CHUNK {
-            match client.link.recv(&mut buffer) {
-                Ok(0) => return true,
-                Ok(count) => client.inbox.extend_from_slice(&buffer[..count]),
-                Err(error) => return error.kind() != ErrorKind::WouldBlock,
-            }
-        }
-        true
-    }
-
-    pub(crate) fn put_client(&mut self, mut client: Box<Client>, id: Id) {
-        let writes = !client.outbox.is_empty();
-        client.link.tell_writes(&self.poll, Token::Client(id).number(), writes);
-        if client.link.ending && !client.link.readable {
-            // Broken while writing: the end is read next.
-            client.link.readable = true;
-            self.resume.push(id);
-        }
-        self.clients.put(id, client);
-    }
-
-    fn drop_client(&mut self, mut client: Box<Client>) {
-        self.stop_waiting(&mut client);
-        self.hub.clients.fetch_sub(1, Ordering::Relaxed);
-        if let Some(pool) = client.pool.and_then(|index| self.pools.get_mut(index)) {
-            pool.clients = pool.clients.saturating_sub(1);
-        }
-        if let Some(mut server) = client.server.and_then(|id| self.servers.take(id)) {
-            server.client = None;
-            let clean = server.is_at_rest() && client.pin.is_none() && matches!(server.stage, Stage::Busy);
-            if clean && client.skip == 0 {
-                self.release(&mut server);
-                self.put_server(server);
-            } else {
-                self.close_server(server);
-            }
-        }
-        self.clients.free(client.id);
-    }
-
-    fn drive_server(&mut self, mut server: Box<Server>, writes: bool) {
-        if writes && matches!(server.stage, Stage::Connecting) {
-            if let Err(why) = self.connected(&mut server) {
-                return self.lose(server, &why);
-            }
-        } else if writes || !server.outbox.is_empty() {
-            server.link.ending |= server.flush().is_err();
-            if server.outbox.is_empty() {
-                self.resume.extend(server.client);
-            }
-        }
-        for _ in 0..CHUNKS_PER_TURN {
-            let slow = server.client.and_then(|id| self.clients.get(id)).is_some_and(|client| client.is_slow());
-            if !server.link.readable || slow {
-                return self.put_server(server);
-            }
-            match self.read_server(&mut server) {
-                Ok(()) => {}
-                Err(why) => return self.lose(server, &why),
-            }
-        }
-        self.resume.extend(server.client);
-        self.put_server(server);
-    }
-
-    fn read_server(&mut self, server: &mut Server) -> Result<(), String> {
-        let mut buffer = std::mem::take(&mut self.read_buffer);
-        let kept = server.inbox.len().min(buffer.len());
-        buffer[..kept].copy_from_slice(&server.inbox[..kept]);
-        let read = server.link.recv(&mut buffer[kept..]);
-        let outcome = match read {
-            Ok(0) => Err("it closed the connection".to_owned()),
-            Ok(count) => {
-                server.inbox.clear();
-                let filled = kept + count;
-                self.use_answer(server, &buffer[..filled]).map(|used| {
-                    server.inbox.extend_from_slice(&buffer[used..filled]);
-                })
-            }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
-            Err(error) => Err(error.to_string()),
-        };
-        self.read_buffer = buffer;
-        outcome
-    }
-
-    fn use_answer(&mut self, server: &mut Server, bytes: &[u8]) -> Result<usize, String> {
-        match server.stage {
-            Stage::Busy => {
-                let client = server.client.and_then(|id| self.clients.take(id));
-                let Some(mut client) = client else { return Err("its client is gone".to_owned()) };
-                let used = self.downstream(server, &mut client, bytes);
-                let id = client.id;
-                self.put_client(client, id);
-                used.map_err(|error| error.to_string())
-            }
-            Stage::Applying => self.applying(server, bytes).map_err(|error| error.to_string()),
-            Stage::Free => Self::aside(server, bytes).map_err(|error| error.to_string()),
-            Stage::Connecting => Ok(0),
-            Stage::AskedTls | Stage::LoggingIn(_) | Stage::Checking(_) => self.logging_in(server, bytes),
-        }
-    }
-
-    /// What a server says unasked.
-    fn aside(server: &mut Server, bytes: &[u8]) -> Result<usize, WireError> {
-        let mut at = 0;
-        while let Some(head) = mainstay_wire::header(&bytes[at..])? {
-            let Some(whole) = bytes.get(at..at + head.length) else { break };
-            at += head.length;
-            match head.tag {
-                b'S' => server.note_parameter(whole),
-                b'N' => {}
-                _ => server.tainted = true,
-            }
-        }
-        Ok(at)
-    }
-
     /// What came up meanwhile, until nothing is left.
     fn work_off(&mut self) {
         for _ in 0..CHUNKS_PER_TURN {
@@ -534,8 +297,14 @@ impl Worker {
                 }
             }
             let resumed = std::mem::take(&mut self.resume);
-            if resumed.is_empty() {
+            let go_on = std::mem::take(&mut self.go_on);
+            if resumed.is_empty() && go_on.is_empty() {
                 return;
+            }
+            for id in go_on {
+                if let Some(server) = self.servers.take(id) {
+                    self.drive_server(server, false);
+                }
             }
             for id in resumed {
                 if let Some(client) = self.clients.take(id) {

@@ -4,5 +4,6 @@
 #![allow(unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
 
 mod changing;
+mod hostile;
 mod sharing;
 mod support;
