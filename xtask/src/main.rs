@@ -3,6 +3,7 @@
 //! Nothing here is part of the program. Each command says what it is about to do before it does it, how long each step took, and
 //! stops at the first that fails.
 
+mod bench_proxy;
 mod packages;
 mod step;
 mod suite;
@@ -67,6 +68,12 @@ enum Command {
 
 #[derive(Subcommand)]
 enum Bench {
+    /// Processor time per transaction of a pooling proxy, beside PgBouncer and HAProxy
+    Proxy {
+        /// `--tcp` (else the last hop is a Unix socket), `--rounds N`, `--seconds N`, `--json`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// The longest gap between acknowledged writes when something dies
     Failover {
         /// Passed on: `--hosts` (on virtual hosts, as root), `--trials N`, `--only FAULT,FAULT`, `--json`
@@ -85,6 +92,7 @@ fn run() -> Result<ExitCode> {
         Command::Hosts { arguments } => suite::testkit(&root, "hosts", &arguments),
         Command::Chaos { arguments } => suite::testkit(&root, "chaos", &arguments),
         Command::Soak { arguments } => suite::testkit(&root, "soak", &arguments),
+        Command::Bench { what: Bench::Proxy { arguments } } => bench_proxy::run(&root, &arguments),
         Command::Bench { what: Bench::Failover { arguments } } => suite::testkit(&root, "bench-failover", &arguments),
     }
 }

@@ -24,6 +24,9 @@ use tokio::task::JoinSet;
 /// A node that does not answer within this is left out.
 const ASK_TIMEOUT: Duration = Duration::from_millis(700);
 
+/// Asking the server who may log in takes no longer than this.
+const LOGINS_TIMEOUT: Duration = Duration::from_millis(600);
+
 /// What agents and proxies ask an agent about the cluster, besides status and reasons.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "kebab-case")]
@@ -32,6 +35,8 @@ pub enum ClusterQuestion {
     Store,
     /// The generation that it goes by: [`StoredSpec`].
     Spec,
+    /// Who may log in to the database: [`mainstay_model::logins::Logins`]. Told to proxies only.
+    Logins,
 }
 
 /// Which part of the store a node has.
@@ -97,6 +102,17 @@ impl AskDoor {
         let _ = self.api.set(api);
     }
 
+    /// Verifiers are worth what the server's own list of them is worth: nobody but a proxy has a use for them.
+    async fn logins(&self, from: &Caller) -> Result<Vec<u8>, String> {
+        if !matches!(from, Caller::Proxy(_)) {
+            return Err(format!("{} {} is no proxy: who may log in is told to proxies only", from.role(), from.name()));
+        }
+        let api = self.api.get().ok_or("the agent is starting")?;
+        let logins = tokio::time::timeout(LOGINS_TIMEOUT, api.engine.logins()).await;
+        let logins = logins.map_err(|_| "the server does not answer in time")?.map_err(|error| error.to_string())?;
+        serde_json::to_vec(&logins).map_err(|error| error.to_string())
+    }
+
     fn reply(&self) -> StoreReply {
         match self.api.get() {
             Some(api) => api.store_reply(),
@@ -110,9 +126,15 @@ impl Handler for AskDoor {
     async fn message(&self, _from: &Caller, _body: Vec<u8>) {}
 
     async fn request(&self, from: &Caller, body: Vec<u8>) -> Result<Vec<u8>, String> {
-        let answer = match serde_json::from_slice::<ClusterQuestion>(&body) {
+        let question = serde_json::from_slice::<ClusterQuestion>(&body);
+        let of_proxies = matches!(question, Ok(ClusterQuestion::Spec | ClusterQuestion::Logins));
+        if !of_proxies && !matches!(from, Caller::Node(_)) {
+            return Err(format!("this is no question for a {}", from.role()));
+        }
+        let answer = match question {
             Ok(ClusterQuestion::Store) => serde_json::to_vec(&self.reply()),
             Ok(ClusterQuestion::Spec) => serde_json::to_vec(&*(self.spec)()),
+            Ok(ClusterQuestion::Logins) => return self.logins(from).await,
             Err(_) => match self.api.get() {
                 Some(api) => return AskHandler(Arc::clone(api)).request(from, body).await,
                 None => return Err("the agent is starting".to_owned()),

@@ -15,6 +15,7 @@ mod diverged;
 mod files;
 mod held;
 mod inspect;
+mod logins;
 mod options;
 mod probe;
 mod proc;
@@ -39,6 +40,7 @@ pub use options::{OptionsError, PostgresOptions, find_bin_dir, owned_parameters}
 pub use server::Postgres;
 
 use async_trait::async_trait;
+use mainstay_model::logins::Logins;
 use mainstay_model::record::RecoveryEnd;
 use mainstay_model::{CopyId, LogEnd, Lost, Lsn, NodeId, Position, ServerObservation, SyncSetting, SystemId, Timeline};
 use mainstay_ports::engine::{Capabilities, Configured, Deadline, Engine, EngineError, EngineSettings};
@@ -59,6 +61,10 @@ impl Engine for Postgres {
 
     async fn probe(&self) -> ServerObservation {
         self.look().await
+    }
+
+    async fn logins(&self) -> Result<Logins, EngineError> {
+        self.who_may_log_in().await
     }
 
     async fn has_data(&self) -> Option<SystemId> {

@@ -26,10 +26,10 @@ impl Segment {
 
     /// A page header, if the next byte is a page's first; `rest`: so much of a record goes on there.
     fn header(&mut self, rest: u32) {
-        if self.at % PAGE != 0 {
+        if !self.at.is_multiple_of(PAGE) {
             return;
         }
-        let long = self.at % SEGMENT == 0;
+        let long = self.at.is_multiple_of(SEGMENT);
         let flags = if rest > 0 { FLAG_CONTINUES } else { 0 } | if long { FLAG_LONG } else { 0 };
         self.bytes.extend(0xD110_u16.to_le_bytes());
         self.bytes.extend(flags.to_le_bytes());
@@ -60,7 +60,7 @@ impl Segment {
             self.at += here as u64;
             rest = &rest[here..];
         }
-        while self.at % 8 != 0 {
+        while !self.at.is_multiple_of(8) {
             self.bytes.push(0);
             self.at += 1;
         }

@@ -286,6 +286,10 @@ fn render_proxy(out: &mut String, spec: &Spec) {
     setting(out, "proxy.max_lag_bytes", now.max_lag_bytes, default.max_lag_bytes);
     setting(out, "proxy.hold_ms", now.hold_ms, default.hold_ms);
     setting(out, "proxy.max_connections", now.max_connections, default.max_connections);
+    setting(out, "proxy.mode", now.mode, default.mode);
+    setting(out, "proxy.pool_size", now.pool_size, default.pool_size);
+    setting(out, "proxy.queue_ms", now.queue_ms, default.queue_ms);
+    setting(out, "proxy.threads", now.threads, default.threads);
 }
 
 fn render_postgres(out: &mut String, spec: &Spec) {

@@ -158,6 +158,18 @@ pub const KEYS: &[Key] = &[
         .within(0, 600_000)
         .when(PROXY),
     key("proxy", "max_connections", Kind::Number, "open or held at once").within(1, 1_000_000).when(PROXY),
+    key("proxy", "mode", Kind::Text, "session: whole connections pass | transaction: clients share server connections")
+        .or("session")
+        .when(PROXY),
+    key("proxy", "pool_size", Kind::Number, "server connections per user, database and address; mode transaction")
+        .within(1, 10_000)
+        .when(PROXY),
+    key("proxy", "queue_ms", Kind::Number, "how long a request waits for one of them; mode transaction")
+        .within(1, 3_600_000)
+        .when(PROXY),
+    key("proxy", "threads", Kind::Number, "threads of a proxy, each with its part of the pools; mode transaction")
+        .within(1, 64)
+        .when(PROXY),
     key("postgres", "bin_dir", Kind::Text, "where `postgres` and `initdb` are, an absolute path")
         .or("the newest of the distribution's")
         .when(Effect::NextStart("each agent")),

@@ -3,7 +3,7 @@
 use super::{nearest, parse, render};
 use crate::config_reference::{TABLES, keys_of};
 use crate::requirements::{Classification, Disk, Requirements, Workload};
-use crate::spec::{Cluster, EngineKind, Failover, Node, Postgres, Proxy, Spec};
+use crate::spec::{Cluster, EngineKind, Failover, Node, Postgres, Proxy, ProxyMode, Spec};
 use crate::{ClusterName, Durability, NodeId};
 
 const OWNED: &[&str] = &["primary_conninfo", "synchronous_standby_names", "port"];
@@ -87,6 +87,10 @@ fn full() -> Spec {
             read_port: 6501,
             max_lag_bytes: 5,
             hold_ms: 7,
+            mode: ProxyMode::Transaction,
+            pool_size: 3,
+            queue_ms: 5,
+            threads: 2,
             max_connections: 9,
         },
         postgres: Postgres {

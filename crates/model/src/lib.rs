@@ -14,6 +14,7 @@ pub mod config_reference;
 pub mod event;
 pub mod ids;
 pub mod layout;
+pub mod logins;
 pub mod message;
 pub mod observation;
 pub mod order;

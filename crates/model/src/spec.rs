@@ -156,6 +156,34 @@ pub struct Proxy {
     pub hold_ms: u64,
     /// How many connections may be held, or open, at once.
     pub max_connections: u32,
+    /// Does a client have a server connection for its session, or for each transaction?
+    pub mode: ProxyMode,
+    /// Server connections for each user, database and address. Mode `transaction` only, as what follows.
+    pub pool_size: u32,
+    /// How long a request waits for one of them.
+    pub queue_ms: u64,
+    /// Threads.
+    pub threads: u32,
+}
+
+/// What clients share.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProxyMode {
+    /// Nothing: whole connections pass.
+    #[default]
+    Session,
+    /// Server connections, one transaction at a time.
+    Transaction,
+}
+
+impl std::fmt::Display for ProxyMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            ProxyMode::Session => "\"session\"",
+            ProxyMode::Transaction => "\"transaction\"",
+        })
+    }
 }
 
 impl Default for Proxy {
@@ -168,6 +196,10 @@ impl Default for Proxy {
             max_lag_bytes: 16 * 1024 * 1024,
             hold_ms: 15_000,
             max_connections: 2000,
+            mode: ProxyMode::Session,
+            pool_size: 20,
+            queue_ms: 30_000,
+            threads: 1,
         }
     }
 }

@@ -24,6 +24,7 @@ impl Client {
     pub async fn connect(address: SocketAddr, expect: Expect, credentials: &Credentials) -> Result<Client, NetError> {
         let name = match &expect {
             Expect::Node(node) => node.to_string(),
+            Expect::Server(name) => name.to_string(),
             Expect::AnyNode => address.to_string(),
         };
         let config = credentials.client_config(expect, ALPN_FRAMES)?;

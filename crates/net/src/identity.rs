@@ -168,6 +168,8 @@ pub enum Expect {
     Node(NodeId),
     /// Any agent of the cluster (a command that knows only an address).
     AnyNode,
+    /// This node's database server.
+    Server(NodeId),
 }
 
 impl Expect {
@@ -177,6 +179,7 @@ impl Expect {
         match (self, role) {
             (Expect::Node(wanted), Role::Node(name)) => wanted == name,
             (Expect::AnyNode, Role::Node(_)) => true,
+            (Expect::Server(wanted), Role::Server(name)) => wanted == name,
             _ => false,
         }
     }

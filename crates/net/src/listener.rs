@@ -52,9 +52,9 @@ pub(crate) struct Listener {
     pub(crate) refusals: Mutex<Seldom>,
 }
 
-/// May this caller use this channel?
+/// May this caller use this channel? What a proxy may ask there the handler says: two of the questions.
 fn allowed(caller: &Caller, channel: Channel) -> bool {
-    matches!((caller, channel), (Caller::Node(_), _) | (_, Channel::Route))
+    matches!((caller, channel), (Caller::Node(_), _) | (_, Channel::Route) | (Caller::Proxy(_), Channel::Ask))
 }
 
 fn invalid(what: &str) -> Error {

@@ -250,9 +250,10 @@ fn host_name(host: &str) -> Result<SanType, NetError> {
 fn usages(role: &Role) -> Vec<ExtendedKeyUsagePurpose> {
     use ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth};
     match role {
-        Role::Node(_) => vec![ServerAuth, ClientAuth],
+        // A proxy answers the database's clients, and asks agents.
+        Role::Node(_) | Role::Proxy(_) => vec![ServerAuth, ClientAuth],
         Role::Server(_) | Role::Authority(_) => vec![ServerAuth],
-        Role::Replication(_) | Role::Admin(_) | Role::Operator(_) | Role::Reader(_) | Role::Proxy(_) => {
+        Role::Replication(_) | Role::Admin(_) | Role::Operator(_) | Role::Reader(_) => {
             vec![ClientAuth]
         }
     }

@@ -25,6 +25,8 @@ use std::time::Duration;
 
 /// The protocol name of framed messages.
 pub const ALPN_FRAMES: &[u8] = b"mainstay/1";
+/// The protocol name of PostgreSQL's clients and servers.
+pub const ALPN_POSTGRES: &[u8] = b"postgresql";
 /// The protocol name of the API.
 pub const ALPN_HTTP: &[u8] = b"http/1.1";
 
@@ -138,7 +140,28 @@ impl Credentials {
         Ok(Arc::new(config))
     }
 
-    /// Configuration for calling an agent, with one of the two protocols ([`ALPN_FRAMES`], [`ALPN_HTTP`]).
+    /// Configuration for accepting clients of the database, who prove themselves by other means.
+    ///
+    /// # Errors
+    /// When certificate and key do not belong together.
+    pub fn clients_config(&self) -> Result<Arc<ServerConfig>, NetError> {
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+            .map_err(wrong)?
+            .with_no_client_auth()
+            .with_single_cert(self.chain.clone(), self.key.clone_key())
+            .map_err(wrong)?;
+        config.alpn_protocols = vec![ALPN_POSTGRES.to_vec()];
+        Ok(Arc::new(config))
+    }
+
+    /// Our own certificate, as others see it.
+    #[must_use]
+    pub fn certificate(&self) -> Option<&[u8]> {
+        self.chain.first().map(|own| &**own)
+    }
+
+    /// Configuration for calling an agent, or a database server, with one of the two protocols ([`ALPN_FRAMES`], [`ALPN_HTTP`]).
     ///
     /// # Errors
     /// When certificate and key do not belong together.

@@ -8,6 +8,7 @@
 //! 4. "Verified" means: seen on the server after the change, not inferred from a tool's exit status.
 
 use async_trait::async_trait;
+use mainstay_model::logins::Logins;
 use mainstay_model::record::RecoveryEnd;
 use mainstay_model::{
     CopyId, LogEnd, Lost, Lsn, Moment, NodeId, Position, ServerObservation, SyncSetting, SystemId, Term, Timeline,
@@ -72,6 +73,10 @@ pub trait Engine: Send + Sync {
     /// Looks at the server; never fails, never takes longer than about a second: what it can not see it leaves empty, and says
     /// in `silent` and `symptom` for how long the server has not answered.
     async fn probe(&self) -> ServerObservation;
+    /// Who may log in, for proxies that prove clients themselves. Of the running server; replicas know the same.
+    async fn logins(&self) -> Result<Logins, EngineError> {
+        Err(EngineError::Failed("this engine tells nobody who may log in".to_owned()))
+    }
     /// Is there a data directory that looks whole (system identifier readable)?
     async fn has_data(&self) -> Option<SystemId>;
 

@@ -26,7 +26,7 @@ const GONE_EVERY: Duration = Duration::from_millis(100);
 const REFUSING_MAX: usize = 128;
 
 /// Which address a client came by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
     Write,
     Read,

@@ -10,9 +10,11 @@
 #![forbid(unsafe_code)]
 
 mod accept;
+mod control;
 pub mod feed;
 mod hold;
 mod options;
+pub mod pool;
 mod proxy;
 mod registry;
 mod relay;

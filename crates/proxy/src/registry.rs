@@ -141,7 +141,7 @@ impl Drop for Ticket {
 }
 
 /// May it stay? `None` = yes.
-fn verdict(view: &View, place: &Place) -> Option<Cut> {
+pub(crate) fn verdict(view: &View, place: &Place) -> Option<Cut> {
     match place {
         Place::Primary(target) if view.keep.as_ref() == Some(target) => None,
         Place::Primary(target) if view.epoch > target.epoch || view.keep.is_some() => Some(Cut::Epoch),

@@ -6,14 +6,18 @@ use crate::failure::{Failure, Outcome};
 use crate::target::Target;
 use mainstay_agent::door::{ClusterQuestion, ask};
 use mainstay_agent::proxy_child::ProxyLock;
-use mainstay_model::NodeId;
 use mainstay_model::layout::ClusterLayout;
+use mainstay_model::logins::Logins;
+use mainstay_model::spec::ProxyMode;
 use mainstay_model::spec::Spec;
 use mainstay_model::stored_spec::StoredSpec;
+use mainstay_model::{NodeId, Span};
 use mainstay_net::mesh::Mesh;
-use mainstay_net::{Credentials, NetError};
+use mainstay_net::tls::ALPN_POSTGRES;
+use mainstay_net::{Credentials, Expect, NetError};
 use mainstay_ports::peer::{Channel, Handlers, Peers};
-use mainstay_proxy::{ProxyOptions, Stats, TimedReport, feed};
+use mainstay_proxy::pool::{PoolOptions, Pooled, PooledProxy};
+use mainstay_proxy::{ProxyError, ProxyOptions, Stats, TimedReport, feed};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -29,6 +33,10 @@ pub(crate) const NAME: &str = "local";
 const ANSWER: Duration = Duration::from_secs(2);
 /// How often the agents are asked whether the cluster's nodes have changed.
 const ASK_SPEC_EVERY: Duration = Duration::from_secs(5);
+/// How often, in mode `transaction`, they are asked who may log in: a changed password counts after that.
+const ASK_LOGINS_EVERY: Duration = Duration::from_secs(1);
+/// The same while nobody has said it.
+const ASK_LOGINS_SOON: Duration = Duration::from_millis(100);
 /// Reports on their way to the proxy.
 const REPORTS_MAX: usize = 256;
 /// Threads; as many as cores up to this.
@@ -106,17 +114,41 @@ async fn serve(file: Spec, place: Place) -> Outcome {
     raise_descriptors(options.max_connections);
     let wrong = |error: NetError| Failure::failed(error.to_string());
     let credentials = Credentials::load(&first.spec.cluster.name, &place.ca, &place.cert, &place.key).map_err(wrong)?;
-    let mesh = Mesh::with_credentials(credentials, None, BTreeMap::new()).map_err(wrong)?;
+    let mesh = Mesh::with_credentials(Arc::clone(&credentials), None, BTreeMap::new()).map_err(wrong)?;
     mesh.serve(Handlers::new(), None).await.map_err(wrong)?;
     let (reports, heard) = mpsc::channel(REPORTS_MAX);
-    tokio::spawn(Nodes { mesh, reports, stored: first, addresses: BTreeMap::new(), feeds: BTreeMap::new() }.follow());
     let stop = async {
         let _ = super::end_signal().await;
         tracing::info!("asked to end");
     };
-    mainstay_proxy::run(options, heard, Arc::new(Stats::default()), stop)
-        .await
-        .map_err(|error| Failure::failed(error.to_string()))
+    let stats = Arc::new(Stats::default());
+    let failed = |error: ProxyError| Failure::failed(error.to_string());
+    let wanted = first.spec.proxy.clone();
+    let nodes =
+        Nodes { mesh, reports, stored: first, addresses: BTreeMap::new(), feeds: BTreeMap::new(), pooled: None };
+    if wanted.mode == ProxyMode::Session {
+        tokio::spawn(nodes.follow());
+        return mainstay_proxy::run(options, heard, stats, stop).await.map_err(failed);
+    }
+    let pooling = pooling(&wanted, &credentials).map_err(wrong)?;
+    let proxy = PooledProxy::bind(options, pooling, credentials.certificate(), stats).map_err(failed)?;
+    tokio::spawn(Nodes { pooled: Some(proxy.handle()), ..nodes }.follow());
+    proxy.run(heard, stop).await.map_err(failed)
+}
+
+/// How clients share server connections.
+fn pooling(wanted: &mainstay_model::spec::Proxy, credentials: &Arc<Credentials>) -> Result<PoolOptions, NetError> {
+    let own = Arc::clone(credentials);
+    let tls_to = move |node: &NodeId| own.client_config(Expect::Server(node.clone()), ALPN_POSTGRES).ok();
+    let count = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
+    Ok(PoolOptions {
+        threads: count(wanted.threads),
+        size: count(wanted.pool_size),
+        queue: Span(wanted.queue_ms),
+        tls: Some(credentials.clients_config()?),
+        tls_to: Some(Arc::new(tls_to)),
+        ..PoolOptions::default()
+    })
 }
 
 /// The file, or what the node has kept of a later one.
@@ -133,6 +165,8 @@ struct Nodes {
     stored: StoredSpec,
     addresses: BTreeMap<NodeId, SocketAddr>,
     feeds: BTreeMap<NodeId, AbortHandle>,
+    /// Who has to know who may log in.
+    pooled: Option<Pooled>,
 }
 
 impl Nodes {
@@ -140,12 +174,36 @@ impl Nodes {
     async fn follow(mut self) {
         loop {
             self.connect().await;
-            tokio::time::sleep(ASK_SPEC_EVERY).await;
+            let asked = tokio::time::Instant::now();
+            while asked.elapsed() < ASK_SPEC_EVERY {
+                let known = self.tell_logins().await;
+                tokio::time::sleep(if known { ASK_LOGINS_EVERY } else { ASK_LOGINS_SOON }).await;
+            }
             if let Some(newer) = self.newer().await {
                 tracing::info!(generation = newer.generation, "the cluster's nodes may have changed");
                 self.stored = newer;
             }
         }
+    }
+
+    /// Tells the pools who may log in, as an agent with a running server says. False: nobody says it.
+    async fn tell_logins(&self) -> bool {
+        let Some(pooled) = &self.pooled else { return true };
+        let peers = Arc::clone(&self.mesh) as Arc<dyn Peers>;
+        // The primary knows a change first; the others know it a moment later.
+        let mut nodes: Vec<NodeId> = self.addresses.keys().cloned().collect();
+        let primary = pooled.primary();
+        nodes.sort_by_key(|node| Some(node) != primary.as_ref());
+        for node in nodes {
+            match logins_of(&peers, &node).await {
+                Ok(logins) => {
+                    pooled.set_logins(logins);
+                    return true;
+                }
+                Err(error) => tracing::debug!(%node, %error, "it does not tell who may log in"),
+            }
+        }
+        false
     }
 
     /// A later generation that an agent knows.
@@ -201,6 +259,13 @@ impl Nodes {
         };
         tokio::spawn(feed(node, ask, self.reports.clone())).abort_handle()
     }
+}
+
+/// Who may log in, as one agent says.
+async fn logins_of(peers: &Arc<dyn Peers>, node: &NodeId) -> Result<Logins, String> {
+    let question = serde_json::to_vec(&ClusterQuestion::Logins).map_err(|error| error.to_string())?;
+    let answer = peers.request(node, Channel::Ask, question, ANSWER).await.map_err(|error| error.to_string())?;
+    serde_json::from_slice(&answer).map_err(|error| error.to_string())
 }
 
 /// Where it listens and what it may hold.

@@ -188,7 +188,9 @@ fn fill(plan: &Plan, progress: &mut Progress) -> Outcome {
     }
     progress.step("Making certificates and the application's password");
     let keys = Keys::found(layout, &plan.spec.cluster.name, "up")?;
-    let proxy = Member::plain(&Role::Proxy(crate::commands::PROXY_NAME.to_owned()));
+    let mut proxy = Member::plain(&Role::Proxy(crate::commands::PROXY_NAME.to_owned()));
+    // The names under which clients reach it.
+    proxy.server_hosts = plan.spec.proxy.host.iter().cloned().chain(["localhost".to_owned()]).collect();
     keys::write_all(&keys.material(&proxy, "up")?.files_of_proxy(layout), false)?;
     for node in &plan.spec.nodes {
         let material = keys.material(&Member::node(&plan.spec, node), "up")?;

@@ -212,13 +212,14 @@ impl Member {
             "node" => {
                 let Ok(node) = mainstay_model::NodeId::new(name.clone()) else { return list };
                 list.insert("node", (Role::Node(node.clone()), self.agent_hosts.clone()));
-                list.insert("proxy", (Role::Proxy(name), none()));
+                // Clients reach it under the names of the server that it stands for.
+                list.insert("proxy", (Role::Proxy(name), self.server_hosts.clone()));
                 if !self.witness {
                     list.insert("server", (Role::Server(node), self.server_hosts.clone()));
                     list.insert("replication", (Role::Replication(engine::REPLICATION_ROLE.to_owned()), none()));
                 }
             }
-            "proxy" => drop(list.insert("proxy", (Role::Proxy(name), none()))),
+            "proxy" => drop(list.insert("proxy", (Role::Proxy(name), self.server_hosts.clone()))),
             "admin" => drop(list.insert("admin", (Role::Admin(name), none()))),
             "operator" => drop(list.insert("operator", (Role::Operator(name), none()))),
             "reader" => drop(list.insert("reader", (Role::Reader(name), none()))),

@@ -1,0 +1,278 @@
+//! The console: a client that connects to the database `mainstay` (or `pgbouncer`, by habit) talks to the proxy itself, in PgBouncer's
+//! words. Absent: SQL; anything that changes what is in the cluster's specification.
+
+use super::client::{Client, Stage};
+use super::stats::PoolNumbers;
+use super::worker::{End, Worker};
+use mainstay_wire::reply::{self, Reply};
+use mainstay_wire::{WireError, header, message};
+use std::sync::atomic::Ordering;
+
+impl Worker {
+    /// Takes what somebody asks the proxy; says how much of it was used.
+    pub(crate) fn console(&mut self, client: &mut Client, bytes: &[u8]) -> Result<usize, End> {
+        let mut at = 0;
+        let mut out = Vec::new();
+        while let Some(head) = header(&bytes[at..])? {
+            if head.length > super::upstream::CHUNK {
+                return Err(WireError::Body("too long a question").into());
+            }
+            let Some(whole) = bytes.get(at..at + head.length) else { break };
+            at += head.length;
+            match head.tag {
+                b'X' => return Err(End::Bye),
+                b'Q' => {
+                    let text = String::from_utf8_lossy(message::query(whole)?).into_owned();
+                    self.command_of(client, &text, &mut out);
+                    reply::ready(&mut out, b'I');
+                }
+                b'S' => reply::ready(&mut out, b'I'),
+                b'P' => {
+                    let text = "the console takes simple queries only";
+                    Reply::error("ERROR", "0A000", text, "", "Use psql, or the simple protocol.").encode(&mut out);
+                }
+                _ => {}
+            }
+        }
+        client.write(&out).map_err(|_| End::Bye)?;
+        Ok(at)
+    }
+
+    fn command_of(&mut self, client: &Client, text: &str, out: &mut Vec<u8>) {
+        let words: Vec<String> = text
+            .trim_matches(|c: char| c.is_whitespace() || c == ';')
+            .split_whitespace()
+            .map(str::to_ascii_lowercase)
+            .collect();
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let may_change = matches!(client.stage, Stage::Admin { may_change: true });
+        match words[..] {
+            [] => reply::message(out, b'I', |_| {}),
+            ["show", what] => self.show(what, out),
+            ["pause" | "resume" | "reload"] if !may_change => {
+                Reply::error("ERROR", "42501", "only a superuser may do this", "", "").encode(out);
+            }
+            ["pause"] => {
+                self.hub.paused.store(true, Ordering::Relaxed);
+                self.hub.wake_all();
+                reply::complete(out, "PAUSE");
+            }
+            ["resume"] => {
+                self.hub.paused.store(false, Ordering::Relaxed);
+                self.hub.wake_all();
+                reply::complete(out, "RESUME");
+            }
+            // What can change without a restart is followed all the time.
+            ["reload"] => reply::complete(out, "RELOAD"),
+            ["set", ..] => reply::complete(out, "SET"),
+            _ => unknown(text, out),
+        }
+    }
+
+    fn show(&mut self, what: &str, out: &mut Vec<u8>) {
+        self.tell();
+        let numbers = self.hub.numbers();
+        match what {
+            "version" => reply::table(out, &["version"], &[vec![format!("Mainstay {}", env!("CARGO_PKG_VERSION"))]]),
+            "pools" => pools(&numbers, self.hub.paused.load(Ordering::Relaxed), out),
+            "stats" => stats(&numbers, out),
+            "databases" => self.databases(&numbers, out),
+            "clients" => self.show_clients(out),
+            "servers" => self.show_servers(out),
+            "lists" => {
+                let sum = |of: fn(&PoolNumbers) -> u64| numbers.iter().map(of).sum::<u64>().to_string();
+                let row = |name: &str, value: String| vec![name.to_owned(), value];
+                let rows = [
+                    row("pools", numbers.len().to_string()),
+                    row("used_clients", sum(|n| n.clients)),
+                    row("used_servers", sum(|n| n.busy)),
+                    row("free_servers", sum(|n| n.idle)),
+                ];
+                reply::table(out, &["list", "items"], &rows);
+            }
+            _ => unknown(&format!("SHOW {what}"), out),
+        }
+    }
+
+    fn databases(&self, numbers: &[PoolNumbers], out: &mut Vec<u8>) {
+        let at = self.rules.view.write.as_ref().map(|target| target.address);
+        let (host, port) = at.map(|at| (at.ip().to_string(), at.port().to_string())).unwrap_or_default();
+        let mut names: Vec<&str> = numbers.iter().map(|numbers| numbers.database.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        let paused = u8::from(self.hub.paused.load(Ordering::Relaxed)).to_string();
+        let row = |name: &&str| {
+            let used =
+                numbers.iter().filter(|numbers| numbers.database == **name).map(|n| n.busy + n.idle).sum::<u64>();
+            vec![
+                (*name).to_owned(),
+                host.clone(),
+                port.clone(),
+                (*name).to_owned(),
+                self.pooling.size.to_string(),
+                self.pooling.reserve.to_string(),
+                "transaction".to_owned(),
+                used.to_string(),
+                paused.clone(),
+            ]
+        };
+        let rows: Vec<_> = names.iter().map(row).collect();
+        let columns = [
+            "name",
+            "host",
+            "port",
+            "database",
+            "pool_size",
+            "reserve_pool",
+            "pool_mode",
+            "current_connections",
+            "paused",
+        ];
+        reply::table(out, &columns, &rows);
+    }
+
+    /// Of this thread.
+    fn show_clients(&self, out: &mut Vec<u8>) {
+        let row = |client: &Client| {
+            let pool = client.pool.and_then(|index| self.pools.get(index))?;
+            let state = match (client.waiting_since, client.server) {
+                (Some(_), _) => "waiting",
+                (None, Some(_)) => "active",
+                (None, None) => "idle",
+            };
+            Some(vec![
+                "C".to_owned(),
+                pool.key.user.clone(),
+                pool.key.database.clone(),
+                state.to_owned(),
+                client.waiting_since.map_or(0, |since| self.now.since(since).0).to_string(),
+                client.pin.map(|pin| pin.why().to_owned()).unwrap_or_default(),
+                client.statements.len().to_string(),
+                if client.link.has_tls() { "TLS" } else { "" }.to_owned(),
+            ])
+        };
+        let rows: Vec<_> = self.clients.items().filter_map(row).collect();
+        reply::table(
+            out,
+            &["type", "user", "database", "state", "wait_ms", "pinned", "prepared_statements", "tls"],
+            &rows,
+        );
+    }
+
+    /// Of this thread.
+    fn show_servers(&self, out: &mut Vec<u8>) {
+        let rows: Vec<_> = self
+            .servers
+            .items()
+            .filter_map(|server| {
+                let (pool, target) = (self.pools.get(server.pool)?, server.place.target());
+                let state = if server.client.is_some() {
+                    "active"
+                } else if server.is_in() {
+                    "idle"
+                } else {
+                    "login"
+                };
+                Some(vec![
+                    "S".to_owned(),
+                    pool.key.user.clone(),
+                    pool.key.database.clone(),
+                    state.to_owned(),
+                    target.address.ip().to_string(),
+                    target.address.port().to_string(),
+                    target.node.to_string(),
+                    target.epoch.0.to_string(),
+                    server.process.to_string(),
+                    self.now.since(server.born).0.to_string(),
+                ])
+            })
+            .collect();
+        let columns = ["type", "user", "database", "state", "addr", "port", "node", "epoch", "remote_pid", "age_ms"];
+        reply::table(out, &columns, &rows);
+    }
+}
+
+fn unknown(text: &str, out: &mut Vec<u8>) {
+    let text = format!("the console does not know {text:?}");
+    let hint = "SHOW POOLS, CLIENTS, SERVERS, STATS, DATABASES, LISTS or VERSION; PAUSE, RESUME, RELOAD.";
+    Reply::error("ERROR", "42601", &text, "", hint).encode(out);
+}
+
+fn pools(numbers: &[PoolNumbers], paused: bool, out: &mut Vec<u8>) {
+    let row = |n: &PoolNumbers| {
+        let mut row = vec![n.database.clone(), n.user.clone()];
+        let active = n.busy;
+        row.extend([active, n.waiting, 0, active, n.idle, 0, 0, n.login].map(|number| number.to_string()));
+        row.extend([n.waited_ms / 1000, n.waited_ms % 1000 * 1000].map(|number| number.to_string()));
+        row.push("transaction".to_owned());
+        row.extend([n.clients, n.pinned].map(|number| number.to_string()));
+        row.push(if n.reads { "read" } else { "write" }.to_owned());
+        row.push(u8::from(paused).to_string());
+        row
+    };
+    let columns = [
+        "database",
+        "user",
+        "cl_active",
+        "cl_waiting",
+        "cl_cancel_req",
+        "sv_active",
+        "sv_idle",
+        "sv_used",
+        "sv_tested",
+        "sv_login",
+        "maxwait",
+        "maxwait_us",
+        "pool_mode",
+        "clients",
+        "pinned",
+        "address",
+        "paused",
+    ];
+    reply::table(out, &columns, &numbers.iter().map(row).collect::<Vec<_>>());
+}
+
+fn stats(numbers: &[PoolNumbers], out: &mut Vec<u8>) {
+    let row = |n: &PoolNumbers| {
+        let mut row = vec![n.database.clone(), n.user.clone()];
+        let values = [
+            n.transactions,
+            n.queries,
+            n.bytes_in,
+            n.bytes_out,
+            n.times.sum_us,
+            n.wait_times.sum_us,
+            n.times.part(500),
+            n.times.part(990),
+            n.wait_times.part(990),
+            n.wait_times.longest_us,
+            n.timeouts,
+            n.lost,
+            n.unknown_commits,
+            n.unreplicated_commits,
+            n.parses_saved,
+        ];
+        row.extend(values.map(|value| value.to_string()));
+        row
+    };
+    let columns = [
+        "database",
+        "user",
+        "total_xact_count",
+        "total_query_count",
+        "total_received",
+        "total_sent",
+        "total_xact_time",
+        "total_wait_time",
+        "xact_p50_us",
+        "xact_p99_us",
+        "wait_p99_us",
+        "longest_wait_us",
+        "wait_timeouts",
+        "lost",
+        "unknown_commits",
+        "unreplicated_commits",
+        "parses_saved",
+    ];
+    reply::table(out, &columns, &numbers.iter().map(row).collect::<Vec<_>>());
+}

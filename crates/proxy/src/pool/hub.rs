@@ -1,0 +1,219 @@
+//! What all threads obey and tell: the route, who may log in, whether work is paused; their numbers; words from one to another.
+//! Absent: anything on the way of a query.
+
+use super::scram::Verifier;
+use super::stats::PoolNumbers;
+use crate::hold::Kind;
+use crate::registry::{Cut, Place, verdict};
+use crate::table::{Held, RouteTable, Target, View};
+use mainstay_model::{Moment, Span, SystemId};
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub use mainstay_model::logins::{LoginRole as Login, Logins};
+
+/// Words that wait for a thread, at most; more are dropped (each is a request to cancel, which may get lost on its way anyhow).
+const MAIL_MAX: usize = 1024;
+
+/// A role that may log in.
+#[derive(Clone)]
+pub(crate) struct Role {
+    pub(crate) verifier: Verifier,
+    pub(crate) superuser: bool,
+    pub(crate) monitor: bool,
+}
+
+/// One state of what everybody obeys.
+#[derive(Clone)]
+pub(crate) struct Rules {
+    pub(crate) view: View,
+    pub(crate) until: Moment,
+    pub(crate) roles: Option<Arc<BTreeMap<String, Role>>>,
+    pub(crate) system: Option<SystemId>,
+}
+
+impl Rules {
+    /// May a server connection stay? As for whole connections, and not past the end of the promise, whoever is late to say so.
+    pub(crate) fn verdict(&self, place: &Place, now: Moment) -> Option<Cut> {
+        let late = matches!(place, Place::Primary(_)) && now >= self.until;
+        verdict(&self.view, place).or(late.then_some(Cut::Fence))
+    }
+
+    /// Where new work of this address may go now.
+    pub(crate) fn places(&self, kind: Kind, now: Moment) -> Result<Vec<Place>, Held> {
+        if kind == Kind::Read && !self.view.reads.is_empty() {
+            return Ok(self.view.reads.iter().cloned().map(Place::Replica).collect());
+        }
+        match &self.view.write {
+            Some(_) if now >= self.until => Err(Held::Stale),
+            Some(target) => Ok(vec![Place::Primary(target.clone())]),
+            None => Err(self.view.held),
+        }
+    }
+
+    /// May this server get new work now?
+    pub(crate) fn takes(&self, kind: Kind, place: &Place, now: Moment) -> bool {
+        let fits = |target: &Target| self.view.write.as_ref() == Some(target) && now < self.until;
+        match place {
+            Place::Primary(target) => fits(target) && (kind == Kind::Write || self.view.reads.is_empty()),
+            Place::Replica(target) => kind == Kind::Read && self.view.reads.iter().any(|read| same(read, target)),
+        }
+    }
+}
+
+/// A replica stays fit when another primary takes over above it.
+fn same(a: &Target, b: &Target) -> bool {
+    (&a.node, a.address) == (&b.node, b.address)
+}
+
+/// A word to a thread.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Mail {
+    /// A client with this number and secret wants its query cancelled.
+    Cancel { process: u32, secret: u32 },
+}
+
+pub(crate) struct Mailbox {
+    wake: OwnedFd,
+    mail: Mutex<Vec<Mail>>,
+}
+
+/// See the module.
+pub(crate) struct Hub {
+    rules: Mutex<Arc<Rules>>,
+    pub(crate) version: AtomicU64,
+    pub(crate) paused: AtomicBool,
+    pub(crate) stopping: AtomicBool,
+    /// Clients and those waiting, over all threads.
+    pub(crate) clients: AtomicU64,
+    pub(crate) waiting: AtomicU64,
+    boxes: Vec<Mailbox>,
+    told: Mutex<Vec<Vec<PoolNumbers>>>,
+    /// The timeline of each epoch's primary, as its server said.
+    timelines: Mutex<BTreeMap<u64, u32>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Hub {
+    pub(crate) fn new(wakes: Vec<OwnedFd>) -> Self {
+        let view = RouteTable::new(0, Span(0)).view(Moment(1));
+        let count = wakes.len();
+        Self {
+            rules: Mutex::new(Arc::new(Rules { view, until: Moment(0), roles: None, system: None })),
+            version: AtomicU64::new(1),
+            paused: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            clients: AtomicU64::new(0),
+            waiting: AtomicU64::new(0),
+            boxes: wakes.into_iter().map(|wake| Mailbox { wake, mail: Mutex::default() }).collect(),
+            told: Mutex::new(vec![Vec::new(); count]),
+            timelines: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn rules(&self) -> Arc<Rules> {
+        Arc::clone(&lock(&self.rules))
+    }
+
+    pub(crate) fn wake_of(&self, thread: usize) -> Option<&OwnedFd> {
+        self.boxes.get(thread).map(|held| &held.wake)
+    }
+
+    pub(crate) fn wake_all(&self) {
+        self.version.fetch_add(1, Ordering::Release);
+        for held in &self.boxes {
+            ring(&held.wake);
+        }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Rules)) {
+        {
+            let mut rules = lock(&self.rules);
+            let mut next = Rules::clone(&rules);
+            change(&mut next);
+            *rules = Arc::new(next);
+        }
+        self.wake_all();
+    }
+
+    pub(crate) fn set_view(&self, view: &View, until: Moment) {
+        let now = self.rules();
+        if now.view != *view || now.until != until {
+            self.change(|rules| (rules.view, rules.until) = (view.clone(), until));
+        }
+    }
+
+    /// Takes who may log in. Roles whose verifier can not be read are left out.
+    pub(crate) fn set_logins(&self, logins: Logins) {
+        let role = |login: Login| {
+            let verifier = Verifier::parse(&login.verifier)?;
+            Some((login.name, Role { verifier, superuser: login.superuser, monitor: login.monitor }))
+        };
+        let roles = Arc::new(logins.roles.into_iter().filter_map(role).collect());
+        self.change(|rules| (rules.roles, rules.system) = (Some(roles), logins.system.or(rules.system)));
+    }
+
+    pub(crate) fn post(&self, thread: usize, mail: Mail) {
+        if let Some(held) = self.boxes.get(thread) {
+            let mut waiting = lock(&held.mail);
+            if waiting.len() < MAIL_MAX {
+                waiting.push(mail);
+            }
+            ring(&held.wake);
+        }
+    }
+
+    pub(crate) fn mail(&self, thread: usize) -> Vec<Mail> {
+        self.boxes.get(thread).map(|held| std::mem::take(&mut *lock(&held.mail))).unwrap_or_default()
+    }
+
+    pub(crate) fn tell(&self, thread: usize, numbers: Vec<PoolNumbers>) {
+        if let Some(place) = lock(&self.told).get_mut(thread) {
+            *place = numbers;
+        }
+    }
+
+    /// Of all threads, merged by pool.
+    pub(crate) fn numbers(&self) -> Vec<PoolNumbers> {
+        let mut merged: BTreeMap<(String, String, bool), PoolNumbers> = BTreeMap::new();
+        for numbers in lock(&self.told).iter().flatten() {
+            let key = (numbers.database.clone(), numbers.user.clone(), numbers.reads);
+            merged.entry(key).and_modify(|sum| sum.add(numbers)).or_insert_with(|| numbers.clone());
+        }
+        merged.into_values().collect()
+    }
+
+    /// A primary says its timeline: false if a primary of an earlier epoch was further, so that this one is none.
+    pub(crate) fn note_timeline(&self, epoch: u64, timeline: u32) -> bool {
+        let mut timelines = lock(&self.timelines);
+        let fits = timelines.range(..=epoch).next_back().is_none_or(|(_, known)| *known <= timeline);
+        if fits {
+            timelines.clear();
+            timelines.insert(epoch, timeline);
+        }
+        fits
+    }
+}
+
+fn ring(wake: &impl AsFd) {
+    // A full counter wakes just as well.
+    let _ = rustix::io::write(wake, &1_u64.to_ne_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_primary_of_a_later_epoch_is_never_on_an_earlier_timeline() {
+        let hub = Hub::new(Vec::new());
+        assert!(hub.note_timeline(3, 2) && hub.note_timeline(3, 2) && hub.note_timeline(5, 4));
+        assert!(!hub.note_timeline(6, 3));
+        assert!(hub.note_timeline(6, 5));
+    }
+}

@@ -1,0 +1,174 @@
+//! The pooling proxy as a whole: binds its addresses, starts its threads, and tells them what changed.
+//! Absent: where reports and logins come from.
+
+use super::enter::certificate_hash;
+use super::hub::{Hub, Logins};
+use super::options::PoolOptions;
+use super::stats::PoolNumbers;
+use super::worker::{Parts, Worker};
+use crate::control::{Control, Obey};
+use crate::feed::TimedReport;
+use crate::hold::Kind;
+use crate::options::ProxyOptions;
+use crate::proxy::ProxyError;
+use crate::stats::Stats;
+use crate::table::View;
+use mainstay_model::{Moment, NodeId};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt};
+use std::future::Future;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use tokio::sync::mpsc;
+
+/// A pooling proxy that listens and does not serve yet.
+pub struct PooledProxy {
+    parts: Parts,
+    listeners: Vec<Vec<(Kind, TcpListener)>>,
+}
+
+/// What others may ask a running one.
+#[derive(Clone)]
+pub struct Pooled(Arc<Hub>);
+
+impl Pooled {
+    /// Tells it who may log in. Until the first time nobody may.
+    pub fn set_logins(&self, logins: Logins) {
+        self.0.set_logins(logins);
+    }
+
+    /// The primary, as far as is known.
+    #[must_use]
+    pub fn primary(&self) -> Option<NodeId> {
+        self.0.rules().view.keep.as_ref().map(|target| target.node.clone())
+    }
+
+    /// The numbers of every pool.
+    #[must_use]
+    pub fn numbers(&self) -> Vec<PoolNumbers> {
+        self.0.numbers()
+    }
+
+    /// The numbers in Prometheus' text format.
+    #[must_use]
+    pub fn prometheus(&self) -> String {
+        let mut text = String::new();
+        self.numbers().iter().for_each(|numbers| numbers.prometheus(&mut text));
+        text
+    }
+}
+
+impl Obey for Arc<Hub> {
+    fn obey(&self, view: &View, until: Moment) -> usize {
+        self.set_view(view, until);
+        0
+    }
+
+    fn news(&self, _view: &View) {}
+}
+
+impl PooledProxy {
+    /// Listens on all its addresses, with a listener of its own for each thread. `certificate` is our own, for binding channels.
+    ///
+    /// # Errors
+    /// When an address cannot be listened on, or there is none.
+    pub fn bind(
+        options: ProxyOptions,
+        pooling: PoolOptions,
+        certificate: Option<&[u8]>,
+        stats: Arc<Stats>,
+    ) -> Result<Self, ProxyError> {
+        if options.write.is_empty() && options.read.is_empty() {
+            return Err(ProxyError::NoAddress);
+        }
+        let threads = pooling.threads.max(1);
+        let mut listeners: Vec<Vec<(Kind, TcpListener)>> = (0..threads).map(|_| Vec::new()).collect();
+        let writes = options.write.iter().map(|address| (Kind::Write, *address));
+        for (kind, mut address) in writes.chain(options.read.iter().map(|address| (Kind::Read, *address))) {
+            for of_thread in &mut listeners {
+                let wrong = |error: std::io::Error| ProxyError::Listen { address, error };
+                let listener = listener(address, options.backlog, threads > 1).map_err(wrong)?;
+                // Port 0 means any, but the same one for all threads.
+                address = listener.local_addr().map_err(wrong)?;
+                of_thread.push((kind, listener));
+            }
+        }
+        let system = |error: std::io::Error| ProxyError::System { error };
+        let wakes: Result<Vec<OwnedFd>, _> =
+            (0..threads).map(|_| eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)).collect();
+        let hub = Arc::new(Hub::new(wakes.map_err(|error| system(error.into()))?));
+        let mock_secret = Worker::secret().ok_or_else(|| system(std::io::Error::other("no random numbers")))?;
+        let certificate = certificate.map(certificate_hash);
+        let (options, pooling) = (Arc::new(options), Arc::new(pooling));
+        Ok(Self { parts: Parts { hub, options, pooling, stats, certificate, mock_secret }, listeners })
+    }
+
+    /// The addresses it listens on for writes, then those for reads.
+    #[must_use]
+    pub fn addresses(&self) -> (Vec<SocketAddr>, Vec<SocketAddr>) {
+        let of = |wanted: Kind| {
+            let all = self.listeners.first().into_iter().flatten();
+            all.filter(|(kind, _)| *kind == wanted).filter_map(|(_, listener)| listener.local_addr().ok()).collect()
+        };
+        (of(Kind::Write), of(Kind::Read))
+    }
+
+    /// To tell it who may log in, and to ask for its numbers.
+    #[must_use]
+    pub fn handle(&self) -> Pooled {
+        Pooled(Arc::clone(&self.parts.hub))
+    }
+
+    /// Serves until `stop` is done; then every connection is closed.
+    ///
+    /// # Errors
+    /// When a thread can not be started.
+    pub async fn run<Stop>(self, reports: mpsc::Receiver<TimedReport>, stop: Stop) -> Result<(), ProxyError>
+    where
+        Stop: Future<Output = ()>,
+    {
+        let system = |error: std::io::Error| ProxyError::System { error };
+        let hub = Arc::clone(&self.parts.hub);
+        let options = Arc::clone(&self.parts.options);
+        let stats = Arc::clone(&self.parts.stats);
+        let parts = Arc::new(self.parts);
+        let mut threads = Vec::new();
+        for (index, listeners) in self.listeners.into_iter().enumerate() {
+            let parts = Arc::clone(&parts);
+            let run = move || match Worker::new(index, &parts, listeners) {
+                Ok(worker) => worker.run(),
+                Err(error) => tracing::error!(%error, "a thread of the proxy can not begin"),
+            };
+            threads.push(std::thread::Builder::new().name(format!("pool-{index}")).spawn(run).map_err(system)?);
+        }
+        let control = Control::new(&options, stats, Arc::clone(&hub));
+        tokio::select! {
+            () = control.follow(reports) => {}
+            () = stop => {}
+        }
+        hub.stopping.store(true, Ordering::Relaxed);
+        hub.wake_all();
+        let joined =
+            tokio::task::spawn_blocking(move || threads.into_iter().filter_map(|thread| thread.join().err()).count());
+        if joined.await.unwrap_or(1) > 0 {
+            return Err(ProxyError::System {
+                error: std::io::Error::other("a thread of the proxy died by a fault of its own"),
+            });
+        }
+        Ok(())
+    }
+}
+
+fn listener(address: SocketAddr, backlog: u32, shared: bool) -> std::io::Result<TcpListener> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let fd = socket_with(family, SocketType::STREAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)?;
+    sockopt::set_socket_reuseaddr(&fd, true)?;
+    if shared {
+        sockopt::set_socket_reuseport(&fd, true)?;
+    }
+    bind(&fd, &address)?;
+    listen(&fd, i32::try_from(backlog).unwrap_or(i32::MAX))?;
+    Ok(TcpListener::from(fd))
+}

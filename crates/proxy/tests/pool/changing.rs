@@ -1,0 +1,172 @@
+//! The primary changes, or dies: who notices, and what those are told.
+
+use crate::support::{Bench, Postgres, code, rows, until, value};
+use mainstay_model::RouteState;
+use mainstay_proxy::ProxyOptions;
+use mainstay_proxy::pool::PoolOptions;
+use std::time::Duration;
+
+async fn promote(server: &Postgres) {
+    server.sql("select pg_promote()").await;
+    until("it is promoted", async || server.sql("select pg_is_in_recovery()").await[0][0] == "f").await;
+}
+
+async fn pair() -> (Postgres, Postgres) {
+    let a = Postgres::start("db1").await;
+    let b = a.replica("db2").await;
+    until("the replica streams", async || {
+        a.sql("select count(*) from pg_stat_replication where state = 'streaming'").await[0][0] == "1"
+    })
+    .await;
+    (a, b)
+}
+
+#[tokio::test]
+async fn a_planned_change_costs_clients_a_wait_and_no_error() {
+    let (a, b) = pair().await;
+    let bench = Bench::start(&a, PoolOptions { size: 4, ..PoolOptions::default() }).await;
+    bench.open(&a, 1, vec![b.member()]).await;
+    let mut clients = Vec::new();
+    for _ in 0..8 {
+        let client = bench.app().await;
+        assert_eq!(value(&client, "select inet_server_port()").await, a.address.port().to_string());
+        clients.push(client);
+    }
+    let open = clients.pop().unwrap();
+    open.batch_execute("begin").await.unwrap();
+    bench.say(&a, 1, RouteState::Draining, vec![b.member()]).await;
+    until("the proxy knows", async || bench.now().open == 0).await;
+    let statement = clients[0].prepare("select inet_server_port()");
+    let held = async {
+        let statement = statement.await.unwrap();
+        clients[0].query_one(&statement, &[]).await.unwrap().get::<_, i32>(0)
+    };
+    let others =
+        futures_util::future::join_all(clients[1..].iter().map(|client| value(client, "select inet_server_port()")));
+    let change = async {
+        // The open transaction goes on and ends; new work waits.
+        assert_eq!(value(&open, "select inet_server_port()").await, a.address.port().to_string());
+        open.batch_execute("commit").await.unwrap();
+        until("work waits", async || bench.pool().waiting == 7).await;
+        assert_eq!(bench.pool().busy, 0);
+        promote(&b).await;
+        bench.open(&b, 2, vec![]).await;
+    };
+    let (first, others, ()) = tokio::join!(held, others, change);
+    assert_eq!(first, i32::from(b.address.port()));
+    assert!(others.iter().all(|port| *port == b.address.port().to_string()), "{others:?}");
+    assert_eq!(value(&open, "select inet_server_port()").await, b.address.port().to_string());
+    assert_eq!(bench.pool().lost, 0);
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn when_the_primary_dies_only_work_under_way_is_lost_and_said_to_be() {
+    let (mut a, b) = pair().await;
+    let bench = Bench::start(&a, PoolOptions::default()).await;
+    bench.open(&a, 1, vec![b.member()]).await;
+    let (idle, quiet, busy, alone, tied) =
+        (bench.app().await, bench.app().await, bench.app().await, bench.app().await, bench.app().await);
+    idle.batch_execute("create table t (id int)").await.unwrap();
+    until("the replica has it", async || {
+        a.sql("select replay_lsn = pg_current_wal_flush_lsn() from pg_stat_replication").await[0][0] == "t"
+    })
+    .await;
+    quiet.batch_execute("begin; insert into t values (1)").await.unwrap();
+    busy.batch_execute("begin; insert into t values (2)").await.unwrap();
+    tied.batch_execute("create temp table x (id int)").await.unwrap();
+    let busy_task = tokio::spawn(async move { (busy.batch_execute("select pg_sleep(60)").await, busy) });
+    let alone_task =
+        tokio::spawn(async move { (alone.batch_execute("insert into t select 3 from pg_sleep(60)").await, alone) });
+    until("both work", async || {
+        a.sql("select count(*) from pg_stat_activity where wait_event = 'PgSleep'").await[0][0] == "2"
+    })
+    .await;
+    a.kill();
+    let (error, busy) = busy_task.await.unwrap();
+    assert_eq!(code(&error.unwrap_err()), "40001", "in a transaction, no commit under way");
+    let (error, alone) = alone_task.await.unwrap();
+    assert_eq!(code(&error.unwrap_err()), "08007", "it was its own commit");
+    until("the tied one hears it", async || tied.is_closed()).await;
+    promote(&b).await;
+    bench.open(&b, 2, vec![]).await;
+    // Sessions live on; the lost transactions have to be ended, as after any error.
+    assert_eq!(code(&quiet.batch_execute("insert into t values (1)").await.unwrap_err()), "40001");
+    assert_eq!(code(&quiet.batch_execute("select 1").await.unwrap_err()), "25P02");
+    assert_eq!(code(&quiet.query("select 1", &[]).await.unwrap_err()), "25P02");
+    quiet.batch_execute("rollback").await.unwrap();
+    // Ended by the extended protocol the session ends with it.
+    assert_eq!(code(&busy.query("rollback", &[]).await.unwrap_err()), "40001");
+    for client in [&idle, &quiet, &alone] {
+        assert_eq!(value(client, "select count(*) from t").await, "0", "nothing was sent twice");
+    }
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_what_the_route_says_carries_nothing() {
+    let (a, b) = pair().await;
+    let other = Postgres::start("db3").await;
+    let options = ProxyOptions { hold: Duration::from_millis(300), ..ProxyOptions::default() };
+    let pooling = PoolOptions { queue: mainstay_model::Span(700), ..PoolOptions::default() };
+    let options = ProxyOptions { write: vec![crate::support::LOCAL], read: vec![crate::support::LOCAL], ..options };
+    let bench = Bench::with(&a, pooling, options).await;
+    // It knows the role as well, so that only the check can tell.
+    let verifier = a.sql("select rolpassword from pg_authid where rolname = 'app'").await.remove(0).remove(0);
+    other.sql(&format!("alter role app password '{verifier}'")).await;
+    // A replica that is said to be the primary; then another cluster's server.
+    for (server, epoch) in [(&b, 1), (&other, 2)] {
+        bench.open(server, epoch, vec![]).await;
+        let error = bench.try_client(bench.write, "app", "secret", "shop").await.map(|_| ()).unwrap_err();
+        assert_eq!(code(&error), "53300", "{}", server.name);
+    }
+    bench.open(&a, 3, vec![]).await;
+    let client = bench.app().await;
+    assert_eq!(value(&client, "select 1").await, "1");
+    // Nothing known of a primary: its connections end, and nobody is served.
+    bench.say(&b, 4, RouteState::Closed, vec![]).await;
+    until("fenced", async || bench.now().open == 0 && bench.now().cut_by_epoch > 0).await;
+    assert_eq!(code(&client.batch_execute("select 1").await.unwrap_err()), "57P03");
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn reads_go_to_replicas_and_stay_when_the_primary_changes() {
+    let (a, b) = pair().await;
+    let bench = Bench::start(&a, PoolOptions::default()).await;
+    bench.open(&a, 1, vec![b.member()]).await;
+    let reader = bench.client(bench.read, "app", "secret").await;
+    assert_eq!(value(&reader, "select pg_is_in_recovery()").await, "t");
+    assert_eq!(code(&reader.batch_execute("create table no (id int)").await.unwrap_err()), "25006");
+    assert_eq!(value(&bench.app().await, "select pg_is_in_recovery()").await, "f");
+    // Without replicas the primary serves reads.
+    bench.open(&a, 2, vec![]).await;
+    let late = bench.client(bench.read, "app", "secret").await;
+    assert_eq!(value(&late, "select pg_is_in_recovery()").await, "f");
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn the_console_speaks_the_usual_words_and_pauses() {
+    let server = Postgres::start("db1").await;
+    let bench = Bench::start(&server, PoolOptions::default()).await;
+    bench.open(&server, 1, vec![]).await;
+    let client = bench.app().await;
+    value(&client, "select 1").await;
+    let boss = bench.try_client(bench.write, "boss", "boss", "pgbouncer").await.unwrap();
+    for (what, wanted) in
+        [("pools", "app"), ("databases", "shop"), ("stats", "app"), ("clients", "app"), ("servers", "db1")]
+    {
+        let shown = rows(boss.simple_query(&format!("SHOW {what};")).await.unwrap());
+        assert!(shown.iter().flatten().any(|value| value == wanted), "{what}: {shown:?}");
+    }
+    assert!(rows(boss.simple_query("show version").await.unwrap())[0][0].starts_with("Mainstay"));
+    assert_eq!(code(&boss.simple_query("show nonsense").await.map(|_| ()).unwrap_err()), "42601");
+    boss.batch_execute("pause").await.unwrap();
+    let waiting = tokio::spawn(async move { value(&client, "select 2").await });
+    until("it waits", async || bench.pool().waiting == 1).await;
+    boss.batch_execute("resume").await.unwrap();
+    assert_eq!(waiting.await.unwrap(), "2");
+    assert!(bench.pooled.prometheus().contains("mainstay_pool_transactions_total{database=\"shop\",user=\"app\""));
+    bench.end().await;
+}
