@@ -39,10 +39,8 @@ async fn survives(shape: Shape, faults: &[HostFault]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_fault_on_three_hosts() {
-    // Faults of disks have a test of their own. Two hosts lost at once is in the long suite only while a known defect makes it fail about
-    // once in five (CONTRIBUTING.md, "Known defects").
-    let elsewhere =
-        |fault: &HostFault| matches!(fault, HostFault::DiskFull | HostFault::DiskStall | HostFault::HostsLost);
+    // Faults of disks have a test of their own.
+    let elsewhere = |fault: &HostFault| matches!(fault, HostFault::DiskFull | HostFault::DiskStall);
     let faults: Vec<HostFault> = HostFault::ALL.into_iter().filter(|fault| !elsewhere(fault)).collect();
     survives(Shape::THREE, &faults).await;
 }

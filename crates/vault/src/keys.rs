@@ -14,7 +14,7 @@ use x25519_dalek::{PublicKey, StaticSecret};
 
 const SECRET_TAG: &str = "mainstay-vault-secret-1:";
 const PUBLIC_TAG: &str = "mainstay-vault-public-1:";
-const WRAP: &[u8] = b"mainstay vault 1 wrap";
+const WRAP: &[u8] = b"mainstay-vault 1 wrap";
 
 /// With it objects can be read.
 #[derive(Clone)]
