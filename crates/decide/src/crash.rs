@@ -175,6 +175,9 @@ impl Mind {
         reign.origin = Origin { cause, from: Some(self.config.me.clone()), fork: None, at_risk: None };
         reign.phase = Phase::Serving;
         reign.end = Some(end);
+        // Crash recovery makes visible what waited for its confirmation, and what is visible must not vanish either: whoever becomes a
+        // member from now on must hold that too, though the setting was confirmed when the log was shorter.
+        reign.confirmed = reign.confirmed.map(|at| at.max(end.lsn));
         reign.since = now;
         reign.restarts = 0;
         reign.flushed.clear();

@@ -65,7 +65,7 @@ pub(crate) struct Reign {
     pub(crate) renew_at: Moment,
     /// Settings that may be in force; the last one is the newest.
     pub(crate) settings: Vec<SyncSetting>,
-    /// The log's end when the only setting in force was confirmed.
+    /// The log's end when the only setting in force was confirmed, or the end of a later crash recovery if that is further.
     pub(crate) confirmed: Option<Lsn>,
     /// What was in force before this life is not known until a setting of this life is confirmed.
     pub(crate) adopted: bool,
