@@ -185,21 +185,22 @@ impl Mind {
             (Order::Rewind { .. }, outcome @ (Outcome::Done | Outcome::Replaced(_))) => {
                 let copy = self.server.rewinding;
                 self.server.set(self.now, ServerState::Down);
-                self.copy_made(copy);
                 self.replaced("rewound", "the diverged log was kept and reported, and the copy rewound", outcome);
+                self.copy_made(copy);
             }
             (Order::Rewind { .. }, _) => self.rewind_failed(failure),
             (Order::Clone { copy, .. }, outcome @ (Outcome::Done | Outcome::Replaced(_))) => {
                 self.server.set(self.now, ServerState::Down);
-                self.copy_made(Some(copy));
                 self.replaced("cloned", &format!("a new copy was cloned: {copy}"), outcome);
+                self.copy_made(Some(copy));
             }
             (Order::Clone { .. }, _) => self.clone_failed(failure),
             (order, outcome) => self.primary_outcome(order, outcome, failure),
         }
     }
 
-    /// Tells what left the history, and whether that may have been acknowledged.
+    /// Tells what left the history, and whether that may have been acknowledged. Before the copy counts as whole: an agent that dies
+    /// in between makes the copy once more and tells it twice, rather than never.
     fn replaced(&mut self, kind: &'static str, text: &str, outcome: Outcome) {
         let mut lost = match outcome {
             Outcome::Replaced(lost) => lost.apart(),
