@@ -168,9 +168,16 @@ impl Mind {
         own.is_some_and(|own| own < self.superseded) && !self.planted(Plant::SupersededStandsOn)
     }
 
+    /// A primary runs here from before this process, the record can not be read yet, and this node never promised anything to the
+    /// store that others follow: whoever served there would have.
+    fn serves_an_older_store(&self) -> bool {
+        let promise = self.durable.promise;
+        self.record().is_none() && self.reign.is_some() && promise > Term(0) && promise.incarnation() < self.superseded
+    }
+
     /// Stands down, from whatever it is.
     pub(crate) fn plan_superseded(&mut self) {
-        if !self.is_superseded() {
+        if !self.is_superseded() && !self.serves_an_older_store() {
             return;
         }
         self.fence("the cluster's store was rebuilt without this node");

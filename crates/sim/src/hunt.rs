@@ -8,6 +8,10 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+/// A run of so many says how far it is, this often.
+const LONG: u64 = 100_000;
+const TELL_EVERY: u64 = 20_000;
+
 /// What many schedules gave.
 #[derive(Clone, Debug, Default)]
 pub struct Summary {
@@ -24,6 +28,8 @@ pub struct Summary {
 }
 
 /// Runs the seeds `from .. from + count` on `jobs` threads; with `first_only` it ends soon after the first broken promise.
+///
+/// A long run is told about while it goes on: how far it is, and each broken promise at once, on standard error.
 #[must_use]
 pub fn many(from: u64, count: u64, jobs: usize, plants: &BTreeSet<Plant>, first_only: bool) -> Summary {
     let next = AtomicU64::new(0);
@@ -42,6 +48,9 @@ pub fn many(from: u64, count: u64, jobs: usize, plants: &BTreeSet<Plant>, first_
                     if first_only && report.violation.is_some() {
                         stop.store(true, Ordering::Relaxed);
                     }
+                    if count >= LONG {
+                        tell(index, count, &report);
+                    }
                     mine.take(report);
                 }
                 summary.lock().unwrap_or_else(PoisonError::into_inner).merge(mine);
@@ -52,6 +61,15 @@ pub fn many(from: u64, count: u64, jobs: usize, plants: &BTreeSet<Plant>, first_
     summary.broken.sort_by_key(|report| report.seed);
     summary.healed_in.sort_unstable();
     summary
+}
+
+fn tell(index: u64, count: u64, report: &Report) {
+    if let Some(violation) = &report.violation {
+        eprintln!("seed {}: {} broken: {}", report.seed, violation.rule, violation.what);
+    }
+    if (index + 1) % TELL_EVERY == 0 {
+        eprintln!("{} of {count} schedules", index + 1);
+    }
 }
 
 impl Summary {

@@ -86,7 +86,7 @@ impl World {
     }
 
     /// Has the store been rebuilt, and does this term belong to the lost one?
-    fn orphaned(&self, term: Term) -> bool {
+    pub(crate) fn orphaned(&self, term: Term) -> bool {
         u64::from(self.group) > term.incarnation()
     }
 
