@@ -9,6 +9,9 @@ use mainstay_model::{CopyId, Message, NodeId, Order, OrderFailure, ServerState, 
 const RESTARTS_MAX: u32 = 3;
 const RESTART_PAUSE_MS: u64 = 300;
 
+/// So long the dead server's recovery waits for the take-over, which may share its disk.
+const MAKE_WAY_MS: u64 = 400;
+
 impl Mind {
     pub(crate) fn check_server(&mut self) {
         if self.orders.busy() {
@@ -93,7 +96,11 @@ impl Mind {
         }
         if let Some(wanted) = self.fit_replica().filter(|_| !ordered) {
             let cause = format!("{}'s server died: {}", self.config.me, reign.death);
+            let spare = self.others_can_elect();
             self.abdicate_because("the server died and a member that streamed can take over", Some(wanted), &cause);
+            if spare {
+                self.server.make_way = self.now + Span(MAKE_WAY_MS);
+            }
             return;
         }
         if self.orders.doomed() {
@@ -157,6 +164,13 @@ impl Mind {
         let place = |node: &NodeId| std::cmp::Reverse(self.config.data_nodes.get(node).copied().unwrap_or(u32::MAX));
         let fit = reign.flushed.iter().filter(|(node, (copy, _))| fit(node, copy));
         fit.max_by_key(|(node, (_, flush))| (*flush, place(node))).map(|(node, _)| node.clone())
+    }
+
+    /// Do enough members stream that this copy's answer, which needs its server's recovery, is not asked for?
+    fn others_can_elect(&self) -> bool {
+        let (Some(reign), Some(record)) = (&self.reign, self.record()) else { return false };
+        let streams = |(node, copy): &(&NodeId, &CopyId)| reign.streams_now.get(*node) == Some(*copy);
+        record.members.iter().filter(streams).count() > record.quorum as usize
     }
 
     pub(crate) fn restarted(&mut self, end: RecoveryEnd) {

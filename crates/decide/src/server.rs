@@ -33,6 +33,8 @@ pub(crate) struct Server {
     /// The exact end of the log; known only while the stream is cut.
     pub(crate) end: Option<LogEnd>,
     pub(crate) retry_at: Moment,
+    /// Before this a dead primary's recovery does not begin: the take-over may share its disk.
+    pub(crate) make_way: Moment,
     pub(crate) failures: u32,
     /// This life has seen, or made, the running server stream from the durable upstream.
     pub(crate) pointed: bool,
@@ -163,6 +165,17 @@ impl Mind {
         }
     }
 
+    /// A dead primary's recovery waits for the take-over, whose answers others give.
+    fn makes_way(&mut self) -> bool {
+        let at = self.server.make_way;
+        let waits = self.now < at;
+        if waits {
+            self.until(at);
+            self.reason("make-way", "the server is down: its recovery waits a moment for the take-over by others");
+        }
+        waits
+    }
+
     pub(crate) fn may_retry(&mut self) -> bool {
         if self.now < self.server.retry_at {
             let at = self.server.retry_at;
@@ -225,7 +238,7 @@ impl Mind {
             self.plan_clone();
             return;
         }
-        if self.plan_unstartable() || !self.may_retry() {
+        if self.plan_unstartable() || self.makes_way() || !self.may_retry() {
             return;
         }
         let diverged = self.durable.diverged.map(|(term, _)| term);
