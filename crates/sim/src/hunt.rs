@@ -67,7 +67,7 @@ fn tell(index: u64, count: u64, report: &Report) {
     if let Some(violation) = &report.violation {
         eprintln!("seed {}: {} broken: {}", report.seed, violation.rule, violation.what);
     }
-    if (index + 1) % TELL_EVERY == 0 {
+    if (index + 1).is_multiple_of(TELL_EVERY) {
         eprintln!("{} of {count} schedules", index + 1);
     }
 }
