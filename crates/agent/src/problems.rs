@@ -180,9 +180,16 @@ impl Look<'_> {
         for lost in members.iter().filter(|node| !self.answers.contains_key(**node)) {
             let (up, count) = (members.iter().filter(|node| self.answers.contains_key(**node)).count(), members.len());
             let evidence = format!("{lost} votes in the store and does not answer: {up} of {count} voters are up");
-            let hint = format!(
-                "start it; if its host is lost: `mainstay node replace {lost}`, or `mainstay node remove {lost}`"
-            );
+            // A change of nodes is itself a write of the store.
+            let hint = if up * 2 > count {
+                format!(
+                    "start it; if its host is lost: `mainstay node replace {lost}`, or `mainstay node remove {lost}`"
+                )
+            } else {
+                "start it: without a majority no node can be replaced or removed; if a majority is lost for ever: `mainstay recover --from \
+                 NODE`"
+                    .to_owned()
+            };
             list.add(("store-member-lost", "warning"), evidence, hint);
         }
         for answer in self.answers.values() {

@@ -52,6 +52,18 @@ fn holder(lock: &Path) -> Option<Pid> {
     Pid::from_raw(text.trim().parse().ok()?)
 }
 
+/// How long to wait before the next start, after one that ran for `ran`. One that ran for long is started again at once; each that ended
+/// soon, before or after it took its lock, doubles the pause for the next.
+fn wait_after(ran: Duration, pause: &mut Duration) -> Duration {
+    if ran >= LONG {
+        *pause = PAUSE_FIRST;
+        return Duration::ZERO;
+    }
+    let wait = *pause;
+    *pause = (wait * 2).min(PAUSE_MOST);
+    wait
+}
+
 impl ProxyChild {
     /// Keeps it running while the specification wants one, for ever.
     pub async fn keep(self, generations: Arc<Generations>) {
@@ -63,15 +75,18 @@ impl ProxyChild {
                 (true, Some(pid)) => {
                     let begun = Instant::now();
                     self.watch(pid, &mut news).await;
-                    if begun.elapsed() >= LONG {
-                        pause = PAUSE_FIRST;
+                    // One that is not wanted any more did not crash.
+                    if news.borrow().spec.proxy.on_nodes {
+                        let wait = wait_after(begun.elapsed(), &mut pause);
+                        sleep(wait).await;
                     }
                 }
                 (true, None) => {
+                    let begun = Instant::now();
                     self.start().await;
                     if holder(&self.layout.proxy_lock()).is_none() {
-                        sleep(pause).await;
-                        pause = (pause * 2).min(PAUSE_MOST);
+                        let wait = wait_after(begun.elapsed().min(COME_UP), &mut pause);
+                        sleep(wait).await;
                     }
                 }
                 (false, Some(_)) => self.end().await,
@@ -192,6 +207,16 @@ impl ProxyLock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_that_ends_soon_after_it_took_its_lock_waits_longer_each_time() {
+        let mut pause = PAUSE_FIRST;
+        let waits: Vec<Duration> = (0..8).map(|_| wait_after(Duration::from_secs(1), &mut pause)).collect();
+        assert_eq!(waits[..3], [PAUSE_FIRST, PAUSE_FIRST * 2, PAUSE_FIRST * 4]);
+        assert_eq!(waits[7], PAUSE_MOST);
+        assert_eq!(wait_after(LONG, &mut pause), Duration::ZERO, "a single crash costs no pause");
+        assert_eq!(pause, PAUSE_FIRST);
+    }
 
     #[test]
     fn two_that_look_at_once_see_nobody() {

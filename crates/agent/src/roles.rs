@@ -41,8 +41,8 @@ struct Rule {
 }
 
 const SMALL: usize = 64 * 1024;
-/// A whole specification.
-const LARGE: usize = 512 * 1024;
+/// A whole specification. What the store would not take is not read to its end.
+const LARGE: usize = mainstay_ports::store::VALUE_BYTES_MAX;
 /// Answers of changes that are looked at for the audit are not longer.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 /// Arguments in the audit are cut here.
@@ -409,11 +409,17 @@ mod tests {
         let agent = Agent::start().await;
         let admin = Role::Admin("x".to_owned());
         let long = json!({ "command": "reinit", "by": "x".repeat(SMALL) });
-        let failures: [(&str, Option<Value>, u16, &str); 7] = [
+        let failures: [(&str, Option<Value>, u16, &str); 8] = [
             ("GET /v1/nothing", None, 404, "nothing at /v1/nothing"),
             ("GET /v1/secret", None, 404, "nothing at /v1/secret"),
             ("POST /v1/status", None, 405, "does not take POST"),
             ("POST /v1/command", Some(long), 413, "longer than the 65536 bytes"),
+            (
+                "POST /v1/spec",
+                Some(json!("x".repeat(mainstay_ports::store::VALUE_BYTES_MAX))),
+                413,
+                "longer than the 262144 bytes",
+            ),
             ("POST /v1/command", None, 400, "Content-Type"),
             ("POST /v1/command", Some(json!({ "command": "dance" })), 400, "dance"),
             ("POST /v1/command", Some(json!({ "command": "reinit", "extra": 1 })), 400, "extra"),

@@ -451,6 +451,21 @@ mod tests {
         let mut leaderless = vec![primary(), answer("db2", "replica", "streaming")];
         leaderless.iter_mut().for_each(|answer| answer.store_leader = None);
         assert_eq!(names(&merged(leaderless)), ["store-no-quorum"]);
+        for (voters, way_out, not) in [
+            (vec!["db1", "db2", "db9"], "node replace db9", "recover"),
+            (vec!["db1", "db8", "db9"], "recover --from", "node replace"),
+        ] {
+            let voters = voters.into_iter().map(node).collect();
+            let mut alone = primary();
+            alone.store = Some(StoreStanding { voters, ..Default::default() });
+            let status = merged(vec![alone, answer("db2", "replica", "streaming")]);
+            let lost = |problem: &&mainstay_model::status::Problem| problem.name == "store-member-lost";
+            let hints: Vec<&str> = status.problems.iter().filter(lost).map(|problem| problem.hint.as_str()).collect();
+            assert!(
+                !hints.is_empty() && hints.iter().all(|hint| hint.contains(way_out) && !hint.contains(not)),
+                "{hints:?}"
+            );
+        }
         let mut old = answer("db2", "none", "stopped");
         old.term = Term(3);
         let mut new = primary();

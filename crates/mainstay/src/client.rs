@@ -204,6 +204,13 @@ pub(crate) fn with_advice(failure: Failure, target: &Target) -> Failure {
     if failure.hint.is_some() {
         return failure;
     }
+    // They run and were reached: what is asked with is wrong.
+    if failure.error.contains("is not of this cluster's authority") {
+        return failure.hint(
+            "is the ca.crt beside your certificate this cluster's? name the right certificate with --identity, or join anew with a token of \
+             this cluster (`mainstay pki issue`)",
+        );
+    }
     let dir = target.layout.dir().display();
     if !target.layout.run().is_dir() {
         return failure.hint("are the agents running, and reachable from here?");

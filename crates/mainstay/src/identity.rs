@@ -87,15 +87,25 @@ fn find(named: &Path) -> Outcome<Papers> {
     for path in [&papers.cert, &papers.key, &papers.authority] {
         if !path.is_file() {
             return Err(Failure::usage(format!("--identity {}: there is no {}", named.display(), path.display()))
-                .hint("name the directory, or the beginning, of NAME.crt and NAME.key; ca.crt lies beside them"));
+                .hint(instead(&prefix)));
         }
     }
     Ok(papers)
 }
 
-fn in_directory(dir: &Path) -> Outcome<Papers> {
-    let wrong = |text: String| Failure::usage(format!("--identity {}: {text}", dir.display()));
-    let entries = std::fs::read_dir(dir).map_err(|error| wrong(error.to_string()))?;
+/// What lies beside a name that is not there: `mainstay join` names the files after the role, not after the person.
+fn instead(prefix: &Path) -> String {
+    let there = prefix.parent().and_then(|dir| pairs_in(dir).ok()).unwrap_or_default();
+    let names: Vec<String> = there.iter().map(|pair| pair.display().to_string()).collect();
+    if names.is_empty() {
+        return "name the directory, or the beginning, of NAME.crt and NAME.key; ca.crt lies beside them".to_owned();
+    }
+    format!("there is: {} (`mainstay join` calls the files after the role)", names.join(", "))
+}
+
+/// Certificates with their keys in a directory, without their endings.
+fn pairs_in(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(dir)?;
     let mut pairs: Vec<PathBuf> = entries
         .flatten()
         .take(1000)
@@ -105,6 +115,12 @@ fn in_directory(dir: &Path) -> Outcome<Papers> {
         .filter(|path| path.file_name().is_some_and(|name| name != "ca"))
         .collect();
     pairs.sort();
+    Ok(pairs)
+}
+
+fn in_directory(dir: &Path) -> Outcome<Papers> {
+    let wrong = |text: String| Failure::usage(format!("--identity {}: {text}", dir.display()));
+    let pairs = pairs_in(dir).map_err(|error| wrong(error.to_string()))?;
     let admin = pairs.iter().find(|pair| pair.file_name().is_some_and(|name| name == "admin"));
     match (pairs.as_slice(), admin) {
         ([only], _) | (_, Some(only)) => find(only),
@@ -142,6 +158,12 @@ mod tests {
         assert!(failure.error.contains("several") && failure.hint.unwrap().contains("ben"));
         touch(dir.path(), &["admin.crt", "admin.key"]);
         assert_eq!(find(dir.path()).unwrap().cert, dir.path().join("admin.crt"));
-        assert!(find(&dir.path().join("eve")).unwrap_err().error.contains("eve.crt"));
+        let failure = find(&dir.path().join("eve")).unwrap_err();
+        assert!(failure.error.contains("eve.crt"), "{}", failure.error);
+        let hint = failure.hint.unwrap();
+        assert!(hint.contains("ann") && hint.contains("after the role"), "{hint}");
+        let empty = tempfile::tempdir().unwrap();
+        let hint = find(&empty.path().join("eve")).unwrap_err().hint.unwrap();
+        assert!(hint.contains("NAME.crt"), "{hint}");
     }
 }

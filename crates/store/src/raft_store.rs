@@ -136,9 +136,10 @@ impl RaftStore {
     ) -> Result<(Arc<RaftStore>, BTreeMap<Channel, Arc<dyn Handler>>), StartError> {
         check(&options)?;
         let links = peers.links();
+        let copy = random().map_err(|why| StartError::Journal(why, options.dir.clone()))?;
         let opened = tokio::task::spawn_blocking({
             let (options, sync) = (options.clone(), sync);
-            move || Journal::open(&options.dir, sync, || first_contents(&options))
+            move || Journal::open(&options.dir, sync, || first_contents(&options, copy))
         });
         let broken = |why: String| StartError::Journal(why, options.dir.clone());
         let opened = opened.await.map_err(|error| broken(error.to_string()))?;
@@ -431,9 +432,9 @@ fn check(options: &RaftOptions) -> Result<(), StartError> {
 }
 
 /// What a new directory holds: the same first state on each initial voter, nothing on one that joins later.
-fn first_contents(options: &RaftOptions) -> Contents {
+fn first_contents(options: &RaftOptions, copy: u64) -> Contents {
     let owner = options.me.to_string();
-    let mut contents = Contents { copy: random(), group: options.group, owner, ..Contents::default() };
+    let mut contents = Contents { copy, group: options.group, owner, ..Contents::default() };
     if options.voters.contains(&options.me) {
         contents.group = 0;
         let mut voters: Vec<u64> = options.voters.iter().map(raft_id).collect();
@@ -447,11 +448,19 @@ fn first_contents(options: &RaftOptions) -> Contents {
     contents
 }
 
-/// A random number, never 0.
-pub(crate) fn random() -> u64 {
+/// A random number, never 0. Without randomness two copies would bear one number, so there is none then.
+pub(crate) fn random() -> Result<u64, String> {
     let mut number = [0; 8];
-    let _ = rustix::rand::getrandom(&mut number, rustix::rand::GetRandomFlags::empty());
-    u64::from_ne_bytes(number).max(1)
+    let got = rustix::rand::getrandom(&mut number, rustix::rand::GetRandomFlags::empty());
+    drawn(number, got.map_err(|error| error.to_string()))
+}
+
+fn drawn(number: [u8; 8], got: Result<usize, String>) -> Result<u64, String> {
+    match got {
+        Ok(filled) if filled == number.len() => Ok(u64::from_ne_bytes(number).max(1)),
+        Ok(filled) => Err(format!("the operating system gave {filled} random bytes of {}", number.len())),
+        Err(error) => Err(format!("no randomness from the operating system: {error}")),
+    }
 }
 
 fn config(options: &RaftOptions, applied: u64) -> Config {
@@ -553,5 +562,17 @@ async fn follow_links(mut links: broadcast::Receiver<mainstay_ports::peer::LinkC
             Err(broadcast::error::RecvError::Lagged(_)) => {}
             Err(broadcast::error::RecvError::Closed) => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::drawn;
+
+    #[test]
+    fn without_randomness_there_is_no_number() {
+        assert!(drawn([0; 8], Err("denied".to_owned())).unwrap_err().contains("denied"));
+        assert!(drawn([7; 8], Ok(3)).unwrap_err().contains("3 random bytes of 8"));
+        assert_eq!(drawn([0; 8], Ok(8)).unwrap(), 1, "never 0");
     }
 }

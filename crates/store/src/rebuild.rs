@@ -214,7 +214,7 @@ fn next_contents(
     let index = last.max(known.applied) + INDEX_STEP;
     let changed = change(&known.values).map_err(RebuildError::Refused)?;
     let mut state = State::initial(index, std::slice::from_ref(me));
-    let copy = random();
+    let copy = random().map_err(wrong)?;
     state.copies.insert(raft_id(me), copy);
     let mut values = known.values;
     for (key, value) in changed {

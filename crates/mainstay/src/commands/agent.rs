@@ -8,8 +8,9 @@ use crate::target::Target;
 use mainstay_agent::{AgentOptions, Ended, NodeRemoved, Signal};
 use mainstay_model::NodeId;
 use mainstay_model::layout::NodeLayout;
-use mainstay_net::Credentials;
+use mainstay_net::{Credentials, NetError};
 use mainstay_ports::priority;
+use std::io::ErrorKind;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -67,10 +68,17 @@ pub(crate) fn run(options: &Agent) -> Outcome {
     outcome
 }
 
-/// A node that was removed is no failure of its agent.
+/// A node that was removed is no failure of its agent; papers that can not be read have a way out.
 fn failure(error: anyhow::Error) -> Failure {
+    let papers = error.chain().any(|cause| {
+        matches!(cause.downcast_ref::<NetError>(), Some(NetError::File { source, .. }) if source.kind() == ErrorKind::NotFound)
+    });
     match error.downcast::<NodeRemoved>() {
         Ok(removed) => Failure::not_now(removed.to_string()),
+        Err(error) if papers => Failure::from(error).hint(
+            "this node's keys are made anew: `mainstay pki issue NODE` where the authority is, then `mainstay join --again` here; its data \
+             are kept",
+        ),
         Err(error) => Failure::from(error),
     }
 }

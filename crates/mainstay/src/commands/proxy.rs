@@ -37,6 +37,8 @@ const ASK_SPEC_EVERY: Duration = Duration::from_secs(5);
 const ASK_LOGINS_EVERY: Duration = Duration::from_secs(1);
 /// The same while nobody has said it.
 const ASK_LOGINS_SOON: Duration = Duration::from_millis(100);
+/// How long one look-up of a name may take.
+const LOOK_UP: Duration = Duration::from_secs(5);
 /// Reports on their way to the proxy.
 const REPORTS_MAX: usize = 256;
 /// Threads; as many as cores up to this.
@@ -284,7 +286,27 @@ async fn options(spec: &Spec, host: &str) -> Outcome<ProxyOptions> {
 }
 
 async fn resolve(host: &str, port: u16) -> Outcome<SocketAddr> {
-    let mut found =
-        lookup_host((host, port)).await.map_err(|error| Failure::failed(format!("host {host:?}: {error}")))?;
-    found.next().ok_or_else(|| Failure::failed(format!("host {host:?} has no address")))
+    let failed = |why: String| Failure::failed(format!("host {host:?}: {why}"));
+    let mut found = in_time(LOOK_UP, lookup_host((host, port))).await.map_err(failed)?;
+    found.next().ok_or_else(|| failed("it has no address".to_owned()))
+}
+
+/// What a look-up gives: a name server that says nothing must not hold up the other nodes.
+async fn in_time<T>(at_most: Duration, look_up: impl Future<Output = std::io::Result<T>>) -> Result<T, String> {
+    let found = tokio::time::timeout(at_most, look_up).await;
+    let found = found.map_err(|_| format!("its name server did not answer within {at_most:?}"))?;
+    found.map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_name_is_not_looked_up_for_ever() {
+        let silent =
+            in_time(Duration::from_millis(20), std::future::pending::<std::io::Result<()>>()).await.unwrap_err();
+        assert!(silent.contains("did not answer within 20ms"), "{silent}");
+        assert_eq!(in_time(LOOK_UP, async { Ok(7) }).await.unwrap(), 7);
+    }
 }

@@ -91,7 +91,7 @@ impl Wanted {
     }
 
     /// Lines for the head, and for what is to be done; problems that the agents name already are not said twice.
-    fn lines(&self, problems: &[Problem], now_ms: u64) -> (String, String) {
+    fn lines(&self, problems: &[Problem], now_ms: u64, width: u16) -> (String, String) {
         let (mut head, mut below) = (String::new(), String::new());
         let Some(generation) = self.generation else { return (head, below) };
         if generation > 0 {
@@ -101,8 +101,13 @@ impl Wanted {
         if let Some(paused) = &self.paused {
             let note = if paused.note.is_empty() { String::new() } else { format!(": {}", paused.note) };
             let age = ago(now_ms.saturating_sub(paused.wall_ms) / 1000);
-            let text = format!("paused   by {}, {age} ago{note}: nothing takes over by itself", paused.by);
-            let _ = writeln!(head, "{}", paint(Colour::Yellow, &text));
+            let text = format!("by {}, {age} ago{note}: nothing takes over by itself", paused.by);
+            // A note may be long: what follows the first line stands under its text.
+            let columns = usize::from(width).saturating_sub(9).max(20);
+            for (place, line) in wrap(&text, columns).into_iter().enumerate() {
+                let label = if place == 0 { "paused   " } else { "         " };
+                let _ = writeln!(head, "{}", paint(Colour::Yellow, &format!("{label}{line}")));
+            }
         }
         let named = |name: &str| problems.iter().any(|problem| problem.name.starts_with(name));
         if !named("restart-pending") {
@@ -139,7 +144,7 @@ fn show(status: &Status, wanted: &Wanted, json: bool) {
 
 /// The status as text.
 fn text(status: &Status, wanted: &Wanted, now_ms: u64, width: u16) -> String {
-    let (head, below) = wanted.lines(&status.problems, now_ms);
+    let (head, below) = wanted.lines(&status.problems, now_ms, width);
     let cluster = &status.cluster;
     let version = if cluster.version.is_empty() { String::new() } else { format!(" {}", cluster.version) };
     let mut out = format!(
@@ -308,6 +313,13 @@ db3   127.0.0.1  none     unreachable !  -     -   -           -       90 s
         ] {
             assert!(shown.lines().any(|shown| shown == line), "{line}\n{shown}");
         }
+        if let Some(paused) = &mut wanted.paused {
+            paused.note = "the storage of the second room moves to another array tonight".into();
+        }
+        let shown = text(&status, &wanted, 1_700_000_090_000, 80);
+        assert!(shown.lines().all(|line| line.chars().count() <= 80), "{shown}");
+        let words = shown.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(words.contains("moves to another array tonight: nothing takes over by itself"), "{shown}");
         status.problems[0].name = "restart-pending".into();
         assert!(!text(&status, &wanted, 1_700_000_090_000, 80).contains("waits for a restart"), "said once");
     }

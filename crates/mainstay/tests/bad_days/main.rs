@@ -213,7 +213,7 @@ const NEW: &[Row] = &[
             nothing()
         },
         Says::Ends(1),
-        &["node.key", "No such file"],
+        &["node.key", "No such file", "mainstay pki issue", "mainstay join --again"],
     ),
 ];
 
