@@ -302,6 +302,19 @@ mod tests {
     }
 
     #[test]
+    fn only_a_system_that_tells_errors_of_a_volume_is_asked_for_one_flush() {
+        for (release, tells) in [
+            ("5.8.0-1-amd64", true),
+            ("6.1.0-28-amd64", true),
+            ("5.7.19", false),
+            ("4.18.0-553.el8", false),
+            ("x", false),
+        ] {
+            assert_eq!(volume_tells_errors(release), tells, "{release}");
+        }
+    }
+
+    #[test]
     fn a_setting_names_copies_and_fills_up_with_nobody() {
         assert_eq!(standby_names(&setting(0, &["db2"])), "");
         assert_eq!(standby_names(&setting(1, &["db-2"])), "ANY 1 (\"db-2_0000000000000001\")");

@@ -262,11 +262,15 @@ impl World {
         self.queue.push(until, Happening::Resume(node));
     }
 
+    /// An open primary that others can clone from: one of a lost store has its server open until it hears, and is none.
+    fn serving(&self) -> Option<Node> {
+        (0..self.nodes.len()).find(|node| self.is_open(*node) && !self.orphaned(self.nodes[*node].server.term))
+    }
+
     /// One replica's copy at a time, while a primary serves: a cluster that lost more copies than its mode allows can not be asked to heal.
     fn spoil_copy(&mut self, fault: Fault, node: Node) {
         let spoilt = self.nodes.iter().any(|host| host.server.unstartable || host.server.gone_at.is_some());
-        let serves = |other: &Node| self.is_open(*other) && !self.orphaned(self.nodes[*other].server.term);
-        let primary = (0..self.nodes.len()).find(serves);
+        let primary = self.serving();
         let server = &self.nodes[node].server;
         let replica = matches!(server.process, Process::Standby | Process::Starting(false));
         let Some(primary) = primary.filter(|primary| *primary != node && !spoilt && replica) else { return };
@@ -356,9 +360,7 @@ impl World {
         self.store.slow_until = 0;
         self.store.watch_frozen = Default::default();
         self.heal_wishes();
-        // A primary of the lost store has its server open until it hears, and is nobody to clone from.
-        let serves = |node: Node| self.is_open(node) && !self.orphaned(self.nodes[node].server.term);
-        if !(0..self.nodes.len()).any(serves) {
+        if self.serving().is_none() {
             // The broken copy may be the one that counts: somebody mends it by hand.
             self.nodes.iter_mut().for_each(|host| host.server.unstartable = false);
         }

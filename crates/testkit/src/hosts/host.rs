@@ -22,9 +22,15 @@ pub const VOLUME: &str = "/var/lib/mainstay";
 /// How often a sweep for processes that were forked meanwhile is repeated.
 const SWEEPS: u32 = 20;
 
-/// Makes the host's own view of the file system, then becomes its first process. `$1`: its directory, `$2`: its name, `$3`: this program.
-/// The volume's image is written past the machine's own cache where that can be done: else pages of it are written back half a minute
-/// later, in the middle of what is measured, which no disk of a real host does.
+/// Mounts the image `$1` as the host's volume. It is written past the machine's own cache where that can be done: else pages of it are
+/// written back half a minute later, in the middle of what is measured, which no disk of a real host does.
+const MOUNT: &str = r#"
+mount -o loop,noinit_itable "$1" /var/lib/mainstay
+losetup --direct-io=on "$(findmnt -n -o SOURCE /var/lib/mainstay)" || true
+"#;
+
+/// Makes the host's own view of the file system, then becomes its first process. `$1`: its directory, `$2`: its name, `$3`: this program,
+/// `$4`: how its volume is mounted.
 const SETUP: &str = r#"
 set -e
 mkdir -p "$1/top"
@@ -35,10 +41,7 @@ for place in etc var/lib usr/local; do
 done
 mount -t tmpfs -o mode=755 tmpfs /run
 mkdir -p /var/lib/mainstay /etc/mainstay
-if [ -e "$1/data.img" ]; then
-    mount -o loop,noinit_itable "$1/data.img" /var/lib/mainstay
-    losetup --direct-io=on "$(findmnt -n -o SOURCE /var/lib/mainstay)" || true
-fi
+if [ -e "$1/data.img" ]; then sh -ec "$4" mount "$1/data.img"; fi
 hostname "$2"
 ip link set lo up
 exec "$3" host-init "$1"
@@ -82,7 +85,12 @@ impl Host {
         }
         let mut command =
             words(&["unshare", "--mount", "--net", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child", "--"]);
-        command.args(["sh", "-c", SETUP, "host"]).arg(&blueprint.dir).arg(&blueprint.name).arg(&blueprint.program);
+        command
+            .args(["sh", "-c", SETUP, "host"])
+            .arg(&blueprint.dir)
+            .arg(&blueprint.name)
+            .arg(&blueprint.program)
+            .arg(MOUNT);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
         let mut outer = command.spawn().context("start a host (as root, with util-linux installed)")?;
         let orders = outer.stdin.take().context("a host without input")?;
@@ -247,7 +255,7 @@ impl Host {
         let image = self.dir.join("data.img");
         std::fs::remove_file(&image)?;
         make_image(&image, volume_mb)?;
-        self.run_now(&["mount", "-o", "loop,noinit_itable", &image.display().to_string(), VOLUME]).map(drop)
+        self.run_now(&["sh", "-ec", MOUNT, "mount", &image.display().to_string()]).map(drop)
     }
 }
 
