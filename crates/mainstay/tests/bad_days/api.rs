@@ -23,7 +23,7 @@ fn calls() -> Vec<Call> {
         call("GET", "/v1/statsu", None, true, 404, &["/v1/statsu"]),
         call("DELETE", "/v1/status", None, true, 405, &["does not take DELETE"]),
         call("POST", "/v1/command", long(70_000), true, 413, &["65536"]),
-        call("POST", "/v1/spec", long(600_000), true, 413, &["262144"]),
+        call("POST", "/v1/spec", long(540_000), true, 413, &["524288"]),
         call("POST", "/v1/command", Some(json!("switch over")), true, 400, &[]),
         call("POST", "/v1/command", Some(json!({"command": {"fly": {}}})), true, 400, &[]),
         call("POST", "/v1/spec", Some(json!({"parent": 1})), true, 400, &[]),
