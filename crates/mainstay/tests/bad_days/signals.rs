@@ -49,7 +49,8 @@ fn an_agent_that_makes_a_copy_ends_when_it_is_asked_and_makes_it_later() {
     let mut primary = bed.agent("db1");
     for signal in [Signal::TERM, Signal::INT] {
         let mut agent = bed.agent("db2");
-        agent.until("cloning", |agent| runs(agent, "pg_basebackup")).unwrap();
+        // The program itself: the primary's end of the copy that was cut before bears its name too, for a moment.
+        agent.until("cloning", |agent| runs(agent, "bin/pg_basebackup")).unwrap();
         agent.signal(signal);
         let ended = agent.ended();
         assert_eq!(ended, Ok(0), "{signal:?} while cloning\n{}", agent.last());
