@@ -259,6 +259,7 @@ mod tests {
             lease: None,
             reason: String::new(),
             lossy: None,
+            held: None,
         };
         let value = serde_json::to_vec(&record).unwrap();
         BTreeMap::from([(RECORD_KEY.to_owned(), Versioned { revision: Revision(9), value })])

@@ -27,7 +27,7 @@ use mainstay_model::record::Durability;
 use mainstay_model::spec::{Node, Spec};
 use mainstay_model::status::Problem;
 use mainstay_model::stored_spec::FileState;
-use mainstay_model::{ClaimState, NodeId};
+use mainstay_model::{ClaimState, NodeId, Room};
 use mainstay_net::reason::says_expired;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -35,10 +35,8 @@ use std::collections::{BTreeMap, BTreeSet};
 const CLOCK_MS: i64 = 2000;
 /// A certificate that ends sooner is said. Seconds.
 const EXPIRING: i64 = 30 * 86_400;
-/// Less free space than this is little. Bytes.
-const DISK_LITTLE: u64 = 1024 * 1024 * 1024;
-/// Less than this is nearly nothing.
-const DISK_NEARLY_NOTHING: u64 = 200 * 1024 * 1024;
+/// For a volume whose size is not known: an agent of an earlier version.
+const SIZE_UNKNOWN: u64 = 10 << 30;
 
 /// What the asking agent knows beside the answers.
 #[derive(Clone, Debug, Default)]
@@ -295,9 +293,11 @@ impl Look<'_> {
             let hint = "nothing is decided by it, but logs and certificates are judged by it: set the clocks by NTP";
             list.add(("clock-off", "warning"), evidence, hint);
         }
-        if let Some(free) = answer.observed.disk_free.filter(|free| *free < DISK_LITTLE) {
-            let severity = if free < DISK_NEARLY_NOTHING { "critical" } else { "warning" };
-            let evidence = format!("{name}: {} MB are free on its data volume", free / (1024 * 1024));
+        let (free, size) = (answer.observed.disk_free, answer.observed.disk_size);
+        if let Some((free, room)) = free.and_then(|free| Some((free, Room::of(free, size.unwrap_or(SIZE_UNKNOWN))?))) {
+            let severity = if room == Room::NearlyNone { "critical" } else { "warning" };
+            let of = size.map_or_else(String::new, |size| format!(" of {}", size >> 20));
+            let evidence = format!("{name}: {}{of} MiB are free on its data volume", free >> 20);
             let hint = "free space or enlarge the volume: a server whose log finds no room ends";
             list.add(("disk-nearly-full", severity), evidence, hint);
         }

@@ -401,6 +401,13 @@ mod tests {
             ("certificate-expiring", Box::new(move |answer| answer.certificates = end(129 * day))),
             ("clock-off", Box::new(|answer| answer.clock_off_ms = -2001)),
             ("disk-nearly-full", Box::new(|answer| answer.observed.disk_free = Some(1 << 20))),
+            (
+                "disk-nearly-full",
+                Box::new(|answer| {
+                    answer.observed.disk_size = Some(1 << 43);
+                    answer.observed.disk_free = Some(19 << 30);
+                }),
+            ),
             ("file-older", Box::new(|answer| answer.file = Some(FileState::Older(3)))),
             ("file-differs", Box::new(|answer| answer.file = Some(FileState::Differs))),
             ("restart-pending", Box::new(|answer| answer.pending_restart = vec!["max_connections".to_owned()])),

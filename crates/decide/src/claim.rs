@@ -27,6 +27,7 @@ impl Mind {
         record.state = ClaimState::Held;
         record.leader = Some(self.config.me.clone());
         record.wanted = None;
+        record.held = None;
         self.grant(&mut record);
         record.timeline = Timeline(record.timeline.0.max(mine.position.timeline.0) + 1);
         if self.planted(Plant::LocalTimelines) {

@@ -144,7 +144,9 @@ impl Mind {
             (ClaimState::Free, _) => self.stand_when_free(&record),
             (_, None) => self.stand("the record names no holder", "the record named no holder"),
             (_, Some(_)) if mine => {
-                let cause = format!("{me} held the term and was no longer primary (its agent or server was restarted)");
+                let why = self.fenced.as_ref().filter(|(term, _)| *term == record.term).map(|(_, why)| why.as_str());
+                let why = why.unwrap_or("its agent or server was restarted");
+                let cause = format!("{me} held the term and was no longer primary ({why})");
                 self.stand("this node holds the term and is not primary", &cause);
             }
             (_, Some(holder)) => self.stand_when_silent(&record, &holder.clone()),

@@ -101,6 +101,7 @@ impl Mind {
             system: None,
             lease: Some(self.config.lease),
             lossy: None,
+            held: None,
             reason: "the first copy".to_owned(),
         }
     }

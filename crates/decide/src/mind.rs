@@ -52,6 +52,8 @@ pub struct Mind {
     pub(crate) explain: Explain,
     /// When the primary was found lost, for the length of the gap.
     pub(crate) loss: Option<Moment>,
+    /// The term that this node last fenced itself out of, and why: for the history, should it stand again. Decides nothing.
+    pub(crate) fenced: Option<(Term, String)>,
     /// To whom this node handed the role in a switchover, and when.
     pub(crate) handed: Option<(NodeId, Moment)>,
     pub(crate) route: Option<(Term, mainstay_model::RouteState, Moment)>,
@@ -97,6 +99,7 @@ impl Mind {
             random,
             explain: Explain::default(),
             loss: None,
+            fenced: None,
             handed: None,
             route: None,
             problem: None,

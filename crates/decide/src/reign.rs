@@ -159,6 +159,8 @@ pub(crate) struct Leave {
     pub(crate) wanted: Option<NodeId>,
     /// For the history.
     cause: String,
+    /// Since when new work was held before the server was stopped, if it was.
+    held: Option<Moment>,
 }
 
 impl Mind {
@@ -168,6 +170,7 @@ impl Mind {
     pub(crate) fn fence(&mut self, why: &str) {
         let Some(reign) = self.reign.take() else { return };
         self.tell("fenced", format!("standing down from term {}: {why}", reign.term));
+        self.fenced = Some((reign.term, clip(why)));
         // Somebody's order, or a candidate from before the pause, took the role: this server comes back as a standby all the same.
         self.server.ordered |=
             self.durable.promise > reign.term || self.record().is_some_and(|record| record.term > reign.term);
@@ -192,6 +195,7 @@ impl Mind {
         let term = self.record().map_or(self.durable.promise, |record| record.term);
         let text = wanted.as_ref().map_or_else(String::new, |node| format!(", in favour of {node}"));
         self.tell("released", format!("giving term {term} back{text}: {why}"));
+        let held = self.reign.as_ref().and_then(|reign| reign.switch.as_ref()).and_then(Switch::held);
         if let Some(reign) = self.reign.take() {
             self.close_route(reign.term);
             if reign.phase != Phase::Stopping {
@@ -206,7 +210,7 @@ impl Mind {
         let pause = self.random.between(100, 400);
         self.pause_until = self.pause_until.max(self.now + Span(pause));
         if !self.planted(Plant::NeverRelease) {
-            self.leave = Some(Leave { term, wanted, cause });
+            self.leave = Some(Leave { term, wanted, cause, held });
         }
     }
 
@@ -235,6 +239,7 @@ impl Mind {
                 record.lease = Some(Span(0));
             }
         }
+        record.held = leave.held.map(|held| self.now.since(held));
         record.state = ClaimState::Free;
         record.holder = None;
         record.wanted = leave.wanted.filter(|node| !self.config.excluded.contains(node));

@@ -32,6 +32,11 @@ impl Switch {
     pub(crate) fn holds(&self) -> bool {
         self.held.is_some()
     }
+
+    /// Since when.
+    pub(crate) fn held(&self) -> Option<Moment> {
+        self.held
+    }
 }
 
 impl Mind {

@@ -110,13 +110,14 @@ impl Mind {
         self.adopt_copy();
         self.note_own_grant();
         let Some(record) = self.record() else { return };
-        let (term, state, holder) = (record.term, record.state, record.holder.clone());
+        let (term, state, holder, held) = (record.term, record.state, record.holder.clone(), record.held);
         if self.suspect.as_ref().is_some_and(|suspect| suspect.term != term || Some(&suspect.holder) != holder.as_ref())
         {
             self.suspect = None;
         }
         if state == ClaimState::Free && self.loss.is_none() {
-            self.loss = Some(self.now);
+            // At a switchover clients wait since before the stop: what the holder measured by its own clock counts as well.
+            self.loss = Some(held.map_or(self.now, |held| Moment(self.now.0.saturating_sub(held.0))));
         }
         if state == ClaimState::Held && !self.is_me(holder.as_ref()) {
             self.loss = None;

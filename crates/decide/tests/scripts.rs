@@ -92,6 +92,7 @@ fn record(words: &Words) -> Record {
         system: Some(SystemId(words.get("system").map_or(77, |text| text.parse().unwrap()))).filter(|id| id.0 != 0),
         lease: words.get("lease").map(|text| Span(text.parse().unwrap())),
         lossy: words.get("lossy").map(|text| Timeline(text.parse().unwrap())),
+        held: words.get("held").map(|text| Span(text.parse().unwrap())),
         reason: String::new(),
     }
 }
@@ -345,6 +346,7 @@ fn show_record(record: &Record) -> String {
         if record.asynchronous { " async" } else { "" },
     ) + &record.lease.filter(|lease| *lease != Span(3000)).map_or(String::new(), |lease| format!(" lease={}", lease.0))
         + &record.lossy.map_or(String::new(), |lossy| format!(" lossy={lossy}"))
+        + &record.held.map_or(String::new(), |held| format!(" held={}", held.0))
         + &if record.reason.is_empty() { String::new() } else { format!(" because {:?}", record.reason) }
 }
 

@@ -4,6 +4,7 @@
 use crate::files;
 use crate::server::{Postgres, failed};
 use crate::tools::system_id;
+use mainstay_model::Room;
 use mainstay_ports::clock::wall_now_ms;
 use mainstay_ports::engine::EngineError;
 use std::io::ErrorKind;
@@ -15,8 +16,6 @@ use std::time::Duration;
 const OLDEST: u32 = 15;
 /// With less free than this a server would end again as soon as it writes.
 const FULL: u64 = 24 * 1024 * 1024;
-/// With less free than this, or than a twentieth, people are told.
-const NEARLY_FULL: u64 = 256 * 1024 * 1024;
 
 /// Something that is not as it must be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -231,7 +230,7 @@ pub(crate) fn inspect_room(dir: &Path) -> Option<Finding> {
     if free < FULL {
         return Some(Finding::Full { dir, free });
     }
-    (free < NEARLY_FULL || free < size / 20).then_some(Finding::NearlyFull { dir, free, size })
+    Room::of(free, size).map(|_| Finding::NearlyFull { dir, free, size })
 }
 
 fn inspect_certificate(path: &Path) -> Option<Finding> {

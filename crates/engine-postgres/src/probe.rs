@@ -109,6 +109,8 @@ struct Disk {
     dir: PathBuf,
     /// Free bytes when last looked at; the largest number: not known.
     free: AtomicU64,
+    /// Bytes of the whole volume; 0: not known.
+    size: AtomicU64,
     owner: files::Owner,
     asked: AtomicU64,
     /// When the write under way began; 0: none.
@@ -148,6 +150,7 @@ impl Watch {
         let disk = Arc::new(Disk {
             home: options.layout.dir().to_owned(),
             free: AtomicU64::new(u64::MAX),
+            size: AtomicU64::new(0),
             // Left out of clones and rewinds by PostgreSQL's own tools, in every version.
             dir: options.layout.data().join("pg_stat_tmp"),
             owner: options.user,
@@ -196,6 +199,8 @@ impl Disk {
         let room = rustix::fs::statvfs(&self.home);
         let free = room.as_ref().map_or(u64::MAX, |is| is.f_bavail.saturating_mul(is.f_frsize));
         self.free.store(free, Ordering::Relaxed);
+        let size = room.as_ref().map_or(0, |is| is.f_blocks.saturating_mul(is.f_frsize));
+        self.size.store(size, Ordering::Relaxed);
         let no_room = room.ok().as_ref().and_then(no_room);
         {
             let mut full = lock(&self.full);
@@ -247,6 +252,7 @@ impl Postgres {
         let mut seen = ServerObservation { at, open: self.is_open().await, ..ServerObservation::default() };
         self.watch.disk.asked.store(at.0, Ordering::Relaxed);
         seen.disk_free = Some(self.watch.disk.free.load(Ordering::Relaxed)).filter(|free| *free != u64::MAX);
+        seen.disk_size = Some(self.watch.disk.size.load(Ordering::Relaxed)).filter(|size| *size > 0);
         let status = tokio::time::timeout(LIMIT, self.process.status()).await;
         let known = match status {
             Ok(Ok(status)) => status.server_pid,
@@ -522,9 +528,9 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let dir = place.path().join("volume");
         let (asked, began) = (AtomicU64::new(boot_now().0), AtomicU64::new(0));
-        let (home, free) = (place.path().to_owned(), AtomicU64::new(0));
+        let (home, free, size) = (place.path().to_owned(), AtomicU64::new(0), AtomicU64::new(0));
         let (failing, full) = (Mutex::new(None), Mutex::new(None));
-        let disk = Disk { home, free, dir: dir.clone(), owner: None, asked, began, failing, full };
+        let disk = Disk { home, free, size, dir: dir.clone(), owner: None, asked, began, failing, full };
         // A link is refused, as any other error would be.
         std::os::unix::fs::symlink("/tmp", &dir).unwrap();
         disk.write();

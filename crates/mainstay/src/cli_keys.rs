@@ -141,8 +141,8 @@ pub(crate) struct Join {
     pub(crate) config: PathBuf,
     #[command(flatten)]
     pub(crate) whom: AsWhom,
-    /// The token that `pki issue` printed; `-` reads it from standard input
-    #[arg(long, value_name = "TOKEN", requires = "at", required_unless_present = "bundle", conflicts_with = "bundle")]
+    /// A file with the token that `pki issue` printed, or `-` for standard input
+    #[arg(long, value_name = "FILE", requires = "at", required_unless_present = "bundle", conflicts_with = "bundle")]
     pub(crate) token: Option<String>,
     /// Where `pki serve` listens [default port: 7422]
     #[arg(long, value_name = "HOST[:PORT]", requires = "token")]

@@ -93,6 +93,14 @@ impl Hosts {
         self.done("authority", &[&["pki", "issue"], whom].concat()).trim().to_owned()
     }
 
+    /// A file with this token.
+    fn kept(&self, token: &str) -> String {
+        static KEPT: AtomicU8 = AtomicU8::new(0);
+        let path = self.path(&format!("token-{}", KEPT.fetch_add(1, Ordering::Relaxed)));
+        std::fs::write(&path, token).unwrap();
+        path.display().to_string()
+    }
+
     fn serve(&self) -> Serving {
         // An address that no other test uses.
         static SERVED: AtomicU8 = AtomicU8::new(0);
@@ -159,10 +167,14 @@ fn a_token_takes_its_host_in_once_and_nobody_else() {
     let hosts = Hosts::new();
     hosts.done("authority", &["pki", "init"]);
     let (token, other) = (hosts.token(&["db2"]), hosts.token(&["db3"]));
-    hosts.refused("host", &["join", "--node", "db2", "--token", &token, "--at", "127.0.0.1:1"], 1, "refused");
+    let at = "127.0.0.1:1";
+    hosts.refused("host", &["join", "--node", "db2", "--token", &token, "--at", at], 2, "not the token itself");
+    hosts.refused("host", &["join", "--node", "db2", "--token", "/none", "--at", at], 1, "can not be read from /none");
+    hosts.refused("host", &["join", "--node", "db2", "--token", &hosts.kept(&token), "--at", at], 1, "refused");
     let serving = hosts.serve();
     let join = |node: &'static str, token: &str, more: &[&str]| -> Vec<String> {
-        let fixed = ["join", "--node", node, "--token", token, "--at", &serving.at];
+        let token = hosts.kept(token);
+        let fixed = ["join", "--node", node, "--token", &token, "--at", &serving.at];
         fixed.iter().chain(more).map(|word| (*word).to_owned()).collect()
     };
     let refused = |host: &str, arguments: &[String], status: i32, says: &str| {
@@ -255,7 +267,7 @@ fn a_bundle_serves_its_node_only_and_renewal_is_asked_for() {
 fn a_person_joins_beside_the_file_and_another_authority_is_noticed() {
     let hosts = Hosts::new();
     hosts.done("authority", &["pki", "init"]);
-    let token = hosts.token(&["--operator", "ann"]);
+    let token = hosts.kept(&hosts.token(&["--operator", "ann"]));
     let serving = hosts.serve();
     hosts.refused("host", &["join", "--admin", "ann", "--token", &token, "--at", &serving.at], 1, "for operator ann");
     assert!(!hosts.path("host/pki").exists());

@@ -32,7 +32,7 @@ pub use command::Command;
 pub use event::{Change, Event, Lost, Reason};
 pub use ids::{ClusterName, CopyId, NodeId, SystemId, Term};
 pub use message::{Answer, Message, Presence};
-pub use observation::{ServerObservation, ServerState, Walsender};
+pub use observation::{Room, ServerObservation, ServerState, Walsender};
 pub use order::{Order, OrderFailure, OrderId, Outcome};
 pub use position::{Lineage, LogEnd, Lsn, Position, Timeline};
 pub use record::{ClaimState, Durability, Durable, Record, Revision, Upstream};

@@ -61,6 +61,52 @@ pub struct ServerObservation {
     pub open: bool,
     /// Free bytes on the data volume, if known.
     pub disk_free: Option<u64>,
+    /// Bytes of the whole data volume, if known.
+    #[serde(default)]
+    pub disk_size: Option<u64>,
     /// The server's process.
     pub pid: Option<u32>,
+}
+
+/// How little room a data volume has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// Less than 256 MiB, or less than a twentieth of a volume of up to 400 GiB, or less than 20 GiB of a larger one.
+    Little,
+    /// Less than 64 MiB (four segments of the log), or less than a fiftieth of a volume of up to 50 GiB, or less than 1 GiB of a larger one.
+    NearlyNone,
+}
+
+impl Room {
+    /// Judges so many free bytes of so many; `None`: there is enough.
+    #[must_use]
+    pub fn of(free: u64, size: u64) -> Option<Room> {
+        let little = (size / 20).clamp(256 << 20, 20 << 30);
+        let nearly_none = (size / 50).clamp(64 << 20, 1 << 30);
+        let room = if free < nearly_none { Room::NearlyNone } else { Room::Little };
+        (free < little).then_some(room)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Room;
+
+    #[test]
+    fn little_room_goes_by_share_within_bounds() {
+        const MIB: u64 = 1 << 20;
+        const GIB: u64 = 1 << 30;
+        for (free, size, room) in [
+            (1025 * MIB, 1536 * MIB, None),
+            (255 * MIB, 1536 * MIB, Some(Room::Little)),
+            (63 * MIB, 1536 * MIB, Some(Room::NearlyNone)),
+            (6 * GIB, 100 * GIB, None),
+            (4 * GIB, 100 * GIB, Some(Room::Little)),
+            (21 * GIB, 10_000 * GIB, None),
+            (2 * GIB, 10_000 * GIB, Some(Room::Little)),
+            (1000 * MIB, 10_000 * GIB, Some(Room::NearlyNone)),
+        ] {
+            assert_eq!(Room::of(free, size), room, "{free} of {size}");
+        }
+    }
 }

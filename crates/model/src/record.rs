@@ -93,6 +93,10 @@ pub struct Record {
     /// leader did not answer, or an operator accepted a loss. What a log holds that left the history before it may be acknowledged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lossy: Option<Timeline>,
+    /// For how long new work was held when the last holder stopped its server and released the term (a switchover): so much earlier than
+    /// the release the gap that clients see began. Decides nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<Span>,
     /// Why the right to be primary changed hands last, for people: written by who released the term, or raised it. Decides nothing.
     #[serde(default)]
     pub reason: String,

@@ -173,6 +173,7 @@ impl World {
             system: Some(system),
             lease: Some(self.shape.lease),
             lossy: None,
+            held: None,
             reason: String::new(),
         };
         self.store.versions.push((Revision(1), record));

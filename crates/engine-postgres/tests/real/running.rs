@@ -26,7 +26,11 @@ async fn a_first_copy_is_primary_with_clients_out_until_opened() {
     until("a probe shows it, and how much room there is", || async {
         let seen = node.pg.probe().await;
         let primary = seen.open && seen.state == ServerState::Primary && seen.pid == node.process.pid();
-        primary && seen.silent == 0 && seen.end >= Some(end.lsn) && seen.disk_free > Some(0)
+        primary
+            && seen.silent == 0
+            && seen.end >= Some(end.lsn)
+            && seen.disk_free > Some(0)
+            && seen.disk_size > seen.disk_free
     })
     .await;
     let log = std::fs::read_to_string(node.options.layout.server_log()).unwrap();

@@ -24,7 +24,7 @@ use tokio::net::lookup_host;
 
 /// Where `pki serve` listens unless it is told otherwise.
 const PORT: u16 = 7422;
-/// A token typed on standard input is not longer than this.
+/// A token is not longer than this.
 const TYPED_BYTES_MAX: u64 = 1024;
 
 /// Where the files go.
@@ -152,16 +152,7 @@ impl Source {
             let authority = read(&dir.join("ca.crt"))?;
             return Ok(Source::Bundle(dir, Box::new(bundle), authority));
         }
-        let typed = options.token.as_deref().unwrap_or_default();
-        let mut text = typed.to_owned();
-        if typed == "-" {
-            text.clear();
-            std::io::stdin()
-                .lock()
-                .take(TYPED_BYTES_MAX)
-                .read_to_string(&mut text)
-                .map_err(|error| Failure::failed(format!("the token can not be read: {error}")))?;
-        }
+        let text = typed(options.token.as_deref().unwrap_or_default())?;
         let token = Token::parse(&text).map_err(|error| {
             Failure::usage(error.to_string()).hint("copy the whole line that `mainstay pki issue` printed")
         })?;
@@ -175,6 +166,25 @@ impl Source {
             Source::Bundle(_, _, authority) => pki::fingerprint(authority).unwrap_or_default(),
         }
     }
+}
+
+/// The token's text. Never the argument itself: every user of a host can read the arguments of its programs.
+fn typed(place: &str) -> Outcome<String> {
+    let mut text = String::new();
+    let read = if place == "-" {
+        std::io::stdin().lock().take(TYPED_BYTES_MAX).read_to_string(&mut text)
+    } else if Token::parse(place).is_ok() {
+        return Err(Failure::usage("--token takes a file, or `-` for standard input, not the token itself").hint(
+            "other users of this host can read arguments: this token can have been seen; let it end unused, and issue another one",
+        ));
+    } else {
+        std::fs::File::open(place).and_then(|file| file.take(TYPED_BYTES_MAX).read_to_string(&mut text))
+    };
+    read.map_err(|error| {
+        Failure::failed(format!("the token can not be read from {place}: {error}"))
+            .hint("name the file that holds the line that `mainstay pki issue` printed, or `-` for standard input")
+    })?;
+    Ok(text)
 }
 
 fn read(path: &Path) -> Outcome<String> {

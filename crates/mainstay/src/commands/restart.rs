@@ -29,7 +29,8 @@ pub(crate) async fn run(options: Restart, global: Global) -> Outcome {
     let mut session = Session::open_for(&options.which, &options.nodes).await?;
     let wish = Wish { nodes: options.nodes.clone(), pending: options.pending, in_place: options.in_place };
     let before = session.status().await?;
-    let steps = plan(&before, &pending(&session), &wish)?;
+    let waiting = if options.pending { pending(&session) } else { BTreeMap::new() };
+    let steps = plan(&before, &waiting, &wish)?;
     if steps.is_empty() {
         return nothing(global);
     }
@@ -38,7 +39,7 @@ pub(crate) async fn run(options: Restart, global: Global) -> Outcome {
         progress.say(&format!("{}. {}", place + 1, step.words()));
     }
     let question =
-        format!("Restart {} of cluster {}? {}.", servers(&steps), before.cluster.name, cost(&before, &steps));
+        format!("Restart {} of cluster {}? {}.", servers(&steps), before.cluster.name, cost(&before, &waiting, &steps));
     confirm(global.yes, &question)?;
     let begun = boot_now();
     let each_step = Duration::from_secs(options.wait);

@@ -36,6 +36,7 @@ pub(crate) fn record(quorum: u32) -> Record {
         lease: Some(Span(3000)),
         reason: String::new(),
         lossy: None,
+        held: None,
     }
 }
 

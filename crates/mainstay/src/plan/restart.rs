@@ -98,7 +98,7 @@ pub(crate) fn lowered(status: &Status, pending: &BTreeMap<NodeId, Vec<String>>) 
 }
 
 /// What it costs, for people.
-pub(crate) fn cost(status: &Status, steps: &[Step]) -> String {
+pub(crate) fn cost(status: &Status, pending: &BTreeMap<NodeId, Vec<String>>, steps: &[Step]) -> String {
     let replicas = status.nodes.iter().filter(|node| node.role == "replica" && node.healthy).count();
     let mut costs = Vec::new();
     if steps.iter().any(|step| matches!(step, Step::Replica(_))) {
@@ -112,6 +112,16 @@ pub(crate) fn cost(status: &Status, steps: &[Step]) -> String {
     }
     if steps.iter().any(|step| matches!(step, Step::InPlace(_))) {
         costs.push("open transactions are ended, and new work waits until the server has started".to_owned());
+    }
+    let mut names: Vec<&str> = pending.values().flatten().map(String::as_str).collect();
+    names.retain(|name| NEVER_LOWER.contains(name));
+    names.sort_unstable();
+    names.dedup();
+    if !names.is_empty() && steps.iter().any(|step| matches!(step, Step::HandOver(_))) {
+        let names = names.join(" or ");
+        costs.push(format!(
+            "if {names} was lowered, the primary then restarts in place and the replicas once more: new work waits meanwhile"
+        ));
     }
     costs.join("; ")
 }
@@ -195,8 +205,11 @@ mod tests {
     #[test]
     fn the_cost_is_said() {
         let two = status(vec![node("db1", "replica", true), node("db2", "primary", true)]);
-        assert!(cost(&two, &steps(&two, &Wish::default())).contains("commits wait while the only replica restarts"));
-        assert!(!cost(&three(), &steps(&three(), &Wish::default())).contains("only replica"));
+        assert!(
+            cost(&two, &BTreeMap::new(), &steps(&two, &Wish::default()))
+                .contains("commits wait while the only replica restarts")
+        );
+        assert!(!cost(&three(), &BTreeMap::new(), &steps(&three(), &Wish::default())).contains("only replica"));
     }
 
     #[test]

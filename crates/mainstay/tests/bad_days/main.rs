@@ -379,7 +379,7 @@ const KEPT_AS_ROOT: &[Row] = &[
             Box::new(volume)
         },
         Says::Running("disk-nearly-full"),
-        &["MB are free on its data volume", "free space or enlarge the volume"],
+        &["MiB are free on its data volume", "free space or enlarge the volume"],
     ),
     row(
         "the volume is full",
