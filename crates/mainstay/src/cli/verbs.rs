@@ -49,7 +49,8 @@ pub(crate) struct Restart {
 /// `reinit`.
 #[derive(Args, Clone, Debug)]
 #[command(
-    after_help = "The node's data directory is moved aside, not removed, and cloned anew from the primary. A primary is refused.\n\n\
+    after_help = "The node's data directory is moved aside, not removed, and cloned anew from the primary. A primary is refused.\n\
+                  A node that a rebuilt store left behind, also a witness, joins that store by it.\n\n\
                   Examples:\n  mainstay reinit db3\n  mainstay reinit db3 --wait 7200 --yes"
 )]
 pub(crate) struct Reinit {

@@ -1,4 +1,5 @@
-//! `mainstay reinit`: a node's copy of the data is given up, moved aside, and cloned anew.
+//! `mainstay reinit`: a node's copy of the data is given up, moved aside, and cloned anew. A node that a rebuilt store left behind, also a
+//! witness, joins that store by it.
 
 use super::wait::{self, Verdict, seconds};
 use crate::cli::{Global, Reinit};
@@ -8,8 +9,8 @@ use crate::output::table::bytes;
 use crate::output::{self, confirm};
 use crate::plan::sizes::Shape;
 use crate::session::Session;
-use mainstay_model::Command;
-use mainstay_model::status::{NodeStatus, Status};
+use mainstay_model::status::{NodeStatus, Problem, Status};
+use mainstay_model::{Command, NodeId};
 use mainstay_ports::clock::boot_now;
 use serde_json::json;
 use std::time::Duration;
@@ -17,12 +18,16 @@ use std::time::Duration;
 /// Clones a node anew.
 ///
 /// # Errors
-/// When the node is the primary or a witness, nobody can be cloned from, or it does not stream in time.
+/// When the node is the primary, or a witness that belongs to the store in use, nobody can be cloned from, or it does not stream in time.
 pub(crate) async fn run(options: Reinit, global: Global) -> Outcome {
     let session = Session::open_for(&options.which, [&options.node]).await?;
     let node = &options.node;
     let before = session.status().await?;
     let known = check_now(&session, &before, &options)?;
+    if session.spec().node(node).is_some_and(|node| node.witness) {
+        confirm(global.yes, &format!("Let the witness {node} leave its old store and join the rebuilt one?"))?;
+        return take_in(&session, &options, global, Progress::new()).await;
+    }
     let behind = known.lag_bytes.map(|lag| format!(", {} behind", bytes(lag))).unwrap_or_default();
     let progress = Progress::new();
     progress.say(&format!(
@@ -61,8 +66,10 @@ fn place(node: &NodeStatus) -> &str {
 
 fn check_now<'a>(session: &Session, before: &'a Status, options: &Reinit) -> Outcome<&'a NodeStatus> {
     let node = &options.node;
-    if session.spec().node(node).is_some_and(|node| node.witness) {
-        return Err(Failure::usage(format!("{node} is a witness: it holds no data")));
+    let witness = session.spec().node(node).is_some_and(|node| node.witness);
+    if witness && !left_behind(before, node) {
+        return Err(Failure::usage(format!("{node} is a witness: it holds no data"))
+            .hint("a witness whose store is damaged or lost is replaced: `mainstay node replace`"));
     }
     if before.cluster.primary.as_ref() == Some(node) {
         return Err(Failure::not_now(format!("{node} is the primary: its copy is the one that is cloned from"))
@@ -71,6 +78,43 @@ fn check_now<'a>(session: &Session, before: &'a Status, options: &Reinit) -> Out
     before.nodes.iter().find(|known| known.name == *node && known.agent_pid.is_some()).ok_or_else(|| {
         Failure::not_now(format!("the agent of {node} does not answer")).hint("start it first; nothing was changed")
     })
+}
+
+/// Is this node of a store that was rebuilt without it?
+fn left_behind(status: &Status, node: &NodeId) -> bool {
+    let of = |problem: &Problem| problem.evidence.split(' ').next() == Some(node.as_str());
+    status.problems.iter().any(|problem| problem.name == "superseded" && of(problem))
+}
+
+/// A witness of an older store joins the rebuilt one.
+async fn take_in(session: &Session, options: &Reinit, global: Global, mut progress: Progress) -> Outcome {
+    let node = &options.node;
+    let begun = boot_now();
+    progress.step(&format!("Letting {node} join the rebuilt store"));
+    let accepted = match session.command(node, Command::Reinit).await {
+        Ok(accepted) => accepted,
+        Err(failure) => {
+            progress.fail();
+            return Err(failure);
+        }
+    };
+    if options.wait == 0 {
+        progress.finish("taken up");
+        return say(global, ("Asked", node), None, &[accepted.text]);
+    }
+    wait::until(session, Duration::from_secs(options.wait), &mut progress, |status| {
+        let now = status.nodes.iter().find(|now| now.name == *node);
+        let votes = now.is_some_and(|now| now.role == "witness" && now.healthy);
+        if votes && !left_behind(status, node) {
+            Verdict::Done
+        } else {
+            Verdict::Wait(format!("{node} is {}", now.map_or("gone", |now| now.state.as_str())))
+        }
+    })
+    .await?;
+    progress.finish("running");
+    let verified = [format!("{node} is a witness of the rebuilt store")];
+    say(global, ("Took in", node), Some(boot_now().since(begun).0), &verified)
 }
 
 async fn clone_anew(
@@ -92,7 +136,7 @@ async fn clone_anew(
     };
     if options.wait == 0 {
         progress.finish("taken up");
-        return say(global, node.as_str(), None, &[accepted.text]);
+        return say(global, ("Asked", node), None, &[accepted.text]);
     }
     let was = before.nodes.iter().find(|known| known.name == *node).and_then(|known| known.server_pid);
     let after = wait::until(session, Duration::from_secs(options.wait), &mut progress, |status| {
@@ -109,15 +153,16 @@ async fn clone_anew(
     .await?;
     let state = after.nodes.iter().find(|now| now.name == *node).map(|now| now.state.clone()).unwrap_or_default();
     progress.finish(&state);
-    say(global, node.as_str(), Some(boot_now().since(begun).0), &[format!("{node} is a replica, {state}")])
+    let verified = [format!("{node} is a replica, {state}")];
+    say(global, ("Cloned anew", node), Some(boot_now().since(begun).0), &verified)
 }
 
-fn say(global: Global, node: &str, took_ms: Option<u64>, verified: &[String]) -> Outcome {
+fn say(global: Global, (done, node): (&str, &NodeId), took_ms: Option<u64>, verified: &[String]) -> Outcome {
     if global.json {
         output::object(&json!({ "node": node, "seconds": took_ms.map(seconds), "verified": verified }));
     } else {
         let took = took_ms.map(|ms| format!(" in {}", mainstay_model::Span(ms))).unwrap_or_default();
-        output::line(&format!("Cloned {node} anew{took}."));
+        output::line(&format!("{done}: {node}{took}."));
         output::line(&format!("Verified: {}.", verified.join("; ")));
     }
     Ok(())
@@ -127,6 +172,25 @@ fn say(global: Global, node: &str, took_ms: Option<u64>, verified: &[String]) ->
 mod tests {
     use super::*;
     use crate::plan::examples::{node, status};
+
+    #[test]
+    fn a_node_of_an_older_store_is_known_by_its_problem() {
+        let mut all =
+            status(vec![node("db1", "primary", true), node("w1", "witness", false), node("w", "witness", true)]);
+        let problem = |name: &str, evidence: &str| Problem {
+            name: name.to_owned(),
+            severity: "critical".to_owned(),
+            evidence: evidence.to_owned(),
+            hint: String::new(),
+            since: None,
+        };
+        all.problems = vec![
+            problem("superseded", "w1 is of a store that was rebuilt without it (term 3)"),
+            problem("node-unreachable", "w: its agent does not answer"),
+        ];
+        let behind = |name: &str| left_behind(&all, &NodeId::new(name).unwrap());
+        assert!(behind("w1") && !behind("w") && !behind("db1"));
+    }
 
     #[test]
     fn it_is_said_when_writes_would_wait() {

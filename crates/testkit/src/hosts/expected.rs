@@ -72,6 +72,10 @@ pub(super) fn expected(fault: HostFault, shape: Shape) -> Expected {
         return usual;
     }
     match usual.writes {
+        // Room that the server had taken before lasts for a while: writes go on until it is used up.
+        Writes::Within(_) if fault == HostFault::DiskFull => {
+            Expected { primary: Primary::Any, writes: Writes::OnceHealed, lasts: secs(8) }
+        }
         Writes::Within(_) if TAKES_A_NODE.contains(&fault) => {
             Expected { primary: Primary::Any, writes: Writes::Wait, lasts: secs(8) }
         }
