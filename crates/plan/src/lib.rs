@@ -7,6 +7,7 @@
 pub mod availability;
 pub mod backup;
 pub mod day;
+pub mod doctor;
 pub mod engine;
 pub mod facts;
 pub mod html;
