@@ -22,6 +22,7 @@ pub mod report;
 pub mod runbook;
 pub mod scenarios;
 mod sections;
+pub mod stamp;
 pub mod whatif;
 
 pub use facts::{Facts, Machine, Running};

@@ -1,5 +1,6 @@
 //! What a host showed of itself and of the way to the others, as it was read. A fact that could not be read says why: it is never taken for fine.
 
+use crate::stamp::Stamp;
 use mainstay_model::NodeId;
 use serde::Serialize;
 
@@ -51,6 +52,8 @@ pub struct HostFacts {
     pub peers: Vec<Peer>,
     /// Databases whose collation is of another version than the system's; `None`: there is no running server to ask.
     pub collations: Option<Reading<Vec<Collation>>>,
+    /// A runbook that was to be looked at.
+    pub runbook: Option<Book>,
 }
 
 /// The operating system.
@@ -64,12 +67,23 @@ pub struct System {
     pub libc: Reading<String>,
     /// Is the node's address one of this host's?
     pub address_here: bool,
-    /// The state of the agent's unit; `None` where there is no systemd.
-    pub unit: Option<Reading<String>>,
+    /// Who starts the agent again.
+    pub keeper: Keeper,
     /// Is the wall clock kept by a time service?
     pub clock_kept: Reading<bool>,
     /// How many files the agent may have open (or, if it does not run, this program).
     pub open_files: Reading<u64>,
+}
+
+/// Who starts the agent again when it ends, or when the host starts.
+#[derive(Clone, Debug)]
+pub enum Keeper {
+    /// systemd: the state of the agent's unit.
+    Systemd(Reading<String>),
+    /// The supervisor of a cluster that is on one machine.
+    Supervisor,
+    /// Nobody who is known: there is no systemd.
+    Nobody,
 }
 
 /// The engine's programs.
@@ -205,6 +219,17 @@ pub struct PaperState {
     pub until: i64,
     /// What does not fit: the name, the key beside it, the authority, a host that it should name.
     pub wrong: Vec<String>,
+}
+
+/// A runbook, and what it must fit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Book {
+    /// Its file.
+    pub path: String,
+    /// What it was made from; `None`: it does not say.
+    pub made_from: Reading<Option<Stamp>>,
+    /// What holds now.
+    pub now: Stamp,
 }
 
 /// Another node.

@@ -1,6 +1,6 @@
 //! The system, the users and directories, the ports, and what the kernel does with memory.
 
-use super::facts::{HostFacts, Place, Stage};
+use super::facts::{HostFacts, Keeper, Place, Stage};
 use super::{Findings, Severity, bytes, sysctl};
 use mainstay_model::spec::{Node, Spec};
 
@@ -44,6 +44,7 @@ pub(super) fn system(node: &Node, facts: &HostFacts, found: &mut Findings) {
         )];
         found.say(Severity::Problem, "address", text, why, mend);
     }
+    agent(facts, found);
     services(facts, found);
     if !node.witness
         && let Some(server) = found_server(facts, found)
@@ -56,6 +57,26 @@ pub(super) fn system(node: &Node, facts: &HostFacts, found: &mut Findings) {
             "each client, each server process and each table needs some; beyond the limit connections are refused";
         let mend = ["in the unit: LimitNOFILE=65536 (systemctl edit mainstay-agent), then systemctl restart mainstay-agent; without systemd: ulimit -n 65536 before the agent starts".to_owned()];
         found.advise("open-files", *limit >= 8192, text, why, mend);
+    }
+}
+
+/// Does it answer? A node that has not joined has none.
+fn agent(facts: &HostFacts, found: &mut Findings) {
+    match facts.stage {
+        Stage::New => {}
+        Stage::Running => found.fine("agent", format!("the agent of {} answers", facts.node)),
+        Stage::Joined => {
+            let mend = match facts.system.keeper {
+                Keeper::Supervisor => ["mainstay up, for this cluster".to_owned(), String::from("mainstay status")],
+                _ => [
+                    "systemctl enable --now mainstay-agent".to_owned(),
+                    "journalctl -u mainstay-agent -n 50".to_owned(),
+                ],
+            };
+            let text = format!("{} has joined, and its agent does not answer", facts.node);
+            let why = "nothing keeps the node in the cluster: it does not vote, and its server has no guard";
+            found.say(Severity::Problem, "agent", text, why, mend);
+        }
     }
 }
 
@@ -95,13 +116,16 @@ fn services(facts: &HostFacts, found: &mut Findings) {
         }
         None => {}
     }
-    let Some(unit) = &system.unit else {
-        let why = "after a crash of the agent or a start of the host something must start the agent again";
-        let mend =
-            [format!("let your supervisor keep: mainstay agent --config {} --node {}", facts.config, facts.node)];
-        let fine = facts.stage == Stage::New;
-        found.advise("unit", fine, "this host has no systemd", why, mend);
-        return;
+    let unit = match &system.keeper {
+        Keeper::Systemd(unit) => unit,
+        Keeper::Supervisor => return found.fine("unit", "`mainstay up` keeps the agent, as long as this machine runs"),
+        Keeper::Nobody => {
+            let why = "after a crash of the agent or a start of the host something must start the agent again";
+            let mend =
+                [format!("let your supervisor keep: mainstay agent --config {} --node {}", facts.config, facts.node)];
+            let fine = facts.stage == Stage::New;
+            return found.advise("unit", fine, "this host has no systemd", why, mend);
+        }
     };
     if let Some(state) = found.read("unit", "the state of mainstay-agent.service", unit) {
         let enabled = state == "enabled" || facts.stage == Stage::New;
@@ -191,6 +215,14 @@ pub(super) fn ports(facts: &HostFacts, found: &mut Findings) {
                     format!("end that program, or give the node another port in {}", facts.config),
                 ],
             );
+        } else if !*busy && facts.stage == Stage::Running {
+            let text = format!("nobody listens on port {} ({}) although the agent answers", port.port, port.of);
+            let why = "whoever comes there is refused: clients, replicas or monitoring";
+            let mend = [
+                format!("mainstay why --config {} --node {}", facts.config, facts.node),
+                format!("mainstay status --config {}", facts.config),
+            ];
+            found.say(Severity::Problem, "ports", text, why, mend);
         } else {
             as_expected.push(port.port.to_string());
         }

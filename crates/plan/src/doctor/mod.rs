@@ -51,6 +51,7 @@ pub fn examine(spec: &Spec, node: &Node, facts: &HostFacts) -> Vec<Finding> {
     host::memory(spec, node, facts, &mut found);
     volume::examine(spec, node, facts, &mut found);
     papers::examine(facts, &mut found);
+    papers::runbook(facts, &mut found);
     network::examine(spec, facts, &mut found);
     found.0.sort_by_key(|finding| finding.severity);
     found.0

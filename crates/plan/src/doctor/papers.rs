@@ -1,6 +1,6 @@
-//! Certificates.
+//! Certificates, and the runbook.
 
-use super::facts::{HostFacts, Stage};
+use super::facts::{Book, HostFacts, Stage};
 use super::{Findings, Severity};
 
 const DAY: i64 = 86_400;
@@ -62,5 +62,32 @@ pub(super) fn examine(facts: &HostFacts, found: &mut Findings) {
     }
     if well == facts.papers.len() {
         found.fine("certificates", format!("{well} certificates fit and are good for {first} days"));
+    }
+}
+
+/// Does the runbook still say what holds?
+pub(super) fn runbook(facts: &HostFacts, found: &mut Findings) {
+    let Some(Book { path, made_from, now }) = &facts.runbook else { return };
+    let name = "runbook-outdated";
+    let Some(made_from) = found.read(name, &format!("the runbook {path}"), made_from) else { return };
+    let why = "in the worst night somebody types what it says: hosts, addresses and directories of another time";
+    let option = if path.ends_with(".html") { "--html" } else { "--markdown" };
+    let mend = [
+        format!("mainstay runbook --config {} {option} {path}", facts.config),
+        "print it, and put the old one away".to_owned(),
+    ];
+    match made_from {
+        Some(stamp) if stamp.fits(now) => {
+            found.fine(name, format!("{path} fits {}", now.words()));
+        }
+        Some(stamp) => {
+            let text = format!("{path} was made from {}; {} holds", stamp.words(), now.words());
+            found.say(Severity::Problem, name, text, why, mend);
+        }
+        None => {
+            let text =
+                format!("{path} does not say what it was made from: it is no runbook of Mainstay, or an old one");
+            found.say(Severity::Problem, name, text, why, mend);
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::facts::*;
 use super::*;
+use crate::stamp::Stamp;
 use mainstay_model::config::parse;
 
 fn spec() -> Spec {
@@ -40,7 +41,7 @@ fn well() -> HostFacts {
             kernel: Ok("6.1.0-13-amd64".into()),
             libc: Ok("glibc 2.36".into()),
             address_here: true,
-            unit: Some(Ok("enabled".into())),
+            keeper: Keeper::Systemd(Ok("enabled".into())),
             clock_kept: Ok(true),
             open_files: Ok(65_536),
         },
@@ -77,6 +78,11 @@ fn well() -> HostFacts {
         }],
         peers: vec![peer("db2"), peer("db3")],
         collations: Some(Ok(vec![])),
+        runbook: Some(Book {
+            path: "runbook.html".into(),
+            made_from: Ok(Some(Stamp::of(&spec(), Some(7)))),
+            now: Stamp::of(&spec(), Some(7)),
+        }),
     }
 }
 
@@ -110,8 +116,24 @@ const TABLE: &[(Change, &str, Severity, &str)] = &[
     (|host| host.system.kernel = Ok("5.4.0".into()), "", Severity::Fine, ""),
     (|host| host.system.address_here = false, "address", Severity::Problem, "10.0.0.1"),
     (|host| host.system.clock_kept = Ok(false), "clock-kept", Severity::Problem, "chrony"),
-    (|host| host.system.unit = Some(Ok("disabled".into())), "unit", Severity::Advice, "enable --now"),
-    (|host| host.system.unit = None, "unit", Severity::Advice, "no systemd"),
+    (|host| host.system.keeper = Keeper::Systemd(Ok("disabled".into())), "unit", Severity::Advice, "enable --now"),
+    (|host| host.system.keeper = Keeper::Nobody, "unit", Severity::Advice, "no systemd"),
+    (|host| host.system.keeper = Keeper::Supervisor, "", Severity::Fine, ""),
+    (
+        |host| each(&mut host.ports, |port| port.busy = Ok(false)),
+        "ports",
+        Severity::Problem,
+        "nobody listens on port 7420",
+    ),
+    (|host| book(host, |book| book.made_from = Ok(None)), "runbook-outdated", Severity::Problem, "does not say"),
+    (
+        |host| book(host, |book| book.made_from = Ok(Some(Stamp::of(&spec_without_db3(), Some(6))))),
+        "runbook-outdated",
+        Severity::Problem,
+        "generation 6 of orders; generation 7 of orders holds",
+    ),
+    // A generation that only paused the cluster changes nothing of what was written down.
+    (|host| book(host, |book| book.made_from = Ok(Some(Stamp::of(&spec(), Some(5))))), "", Severity::Fine, ""),
     (|host| host.system.open_files = Ok(1024), "open-files", Severity::Advice, "LimitNOFILE"),
     (|host| host.system.not_root = Some("ann".into()), "user", Severity::Advice, "ann"),
     (
@@ -167,6 +189,14 @@ const TABLE: &[(Change, &str, Severity, &str)] = &[
     (|host| collation(host), "collations", Severity::Problem, "refresh collation version"),
 ];
 
+fn spec_without_db3() -> Spec {
+    let mut spec = spec();
+    spec.nodes.pop();
+    spec
+}
+fn book(host: &mut HostFacts, change: impl Fn(&mut Book)) {
+    change(host.runbook.as_mut().unwrap());
+}
 fn each<T>(all: &mut [T], change: impl Fn(&mut T)) {
     all.iter_mut().for_each(change);
 }
@@ -221,7 +251,8 @@ fn one_thing_that_is_wrong_makes_one_finding() {
 const UNREAD: &[(Change, &str)] = &[
     (|host| host.system.kernel = no(), "kernel"),
     (|host| host.system.libc = no(), "libc"),
-    (|host| host.system.unit = Some(no()), "unit"),
+    (|host| host.system.keeper = Keeper::Systemd(no()), "unit"),
+    (|host| book(host, |book| book.made_from = no()), "runbook-outdated"),
     (|host| host.system.clock_kept = no(), "clock-kept"),
     (|host| host.system.open_files = no(), "open-files"),
     (|host| each(&mut host.places, |place| place.found = no()), "directories"),
@@ -270,9 +301,21 @@ fn what_could_not_be_read_is_never_fine() {
 }
 
 #[test]
+fn an_agent_that_is_silent_is_a_problem_once_the_node_has_joined() {
+    let mut host = well();
+    (host.stage, host.collations) = (Stage::Joined, None);
+    each(&mut host.ports, |port| port.busy = Ok(false));
+    let found = examined(&host);
+    let wrong: Vec<&Finding> = found.iter().filter(|finding| finding.severity < Severity::Fine).collect();
+    let [only] = wrong.as_slice() else { panic!("{wrong:#?}") };
+    assert_eq!((only.check, only.severity), ("agent", Severity::Problem));
+    assert!(only.mend.iter().any(|mend| mend.contains("journalctl")), "{only:?}");
+}
+
+#[test]
 fn before_the_agent_is_there_empty_is_fine_and_busy_is_not() {
     let mut host = well();
-    (host.stage, host.papers, host.collations) = (Stage::New, vec![], None);
+    (host.stage, host.papers, host.collations, host.runbook) = (Stage::New, vec![], None, None);
     host.data = Ok(Existing::Nothing);
     each(&mut host.places, |place| place.found = Ok(None));
     each(&mut host.ports, |port| port.busy = Ok(false));
