@@ -115,7 +115,10 @@ fn show(examined: &Examined, all: bool) {
     let counts = [Severity::Problem, Severity::Unknown, Severity::Advice, Severity::Fine].map(count).join(", ");
     output::line(&format!("{} ({}): {stage}; {counts}", paint(Colour::Cyan, node.name.as_str()), node.host));
     for finding in findings.iter().filter(|finding| all || finding.severity != Severity::Fine) {
-        output::line("");
+        // What is fine is one line each: a list, not paragraphs.
+        if finding.severity != Severity::Fine {
+            output::line("");
+        }
         lines(finding);
     }
     output::line("");
