@@ -5,6 +5,7 @@ use crate::certificates::Certificates;
 use crate::first_seen::FirstSeen;
 use crate::generations::Generations;
 use crate::history;
+use crate::library::Library;
 use crate::lifecycle::Ending;
 use crate::lives::Lives;
 use crate::mind_loop::{Question, Snapshot, Wish};
@@ -80,6 +81,8 @@ pub struct Api {
     pub first_seen: Mutex<FirstSeen>,
     /// Until when this node's certificates are valid.
     pub certificates: Certificates,
+    /// This host's C library.
+    pub library: Library,
     /// Who speaks under which name.
     pub lives: Arc<Lives>,
     /// Who may call what, and where changes are written down.

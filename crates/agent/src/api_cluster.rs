@@ -178,6 +178,8 @@ impl Api {
             record: summary.record,
             store: self.store.standing(),
             generation: self.generations.now().generation,
+            libc: self.library.version().await,
+            wall_ms: wall_now_ms(),
         })
     }
 

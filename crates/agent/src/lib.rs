@@ -31,6 +31,7 @@ pub mod intent;
 pub mod keeper;
 pub mod leadership;
 pub mod leased;
+pub mod library;
 pub mod lifecycle;
 pub mod lives;
 pub mod membership;

@@ -16,6 +16,7 @@ use crate::health::{self, Health};
 use crate::intent::{self, Intent, Removed};
 use crate::keeper::Keeper;
 use crate::leased::Leased;
+use crate::library::Library;
 use crate::lifecycle::{Ended, Ending, Lifecycle, Signal};
 use crate::lives::Lives;
 use crate::membership::Members;
@@ -387,6 +388,7 @@ impl Agent {
             version: OnceCell::new(),
             first_seen: Mutex::default(),
             certificates: Certificates::of(layout),
+            library: Library::default(),
             lives: Arc::clone(&self.lives),
             gate,
         }))

@@ -80,6 +80,8 @@ pub(crate) enum Command {
     Plan(Plan),
     /// Write the emergency plan of this cluster, with its real names, addresses and commands
     Runbook(Runbook),
+    /// Look what is amiss on this host, before or after its agent is there, and say what mends it
+    Doctor(Doctor),
     /// Open psql on the cluster, or print its address
     Connect(Connect),
     /// Make the cluster's authority, and issue certificates from it

@@ -2,7 +2,7 @@
 
 use crate::cli::{Protection, Which};
 use clap::Args;
-use mainstay_model::ClusterName;
+use mainstay_model::{ClusterName, NodeId};
 use std::path::PathBuf;
 
 /// `plan`.
@@ -71,4 +71,31 @@ pub(crate) struct Init {
     /// How commits are protected [default: strict]
     #[arg(long, value_enum)]
     pub(crate) durability: Option<Protection>,
+}
+
+/// `doctor`.
+#[derive(Args, Clone, Debug)]
+#[command(
+    after_help = "On the node's own host, as root: system, user, directories, ports, memory, the volume of the data, certificates, the way to the other nodes,\n\
+                  their clocks and C libraries. Each finding says what was found, why it matters and what mends it; what could not be read is a finding too.\n\
+                  Nothing is changed; a file without a name is written for a few seconds to see how fast the disk is.\n\n\
+                  Exit status: 0 nothing must be mended (advice may be there), 1 something must, or could not be read.\n\n\
+                  Examples:\n  mainstay doctor --config /etc/mainstay/mainstay.toml\n  mainstay doctor --node db1 --all\n  \
+                  mainstay doctor --runbook /root/runbook.html\n  mainstay doctor --json | jq '.nodes[].findings[] | select(.severity == \"problem\")'"
+)]
+pub(crate) struct Doctor {
+    #[command(flatten)]
+    pub(crate) which: Which,
+    /// Which node this host is [default: those whose address is this host's]
+    #[arg(long, value_name = "NODE")]
+    pub(crate) node: Option<NodeId>,
+    /// Show what is as it should be, too
+    #[arg(long, short = 'a')]
+    pub(crate) all: bool,
+    /// Leave out how fast the disk is: nothing is written
+    #[arg(long)]
+    pub(crate) no_write: bool,
+    /// Does this runbook (HTML or Markdown) still fit the cluster?
+    #[arg(long, value_name = "FILE")]
+    pub(crate) runbook: Option<PathBuf>,
 }

@@ -45,6 +45,16 @@ impl Failure {
         Self::new(NOT_NOW, error)
     }
 
+    /// It did what was asked, and what it said already ends with this status.
+    pub(crate) fn said() -> Self {
+        Self::new(FAILED, "")
+    }
+
+    /// Was everything said already?
+    pub(crate) fn is_said(&self) -> bool {
+        self.error.is_empty()
+    }
+
     /// Adds what to do next.
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());

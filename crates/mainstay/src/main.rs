@@ -10,6 +10,7 @@ mod cli_plan;
 mod client;
 mod commands;
 mod failure;
+mod host;
 mod identity;
 mod local;
 mod output;
@@ -51,6 +52,9 @@ fn usage(error: &clap::Error) -> ExitCode {
 }
 
 fn report(failure: &Failure, json: bool) -> ExitCode {
+    if failure.is_said() {
+        return ExitCode::from(failure.status);
+    }
     failure.print();
     if json {
         output::object(&failure.to_json());

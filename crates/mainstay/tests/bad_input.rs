@@ -321,6 +321,21 @@ const PAPERS: &[Row] = &[
 
 /// Wrong wishes that are known without any agent.
 const WISHES: &[Row] = &[
+    row("a doctor without a cluster", nothing, "doctor --dir {}", 1, &["there is no cluster", "--config"]),
+    row(
+        "a doctor for a node that is none",
+        good,
+        "doctor --no-write --node db9 --dir {}",
+        2,
+        &["the cluster orders has no node db9", "did you mean db1?"],
+    ),
+    row(
+        "a doctor on a host that is no node's",
+        |home| home.write("mainstay.toml", &CLUSTER.replace("127.0.0.", "198.51.100."), 0o644),
+        "doctor --no-write --dir {}",
+        2,
+        &["no node of the cluster orders has an address of this host", "--node NODE"],
+    ),
     row(
         "an unknown node",
         good,

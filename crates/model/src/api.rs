@@ -131,6 +131,12 @@ pub struct Standing {
     pub store: StoreStanding,
     /// The generation of the specification that it goes by.
     pub generation: u64,
+    /// Its wall clock when it answered, milliseconds since 1970; 0: an older agent, which does not tell it.
+    #[serde(default)]
+    pub wall_ms: u64,
+    /// The C library of its host (`glibc 2.36`), which decides how texts are sorted; `None`: not known.
+    #[serde(default)]
+    pub libc: Option<String>,
 }
 
 /// One member's view of the embedded store.

@@ -17,6 +17,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
+use x509_parser::extensions::GeneralName;
 
 const DAY: u64 = 24 * 3600;
 const AUTHORITY_DAYS: u64 = 3652;
@@ -320,6 +321,42 @@ pub fn describe(cert_pem: &str) -> Result<(Identity, i64), NetError> {
     Ok((Identity::of_certificate(first)?, parse_certificate(first)?.validity().not_after.timestamp()))
 }
 
+/// Under which addresses and names the holder of a certificate (PEM) is reached, as the certificate says.
+///
+/// # Errors
+/// When it can not be read.
+pub fn hosts(cert_pem: &str) -> Result<Vec<String>, NetError> {
+    let ders = crate::tls::certificates(cert_pem.as_bytes())?;
+    let first = ders.first().ok_or_else(|| NetError::Certificate("no certificate in the file".to_owned()))?;
+    let certificate = parse_certificate(first)?;
+    let names = certificate
+        .subject_alternative_name()
+        .map_err(|error| NetError::Certificate(format!("its alternative names can not be read: {error}")))?;
+    let name = |name: &GeneralName<'_>| match name {
+        GeneralName::DNSName(name) => Some((*name).to_owned()),
+        GeneralName::IPAddress(bytes) => address(bytes),
+        _ => None,
+    };
+    Ok(names.iter().flat_map(|names| &names.value.general_names).filter_map(name).collect())
+}
+
+fn address(bytes: &[u8]) -> Option<String> {
+    let four = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    let found = four.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from));
+    found.ok().map(|address| address.to_string())
+}
+
+/// Is this authority (PEM) that of the cluster, by its name?
+///
+/// # Errors
+/// When it is another's, or can not be read.
+pub fn check_name_of_authority(cluster: &ClusterName, cert_pem: &str) -> Result<(), NetError> {
+    let ders = crate::tls::certificates(cert_pem.as_bytes())?;
+    let first = ders.first().ok_or_else(|| NetError::Certificate("no certificate in the file".to_owned()))?;
+    let key = parse_certificate(first)?.public_key().subject_public_key.data.to_vec();
+    check_authority(cluster, cert_pem, &key)
+}
+
 /// When a certificate ends to be valid, in seconds since 1970.
 ///
 /// # Errors
@@ -400,6 +437,21 @@ mod tests {
         forged.replace_range(at..=at, other);
         let error = authority.sign(&role, &[], &forged).unwrap_err().to_string();
         assert!(error.contains("the request"), "{error}");
+    }
+
+    #[test]
+    fn a_certificate_says_where_its_holder_is_reached() {
+        let authority = Authority::create(&cluster("orders")).unwrap();
+        let node = Role::parse("node", "db1").unwrap();
+        let hosts = ["10.0.0.1", "2001:db8::7", "db1.example.org"].map(str::to_owned);
+        let issued = authority.issue(&node, &hosts).unwrap();
+        assert_eq!(super::hosts(&issued.cert_pem).unwrap(), hosts);
+        assert_eq!(super::hosts(authority.cert_pem()).unwrap(), [""; 0]);
+        assert!(super::hosts("nonsense").is_err());
+        assert!(check_name_of_authority(&cluster("orders"), authority.cert_pem()).is_ok());
+        let error = check_name_of_authority(&cluster("bills"), authority.cert_pem()).unwrap_err().to_string();
+        assert!(error.contains("authority of orders"), "{error}");
+        assert!(check_name_of_authority(&cluster("orders"), &issued.cert_pem).is_err());
     }
 
     #[test]

@@ -7,6 +7,7 @@
 pub mod availability;
 pub mod backup;
 pub mod day;
+pub mod doctor;
 pub mod engine;
 pub mod facts;
 pub mod html;
@@ -21,6 +22,7 @@ pub mod report;
 pub mod runbook;
 pub mod scenarios;
 mod sections;
+pub mod stamp;
 pub mod whatif;
 
 pub use facts::{Facts, Machine, Running};

@@ -5,6 +5,7 @@ use crate::facts::Facts;
 use crate::picture;
 use crate::report::{Block, Mark, Report, Section, Statement};
 use crate::scenarios::{Names, Scenario, scenarios};
+use crate::stamp::Stamp;
 
 /// The runbook.
 #[must_use]
@@ -37,8 +38,9 @@ fn summary(facts: &Facts<'_>) -> Vec<Statement> {
     };
     vec![
         Statement { text: state, mark: seen },
+        Statement { text: Stamp::of(facts.spec, facts.running.map(|running| running.generation)).to_string(), mark: Mark::Derived },
         Statement {
-            text: "Keep it outside the cluster, on paper too, and make it anew when nodes, addresses or durability change.".to_owned(),
+            text: "Keep it outside the cluster, on paper too, and make it anew when nodes, addresses or durability change: `mainstay doctor --runbook FILE` says whether it still fits.".to_owned(),
             mark: Mark::Derived,
         },
     ]

@@ -4,6 +4,7 @@
 
 pub mod clock;
 pub mod engine;
+pub mod library;
 pub mod peer;
 pub mod priority;
 pub mod process;

@@ -2,6 +2,7 @@
 
 mod agent;
 mod connect;
+mod doctor;
 mod down;
 mod failover;
 mod guard;
@@ -57,6 +58,7 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Init(options) => init::run(&options, global),
         Command::Plan(options) => one_thread(plan::run(options, global)),
         Command::Runbook(options) => one_thread(runbook::run(options, global)),
+        Command::Doctor(options) => one_thread(doctor::run(options, global)),
         Command::Connect(options) => connect::run(&options, global),
         Command::Pki(options) => pki::run(options, global),
         Command::Join(options) => join::run(options, global),

@@ -42,6 +42,15 @@ impl Gathered {
     }
 }
 
+/// What is planned, or written down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Basis {
+    /// What the file says: that is what would be.
+    File,
+    /// What is in force, if the cluster tells it: that is what is.
+    InForce,
+}
+
 /// Today, by this host's clock, in its time zone.
 pub(crate) fn today() -> Day {
     let now = i64::try_from(mainstay_ports::clock::wall_now_ms()).unwrap_or(0);
@@ -53,41 +62,54 @@ pub(crate) fn today() -> Day {
 ///
 /// # Errors
 /// When there is no file, or it holds mistakes.
-pub(crate) async fn gather(which: &crate::cli::Which, offline: bool, progress: &mut Progress) -> Outcome<Gathered> {
-    let target = Target::find(which)?;
+pub(crate) async fn gather(
+    which: &crate::cli::Which,
+    basis: Basis,
+    offline: bool,
+    progress: &mut Progress,
+) -> Outcome<Gathered> {
+    let mut target = Target::find(which)?;
     let today = today();
+    let told = if offline { None } else { ask(which, &target.spec, today, progress).await };
+    let running = told.map(|(in_force, mut running)| {
+        if basis == Basis::InForce {
+            target.spec = in_force;
+            running.changes.clear();
+        }
+        running
+    });
     let machines = if offline { Vec::new() } else { measure(&target.spec, &today.to_string()).into_iter().collect() };
-    let running = if offline { None } else { ask(which, &target.spec, today, progress).await };
     progress.step("rehearse failures with the real decisions");
     let what_if = mainstay_rehearse::what_if(&target.spec).unwrap_or_default();
     progress.finish(&format!("{} cases", what_if.len()));
     Ok(Gathered { target, today, machines, running, what_if })
 }
 
-/// What the cluster tells, if it runs; a cluster that is only planned does not.
-async fn ask(which: &crate::cli::Which, file: &Spec, today: Day, progress: &mut Progress) -> Option<Running> {
+/// What the cluster tells, if it runs: the specification in force, and how it is. A cluster that is only planned does not.
+async fn ask(which: &crate::cli::Which, file: &Spec, today: Day, progress: &mut Progress) -> Option<(Spec, Running)> {
     progress.step("ask the cluster");
     let session = match Session::open(which).await {
         Ok(session) => session,
         Err(failure) => {
-            progress.finish(&format!("not reached ({}); planned from the file", failure.error));
+            progress.finish(&format!("not reached ({}); the file is taken", failure.error));
             return None;
         }
     };
     let (Some(stored), Ok(status)) = (session.stored(), session.status().await) else {
-        progress.finish("no agent answers; planned from the file");
+        progress.finish("no agent answers; the file is taken");
         return None;
     };
     progress.finish(&format!("generation {} is in force", stored.generation));
     let shown = |value: Option<String>| value.unwrap_or_else(|| "(default)".to_owned());
     let changes = difference(&stored.spec, file).into_iter();
-    Some(Running {
+    let running = Running {
         generation: stored.generation,
         changes: changes.map(|change| (change.key, shown(change.old), shown(change.new))).collect(),
         version: status.cluster.version.clone(),
         primary: status.cluster.primary.as_ref().map(ToString::to_string),
         on: format!("the running cluster, {today}"),
-    })
+    };
+    Some((stored.spec.clone(), running))
 }
 
 /// Runs the command.
@@ -96,7 +118,7 @@ async fn ask(which: &crate::cli::Which, file: &Spec, today: Day, progress: &mut 
 /// When the file can not be read, what is asked contradicts itself (usage), or a page can not be written.
 pub(crate) async fn run(options: Plan, global: Global) -> Outcome {
     let mut progress = Progress::new();
-    let gathered = gather(&options.which, options.offline, &mut progress).await?;
+    let gathered = gather(&options.which, Basis::File, options.offline, &mut progress).await?;
     let facts = gathered.facts();
     let made = plan(&facts).map_err(|found| refused(&gathered.target.config, &found))?;
     let wrong = lint(&made, owned_parameters());

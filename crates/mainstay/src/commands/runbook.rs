@@ -1,7 +1,7 @@
-//! `mainstay runbook`: the emergency plan of this cluster, from its file and, if it runs, from its state. Changes nothing but the files that it is told
+//! `mainstay runbook`: the emergency plan of this cluster, from the specification in force and its state; from its file if nobody can be asked. Changes nothing but the files that it is told
 //! to write.
 
-use super::plan::{gather, write};
+use super::plan::{Basis, gather, write};
 use crate::cli::{Global, Runbook};
 use crate::failure::Outcome;
 use crate::output;
@@ -16,7 +16,7 @@ use serde_json::json;
 /// When the file can not be read, or a page can not be written.
 pub(crate) async fn run(options: Runbook, global: Global) -> Outcome {
     let mut progress = Progress::new();
-    let gathered = gather(&options.which, options.offline, &mut progress).await?;
+    let gathered = gather(&options.which, Basis::InForce, options.offline, &mut progress).await?;
     let report = runbook(&gathered.facts());
     drop(progress);
     let mut written = Vec::new();

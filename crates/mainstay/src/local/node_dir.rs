@@ -38,7 +38,7 @@ pub(crate) fn make_dir(path: &Path, mode: u32, owner: Option<&User>) -> Outcome 
 }
 
 /// Which directories a node has: path, mode, whether the servers' user owns it.
-fn wanted(node: &NodeLayout, witness: bool) -> Vec<(PathBuf, u32, bool)> {
+pub(crate) fn wanted(node: &NodeLayout, witness: bool) -> Vec<(PathBuf, u32, bool)> {
     let mut list =
         vec![(node.dir().to_owned(), 0o711, false), (node.agent(), 0o700, false), (node.log(), 0o700, false)];
     if !witness {

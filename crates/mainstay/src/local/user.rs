@@ -67,6 +67,16 @@ pub(crate) fn named(name: &str) -> Outcome<Option<User>> {
     }
 }
 
+/// The user of this number; one without an entry in `/etc/passwd` goes by its number.
+pub(crate) fn numbered(uid: u32) -> User {
+    find(&passwd(), |user| user.uid == uid).unwrap_or_else(|| User { name: uid.to_string(), uid, gid: uid })
+}
+
+/// The user that servers of root's agents run as, whoever asks.
+pub(crate) fn of_servers() -> Option<User> {
+    find(&passwd(), |user| user.name == SERVER_USER)
+}
+
 /// As whom servers run: `postgres` when root starts them, else (`None`) as whoever starts them.
 ///
 /// # Errors

@@ -55,6 +55,8 @@ pub(crate) fn standing(number: u64, lsn: u64) -> Standing {
             ..StoreStanding::default()
         },
         generation: 1,
+        wall_ms: 0,
+        libc: None,
     }
 }
 
