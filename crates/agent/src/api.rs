@@ -156,6 +156,7 @@ impl Api {
             store_leader: self.store.leader(),
             following,
             certificates: self.certificates.ends().await,
+            proxies: self.certificates.proxies(),
         };
         Some(status::local(self.me.clone(), &snapshot, self.observed.borrow().clone(), extras))
     }

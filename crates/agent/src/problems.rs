@@ -88,6 +88,7 @@ pub fn find(
     for node in &spec.nodes {
         look.node(node, &mut list);
     }
+    look.proxies(&mut list);
     list.0
 }
 
@@ -221,6 +222,24 @@ impl Look<'_> {
         file(answer, list);
     }
 
+    /// Proxies on hosts of their own have no status; what they show the agents tells when their certificates end. One that was renewed shows
+    /// it to each agent in turn, so the latest end counts. A node's own proxy is told of with its node.
+    fn proxies(&self, list: &mut List) {
+        let mut ends: BTreeMap<&str, i64> = BTreeMap::new();
+        for shown in self.answers.values().flat_map(|answer| &answer.proxies) {
+            let until = ends.entry(&shown.purpose).or_insert(shown.until);
+            *until = shown.until.max(*until);
+        }
+        ends.retain(|name, _| !self.spec.nodes.iter().any(|node| node.name.as_str() == *name));
+        for (name, until) in ends {
+            let way = format!(
+                "`mainstay pki issue --proxy {name}` on the authority's host, `mainstay join --proxy {name} --again` on the proxy's: it is \
+                 taken up while it runs"
+            );
+            certificate(&format!("proxy {name}: its certificate"), until, self.now_seconds(), &way, list);
+        }
+    }
+
     fn now_seconds(&self) -> i64 {
         i64::try_from(self.beside.now_ms / 1000).unwrap_or(i64::MAX)
     }
@@ -311,22 +330,25 @@ impl Look<'_> {
 
 fn renew(node: &NodeId) -> String {
     format!(
-        "`mainstay pki issue {node}` on the authority's host, `mainstay join --again` on that host, then restart its agent"
+        "`mainstay pki issue {node}` on the authority's host, `mainstay join --node {node} --again` on that host: it is taken up while it runs"
     )
 }
 
 fn certificates(answer: &LocalStatus, now: i64, list: &mut List) {
     for certificate in &answer.certificates {
-        let left = certificate.until.saturating_sub(now);
-        let (name, purpose) = (&answer.node, &certificate.purpose);
-        let until = rfc3339(u64::try_from(certificate.until).unwrap_or(0).saturating_mul(1000));
-        if left <= 0 {
-            let evidence = format!("{name}: the certificate of its {purpose} has expired ({until})");
-            list.add(("certificate-expired", "critical"), evidence, renew(name));
-        } else if left < EXPIRING {
-            let evidence = format!("{name}: the certificate of its {purpose} ends in {} days ({until})", left / 86_400);
-            list.add(("certificate-expiring", "warning"), evidence, renew(name));
-        }
+        let of = format!("{}: the certificate of its {}", answer.node, certificate.purpose);
+        self::certificate(&of, certificate.until, now, &renew(&answer.node), list);
+    }
+}
+
+fn certificate(of: &str, until: i64, now: i64, way: &str, list: &mut List) {
+    let left = until.saturating_sub(now);
+    let moment = rfc3339(u64::try_from(until).unwrap_or(0).saturating_mul(1000));
+    if left <= 0 {
+        list.add(("certificate-expired", "critical"), format!("{of} has expired ({moment})"), way);
+    } else if left < EXPIRING {
+        let within = if left < 86_400 { "within a day".to_owned() } else { format!("in {} days", left / 86_400) };
+        list.add(("certificate-expiring", "warning"), format!("{of} ends {within} ({moment})"), way);
     }
 }
 

@@ -386,7 +386,7 @@ impl Agent {
             observed: self.observed.subscribe(),
             version: OnceCell::new(),
             first_seen: Mutex::default(),
-            certificates: Certificates::of(layout),
+            certificates: Certificates::of(layout, Arc::clone(&self.ground.mesh)),
             lives: Arc::clone(&self.lives),
             gate,
         }))
@@ -435,6 +435,7 @@ impl Agent {
             tokio::spawn(probes::watch_exit(Arc::clone(&process), Arc::clone(&server_started), inputs.clone()));
             tokio::spawn(self.slots().keep());
             let configure = Configure {
+                certificate: self.ground.options.layout.server_cert(),
                 generations: Arc::clone(&self.ground.generations),
                 engine,
                 observed: self.observed.subscribe(),

@@ -132,6 +132,9 @@ pub struct LocalStatus {
     /// Until when its certificates are valid.
     #[serde(default)]
     pub certificates: Vec<CertificateEnd>,
+    /// Proxies that are connected to it, and until when what they showed is valid.
+    #[serde(default)]
+    pub proxies: Vec<CertificateEnd>,
 }
 
 /// What the parts of the agent that follow the specification and the store tell; empty until they do.
@@ -164,6 +167,8 @@ pub struct Extras {
     pub following: Following,
     /// Until when this node's certificates are valid.
     pub certificates: Vec<CertificateEnd>,
+    /// Proxies that are connected to it, and until when what they showed is valid.
+    pub proxies: Vec<CertificateEnd>,
 }
 
 /// One node's own status.
@@ -197,6 +202,7 @@ pub fn local(node: NodeId, snapshot: &Snapshot, observed: ServerObservation, ext
         paused: extras.following.paused,
         store: extras.following.store,
         certificates: extras.certificates,
+        proxies: extras.proxies,
     }
 }
 
@@ -358,6 +364,7 @@ mod tests {
             paused: None,
             store: None,
             certificates: Vec::new(),
+            proxies: Vec::new(),
         }
     }
 

@@ -1,8 +1,9 @@
 //! HTTP/1.1 over the same port: what serves it, and a small client for commands.
 
+use crate::credentials::Credentials;
 use crate::identity::Expect;
 use crate::link::open_tls;
-use crate::tls::{ALPN_HTTP, Credentials};
+use crate::tls::ALPN_HTTP;
 use crate::{NetError, ServerStream};
 use async_trait::async_trait;
 use http_body_util::{BodyExt, Full, Limited};

@@ -8,6 +8,7 @@
 
 mod backoff;
 mod client;
+pub mod credentials;
 mod files;
 mod frame;
 pub mod http;
@@ -25,6 +26,7 @@ pub mod tls;
 pub mod token;
 
 pub use client::Client;
+pub use credentials::Credentials;
 pub use files::write_file;
 pub use frame::{BODY_BYTES_MAX, RAFT_BODY_BYTES_MAX, body_max};
 pub use http::HttpServe;
@@ -32,7 +34,7 @@ pub use identity::{Expect, Identity, Role};
 pub use listener::ServerStream;
 pub use mesh::{Mesh, MeshOptions};
 pub use pki::{Authority, Issued, KeyRequest};
-pub use tls::{Credentials, install_provider};
+pub use tls::install_provider;
 pub use token::Token;
 
 /// Why something of this room failed: what, where, why.

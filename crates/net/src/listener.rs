@@ -3,15 +3,17 @@
 //! Which caller may use which channel is decided here: Raft, Store, Mind and Ask belong to nodes, Route to everybody of the cluster.
 //! Whatever breaks a rule costs its own connection only.
 
+use crate::credentials::Credentials;
 use crate::frame::{BODY_BYTES_MAX, Frame, Kind, body_max, read_frame};
 use crate::http::HttpServe;
+use crate::identity::parse_certificate;
 use crate::link::{HANDSHAKE_TIMEOUT, Outbox, lock, queue};
 use crate::mesh::PeerTable;
 use crate::seldom::Seldom;
 use crate::tls::{ALPN_FRAMES, caller_of};
 use crate::{reason, socket};
-use mainstay_model::ClusterName;
 use mainstay_ports::peer::{Caller, Channel, Handlers};
+use rustls::pki_types::CertificateDer;
 use std::collections::BTreeMap;
 use std::io::{Error, ErrorKind};
 use std::net::SocketAddr;
@@ -42,19 +44,30 @@ const REFUSAL_BYTES_MAX: usize = 4096;
 
 /// What every connection needs.
 pub(crate) struct Listener {
-    pub(crate) cluster: ClusterName,
-    pub(crate) acceptor: TlsAcceptor,
+    pub(crate) credentials: Arc<Credentials>,
     pub(crate) handlers: Handlers,
     pub(crate) http: Option<Arc<dyn HttpServe>>,
     pub(crate) peers: Arc<PeerTable>,
-    pub(crate) callers: Mutex<BTreeMap<Caller, usize>>,
+    pub(crate) callers: Mutex<BTreeMap<Caller, Open>>,
     /// Certificates that were refused are worth a line in the log, but not one for each attempt.
     pub(crate) refusals: Mutex<Seldom>,
+}
+
+/// The open connections of one caller.
+pub(crate) struct Open {
+    count: usize,
+    /// Until when the certificate is valid that it showed last, seconds since 1970.
+    until: i64,
 }
 
 /// May this caller use this channel? What a proxy may ask there the handler says: two of the questions.
 fn allowed(caller: &Caller, channel: Channel) -> bool {
     matches!((caller, channel), (Caller::Node(_), _) | (_, Channel::Route) | (Caller::Proxy(_), Channel::Ask))
+}
+
+/// When a certificate ends to be valid, in seconds since 1970.
+fn ends(certificate: &CertificateDer<'_>) -> Option<i64> {
+    Some(parse_certificate(certificate).ok()?.validity().not_after.timestamp())
 }
 
 fn invalid(what: &str) -> Error {
@@ -89,6 +102,16 @@ impl Listener {
         }
     }
 
+    /// Proxies with open connections, and until when what each showed last is valid.
+    pub(crate) fn proxies(&self) -> BTreeMap<String, i64> {
+        let callers = lock(&self.callers);
+        let proxies = callers.iter().filter_map(|(caller, open)| match caller {
+            Caller::Proxy(name) => Some((name.to_string(), open.until)),
+            _ => None,
+        });
+        proxies.collect()
+    }
+
     fn ended(&self, error: &Error, from: SocketAddr) {
         match reason::certificate(error) {
             Some(why) => {
@@ -105,17 +128,19 @@ impl Listener {
         socket::tune(&tcp);
         let handshake = async {
             let _permit = handshakes.acquire().await.map_err(Error::other)?;
-            self.acceptor.accept(tcp).await
+            TlsAcceptor::from(self.credentials.server_config()).accept(tcp).await
         };
         let stream = timeout(HANDSHAKE_TIMEOUT, handshake).await.map_err(|_| Error::from(ErrorKind::TimedOut))??;
         let session = stream.get_ref().1;
-        let caller = caller_of(&self.cluster, session.peer_certificates());
+        let shown = session.peer_certificates();
+        let caller = caller_of(&self.credentials.identity().cluster, shown);
         let caller = caller.ok_or_else(|| invalid("the caller's certificate names nobody who may call"))?;
+        let until = shown.and_then(|chain| chain.first()).and_then(ends).unwrap_or(i64::MAX);
         if session.alpn_protocol() == Some(ALPN_FRAMES) {
-            let _counted = self.count(&caller, true)?;
+            let _counted = self.count(&caller, until, true)?;
             return self.frames(stream, caller).await;
         }
-        let _counted = self.count(&caller, false)?;
+        let _counted = self.count(&caller, until, false)?;
         if let Some(http) = &self.http {
             http.serve(stream, caller).await;
         }
@@ -123,13 +148,13 @@ impl Listener {
     }
 
     /// Counts a connection of a caller for as long as the returned value lives.
-    fn count(&self, caller: &Caller, frames: bool) -> std::io::Result<Counted<'_>> {
+    fn count(&self, caller: &Caller, until: i64, frames: bool) -> std::io::Result<Counted<'_>> {
         let mut callers = lock(&self.callers);
-        let open = callers.entry(caller.clone()).or_insert(0);
-        if *open >= PER_CALLER_MAX {
+        let open = callers.entry(caller.clone()).or_insert(Open { count: 0, until });
+        if open.count >= PER_CALLER_MAX {
             return Err(Error::other(format!("{caller:?} has {PER_CALLER_MAX} connections already")));
         }
-        *open += 1;
+        *open = Open { count: open.count + 1, until };
         drop(callers);
         let peer = match caller {
             Caller::Node(node) if frames => self.peers.get(node),
@@ -236,11 +261,12 @@ struct Counted<'a> {
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
         let mut callers = lock(&self.listener.callers);
-        let left = callers.get(&self.caller).map_or(0, |open| open.saturating_sub(1));
+        let left = callers.get_mut(&self.caller).map_or(0, |open| {
+            open.count = open.count.saturating_sub(1);
+            open.count
+        });
         if left == 0 {
             callers.remove(&self.caller);
-        } else {
-            callers.insert(self.caller.clone(), left);
         }
         drop(callers);
         if let (Caller::Node(node), true, 0) = (&self.caller, self.frames, left)
