@@ -102,7 +102,7 @@ async fn files_that_can_not_be_used_change_nothing() {
     files.put("own.key", &second.key_pem);
     refused("do not belong together");
     files.renew(&issued(&pki, &Role::Node(node("db2")), YEAR));
-    refused("names node/db2");
+    refused("names mainstay://orders/node/db2");
     files.renew(&issued(&strangers, &role, YEAR));
     refused("not this authority's");
     files.put("own.crt", "-----BEGIN");
