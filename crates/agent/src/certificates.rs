@@ -65,6 +65,12 @@ impl Certificates {
         ends
     }
 
+    /// Why changed files of the agent are not taken up, if so.
+    #[must_use]
+    pub fn refused(&self) -> Option<String> {
+        self.mesh.credentials().refused()
+    }
+
     /// The proxies that are connected here, and when what each showed ends.
     #[must_use]
     pub fn proxies(&self) -> Vec<CertificateEnd> {

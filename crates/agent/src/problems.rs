@@ -15,6 +15,8 @@
 //! | `replica-not-streaming` | warning | a replica does not stream |
 //! | `replica-lagging` | warning | a replica is further behind than readers are sent to |
 //! | `certificate-expired`, `certificate-expiring` | critical, warning | a certificate has ended, or ends within 30 days |
+//! | `certificate-not-taken` | warning | changed certificate files of a running agent can not be used |
+//! | `proxy-down` | warning | a node's own proxy does not stay up |
 //! | `clock-off` | warning | a node's wall clock differs by more than two seconds |
 //! | `disk-nearly-full` | warning, critical | less than 1 GB, 200 MB free on a data volume |
 //! | `file-older`, `file-differs` | info, warning | a node's file is not what is in force |
@@ -27,7 +29,7 @@ use mainstay_model::record::Durability;
 use mainstay_model::spec::{Node, Spec};
 use mainstay_model::status::Problem;
 use mainstay_model::stored_spec::FileState;
-use mainstay_model::{ClaimState, NodeId};
+use mainstay_model::{ClaimState, NodeId, ServerState};
 use mainstay_net::reason::says_expired;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -219,6 +221,11 @@ impl Look<'_> {
         self.lag(answer, list);
         self.host(answer, list);
         certificates(answer, self.now_seconds(), list);
+        if let Some(why) = &answer.proxy_down {
+            let evidence = format!("{}: its proxy does not stay up: {why}", node.name);
+            let hint = "put that right there: it is started again by itself; clients connect to another node's proxy meanwhile";
+            list.add(("proxy-down", "warning"), evidence, hint);
+        }
         file(answer, list);
     }
 
@@ -281,7 +288,11 @@ impl Look<'_> {
             let hint = format!("`mainstay why --node {name}` tells more; `mainstay reinit {name}` clones it anew");
             list.dated(("node-stays-out", "critical"), format!("{name}: {problem}"), hint, since);
         } else if let Some(symptom) = &answer.observed.symptom {
-            let hint = "look at that host's disk and load; the cluster takes over by itself where it must";
+            let hint = match answer.observed.state {
+                // What is not fit names the way out itself.
+                ServerState::Down => "put that right there; its server is started then, and `mainstay why` tells more",
+                _ => "look at that host's disk and load; the cluster takes over by itself where it must",
+            };
             list.add(("server-silent", "warning"), format!("{name}: {symptom}"), hint);
         } else if !answer.standing.healthy() && self.primary.is_some_and(|primary| primary.node != *name) {
             let evidence = format!("{name} is {}", answer.standing.state);
@@ -335,6 +346,10 @@ fn renew(node: &NodeId) -> String {
 }
 
 fn certificates(answer: &LocalStatus, now: i64, list: &mut List) {
+    if let Some(why) = &answer.not_taken {
+        let evidence = format!("{}: its changed certificate files are not in use: {why}", answer.node);
+        list.add(("certificate-not-taken", "warning"), evidence, renew(&answer.node));
+    }
     for certificate in &answer.certificates {
         let of = format!("{}: the certificate of its {}", answer.node, certificate.purpose);
         self::certificate(&of, certificate.until, now, &renew(&answer.node), list);

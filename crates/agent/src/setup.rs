@@ -280,6 +280,7 @@ struct Agent {
     order_begins: Arc<Notify>,
     observed: watch::Sender<ServerObservation>,
     configured: watch::Sender<Configured>,
+    proxy_down: watch::Sender<Option<String>>,
     ending: Ending,
     lives: Arc<Lives>,
 }
@@ -330,6 +331,7 @@ async fn live(
         order_begins: Arc::default(),
         observed: watch::Sender::new(ServerObservation::default()),
         configured: watch::Sender::new(Configured::default()),
+        proxy_down: watch::Sender::new(None),
         ending: Ending::default(),
         lives: Arc::default(),
         ground,
@@ -386,6 +388,7 @@ impl Agent {
             observed: self.observed.subscribe(),
             version: OnceCell::new(),
             first_seen: Mutex::default(),
+            proxy_down: self.proxy_down.subscribe(),
             certificates: Certificates::of(layout, Arc::clone(&self.ground.mesh)),
             lives: Arc::clone(&self.lives),
             gate,
@@ -500,6 +503,7 @@ impl Agent {
             config: options.config.clone(),
             node: self.me.clone(),
             layout: options.layout.clone(),
+            down: self.proxy_down.clone(),
         }
     }
 

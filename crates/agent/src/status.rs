@@ -135,6 +135,12 @@ pub struct LocalStatus {
     /// Proxies that are connected to it, and until when what they showed is valid.
     #[serde(default)]
     pub proxies: Vec<CertificateEnd>,
+    /// Why changed certificate files of its agent are not taken up, if so.
+    #[serde(default)]
+    pub not_taken: Option<String>,
+    /// Why its proxy does not stay up, if so.
+    #[serde(default)]
+    pub proxy_down: Option<String>,
 }
 
 /// What the parts of the agent that follow the specification and the store tell; empty until they do.
@@ -169,6 +175,10 @@ pub struct Extras {
     pub certificates: Vec<CertificateEnd>,
     /// Proxies that are connected to it, and until when what they showed is valid.
     pub proxies: Vec<CertificateEnd>,
+    /// Why changed certificate files are not taken up, if so.
+    pub not_taken: Option<String>,
+    /// Why this node's proxy does not stay up, if so.
+    pub proxy_down: Option<String>,
 }
 
 /// One node's own status.
@@ -203,6 +213,8 @@ pub fn local(node: NodeId, snapshot: &Snapshot, observed: ServerObservation, ext
         store: extras.following.store,
         certificates: extras.certificates,
         proxies: extras.proxies,
+        not_taken: extras.not_taken,
+        proxy_down: extras.proxy_down,
     }
 }
 
@@ -253,7 +265,7 @@ pub fn merge(spec: &Spec, api: String, answers: &BTreeMap<NodeId, LocalStatus>, 
     let version =
         answers.values().map(|answer| answer.version.clone()).find(|text| !text.is_empty()).unwrap_or_default();
     let write_host =
-        spec.proxy.host.clone().or_else(|| spec.nodes.first().map(|node| node.host.clone())).unwrap_or_default();
+        spec.proxy.host.clone().or_else(|| entry(spec, answers).map(|node| node.host.clone())).unwrap_or_default();
     Status {
         cluster: ClusterStatus {
             name: spec.cluster.name.to_string(),
@@ -272,6 +284,12 @@ pub fn merge(spec: &Spec, api: String, answers: &BTreeMap<NodeId, LocalStatus>, 
         nodes: spec.nodes.iter().map(|node| node_status(spec, node, answers.get(&node.name), primary)).collect(),
         problems: problems::find(spec, answers, primary, beside),
     }
+}
+
+/// The node whose proxy is named: the first that answers, whose proxy runs.
+fn entry<'a>(spec: &'a Spec, answers: &BTreeMap<NodeId, LocalStatus>) -> Option<&'a Node> {
+    let works = |node: &&Node| answers.get(&node.name).is_some_and(|answer| answer.proxy_down.is_none());
+    spec.nodes.iter().find(works).or(spec.nodes.first())
 }
 
 fn durability_name(durability: Durability) -> &'static str {
@@ -365,6 +383,8 @@ mod tests {
             store: None,
             certificates: Vec::new(),
             proxies: Vec::new(),
+            not_taken: None,
+            proxy_down: None,
         }
     }
 
@@ -406,6 +426,8 @@ mod tests {
         let conditions: Vec<(&str, Change)> = vec![
             ("certificate-expired", Box::new(move |answer| answer.certificates = end(100 * day - 1))),
             ("certificate-expiring", Box::new(move |answer| answer.certificates = end(129 * day))),
+            ("certificate-not-taken", Box::new(|answer| answer.not_taken = Some("node.key: no key".to_owned()))),
+            ("proxy-down", Box::new(|answer| answer.proxy_down = Some("listen on 10.0.0.2:6432: in use".to_owned()))),
             ("clock-off", Box::new(|answer| answer.clock_off_ms = -2001)),
             ("disk-nearly-full", Box::new(|answer| answer.observed.disk_free = Some(1 << 20))),
             ("file-older", Box::new(|answer| answer.file = Some(FileState::Older(3)))),
@@ -501,10 +523,53 @@ mod tests {
     }
 
     #[test]
+    fn a_proxy_elsewhere_is_told_of_by_the_latest_that_it_showed() {
+        let day = 86_400;
+        let beside = Beside { now_ms: 100 * 86_400 * 1000, ..Beside::default() };
+        let shown = |name: &str, days: i64| vec![CertificateEnd { purpose: name.to_owned(), until: days * day }];
+        let (mut one, mut other) = (primary(), answer("db2", "replica", "streaming"));
+        (one.proxies, other.proxies) = (shown("app1", 110), shown("app1", 90));
+        let status = merged_beside(vec![one.clone(), other.clone()], &beside);
+        assert_eq!(names(&status), ["certificate-expiring"]);
+        let problem = &status.problems[0];
+        assert!(problem.evidence.contains("proxy app1") && problem.hint.contains("--proxy app1"), "{problem:?}");
+        one.proxies = shown("app1", 465);
+        assert_eq!(names(&merged_beside(vec![one.clone(), other.clone()], &beside)), [""; 0], "it was renewed");
+        (one.proxies, other.proxies) = (shown("app1", 90), Vec::new());
+        assert_eq!(names(&merged_beside(vec![one.clone(), other.clone()], &beside)), ["certificate-expired"]);
+        one.proxies = shown("db2", 90);
+        assert_eq!(names(&merged_beside(vec![one, other], &beside)), [""; 0], "a node's own is told of with its node");
+    }
+
+    #[test]
+    fn the_address_for_writes_is_one_that_works() {
+        let mut down = answer("db1", "primary", "running");
+        down.proxy_down = Some("port in use".to_owned());
+        let replica = || answer("db2", "replica", "streaming");
+        let host =
+            |answers: Vec<LocalStatus>| merged(answers).routes.write.split(':').next().unwrap_or_default().to_owned();
+        let (first, second) = (host(vec![primary(), replica()]), host(vec![replica()]));
+        assert_ne!(first, second, "db1 does not answer");
+        assert_eq!(host(vec![down, replica()]), second, "db1's proxy does not run");
+        assert_eq!(host(Vec::new()), first, "nobody answers");
+    }
+
+    #[test]
     fn an_answer_of_an_older_agent_is_understood() {
         let mut older = serde_json::to_value(answer("db2", "replica", "streaming")).unwrap();
         let fields = older.as_object_mut().unwrap();
-        for added in ["wall_ms", "generation", "file", "pending_restart", "paused", "store", "certificates"] {
+        for added in [
+            "wall_ms",
+            "generation",
+            "file",
+            "pending_restart",
+            "paused",
+            "store",
+            "certificates",
+            "proxies",
+            "not_taken",
+            "proxy_down",
+        ] {
             fields.remove(added).expect("it is told now");
         }
         let read: LocalStatus = serde_json::from_value(older).unwrap();

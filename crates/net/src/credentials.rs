@@ -1,7 +1,8 @@
 //! What a process shows and trusts, and the taking up of renewed files while it runs.
 //!
 //! `join --again` puts new files in place of the old ones. Every new connection, in and out, uses what [`Credentials::renew`] read last;
-//! open ones go on with what they began with. Files that can not be used (half-written, another's, ended) change nothing. Absent: the
+//! open ones go on with what they began with. Files that can not be used (half-written, another's, another authority's, ended) change
+//! nothing. Absent: the
 //! renewal itself, which needs the authority.
 
 use crate::NetError;
@@ -30,6 +31,8 @@ pub struct Credentials {
     identity: Identity,
     files: Option<Files>,
     held: Mutex<Arc<Papers>>,
+    /// Why changed files are not taken up, if so.
+    refused: Mutex<Option<String>>,
 }
 
 /// Where they were read from.
@@ -45,6 +48,14 @@ struct Texts {
     ca: String,
     cert: String,
     key: String,
+}
+
+/// Which of the three an error is about.
+#[derive(Clone, Copy)]
+enum Part {
+    Ca,
+    Cert,
+    Key,
 }
 
 /// One state of them, with what is made from it.
@@ -78,29 +89,71 @@ fn now_seconds() -> i64 {
 }
 
 impl Files {
+    fn path(&self, part: Part) -> &Path {
+        match part {
+            Part::Ca => &self.ca,
+            Part::Cert => &self.cert,
+            Part::Key => &self.key,
+        }
+    }
+
     fn read(&self) -> Result<Texts, NetError> {
         Ok(Texts { ca: read(&self.ca)?, cert: read(&self.cert)?, key: read_key(&self.key)? })
     }
 }
 
 impl Papers {
-    fn of(cluster: &ClusterName, texts: Texts) -> Result<Self, NetError> {
+    fn of(cluster: &ClusterName, texts: Texts) -> Result<Self, (Part, NetError)> {
+        let of = |part: Part| move |error: NetError| (part, error);
         let mut roots = RootCertStore::empty();
-        for root in certificates(texts.ca.as_bytes())? {
-            roots.add(root).map_err(wrong)?;
+        for root in whole(&texts.ca).map_err(of(Part::Ca))? {
+            roots.add(root).map_err(|error| (Part::Ca, wrong(error)))?;
         }
         let roots = Arc::new(roots);
-        let chain = certificates(texts.cert.as_bytes())?;
-        let own = chain.first().ok_or_else(|| NetError::Certificate("no certificate in the file".to_owned()))?;
-        let identity = Identity::of_certificate(own)?;
-        if identity.cluster != *cluster {
-            return Err(NetError::Certificate(format!("{identity} is not of the cluster {cluster}")));
-        }
-        let until = parse_certificate(own)?.validity().not_after.timestamp();
-        let key = PrivateKeyDer::from_pem_slice(texts.key.as_bytes()).map_err(wrong)?;
-        let callers = callers_config(cluster, &roots, &chain, &key)?;
-        let clients = clients_config(&chain, &key)?;
+        let chain = whole(&texts.cert).map_err(of(Part::Cert))?;
+        let (identity, until) = named(&chain, cluster).map_err(of(Part::Cert))?;
+        let key = PrivateKeyDer::from_pem_slice(texts.key.as_bytes());
+        let key =
+            key.map_err(|error| (Part::Key, NetError::Certificate(format!("not a whole private key: {error}"))))?;
+        let callers = callers_config(cluster, &roots, &chain, &key).map_err(of(Part::Key))?;
+        let clients = clients_config(&chain, &key).map_err(of(Part::Key))?;
         Ok(Self { texts, identity, until, chain, key, roots, callers, clients })
+    }
+
+    /// Is every certificate's authority, or one of them, that of `other` too?
+    fn shares_authority(&self, other: &Self) -> bool {
+        let subjects = |papers: &Self| certificates(papers.texts.ca.as_bytes()).unwrap_or_default();
+        let others = subjects(other);
+        subjects(self).iter().any(|root| others.contains(root))
+    }
+}
+
+/// The certificates of a file, at least one.
+fn whole(text: &str) -> Result<Vec<CertificateDer<'static>>, NetError> {
+    let found = certificates(text.as_bytes());
+    match found.map_err(|error| NetError::Certificate(format!("not whole: {error}")))? {
+        none if none.is_empty() => Err(NetError::Certificate("no certificate in the file".to_owned())),
+        some => Ok(some),
+    }
+}
+
+/// Whom the first of these names, if it is of the cluster, and until when.
+fn named(chain: &[CertificateDer<'static>], cluster: &ClusterName) -> Result<(Identity, i64), NetError> {
+    let own = chain.first().ok_or_else(|| NetError::Certificate("no certificate in the file".to_owned()))?;
+    let identity = Identity::of_certificate(own)?;
+    if identity.cluster != *cluster {
+        return Err(NetError::Certificate(format!("{identity} is not of the cluster {cluster}")));
+    }
+    Ok((identity, parse_certificate(own)?.validity().not_after.timestamp()))
+}
+
+/// A key of another certificate, in words that say so.
+fn together(error: rustls::Error) -> NetError {
+    match error {
+        rustls::Error::InconsistentKeys(_) => {
+            NetError::Certificate("it is not the key of the certificate beside it".to_owned())
+        }
+        other => wrong(other),
     }
 }
 
@@ -118,7 +171,7 @@ fn callers_config(
         .map_err(wrong)?
         .with_client_cert_verifier(Arc::new(verifier))
         .with_single_cert(chain.to_vec(), key.clone_key())
-        .map_err(wrong)?;
+        .map_err(together)?;
     config.alpn_protocols = vec![ALPN_FRAMES.to_vec(), ALPN_HTTP.to_vec()];
     config.send_tls13_tickets = 0;
     Ok(Arc::new(config))
@@ -134,7 +187,7 @@ fn clients_config(
         .map_err(wrong)?
         .with_no_client_auth()
         .with_single_cert(chain.to_vec(), key.clone_key())
-        .map_err(wrong)?;
+        .map_err(together)?;
     config.alpn_protocols = vec![ALPN_POSTGRES.to_vec()];
     Ok(Arc::new(config))
 }
@@ -146,7 +199,7 @@ impl Credentials {
     /// When one can not be read, the key is readable by others or is another certificate's, or the certificate is another cluster's.
     pub fn load(cluster: &ClusterName, ca: &Path, cert: &Path, key: &Path) -> Result<Arc<Self>, NetError> {
         let files = Files { ca: ca.to_owned(), cert: cert.to_owned(), key: key.to_owned() };
-        let papers = Papers::of(cluster, files.read()?).map_err(|error| with_path(error, cert))?;
+        let papers = Papers::of(cluster, files.read()?).map_err(|(part, error)| with_path(error, files.path(part)))?;
         Ok(Self::holding(papers, Some(files)))
     }
 
@@ -156,11 +209,16 @@ impl Credentials {
     /// When one can not be read, the key is another certificate's, or the certificate is another cluster's.
     pub fn from_pem(cluster: &ClusterName, ca: &str, cert: &str, key: &str) -> Result<Arc<Self>, NetError> {
         let texts = Texts { ca: ca.to_owned(), cert: cert.to_owned(), key: key.to_owned() };
-        Ok(Self::holding(Papers::of(cluster, texts)?, None))
+        Ok(Self::holding(Papers::of(cluster, texts).map_err(|(_, error)| error)?, None))
     }
 
     fn holding(papers: Papers, files: Option<Files>) -> Arc<Self> {
-        Arc::new(Self { identity: papers.identity.clone(), files, held: Mutex::new(Arc::new(papers)) })
+        Arc::new(Self {
+            identity: papers.identity.clone(),
+            files,
+            held: Mutex::new(Arc::new(papers)),
+            refused: Mutex::default(),
+        })
     }
 
     fn held(&self) -> Arc<Papers> {
@@ -170,17 +228,35 @@ impl Credentials {
     /// Reads the files again. True: they have changed, and count for every new connection from now on.
     ///
     /// # Errors
-    /// When they can not be used: unreadable, not belonging together, another's, or ended by our clock while those in use have not. What is
-    /// in use stays.
+    /// When they can not be used: unreadable, not belonging together, another's, another authority's (that takes a restart, since it is the
+    /// cluster that changes), or ended by our clock while those in use have not. What is in use stays.
     pub fn renew(&self) -> Result<bool, NetError> {
+        let looked = self.read_again();
+        *lock(&self.refused) = looked.as_ref().err().map(ToString::to_string);
+        looked
+    }
+
+    /// Why changed files are not taken up, if so.
+    #[must_use]
+    pub fn refused(&self) -> Option<String> {
+        lock(&self.refused).clone()
+    }
+
+    fn read_again(&self) -> Result<bool, NetError> {
         let Some(files) = &self.files else { return Ok(false) };
         let (texts, held) = (files.read()?, self.held());
         if texts == held.texts {
             return Ok(false);
         }
         let issued = crate::Issued { cert_pem: texts.cert.clone(), key_pem: texts.key.clone() };
-        let found = issued.check_issued_by(&texts.ca).and_then(|()| Papers::of(&self.identity.cluster, texts));
-        let papers = found.map_err(|error| with_path(error, &files.cert))?;
+        let ca = texts.ca.clone();
+        let found = Papers::of(&self.identity.cluster, texts);
+        let papers = found.map_err(|(part, error)| with_path(error, files.path(part)))?;
+        if !papers.shares_authority(&held) {
+            let why = "another authority than the one in use; a restart of this process takes it, if that is meant";
+            return Err(with_path(NetError::Certificate(why.to_owned()), &files.ca));
+        }
+        issued.check_issued_by(&ca).map_err(|error| with_path(error, &files.cert))?;
         let refused = |why: String| Err(with_path(NetError::Certificate(why), &files.cert));
         if papers.identity != self.identity {
             return refused(format!("it names {}, and this is {}", papers.identity, self.identity));
@@ -198,7 +274,7 @@ impl Credentials {
         if self.files.is_none() {
             return;
         }
-        let (mut before, mut said) = (None, Seldom::default());
+        let (mut before, mut said): (Option<String>, _) = (None, Seldom::default());
         loop {
             tokio::time::sleep(LOOK).await;
             let this = Arc::clone(&self);

@@ -37,6 +37,16 @@ pub use pki::{Authority, Issued, KeyRequest};
 pub use tls::install_provider;
 pub use token::Token;
 
+/// What to do about an address that can not be listened on.
+fn listening(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::AddrNotAvailable => {
+            "this host does not have that address: is it another node's name, or has the host a new one? (`mainstay node replace NAME --host HOST`)"
+        }
+        _ => "is another agent running there?",
+    }
+}
+
 /// Why something of this room failed: what, where, why.
 #[derive(Debug, thiserror::Error)]
 pub enum NetError {
@@ -75,7 +85,7 @@ pub enum NetError {
     #[error("{0}")]
     Join(join::Refusal),
     /// The listener could not be opened.
-    #[error("listen on {address}: {source}; is another agent running there?")]
+    #[error("listen on {address}: {source}; {}", listening(source))]
     Listen {
         /// Where.
         address: std::net::SocketAddr,

@@ -23,7 +23,7 @@ use tokio::io::{AsyncRead, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 
 /// An accepted TLS stream.
@@ -39,6 +39,10 @@ const PER_CALLER_MAX: usize = 64;
 const REQUESTS_MAX: usize = 64;
 /// A handler that has not answered by then is dropped (long polls are shorter).
 const HANDLER_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a proxy that does not come any more is remembered.
+const REMEMBERED: Duration = Duration::from_secs(86_400);
+/// How many are.
+const PROXIES_MAX: usize = 256;
 /// A refusal's text is cut here, in bytes.
 const REFUSAL_BYTES_MAX: usize = 4096;
 
@@ -48,16 +52,17 @@ pub(crate) struct Listener {
     pub(crate) handlers: Handlers,
     pub(crate) http: Option<Arc<dyn HttpServe>>,
     pub(crate) peers: Arc<PeerTable>,
-    pub(crate) callers: Mutex<BTreeMap<Caller, Open>>,
+    pub(crate) callers: Mutex<BTreeMap<Caller, usize>>,
+    pub(crate) proxies: Mutex<BTreeMap<String, Shown>>,
     /// Certificates that were refused are worth a line in the log, but not one for each attempt.
     pub(crate) refusals: Mutex<Seldom>,
 }
 
-/// The open connections of one caller.
-pub(crate) struct Open {
-    count: usize,
-    /// Until when the certificate is valid that it showed last, seconds since 1970.
+/// What a proxy showed last.
+pub(crate) struct Shown {
+    /// Until when that certificate is valid, seconds since 1970.
     until: i64,
+    at: Instant,
 }
 
 /// May this caller use this channel? What a proxy may ask there the handler says: two of the questions.
@@ -102,14 +107,21 @@ impl Listener {
         }
     }
 
-    /// Proxies with open connections, and until when what each showed last is valid.
+    /// Proxies that came within the last day, and until when what each showed last is valid. One whose certificate has ended can not come
+    /// again, so it is remembered.
     pub(crate) fn proxies(&self) -> BTreeMap<String, i64> {
-        let callers = lock(&self.callers);
-        let proxies = callers.iter().filter_map(|(caller, open)| match caller {
-            Caller::Proxy(name) => Some((name.to_string(), open.until)),
-            _ => None,
-        });
-        proxies.collect()
+        let (mut proxies, open) = (lock(&self.proxies), lock(&self.callers));
+        proxies
+            .retain(|name, shown| shown.at.elapsed() < REMEMBERED || open.contains_key(&Caller::Proxy(name.clone())));
+        proxies.iter().map(|(name, shown)| (name.clone(), shown.until)).collect()
+    }
+
+    fn remember(&self, caller: &Caller, until: i64) {
+        let Caller::Proxy(name) = caller else { return };
+        let mut proxies = lock(&self.proxies);
+        if proxies.len() < PROXIES_MAX || proxies.contains_key(name) {
+            proxies.insert(name.clone(), Shown { until, at: Instant::now() });
+        }
     }
 
     fn ended(&self, error: &Error, from: SocketAddr) {
@@ -136,11 +148,12 @@ impl Listener {
         let caller = caller_of(&self.credentials.identity().cluster, shown);
         let caller = caller.ok_or_else(|| invalid("the caller's certificate names nobody who may call"))?;
         let until = shown.and_then(|chain| chain.first()).and_then(ends).unwrap_or(i64::MAX);
+        self.remember(&caller, until);
         if session.alpn_protocol() == Some(ALPN_FRAMES) {
-            let _counted = self.count(&caller, until, true)?;
+            let _counted = self.count(&caller, true)?;
             return self.frames(stream, caller).await;
         }
-        let _counted = self.count(&caller, until, false)?;
+        let _counted = self.count(&caller, false)?;
         if let Some(http) = &self.http {
             http.serve(stream, caller).await;
         }
@@ -148,13 +161,13 @@ impl Listener {
     }
 
     /// Counts a connection of a caller for as long as the returned value lives.
-    fn count(&self, caller: &Caller, until: i64, frames: bool) -> std::io::Result<Counted<'_>> {
+    fn count(&self, caller: &Caller, frames: bool) -> std::io::Result<Counted<'_>> {
         let mut callers = lock(&self.callers);
-        let open = callers.entry(caller.clone()).or_insert(Open { count: 0, until });
-        if open.count >= PER_CALLER_MAX {
+        let open = callers.entry(caller.clone()).or_insert(0);
+        if *open >= PER_CALLER_MAX {
             return Err(Error::other(format!("{caller:?} has {PER_CALLER_MAX} connections already")));
         }
-        *open = Open { count: open.count + 1, until };
+        *open += 1;
         drop(callers);
         let peer = match caller {
             Caller::Node(node) if frames => self.peers.get(node),
@@ -262,8 +275,8 @@ impl Drop for Counted<'_> {
     fn drop(&mut self) {
         let mut callers = lock(&self.listener.callers);
         let left = callers.get_mut(&self.caller).map_or(0, |open| {
-            open.count = open.count.saturating_sub(1);
-            open.count
+            *open = open.saturating_sub(1);
+            *open
         });
         if left == 0 {
             callers.remove(&self.caller);

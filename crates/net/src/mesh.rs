@@ -163,8 +163,8 @@ impl Mesh {
         self.start_renewing();
         let Some((address, socket)) = bound else { return Ok(None) };
         let (credentials, peers) = (Arc::clone(&self.credentials), self.peers.clone());
-        let (callers, refusals) = (Mutex::default(), Mutex::default());
-        let listener = Arc::new(Listener { credentials, handlers, http, peers, callers, refusals });
+        let (callers, proxies, refusals) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let listener = Arc::new(Listener { credentials, handlers, http, peers, callers, proxies, refusals });
         let mut running = lock(&self.running);
         running.tasks.push(tokio::spawn(Arc::clone(&listener).run(socket)).abort_handle());
         running.listener = Some(listener);
@@ -180,7 +180,7 @@ impl Mesh {
         lock(&self.running).tasks.push(renewing);
     }
 
-    /// Proxies that are connected, each with the end of the certificate that it showed last, in seconds since 1970.
+    /// Proxies that came within the last day, each with the end of the certificate that it showed last, in seconds since 1970.
     #[must_use]
     pub fn proxies(&self) -> BTreeMap<String, i64> {
         let listener = lock(&self.running).listener.clone();

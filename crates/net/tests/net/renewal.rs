@@ -100,13 +100,19 @@ async fn files_that_can_not_be_used_change_nothing() {
     assert!(!credentials.renew().unwrap(), "nothing has changed");
     let second = issued(&pki, &role, 2 * YEAR);
     files.put("own.key", &second.key_pem);
-    refused("do not belong together");
+    refused("own.key: it is not the key of the certificate beside it");
+    assert!(credentials.refused().is_some());
     files.renew(&issued(&pki, &Role::Node(node("db2")), YEAR));
     refused("names mainstay://orders/node/db2");
     files.renew(&issued(&strangers, &role, YEAR));
     refused("not this authority's");
-    files.put("own.crt", "-----BEGIN");
-    refused("certificate");
+    files.put("ca.crt", &strangers.trusted);
+    refused("ca.crt: another authority than the one in use");
+    files.put("ca.crt", &pki.trusted);
+    files.put("own.crt", "-----BEGIN CERTIFICATE-----");
+    refused("own.crt: not whole");
+    files.renew(&Issued { key_pem: "-----BEGIN PRIVATE KEY-----".to_owned(), ..first.clone() });
+    refused("own.key: not a whole private key");
     std::fs::remove_file(files.path("own.crt")).unwrap();
     refused("own.crt");
     files.renew(&issued(&pki, &role, Duration::from_secs(0)));
@@ -114,5 +120,6 @@ async fn files_that_can_not_be_used_change_nothing() {
     refused("has expired");
     files.renew(&second);
     assert!(credentials.renew().unwrap());
+    assert_eq!(credentials.refused(), None);
     assert!(credentials.valid_until() > before && !credentials.expired());
 }
