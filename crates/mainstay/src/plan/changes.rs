@@ -88,13 +88,18 @@ fn logs<'a>(losses: impl Iterator<Item = &'a Lost>) -> Vec<&'a Lost> {
     logs
 }
 
+/// So many commits.
+pub(crate) fn counted(commits: u64) -> String {
+    if commits == 1 { "1 commit".to_owned() } else { format!("{commits} commits") }
+}
+
 /// What was lost, in a few words.
 pub(crate) fn loss(change: Option<&Change>, losses: &[Lost]) -> String {
     let acknowledged = logs(losses.iter().filter(|lost| lost.may_be_acknowledged));
     if !acknowledged.is_empty() {
         let bytes: u64 = acknowledged.iter().map(|lost| lost.to.lsn.0.saturating_sub(lost.from.lsn.0)).sum();
         let commits = acknowledged.iter().map(|lost| lost.commits).sum::<Option<u64>>();
-        let commits = commits.map(|count| format!("{count} commits, ")).unwrap_or_default();
+        let commits = commits.map(|count| format!("{}, ", counted(count))).unwrap_or_default();
         return format!("lost {commits}{}", crate::output::table::bytes(bytes));
     }
     match change.map(|change| change.at_risk_bytes) {
