@@ -11,7 +11,7 @@ use mainstay_decide::io::{Config, Input};
 use mainstay_model::spec::Spec;
 use mainstay_model::stored_spec::StoredSpec;
 use mainstay_model::{Durability, NodeId, ServerObservation, ServerState, Span};
-use mainstay_net::Mesh;
+use mainstay_net::{Credentials, Mesh};
 use mainstay_ports::engine::{Configured, Engine, EngineError, EngineSettings};
 use mainstay_ports::peer::Peers as _;
 use mainstay_ports::sabotage;
@@ -191,8 +191,10 @@ impl Follow {
 /// Gives the server's settings to the engine whenever they change, until it has taken them; and again once a server has started, since
 /// what waited for that is in force then, and once its certificate was renewed, which it reads with its settings.
 pub struct Configure {
-    /// The server's certificate.
-    pub certificate: PathBuf,
+    /// The server's certificate, and the authority beside it.
+    pub certificate: (PathBuf, PathBuf),
+    /// What the agent itself trusts: a server is not told to read another authority's files.
+    pub credentials: Arc<Credentials>,
     /// What the operator wants.
     pub generations: Arc<Generations>,
     /// Whom to tell.
@@ -236,8 +238,8 @@ impl Configure {
                 () = sleep_until(due), if wanted => {}
                 _ = look.tick() => {
                     let stamp = self.stamp().await;
-                    if stamp.is_some() && stamp != shown {
-                        info!(certificate = %self.certificate.display(), "the server's certificate was renewed: having the server read it");
+                    if stamp.is_some() && stamp != shown && self.of_our_authority().await {
+                        info!(certificate = %self.certificate.0.display(), "the server's certificate was renewed: having the server read it");
                         (shown, given, due) = (stamp, None, Instant::now());
                     }
                 }
@@ -252,8 +254,13 @@ impl Configure {
 
     /// Which file it is now: `join --again` puts another in its place.
     async fn stamp(&self) -> Option<(u64, i64)> {
-        let metadata = tokio::fs::metadata(&self.certificate).await.ok()?;
+        let metadata = tokio::fs::metadata(&self.certificate.0).await.ok()?;
         Some((metadata.ino(), metadata.mtime()))
+    }
+
+    async fn of_our_authority(&self) -> bool {
+        let authority = tokio::fs::read_to_string(&self.certificate.1).await;
+        authority.is_ok_and(|authority| self.credentials.trusts(&authority))
     }
 
     /// `None`: taken. Else: after how long to try again.

@@ -437,8 +437,10 @@ impl Agent {
             tokio::spawn(probes::probe(Arc::clone(&engine), interval, Arc::clone(&probe_now), seen, inputs.clone()));
             tokio::spawn(probes::watch_exit(Arc::clone(&process), Arc::clone(&server_started), inputs.clone()));
             tokio::spawn(self.slots().keep());
+            let layout = &self.ground.options.layout;
             let configure = Configure {
-                certificate: self.ground.options.layout.server_cert(),
+                certificate: (layout.server_cert(), layout.server_ca()),
+                credentials: Arc::clone(self.ground.mesh.credentials()),
                 generations: Arc::clone(&self.ground.generations),
                 engine,
                 observed: self.observed.subscribe(),

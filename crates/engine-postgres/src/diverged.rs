@@ -128,7 +128,7 @@ impl Postgres {
             report,
             ..Lost::default()
         };
-        let json = report(&lost).map_err(failed)?;
+        let json = written(&lost).map_err(failed)?;
         files::write_atomic(&part, REPORT, json.as_bytes(), 0o600, None)
             .and_then(|()| std::fs::rename(&part, &place))
             .and_then(|()| files::sync_dir(&aside))
@@ -174,7 +174,7 @@ fn kept_before(aside: &Path, suffix: &str, fork: Position) -> Option<Lost> {
 }
 
 /// What is written beside a kept log. Whether it may have been acknowledged is left out: only the cluster's record tells, and `mainstay history`.
-fn report(lost: &Lost) -> serde_json::Result<String> {
+fn written(lost: &Lost) -> serde_json::Result<String> {
     let mut told = serde_json::to_value(lost)?;
     if let Some(fields) = told.as_object_mut() {
         fields.remove("may_be_acknowledged");
@@ -263,7 +263,7 @@ mod tests {
     #[test]
     fn what_is_written_beside_a_kept_log_judges_nothing_and_is_read_again() {
         let lost = Lost { commits: Some(7), kept: "/kept".to_owned(), ..Lost::default() };
-        let text = report(&lost).unwrap();
+        let text = written(&lost).unwrap();
         assert!(text.contains("/kept") && !text.contains("may_be_acknowledged"), "{text}");
         assert_eq!(serde_json::from_str::<Lost>(&text).unwrap(), lost);
     }

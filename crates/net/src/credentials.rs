@@ -119,13 +119,6 @@ impl Papers {
         let clients = clients_config(&chain, &key).map_err(of(Part::Key))?;
         Ok(Self { texts, identity, until, chain, key, roots, callers, clients })
     }
-
-    /// Is every certificate's authority, or one of them, that of `other` too?
-    fn shares_authority(&self, other: &Self) -> bool {
-        let subjects = |papers: &Self| certificates(papers.texts.ca.as_bytes()).unwrap_or_default();
-        let others = subjects(other);
-        subjects(self).iter().any(|root| others.contains(root))
-    }
 }
 
 /// The certificates of a file, at least one.
@@ -252,7 +245,7 @@ impl Credentials {
         let ca = texts.ca.clone();
         let found = Papers::of(&self.identity.cluster, texts);
         let papers = found.map_err(|(part, error)| with_path(error, files.path(part)))?;
-        if !papers.shares_authority(&held) {
+        if !self.trusts(&ca) {
             let why = "another authority than the one in use; a restart of this process takes it, if that is meant";
             return Err(with_path(NetError::Certificate(why.to_owned()), &files.ca));
         }
@@ -290,6 +283,13 @@ impl Credentials {
             }
             before = why;
         }
+    }
+
+    /// Is this authority (PEM), or one of these, one that is trusted now?
+    #[must_use]
+    pub fn trusts(&self, ca: &str) -> bool {
+        let ours = certificates(self.held().texts.ca.as_bytes()).unwrap_or_default();
+        certificates(ca.as_bytes()).unwrap_or_default().iter().any(|root| ours.contains(root))
     }
 
     /// Who this is.

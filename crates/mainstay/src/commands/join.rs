@@ -108,7 +108,9 @@ pub(crate) fn run(options: Join, global: Global) -> Outcome {
             format!("Replace the certificates and keys of {} {} on this host?", member.role, member.name);
         if let Found::Other(what) = &found {
             // With --yes it is not asked, and must be said all the same.
-            output::errline(&format!("{what}."));
+            if global.yes {
+                output::errline(&format!("{what}: it is replaced."));
+            }
             question = format!("{what}. {question}");
         }
         output::confirm(global.yes, &question)?;

@@ -91,6 +91,7 @@ async fn files_that_can_not_be_used_change_nothing() {
     let first = issued(&pki, &role, YEAR);
     let files = Files::new(&pki, &first);
     let credentials = files.load();
+    assert!(credentials.trusts(&pki.trusted) && !credentials.trusts(&strangers.trusted));
     let before = credentials.valid_until();
     let refused = |what: &str| {
         let why = credentials.renew().expect_err(what).to_string();
