@@ -79,6 +79,8 @@ pub struct Api {
     pub version: OnceCell<String>,
     /// When each present problem was first seen here (wall time, ms), for those whose beginning nothing else tells.
     pub first_seen: Mutex<FirstSeen>,
+    /// Why this node's proxy does not stay up, if so.
+    pub proxy_down: watch::Receiver<Option<String>>,
     /// Until when this node's certificates are valid.
     pub certificates: Certificates,
     /// This host's C library.
@@ -159,6 +161,9 @@ impl Api {
             store_leader: self.store.leader(),
             following,
             certificates: self.certificates.ends().await,
+            proxies: self.certificates.proxies(),
+            not_taken: self.certificates.refused(),
+            proxy_down: self.proxy_down.borrow().clone(),
         };
         Some(status::local(self.me.clone(), &snapshot, self.observed.borrow().clone(), extras))
     }

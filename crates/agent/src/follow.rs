@@ -11,17 +11,19 @@ use mainstay_decide::io::{Config, Input};
 use mainstay_model::spec::Spec;
 use mainstay_model::stored_spec::StoredSpec;
 use mainstay_model::{Durability, NodeId, ServerObservation, ServerState, Span};
-use mainstay_net::Mesh;
+use mainstay_net::{Credentials, Mesh};
 use mainstay_ports::engine::{Configured, Engine, EngineError, EngineSettings};
 use mainstay_ports::peer::Peers as _;
 use mainstay_ports::sabotage;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::lookup_host;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, interval, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 /// One look-up of a host's name.
@@ -32,6 +34,8 @@ const LOOK_SOON: Duration = Duration::from_secs(2);
 /// The server's settings are given again after this when it could not take them.
 const CONFIGURE_AGAIN: Duration = Duration::from_secs(2);
 const CONFIGURE_LATER: Duration = Duration::from_secs(30);
+/// How often it is looked whether the server's certificate was renewed.
+const LOOK_CERTIFICATE: Duration = Duration::from_secs(10);
 
 /// The first address of a host.
 ///
@@ -170,9 +174,7 @@ impl Follow {
             return;
         }
         info!(agents = ?addresses.agents, "addresses of the nodes");
-        if let Err(problem) = self.mesh.set_peers(addresses.agents.clone()) {
-            warn!(%problem, "the connections do not follow the specification");
-        }
+        self.mesh.set_peers(addresses.agents.clone());
         self.routes.set_servers(addresses.servers.clone());
         self.ports.send_replace(addresses.ports(&self.me));
         self.addresses = addresses;
@@ -187,8 +189,12 @@ impl Follow {
 }
 
 /// Gives the server's settings to the engine whenever they change, until it has taken them; and again once a server has started, since
-/// what waited for that is in force then.
+/// what waited for that is in force then, and once its certificate was renewed, which it reads with its settings.
 pub struct Configure {
+    /// The server's certificate, and the authority beside it.
+    pub certificate: (PathBuf, PathBuf),
+    /// What the agent itself trusts: a server is not told to read another authority's files.
+    pub credentials: Arc<Credentials>,
     /// What the operator wants.
     pub generations: Arc<Generations>,
     /// Whom to tell.
@@ -209,6 +215,8 @@ impl Configure {
         let mut news = self.generations.watch();
         let (mut given, mut ran): (Option<EngineSettings>, bool) = (None, false);
         let mut due = Instant::now();
+        let mut shown = self.stamp().await;
+        let mut look = interval(LOOK_CERTIFICATE);
         loop {
             let settings = engine_settings(&news.borrow_and_update().spec);
             let wanted = given.as_ref() != Some(&settings);
@@ -228,6 +236,13 @@ impl Configure {
                 },
                 changed = self.observed.changed() => if changed.is_err() { return },
                 () = sleep_until(due), if wanted => {}
+                _ = look.tick() => {
+                    let stamp = self.stamp().await;
+                    if stamp.is_some() && stamp != shown && self.of_our_authority().await {
+                        info!(certificate = %self.certificate.0.display(), "the server's certificate was renewed: having the server read it");
+                        (shown, given, due) = (stamp, None, Instant::now());
+                    }
+                }
             }
             let runs = matches!(self.observed.borrow_and_update().state, ServerState::Standby | ServerState::Primary);
             if runs && !ran {
@@ -235,6 +250,17 @@ impl Configure {
             }
             ran = runs;
         }
+    }
+
+    /// Which file it is now: `join --again` puts another in its place.
+    async fn stamp(&self) -> Option<(u64, i64)> {
+        let metadata = tokio::fs::metadata(&self.certificate.0).await.ok()?;
+        Some((metadata.ino(), metadata.mtime()))
+    }
+
+    async fn of_our_authority(&self) -> bool {
+        let authority = tokio::fs::read_to_string(&self.certificate.1).await;
+        authority.is_ok_and(|authority| self.credentials.trusts(&authority))
     }
 
     /// `None`: taken. Else: after how long to try again.

@@ -15,6 +15,8 @@
 //! | `replica-not-streaming` | warning | a replica does not stream |
 //! | `replica-lagging` | warning | a replica is further behind than readers are sent to |
 //! | `certificate-expired`, `certificate-expiring` | critical, warning | a certificate has ended, or ends within 30 days |
+//! | `certificate-not-taken` | warning | changed certificate files of a running agent can not be used |
+//! | `proxy-down` | warning | a node's own proxy does not stay up |
 //! | `clock-off` | warning | a node's wall clock differs by more than two seconds |
 //! | `disk-nearly-full` | warning, critical | less than 1 GB, 200 MB free on a data volume |
 //! | `file-older`, `file-differs` | info, warning | a node's file is not what is in force |
@@ -27,7 +29,7 @@ use mainstay_model::record::Durability;
 use mainstay_model::spec::{Node, Spec};
 use mainstay_model::status::Problem;
 use mainstay_model::stored_spec::FileState;
-use mainstay_model::{ClaimState, NodeId, Room};
+use mainstay_model::{ClaimState, NodeId, Room, ServerState};
 use mainstay_net::reason::says_expired;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -86,6 +88,7 @@ pub fn find(
     for node in &spec.nodes {
         look.node(node, &mut list);
     }
+    look.proxies(&mut list);
     list.0
 }
 
@@ -216,7 +219,30 @@ impl Look<'_> {
         self.lag(answer, list);
         self.host(answer, list);
         certificates(answer, self.now_seconds(), list);
+        if let Some(why) = &answer.proxy_down {
+            let evidence = format!("{}: its proxy does not stay up: {why}", node.name);
+            let hint = "put that right there: it is started again by itself; clients connect to another node's proxy meanwhile";
+            list.add(("proxy-down", "warning"), evidence, hint);
+        }
         file(answer, list);
+    }
+
+    /// Proxies on hosts of their own have no status; what they show the agents tells when their certificates end. One that was renewed shows
+    /// it to each agent in turn, so the latest end counts. A node's own proxy is told of with its node.
+    fn proxies(&self, list: &mut List) {
+        let mut ends: BTreeMap<&str, i64> = BTreeMap::new();
+        for shown in self.answers.values().flat_map(|answer| &answer.proxies) {
+            let until = ends.entry(&shown.purpose).or_insert(shown.until);
+            *until = shown.until.max(*until);
+        }
+        ends.retain(|name, _| !self.spec.nodes.iter().any(|node| node.name.as_str() == *name));
+        for (name, until) in ends {
+            let way = format!(
+                "`mainstay pki issue --proxy {name}` on the authority's host, `mainstay join --proxy {name} --again` on the proxy's: it is \
+                 taken up while it runs"
+            );
+            certificate(&format!("proxy {name}: its certificate"), until, self.now_seconds(), &way, list);
+        }
     }
 
     fn now_seconds(&self) -> i64 {
@@ -260,7 +286,11 @@ impl Look<'_> {
             let hint = format!("`mainstay why --node {name}` tells more; `mainstay reinit {name}` clones it anew");
             list.dated(("node-stays-out", "critical"), format!("{name}: {problem}"), hint, since);
         } else if let Some(symptom) = &answer.observed.symptom {
-            let hint = "look at that host's disk and load; the cluster takes over by itself where it must";
+            let hint = match answer.observed.state {
+                // What is not fit names the way out itself.
+                ServerState::Down => "put that right there; its server is started then, and `mainstay why` tells more",
+                _ => "look at that host's disk and load; the cluster takes over by itself where it must",
+            };
             list.add(("server-silent", "warning"), format!("{name}: {symptom}"), hint);
         } else if !answer.standing.healthy() && self.primary.is_some_and(|primary| primary.node != *name) {
             let evidence = format!("{name} is {}", answer.standing.state);
@@ -311,22 +341,29 @@ impl Look<'_> {
 
 fn renew(node: &NodeId) -> String {
     format!(
-        "`mainstay pki issue {node}` on the authority's host, `mainstay join --again` on that host, then restart its agent"
+        "`mainstay pki issue {node}` on the authority's host, `mainstay join --node {node} --again` on that host: it is taken up while it runs"
     )
 }
 
 fn certificates(answer: &LocalStatus, now: i64, list: &mut List) {
+    if let Some(why) = &answer.not_taken {
+        let evidence = format!("{}: its changed certificate files are not in use: {why}", answer.node);
+        list.add(("certificate-not-taken", "warning"), evidence, renew(&answer.node));
+    }
     for certificate in &answer.certificates {
-        let left = certificate.until.saturating_sub(now);
-        let (name, purpose) = (&answer.node, &certificate.purpose);
-        let until = rfc3339(u64::try_from(certificate.until).unwrap_or(0).saturating_mul(1000));
-        if left <= 0 {
-            let evidence = format!("{name}: the certificate of its {purpose} has expired ({until})");
-            list.add(("certificate-expired", "critical"), evidence, renew(name));
-        } else if left < EXPIRING {
-            let evidence = format!("{name}: the certificate of its {purpose} ends in {} days ({until})", left / 86_400);
-            list.add(("certificate-expiring", "warning"), evidence, renew(name));
-        }
+        let of = format!("{}: the certificate of its {}", answer.node, certificate.purpose);
+        self::certificate(&of, certificate.until, now, &renew(&answer.node), list);
+    }
+}
+
+fn certificate(of: &str, until: i64, now: i64, way: &str, list: &mut List) {
+    let left = until.saturating_sub(now);
+    let moment = rfc3339(u64::try_from(until).unwrap_or(0).saturating_mul(1000));
+    if left <= 0 {
+        list.add(("certificate-expired", "critical"), format!("{of} has expired ({moment})"), way);
+    } else if left < EXPIRING {
+        let within = if left < 86_400 { "within a day".to_owned() } else { format!("in {} days", left / 86_400) };
+        list.add(("certificate-expiring", "warning"), format!("{of} ends {within} ({moment})"), way);
     }
 }
 

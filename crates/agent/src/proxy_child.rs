@@ -8,11 +8,13 @@ use mainstay_ports::priority::ordinarily;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use std::fs::OpenOptions;
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
 
@@ -25,6 +27,8 @@ const PAUSE_FIRST: Duration = Duration::from_millis(300);
 const PAUSE_MOST: Duration = Duration::from_secs(10);
 /// One that ran for this long did not end soon.
 const LONG: Duration = Duration::from_secs(10);
+/// How much of its log is read to see why it ended. Bytes.
+const LOG_END: u64 = 4096;
 /// How long it may take to end.
 const END: Duration = Duration::from_secs(3);
 
@@ -39,6 +43,8 @@ pub struct ProxyChild {
     pub node: NodeId,
     /// Its files.
     pub layout: NodeLayout,
+    /// Why it does not stay up, if so.
+    pub down: watch::Sender<Option<String>>,
 }
 
 /// The process that holds this lock, if one does. Who looks shares it: two that look at once must not take each other for the proxy,
@@ -64,6 +70,17 @@ fn wait_after(ran: Duration, pause: &mut Duration) -> Duration {
     wait
 }
 
+/// The last reason to end that a proxy's log tells. Only its end is read.
+fn last_error(log: &Path) -> Option<String> {
+    let mut file = std::fs::File::open(log).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(LOG_END))).ok()?;
+    let mut end = Vec::new();
+    file.take(LOG_END).read_to_end(&mut end).ok()?;
+    let text = String::from_utf8_lossy(&end);
+    text.lines().rev().find_map(|line| line.strip_prefix("error: ")).map(str::to_owned)
+}
+
 impl ProxyChild {
     /// Keeps it running while the specification wants one, for ever.
     pub async fn keep(self, generations: Arc<Generations>) {
@@ -77,6 +94,7 @@ impl ProxyChild {
                     self.watch(pid, &mut news).await;
                     // One that is not wanted any more did not crash.
                     if news.borrow().spec.proxy.on_nodes {
+                        self.ended(begun.elapsed());
                         let wait = wait_after(begun.elapsed(), &mut pause);
                         sleep(wait).await;
                     }
@@ -85,11 +103,15 @@ impl ProxyChild {
                     let begun = Instant::now();
                     self.start().await;
                     if holder(&self.layout.proxy_lock()).is_none() {
+                        self.ended(Duration::ZERO);
                         let wait = wait_after(begun.elapsed().min(COME_UP), &mut pause);
                         sleep(wait).await;
                     }
                 }
-                (false, Some(_)) => self.end().await,
+                (false, Some(_)) => {
+                    self.end().await;
+                    self.down.send_replace(None);
+                }
                 (false, None) => {
                     if news.changed().await.is_err() {
                         return;
@@ -99,16 +121,24 @@ impl ProxyChild {
         }
     }
 
+    /// Notes why one that ended soon did.
+    fn ended(&self, ran: Duration) {
+        if ran < LONG {
+            let why = last_error(&self.layout.proxy_log()).unwrap_or_else(|| "its log does not say why".to_owned());
+            self.down.send_replace(Some(why));
+        }
+    }
+
     /// Returns when it has ended, or is not wanted any more.
-    async fn watch(
-        &self,
-        pid: Pid,
-        news: &mut tokio::sync::watch::Receiver<Arc<mainstay_model::stored_spec::StoredSpec>>,
-    ) {
+    async fn watch(&self, pid: Pid, news: &mut watch::Receiver<Arc<mainstay_model::stored_spec::StoredSpec>>) {
+        let begun = Instant::now();
         loop {
             tokio::select! {
                 () = sleep(LOOK) => {}
                 changed = news.changed() => if changed.is_err() || !news.borrow().spec.proxy.on_nodes { return },
+            }
+            if begun.elapsed() >= LONG {
+                self.down.send_if_modified(|down| down.take().is_some());
             }
             // Ours, also after this agent has replaced itself: what has ended is collected.
             let _ = waitpid(Some(pid), WaitOptions::NOHANG);
@@ -216,6 +246,19 @@ mod tests {
         assert_eq!(waits[7], PAUSE_MOST);
         assert_eq!(wait_after(LONG, &mut pause), Duration::ZERO, "a single crash costs no pause");
         assert_eq!(pause, PAUSE_FIRST);
+    }
+
+    #[test]
+    fn the_last_reason_to_end_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("proxy.log");
+        assert_eq!(last_error(&log), None);
+        let text = format!(
+            "error: the first\n{}\nerror: listen on 10.0.0.1:6432\n{{\"level\":\"INFO\"}}\n",
+            "x".repeat(10_000)
+        );
+        std::fs::write(&log, text).unwrap();
+        assert_eq!(last_error(&log).as_deref(), Some("listen on 10.0.0.1:6432"));
     }
 
     #[test]

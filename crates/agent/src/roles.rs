@@ -154,7 +154,7 @@ fn unreadable(rule: &Rule, error: axum::Error) -> Response {
 pub fn refusal(code: StatusCode, why: &str) -> Response {
     let hint = match code {
         StatusCode::FORBIDDEN => {
-            "use a certificate of that role: `mainstay pki issue --operator NAME` (or --admin) makes one"
+            "use a certificate of that role: `mainstay pki issue --operator NAME` (or `--admin NAME`) makes one, `--identity` names it"
         }
         StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
             "is the agent of another version? see the docs of the API"

@@ -281,6 +281,7 @@ struct Agent {
     order_begins: Arc<Notify>,
     observed: watch::Sender<ServerObservation>,
     configured: watch::Sender<Configured>,
+    proxy_down: watch::Sender<Option<String>>,
     ending: Ending,
     lives: Arc<Lives>,
 }
@@ -331,6 +332,7 @@ async fn live(
         order_begins: Arc::default(),
         observed: watch::Sender::new(ServerObservation::default()),
         configured: watch::Sender::new(Configured::default()),
+        proxy_down: watch::Sender::new(None),
         ending: Ending::default(),
         lives: Arc::default(),
         ground,
@@ -387,7 +389,8 @@ impl Agent {
             observed: self.observed.subscribe(),
             version: OnceCell::new(),
             first_seen: Mutex::default(),
-            certificates: Certificates::of(layout),
+            proxy_down: self.proxy_down.subscribe(),
+            certificates: Certificates::of(layout, Arc::clone(&self.ground.mesh)),
             library: Library::default(),
             lives: Arc::clone(&self.lives),
             gate,
@@ -436,7 +439,10 @@ impl Agent {
             tokio::spawn(probes::probe(Arc::clone(&engine), interval, Arc::clone(&probe_now), seen, inputs.clone()));
             tokio::spawn(probes::watch_exit(Arc::clone(&process), Arc::clone(&server_started), inputs.clone()));
             tokio::spawn(self.slots().keep());
+            let layout = &self.ground.options.layout;
             let configure = Configure {
+                certificate: (layout.server_cert(), layout.server_ca()),
+                credentials: Arc::clone(self.ground.mesh.credentials()),
                 generations: Arc::clone(&self.ground.generations),
                 engine,
                 observed: self.observed.subscribe(),
@@ -501,6 +507,7 @@ impl Agent {
             config: options.config.clone(),
             node: self.me.clone(),
             layout: options.layout.clone(),
+            down: self.proxy_down.clone(),
         }
     }
 

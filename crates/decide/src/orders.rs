@@ -221,7 +221,7 @@ impl Mind {
 
     fn tell_replaced(&mut self, kind: &'static str, mut text: String, lost: Option<Lost>) {
         if let Some(lost) = &lost {
-            let word = if lost.may_be_acknowledged { "may have been acknowledged" } else { "never were acknowledged" };
+            let word = if lost.may_be_acknowledged { "may have been acknowledged" } else { "was never acknowledged" };
             text = format!(
                 "{text}; what it held from {} to {} is no part of the cluster's history and {word}",
                 lost.from, lost.to

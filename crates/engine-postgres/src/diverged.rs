@@ -128,7 +128,7 @@ impl Postgres {
             report,
             ..Lost::default()
         };
-        let json = serde_json::to_string_pretty(&lost).map_err(failed)?;
+        let json = written(&lost).map_err(failed)?;
         files::write_atomic(&part, REPORT, json.as_bytes(), 0o600, None)
             .and_then(|()| std::fs::rename(&part, &place))
             .and_then(|()| files::sync_dir(&aside))
@@ -171,6 +171,15 @@ fn kept_before(aside: &Path, suffix: &str, fork: Position) -> Option<Lost> {
         let lost: Lost = serde_json::from_slice(&std::fs::read(dir.join(REPORT)).ok()?).ok()?;
         (lost.from == fork).then_some(lost)
     })
+}
+
+/// What is written beside a kept log. Whether it may have been acknowledged is left out: only the cluster's record tells, and `mainstay history`.
+fn written(lost: &Lost) -> serde_json::Result<String> {
+    let mut told = serde_json::to_value(lost)?;
+    if let Some(fields) = told.as_object_mut() {
+        fields.remove("may_be_acknowledged");
+    }
+    serde_json::to_string_pretty(&told)
 }
 
 /// Copies the files of the log from the fork on, and the control file; says how many did not fit.
@@ -250,6 +259,14 @@ fn make_room(aside: &Path, wanted: u64, keep: u64) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_written_beside_a_kept_log_judges_nothing_and_is_read_again() {
+        let lost = Lost { commits: Some(7), kept: "/kept".to_owned(), ..Lost::default() };
+        let text = written(&lost).unwrap();
+        assert!(text.contains("/kept") && !text.contains("may_be_acknowledged"), "{text}");
+        assert_eq!(serde_json::from_str::<Lost>(&text).unwrap(), lost);
+    }
 
     #[test]
     fn commits_operations_and_relations_are_summed_up() {

@@ -211,6 +211,12 @@ pub(crate) fn with_advice(failure: Failure, target: &Target) -> Failure {
              this cluster (`mainstay pki issue`)",
         );
     }
+    if failure.error.contains("our certificate has expired") {
+        return failure.hint(
+            "renew your own: `mainstay pki issue` for your role and name where the authority is, then `mainstay join --again` here; the agents \
+             run",
+        );
+    }
     let dir = target.layout.dir().display();
     if !target.layout.run().is_dir() {
         return failure.hint("are the agents running, and reachable from here?");

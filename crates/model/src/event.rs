@@ -69,6 +69,7 @@ pub struct Lost {
     /// Commits in between, if they could be counted.
     pub commits: Option<u64>,
     /// They may have been acknowledged (the mode was async, or a loss was accepted); otherwise they never were.
+    #[serde(default)]
     pub may_be_acknowledged: bool,
     /// Where the report and the kept log lie, on the node that says so; empty if nothing could be kept.
     pub kept: String,

@@ -1,9 +1,10 @@
 //! A connection without a mesh: what commands and tests use to ask one agent.
 
 use crate::NetError;
+use crate::credentials::Credentials;
 use crate::identity::Expect;
 use crate::link::{Outgoing, answer_within, open_frames};
-use crate::tls::{ALPN_FRAMES, Credentials};
+use crate::tls::ALPN_FRAMES;
 use mainstay_ports::peer::{Channel, PeerError};
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -1,8 +1,10 @@
 //! HTTP/1.1 over the same port: what serves it, and a small client for commands.
 
+use crate::credentials::Credentials;
 use crate::identity::Expect;
 use crate::link::open_tls;
-use crate::tls::{ALPN_HTTP, Credentials};
+use crate::reason;
+use crate::tls::ALPN_HTTP;
 use crate::{NetError, ServerStream};
 use async_trait::async_trait;
 use http_body_util::{BodyExt, Full, Limited};
@@ -66,7 +68,12 @@ pub async fn request(
 ) -> Result<(u16, Vec<u8>), NetError> {
     let exchange = async {
         let stream = open_tls(address, credentials.client_config(expect, ALPN_HTTP)?).await?;
-        exchange(stream, address, (method, path), body).await.map_err(|error| failed(address, (method, path), &*error))
+        let answer = exchange(stream, address, (method, path), body).await;
+        answer.map_err(|error| match credentials.expired() {
+            // The other side's refusal may come too late to be read.
+            true => failed(address, (method, path), &reason::ours_expired()),
+            false => failed(address, (method, path), &*error),
+        })
     };
     let late = || failed(address, (method, path), &format!("no answer within {} ms", limit.as_millis()));
     tokio::time::timeout(limit, exchange).await.unwrap_or_else(|_| Err(late()))

@@ -8,6 +8,7 @@
 
 mod backoff;
 mod client;
+pub mod credentials;
 mod files;
 mod frame;
 pub mod http;
@@ -25,6 +26,7 @@ pub mod tls;
 pub mod token;
 
 pub use client::Client;
+pub use credentials::Credentials;
 pub use files::write_file;
 pub use frame::{BODY_BYTES_MAX, RAFT_BODY_BYTES_MAX, body_max};
 pub use http::HttpServe;
@@ -32,8 +34,18 @@ pub use identity::{Expect, Identity, Role};
 pub use listener::ServerStream;
 pub use mesh::{Mesh, MeshOptions};
 pub use pki::{Authority, Issued, KeyRequest};
-pub use tls::{Credentials, install_provider};
+pub use tls::install_provider;
 pub use token::Token;
+
+/// What to do about an address that can not be listened on.
+fn listening(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::AddrNotAvailable => {
+            "this host does not have that address: is it another node's name, or has the host a new one? (`mainstay node replace NAME --host HOST`)"
+        }
+        _ => "is another agent running there?",
+    }
+}
 
 /// Why something of this room failed: what, where, why.
 #[derive(Debug, thiserror::Error)]
@@ -73,7 +85,7 @@ pub enum NetError {
     #[error("{0}")]
     Join(join::Refusal),
     /// The listener could not be opened.
-    #[error("listen on {address}: {source}; is another agent running there?")]
+    #[error("listen on {address}: {source}; {}", listening(source))]
     Listen {
         /// Where.
         address: std::net::SocketAddr,

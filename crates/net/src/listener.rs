@@ -3,15 +3,17 @@
 //! Which caller may use which channel is decided here: Raft, Store, Mind and Ask belong to nodes, Route to everybody of the cluster.
 //! Whatever breaks a rule costs its own connection only.
 
+use crate::credentials::Credentials;
 use crate::frame::{BODY_BYTES_MAX, Frame, Kind, body_max, read_frame};
 use crate::http::HttpServe;
+use crate::identity::parse_certificate;
 use crate::link::{HANDSHAKE_TIMEOUT, Outbox, lock, queue};
 use crate::mesh::PeerTable;
 use crate::seldom::Seldom;
 use crate::tls::{ALPN_FRAMES, caller_of};
 use crate::{reason, socket};
-use mainstay_model::ClusterName;
 use mainstay_ports::peer::{Caller, Channel, Handlers};
+use rustls::pki_types::CertificateDer;
 use std::collections::BTreeMap;
 use std::io::{Error, ErrorKind};
 use std::net::SocketAddr;
@@ -21,7 +23,7 @@ use tokio::io::{AsyncRead, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 
 /// An accepted TLS stream.
@@ -37,24 +39,40 @@ const PER_CALLER_MAX: usize = 64;
 const REQUESTS_MAX: usize = 64;
 /// A handler that has not answered by then is dropped (long polls are shorter).
 const HANDLER_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a proxy that does not come any more is remembered.
+const REMEMBERED: Duration = Duration::from_secs(86_400);
+/// How many are.
+const PROXIES_MAX: usize = 256;
 /// A refusal's text is cut here, in bytes.
 const REFUSAL_BYTES_MAX: usize = 4096;
 
 /// What every connection needs.
 pub(crate) struct Listener {
-    pub(crate) cluster: ClusterName,
-    pub(crate) acceptor: TlsAcceptor,
+    pub(crate) credentials: Arc<Credentials>,
     pub(crate) handlers: Handlers,
     pub(crate) http: Option<Arc<dyn HttpServe>>,
     pub(crate) peers: Arc<PeerTable>,
     pub(crate) callers: Mutex<BTreeMap<Caller, usize>>,
+    pub(crate) proxies: Mutex<BTreeMap<String, Shown>>,
     /// Certificates that were refused are worth a line in the log, but not one for each attempt.
     pub(crate) refusals: Mutex<Seldom>,
+}
+
+/// What a proxy showed last.
+pub(crate) struct Shown {
+    /// Until when that certificate is valid, seconds since 1970.
+    until: i64,
+    at: Instant,
 }
 
 /// May this caller use this channel? What a proxy may ask there the handler says: two of the questions.
 fn allowed(caller: &Caller, channel: Channel) -> bool {
     matches!((caller, channel), (Caller::Node(_), _) | (_, Channel::Route) | (Caller::Proxy(_), Channel::Ask))
+}
+
+/// When a certificate ends to be valid, in seconds since 1970.
+fn ends(certificate: &CertificateDer<'_>) -> Option<i64> {
+    Some(parse_certificate(certificate).ok()?.validity().not_after.timestamp())
 }
 
 fn invalid(what: &str) -> Error {
@@ -89,6 +107,23 @@ impl Listener {
         }
     }
 
+    /// Proxies that came within the last day, and until when what each showed last is valid. One whose certificate has ended can not come
+    /// again, so it is remembered.
+    pub(crate) fn proxies(&self) -> BTreeMap<String, i64> {
+        let (mut proxies, open) = (lock(&self.proxies), lock(&self.callers));
+        proxies
+            .retain(|name, shown| shown.at.elapsed() < REMEMBERED || open.contains_key(&Caller::Proxy(name.clone())));
+        proxies.iter().map(|(name, shown)| (name.clone(), shown.until)).collect()
+    }
+
+    fn remember(&self, caller: &Caller, until: i64) {
+        let Caller::Proxy(name) = caller else { return };
+        let mut proxies = lock(&self.proxies);
+        if proxies.len() < PROXIES_MAX || proxies.contains_key(name) {
+            proxies.insert(name.clone(), Shown { until, at: Instant::now() });
+        }
+    }
+
     fn ended(&self, error: &Error, from: SocketAddr) {
         match reason::certificate(error) {
             Some(why) => {
@@ -105,12 +140,15 @@ impl Listener {
         socket::tune(&tcp);
         let handshake = async {
             let _permit = handshakes.acquire().await.map_err(Error::other)?;
-            self.acceptor.accept(tcp).await
+            TlsAcceptor::from(self.credentials.server_config()).accept(tcp).await
         };
         let stream = timeout(HANDSHAKE_TIMEOUT, handshake).await.map_err(|_| Error::from(ErrorKind::TimedOut))??;
         let session = stream.get_ref().1;
-        let caller = caller_of(&self.cluster, session.peer_certificates());
+        let shown = session.peer_certificates();
+        let caller = caller_of(&self.credentials.identity().cluster, shown);
         let caller = caller.ok_or_else(|| invalid("the caller's certificate names nobody who may call"))?;
+        let until = shown.and_then(|chain| chain.first()).and_then(ends).unwrap_or(i64::MAX);
+        self.remember(&caller, until);
         if session.alpn_protocol() == Some(ALPN_FRAMES) {
             let _counted = self.count(&caller, true)?;
             return self.frames(stream, caller).await;
@@ -236,11 +274,12 @@ struct Counted<'a> {
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
         let mut callers = lock(&self.listener.callers);
-        let left = callers.get(&self.caller).map_or(0, |open| open.saturating_sub(1));
+        let left = callers.get_mut(&self.caller).map_or(0, |open| {
+            *open = open.saturating_sub(1);
+            *open
+        });
         if left == 0 {
             callers.remove(&self.caller);
-        } else {
-            callers.insert(self.caller.clone(), left);
         }
         drop(callers);
         if let (Caller::Node(node), true, 0) = (&self.caller, self.frames, left)

@@ -1,18 +1,17 @@
 //! The mesh: this process's connections to its peers, and the port on which others reach it. Implements [`Peers`].
 //!
 //! One outgoing connection per peer carries this side's messages, its requests and their answers. Idle, it costs nothing but the
-//! kernel's keep-alive each second. A process without a port (a proxy) is a mesh whose `listen` is `None`.
+//! kernel's keep-alive each second. A process without a port (a proxy) is a mesh whose `listen` is `None`. Renewed certificates are taken up
+//! while it runs.
 
 use crate::NetError;
+use crate::credentials::Credentials;
 use crate::http::HttpServe;
-use crate::identity::Expect;
 use crate::link::{answer_within, lock};
 use crate::listener::Listener;
 use crate::peer::Peer;
-use crate::tls::{ALPN_FRAMES, Credentials};
 use async_trait::async_trait;
 use mainstay_model::{ClusterName, NodeId};
-use mainstay_ports::clock::wall_now_ms;
 use mainstay_ports::peer::{Caller, Channel, Handlers, LinkChange, PeerError, Peers};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -22,7 +21,6 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::broadcast;
 use tokio::task::AbortHandle;
-use tokio_rustls::TlsAcceptor;
 
 /// How many changes of links a slow reader may be behind before it misses some.
 const LINK_CHANGES_MAX: usize = 256;
@@ -59,7 +57,8 @@ pub struct Mesh {
 #[derive(Default)]
 struct Running {
     serving: bool,
-    listener: Option<AbortHandle>,
+    tasks: Vec<AbortHandle>,
+    listener: Option<Arc<Listener>>,
 }
 
 /// The peers by name, each with its task once the mesh runs.
@@ -76,6 +75,10 @@ struct Entry {
 impl PeerTable {
     pub(crate) fn get(&self, node: &NodeId) -> Option<Arc<Peer>> {
         lock(&self.peers).get(node).map(|entry| entry.peer.clone())
+    }
+
+    fn reopen(&self) {
+        lock(&self.peers).values().for_each(|entry| entry.peer.reopen());
     }
 }
 
@@ -121,14 +124,14 @@ impl Mesh {
         let identity = credentials.identity();
         let me = identity.role.caller();
         let me = me.ok_or_else(|| NetError::Certificate(format!("{identity} may not call agents")))?;
-        if credentials.valid_until()? <= i64::try_from(wall_now_ms() / 1000).unwrap_or(i64::MAX) {
+        if credentials.expired() {
             // It goes on trying: the clock may be wrong, and others judge by theirs.
             tracing::error!(%identity, "our own certificate has expired; `mainstay pki issue` and `mainstay join --again` give a new one");
         }
         let (links, _) = broadcast::channel(LINK_CHANGES_MAX);
         let (peer_table, running) = (Arc::default(), Mutex::default());
         let mesh = Arc::new(Self { credentials, me, listen, links, peers: peer_table, running });
-        mesh.set_peers(peers)?;
+        mesh.set_peers(peers);
         Ok(mesh)
     }
 
@@ -148,7 +151,6 @@ impl Mesh {
             let socket = TcpListener::bind(address).await.map_err(failed)?;
             bound = Some((socket.local_addr().map_err(failed)?, socket));
         }
-        let acceptor = TlsAcceptor::from(self.credentials.server_config()?);
         {
             let mut running = lock(&self.running);
             if std::mem::replace(&mut running.serving, true) {
@@ -158,20 +160,35 @@ impl Mesh {
         for entry in lock(&self.peers.peers).values_mut() {
             entry.start();
         }
+        self.start_renewing();
         let Some((address, socket)) = bound else { return Ok(None) };
-        let cluster = self.credentials.identity().cluster.clone();
-        let (peers, callers) = (self.peers.clone(), Mutex::default());
-        let refusals = Mutex::default();
-        let listener = Arc::new(Listener { cluster, acceptor, handlers, http, peers, callers, refusals });
-        lock(&self.running).listener = Some(tokio::spawn(listener.run(socket)).abort_handle());
+        let (credentials, peers) = (Arc::clone(&self.credentials), self.peers.clone());
+        let (callers, proxies, refusals) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let listener = Arc::new(Listener { credentials, handlers, http, peers, callers, proxies, refusals });
+        let mut running = lock(&self.running);
+        running.tasks.push(tokio::spawn(Arc::clone(&listener).run(socket)).abort_handle());
+        running.listener = Some(listener);
         Ok(Some(address))
     }
 
+    /// Takes up renewed files. A process without a port then opens its connections anew, so that the agents see what it shows now; between
+    /// agents a closed connection means more, and theirs stay.
+    fn start_renewing(&self) {
+        let peers = self.listen.is_none().then(|| Arc::clone(&self.peers));
+        let taken = move || peers.iter().for_each(|peers| peers.reopen());
+        let renewing = tokio::spawn(Arc::clone(&self.credentials).keep_renewed(taken)).abort_handle();
+        lock(&self.running).tasks.push(renewing);
+    }
+
+    /// Proxies that came within the last day, each with the end of the certificate that it showed last, in seconds since 1970.
+    #[must_use]
+    pub fn proxies(&self) -> BTreeMap<String, i64> {
+        let listener = lock(&self.running).listener.clone();
+        listener.map(|listener| listener.proxies()).unwrap_or_default()
+    }
+
     /// Replaces the list of peers: connections to those that stay are untouched, others are opened or closed.
-    ///
-    /// # Errors
-    /// When certificate and key do not belong together.
-    pub fn set_peers(&self, peers: BTreeMap<NodeId, SocketAddr>) -> Result<(), NetError> {
+    pub fn set_peers(&self, peers: BTreeMap<NodeId, SocketAddr>) {
         let serving = lock(&self.running).serving;
         let mut table = lock(&self.peers.peers);
         let mut old = std::mem::take(&mut *table);
@@ -186,15 +203,15 @@ impl Mesh {
                 }
                 entry.end();
             }
-            let config = self.credentials.client_config(Expect::Node(node.clone()), ALPN_FRAMES)?;
-            let mut entry = Entry { peer: Peer::new(node.clone(), address, config, self.links.clone()), task: None };
+            let credentials = Arc::clone(&self.credentials);
+            let mut entry =
+                Entry { peer: Peer::new(node.clone(), address, credentials, self.links.clone()), task: None };
             if serving {
                 entry.start();
             }
             table.insert(node, entry);
         }
         old.into_values().for_each(Entry::end);
-        Ok(())
     }
 
     /// Who this is.
@@ -211,8 +228,10 @@ impl Mesh {
 
     /// Closes the port and every connection; the mesh can not be used again.
     pub fn close(&self) {
-        if let Some(listener) = lock(&self.running).listener.take() {
-            listener.abort();
+        {
+            let mut running = lock(&self.running);
+            running.tasks.drain(..).for_each(|task| task.abort());
+            running.listener = None;
         }
         std::mem::take(&mut *lock(&self.peers.peers)).into_values().for_each(Entry::end);
     }

@@ -3,13 +3,16 @@
 //! The link counts as down when the outgoing connection closes, and also when the last connection *from* the peer closes: then a
 //! ping over the outgoing one must be answered before the link counts as up again.
 
+use crate::NetError;
 use crate::backoff::Backoff;
+use crate::credentials::Credentials;
+use crate::identity::Expect;
 use crate::link::{ClientStream, Driver, Outgoing, lock, open_frames};
 use crate::reason;
 use crate::seldom::Seldom;
+use crate::tls::ALPN_FRAMES;
 use mainstay_model::NodeId;
 use mainstay_ports::peer::LinkChange;
-use rustls::ClientConfig;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -25,13 +28,15 @@ const PONG_TIMEOUT: Duration = Duration::from_secs(1);
 pub(crate) struct Peer {
     pub(crate) node: NodeId,
     pub(crate) address: SocketAddr,
-    config: Arc<ClientConfig>,
+    credentials: Arc<Credentials>,
     links: broadcast::Sender<LinkChange>,
     state: Mutex<State>,
     /// The last connection from the peer has closed.
     incoming_closed: watch::Sender<()>,
     /// A connection from the peer has come: it is there, no need to wait.
     nudge: Notify,
+    /// The present connection is to be replaced by another.
+    reopen: watch::Sender<()>,
 }
 
 #[derive(Default)]
@@ -47,12 +52,12 @@ impl Peer {
     pub(crate) fn new(
         node: NodeId,
         address: SocketAddr,
-        config: Arc<ClientConfig>,
+        credentials: Arc<Credentials>,
         links: broadcast::Sender<LinkChange>,
     ) -> Arc<Self> {
         let state = Mutex::new(State::default());
-        let incoming_closed = watch::Sender::new(());
-        Arc::new(Self { node, address, config, links, state, incoming_closed, nudge: Notify::new() })
+        let (incoming_closed, reopen) = (watch::Sender::new(()), watch::Sender::new(()));
+        Arc::new(Self { node, address, credentials, links, state, incoming_closed, nudge: Notify::new(), reopen })
     }
 
     /// The present connection, if there is one.
@@ -87,6 +92,11 @@ impl Peer {
         self.incoming_closed.send_replace(());
     }
 
+    /// The present connection ends, and another is opened at once.
+    pub(crate) fn reopen(&self) {
+        self.reopen.send_replace(());
+    }
+
     /// The peer is no longer one of ours.
     pub(crate) fn removed(&self) {
         lock(&self.state).removed = true;
@@ -118,7 +128,7 @@ impl Peer {
                 () = sleep(backoff.pause()) => {}
                 () = self.nudge.notified() => {}
             }
-            match open_frames(self.address, self.config.clone()).await {
+            match self.open().await {
                 Ok((outgoing, driver)) => {
                     let began = Instant::now();
                     let why = self.keep(Arc::new(outgoing), driver).await;
@@ -140,8 +150,14 @@ impl Peer {
         }
     }
 
+    async fn open(&self) -> Result<(Outgoing, Driver<ClientStream>), NetError> {
+        let config = self.credentials.client_config(Expect::Node(self.node.clone()), ALPN_FRAMES)?;
+        open_frames(self.address, config).await
+    }
+
     async fn keep(&self, outgoing: Arc<Outgoing>, driver: Driver<ClientStream>) -> std::io::Error {
         let mut incoming_closed = self.incoming_closed.subscribe();
+        let mut reopen = self.reopen.subscribe();
         self.set(Some(outgoing.clone()), true);
         let mut pong_by: Option<Instant> = None;
         let driving = driver.run();
@@ -155,6 +171,7 @@ impl Peer {
             };
             tokio::select! {
                 why = &mut driving => return why,
+                Ok(()) = reopen.changed() => return std::io::Error::other("it is opened anew, with a renewed certificate"),
                 Ok(()) = incoming_closed.changed() => {
                     self.set_up(false);
                     outgoing.ping();

@@ -34,6 +34,11 @@ pub(crate) fn calling(error: &Error) -> String {
     }
 }
 
+/// Our own certificate has ended, by our own clock.
+pub(crate) fn ours_expired() -> String {
+    "our certificate has expired; `mainstay pki issue` and `mainstay join --again` give a new one".to_owned()
+}
+
 /// Why a caller was refused, if its certificate (or ours, by its word) was the reason.
 pub(crate) fn certificate(error: &Error) -> Option<String> {
     match tls(error)? {

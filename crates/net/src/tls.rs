@@ -1,6 +1,6 @@
 //! TLS 1.3 with certificates on both sides, against the cluster's authority only, with roles and names compared.
 //!
-//! Absent: session resumption (each connection proves both sides anew), names from DNS (the certificate's URI is the name), the
+//! Absent: which certificate is in use (see [`crate::credentials`]), session resumption (each connection proves both sides anew), names from DNS (the certificate's URI is the name), the
 //! operating system's trust store, and the beginning of a certificate's validity (see [`crate::pki`]).
 
 use crate::NetError;
@@ -11,12 +11,11 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::client::{Resumption, WantsClientCert, verify_server_cert_signed_by_trust_anchor};
 use rustls::crypto::{CryptoProvider, ring, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{
-    ClientConfig, ConfigBuilder, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig,
-    SignatureScheme,
+    ClientConfig, ConfigBuilder, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme,
 };
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -58,118 +57,6 @@ pub(crate) fn read_key(path: &Path) -> Result<String, NetError> {
 
 pub(crate) fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, NetError> {
     CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(wrong)
-}
-
-/// What a process shows and trusts: certificate, key, authority.
-pub struct Credentials {
-    identity: Identity,
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
-    roots: Arc<RootCertStore>,
-}
-
-impl std::fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Credentials").field("identity", &self.identity).finish_non_exhaustive()
-    }
-}
-
-impl Credentials {
-    /// Reads the three files.
-    ///
-    /// # Errors
-    /// When one can not be read, the key is readable by others, or the certificate is another cluster's.
-    pub fn load(cluster: &ClusterName, ca: &Path, cert: &Path, key: &Path) -> Result<Arc<Self>, NetError> {
-        let with_path = |error: NetError, path: &Path| match error {
-            NetError::Certificate(reason) => NetError::Certificate(format!("{}: {reason}", path.display())),
-            other => other,
-        };
-        Self::from_pem(cluster, &read(ca)?, &read(cert)?, &read_key(key)?).map_err(|error| with_path(error, cert))
-    }
-
-    /// Takes the three texts.
-    ///
-    /// # Errors
-    /// When one can not be read, or the certificate is another cluster's.
-    pub fn from_pem(cluster: &ClusterName, ca: &str, cert: &str, key: &str) -> Result<Arc<Self>, NetError> {
-        let mut roots = RootCertStore::empty();
-        for root in certificates(ca.as_bytes())? {
-            roots.add(root).map_err(wrong)?;
-        }
-        let chain = certificates(cert.as_bytes())?;
-        let own = chain.first().ok_or_else(|| NetError::Certificate("no certificate in the file".to_owned()))?;
-        let identity = Identity::of_certificate(own)?;
-        if identity.cluster != *cluster {
-            return Err(NetError::Certificate(format!("{identity} is not of the cluster {cluster}")));
-        }
-        let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(wrong)?;
-        Ok(Arc::new(Self { identity, chain, key, roots: Arc::new(roots) }))
-    }
-
-    /// Who this is.
-    #[must_use]
-    pub fn identity(&self) -> &Identity {
-        &self.identity
-    }
-
-    /// Until when our own certificate is valid, in seconds since 1970.
-    ///
-    /// # Errors
-    /// When it can not be read.
-    pub fn valid_until(&self) -> Result<i64, NetError> {
-        let own = self.chain.first().ok_or_else(|| NetError::Certificate("no certificate in the file".to_owned()))?;
-        Ok(parse_certificate(own)?.validity().not_after.timestamp())
-    }
-
-    /// Configuration for accepting callers of the cluster. Both protocols are offered.
-    ///
-    /// # Errors
-    /// When certificate and key do not belong together.
-    pub fn server_config(&self) -> Result<Arc<ServerConfig>, NetError> {
-        let chain =
-            WebPkiClientVerifier::builder_with_provider(self.roots.clone(), provider()).build().map_err(wrong)?;
-        let verifier = CallerVerifier { chain, cluster: self.identity.cluster.clone() };
-        let mut config = ServerConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(wrong)?
-            .with_client_cert_verifier(Arc::new(verifier))
-            .with_single_cert(self.chain.clone(), self.key.clone_key())
-            .map_err(wrong)?;
-        config.alpn_protocols = vec![ALPN_FRAMES.to_vec(), ALPN_HTTP.to_vec()];
-        config.send_tls13_tickets = 0;
-        Ok(Arc::new(config))
-    }
-
-    /// Configuration for accepting clients of the database, who prove themselves by other means.
-    ///
-    /// # Errors
-    /// When certificate and key do not belong together.
-    pub fn clients_config(&self) -> Result<Arc<ServerConfig>, NetError> {
-        let mut config = ServerConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-            .map_err(wrong)?
-            .with_no_client_auth()
-            .with_single_cert(self.chain.clone(), self.key.clone_key())
-            .map_err(wrong)?;
-        config.alpn_protocols = vec![ALPN_POSTGRES.to_vec()];
-        Ok(Arc::new(config))
-    }
-
-    /// Our own certificate, as others see it.
-    #[must_use]
-    pub fn certificate(&self) -> Option<&[u8]> {
-        self.chain.first().map(|own| &**own)
-    }
-
-    /// Configuration for calling an agent, or a database server, with one of the two protocols ([`ALPN_FRAMES`], [`ALPN_HTTP`]).
-    ///
-    /// # Errors
-    /// When certificate and key do not belong together.
-    pub fn client_config(&self, expect: Expect, alpn: &[u8]) -> Result<Arc<ClientConfig>, NetError> {
-        let judge = AgentJudge { roots: self.roots.clone(), cluster: self.identity.cluster.clone(), expect };
-        let config = calling(judge)?.with_client_auth_cert(self.chain.clone(), self.key.clone_key()).map_err(wrong)?;
-        Ok(speaking(config, alpn))
-    }
 }
 
 /// The time to judge a certificate by: now, or its own beginning if the clock stands before it.
@@ -214,9 +101,9 @@ pub(crate) fn caller_of(cluster: &ClusterName, chain: Option<&[CertificateDer<'_
 
 /// For accepting: the chain is the cluster authority's, and the role may call agents.
 #[derive(Debug)]
-struct CallerVerifier {
-    chain: Arc<dyn ClientCertVerifier>,
-    cluster: ClusterName,
+pub(crate) struct CallerVerifier {
+    pub(crate) chain: Arc<dyn ClientCertVerifier>,
+    pub(crate) cluster: ClusterName,
 }
 
 impl ClientCertVerifier for CallerVerifier {
@@ -327,10 +214,10 @@ pub(crate) fn speaking(mut config: ClientConfig, alpn: &[u8]) -> Arc<ClientConfi
 
 /// The chain is the cluster authority's, and role and name are the expected ones.
 #[derive(Debug)]
-struct AgentJudge {
-    roots: Arc<RootCertStore>,
-    cluster: ClusterName,
-    expect: Expect,
+pub(crate) struct AgentJudge {
+    pub(crate) roots: Arc<RootCertStore>,
+    pub(crate) cluster: ClusterName,
+    pub(crate) expect: Expect,
 }
 
 impl Judge for AgentJudge {

@@ -50,7 +50,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         ..PoolOptions::default()
     };
     let options = ProxyOptions { max_connections: 100_000, ..ProxyOptions::new(vec![listen], Vec::new()) };
-    let proxy = PooledProxy::bind(options, pooling, None, Arc::new(Stats::default()))?;
+    let proxy = PooledProxy::bind(options, pooling, Arc::new(Stats::default()))?;
     proxy.handle().set_logins(logins(directory, server.port()).await?);
     let (reports, heard) = tokio::sync::mpsc::channel(8);
     tokio::spawn(async move {

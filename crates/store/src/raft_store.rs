@@ -546,10 +546,23 @@ fn drive(mut driver: Driver, shared: &Shared) {
         Err(panic) => {
             let text = panic.downcast_ref::<String>().cloned();
             let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-            format!("the Raft state is broken: {}", text.unwrap_or_default())
+            broken(&text.unwrap_or_default())
         }
     };
     shared.fail(why);
+}
+
+/// What the Raft crate's end means. It ends when its leader knows more of this member than the member itself.
+fn broken(text: &str) -> String {
+    let older = text.contains("to_commit") && text.contains("out of range");
+    let meaning = match older {
+        true => {
+            "its directory holds less than it once acknowledged (an older copy of it, or a part was lost): move that directory aside and let it \
+             join anew"
+        }
+        false => "its state is broken",
+    };
+    format!("{meaning} ({text})")
 }
 
 async fn follow_links(mut links: broadcast::Receiver<mainstay_ports::peer::LinkChange>, shared: Arc<Shared>) {
@@ -567,7 +580,14 @@ async fn follow_links(mut links: broadcast::Receiver<mainstay_ports::peer::LinkC
 
 #[cfg(test)]
 mod tests {
-    use super::drawn;
+    use super::{broken, drawn};
+
+    #[test]
+    fn a_directory_that_went_back_is_said_to_have() {
+        let text = broken("to_commit 3764 is out of range [last_index 3735], raft_id: 1");
+        assert!(text.contains("less than it once acknowledged") && text.contains("3764"), "{text}");
+        assert!(broken("not a number").starts_with("its state is broken"));
+    }
 
     #[test]
     fn without_randomness_there_is_no_number() {

@@ -4,7 +4,7 @@ use crate::cli::{Global, History};
 use crate::client::{nobody, with_advice};
 use crate::failure::{Failure, Outcome};
 use crate::output::{self, Colour, paint};
-use crate::plan::changes::{Row, Told, changes, loss, merge, since};
+use crate::plan::changes::{Row, Told, changes, counted, loss, merge, since};
 use crate::session::Session;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -95,7 +95,7 @@ fn change_text(row: &Row, zone: &TimeZone) -> String {
     let _ = writeln!(out, "      term {}, timeline {}{fork}, open from {}", event.term, change.timeline, change.end);
     let _ = writeln!(out, "      cause: {}", change.cause);
     for lost in &row.losses {
-        let commits = lost.commits.map(|count| format!(", {count} commits")).unwrap_or_default();
+        let commits = lost.commits.map(|count| format!(", {}", counted(count))).unwrap_or_default();
         let standing = if lost.may_be_acknowledged { "may have been acknowledged" } else { "never acknowledged" };
         let _ = writeln!(
             out,

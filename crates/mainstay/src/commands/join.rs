@@ -104,7 +104,15 @@ pub(crate) fn run(options: Join, global: Global) -> Outcome {
     }
     let replace = !matches!(found, Found::Nothing);
     if replace {
-        let question = format!("Replace the certificates and keys of {} {} on this host?", member.role, member.name);
+        let mut question =
+            format!("Replace the certificates and keys of {} {} on this host?", member.role, member.name);
+        if let Found::Other(what) = &found {
+            // With --yes it is not asked, and must be said all the same.
+            if global.yes {
+                output::errline(&format!("{what}: it is replaced."));
+            }
+            question = format!("{what}. {question}");
+        }
         output::confirm(global.yes, &question)?;
     }
     let made = destination.prepare(member.witness)?;

@@ -16,7 +16,7 @@ use mainstay_net::mesh::Mesh;
 use mainstay_net::tls::ALPN_POSTGRES;
 use mainstay_net::{Credentials, Expect, NetError};
 use mainstay_ports::peer::{Channel, Handlers, Peers};
-use mainstay_proxy::pool::{PoolOptions, Pooled, PooledProxy};
+use mainstay_proxy::pool::{PoolOptions, Pooled, PooledProxy, Shown};
 use mainstay_proxy::{ProxyError, ProxyOptions, Stats, TimedReport, feed};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -132,25 +132,30 @@ async fn serve(file: Spec, place: Place) -> Outcome {
         tokio::spawn(nodes.follow());
         return mainstay_proxy::run(options, heard, stats, stop).await.map_err(failed);
     }
-    let pooling = pooling(&wanted, &credentials).map_err(wrong)?;
-    let proxy = PooledProxy::bind(options, pooling, credentials.certificate(), stats).map_err(failed)?;
+    let pooling = pooling(&wanted, &credentials);
+    let proxy = PooledProxy::bind(options, pooling, stats).map_err(failed)?;
     tokio::spawn(Nodes { pooled: Some(proxy.handle()), ..nodes }.follow());
     proxy.run(heard, stop).await.map_err(failed)
 }
 
 /// How clients share server connections.
-fn pooling(wanted: &mainstay_model::spec::Proxy, credentials: &Arc<Credentials>) -> Result<PoolOptions, NetError> {
+fn pooling(wanted: &mainstay_model::spec::Proxy, credentials: &Arc<Credentials>) -> PoolOptions {
     let own = Arc::clone(credentials);
+    let shown = Arc::clone(credentials);
+    let shown = move || {
+        let (config, certificate) = shown.clients_config();
+        Shown { config, certificate }
+    };
     let tls_to = move |node: &NodeId| own.client_config(Expect::Server(node.clone()), ALPN_POSTGRES).ok();
     let count = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
-    Ok(PoolOptions {
+    PoolOptions {
         threads: count(wanted.threads),
         size: count(wanted.pool_size),
         queue: Span(wanted.queue_ms),
-        tls: Some(credentials.clients_config()?),
+        tls: Some(Arc::new(shown)),
         tls_to: Some(Arc::new(tls_to)),
         ..PoolOptions::default()
-    })
+    }
 }
 
 /// The file, or what the node has kept of a later one.
@@ -235,9 +240,7 @@ impl Nodes {
         if addresses == self.addresses {
             return;
         }
-        if let Err(error) = self.mesh.set_peers(addresses.clone()) {
-            return tracing::error!(%error, "the connections to the agents do not follow the cluster's nodes");
-        }
+        self.mesh.set_peers(addresses.clone());
         self.addresses = addresses;
         self.feeds.retain(|node, feed| {
             let stays = self.addresses.contains_key(node);

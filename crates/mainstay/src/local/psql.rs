@@ -50,6 +50,9 @@ pub(crate) fn app_password(target: &Target) -> Outcome<String> {
             std::io::ErrorKind::PermissionDenied => {
                 failure.hint("only its owner may: run this as the user that made the cluster")
             }
+            std::io::ErrorKind::NotFound => failure.hint(
+                "it lies on the host where `mainstay pki init` was typed: run this there, or give psql the application's password yourself",
+            ),
             _ => failure,
         }
     })?;

@@ -74,13 +74,32 @@ pub(crate) fn changes(events: &[Told]) -> Vec<Row> {
     rows
 }
 
+/// Several nodes may have held the same log that was left behind, each as much of it as it had got: the longest counts.
+fn logs<'a>(losses: impl Iterator<Item = &'a Lost>) -> Vec<&'a Lost> {
+    let mut logs: Vec<&Lost> = Vec::new();
+    for lost in losses {
+        let same = |known: &&mut &Lost| known.from == lost.from && known.to.timeline == lost.to.timeline;
+        match logs.iter_mut().find(same) {
+            Some(known) if known.to < lost.to => *known = lost,
+            Some(_) => {}
+            None => logs.push(lost),
+        }
+    }
+    logs
+}
+
+/// So many commits.
+pub(crate) fn counted(commits: u64) -> String {
+    if commits == 1 { "1 commit".to_owned() } else { format!("{commits} commits") }
+}
+
 /// What was lost, in a few words.
 pub(crate) fn loss(change: Option<&Change>, losses: &[Lost]) -> String {
-    let acknowledged: Vec<&Lost> = losses.iter().filter(|lost| lost.may_be_acknowledged).collect();
+    let acknowledged = logs(losses.iter().filter(|lost| lost.may_be_acknowledged));
     if !acknowledged.is_empty() {
         let bytes: u64 = acknowledged.iter().map(|lost| lost.to.lsn.0.saturating_sub(lost.from.lsn.0)).sum();
         let commits = acknowledged.iter().map(|lost| lost.commits).sum::<Option<u64>>();
-        let commits = commits.map(|count| format!("{count} commits, ")).unwrap_or_default();
+        let commits = commits.map(|count| format!("{}, ", counted(count))).unwrap_or_default();
         return format!("lost {commits}{}", crate::output::table::bytes(bytes));
     }
     match change.map(|change| change.at_risk_bytes) {
@@ -176,6 +195,21 @@ mod tests {
     use super::*;
     use crate::plan::examples::{at, name};
     use mainstay_model::{Lsn, Span, Timeline};
+
+    #[test]
+    fn a_log_that_two_nodes_left_behind_was_lost_once() {
+        let lost = |from: u64, to: u64, timeline: u32, commits: u64| Lost {
+            from: at(15, from),
+            to: at(timeline, to),
+            commits: Some(commits),
+            may_be_acknowledged: true,
+            ..Lost::default()
+        };
+        let both = [lost(1000, 2000, 16, 5), lost(1000, 3000, 16, 7)];
+        assert_eq!(loss(None, &both), loss(None, &both[1..]), "one log, held by two");
+        let apart = [lost(1000, 2000, 16, 5), lost(1000, 3000, 17, 7)];
+        assert!(loss(None, &apart).starts_with("lost 12 commits"), "two logs: {}", loss(None, &apart));
+    }
 
     fn told(sequence: Option<u64>, wall_ms: u64, term: u64, kind: &str) -> Told {
         let event = Event {

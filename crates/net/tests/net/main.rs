@@ -7,4 +7,5 @@ mod common;
 mod hostile;
 mod join;
 mod links;
+mod renewal;
 mod trust;

@@ -11,6 +11,7 @@ use mainstay_wire::text::{Change, Pin};
 use std::collections::HashMap;
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// How far a client has come.
 pub(crate) enum Stage {
@@ -57,6 +58,8 @@ pub(crate) enum Failed {
 pub(crate) struct Client {
     pub(crate) id: Id,
     pub(crate) link: Link,
+    /// Hash of the certificate that it was shown, to bind its channel to.
+    pub(crate) certificate: Option<Arc<[u8]>>,
     pub(crate) kind: Kind,
     pub(crate) stage: Stage,
     /// It comes from this host.
@@ -105,6 +108,7 @@ impl Client {
         Self {
             id,
             link,
+            certificate: None,
             kind,
             stage: Stage::Start,
             near,

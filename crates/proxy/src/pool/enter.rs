@@ -68,8 +68,9 @@ impl Worker {
     }
 
     fn tls(&mut self, client: &mut Client, early: &[u8]) -> Result<(), End> {
-        let config = self.pooling.tls.clone().ok_or(WireError::Startup("TLS, and this proxy has none"))?;
-        let tls = rustls::ServerConnection::new(config).map_err(|_| End::Bye)?;
+        let shown = self.pooling.tls.as_ref().ok_or(WireError::Startup("TLS, and this proxy has none"))?();
+        client.certificate = (!shown.certificate.is_empty()).then(|| certificate_hash(&shown.certificate));
+        let tls = rustls::ServerConnection::new(shown.config).map_err(|_| End::Bye)?;
         client.link.start_tls(tls.into(), early).map_err(|_| End::Bye)
     }
 
@@ -102,7 +103,7 @@ impl Worker {
         }
         reply::message(&mut out, b'R', |out| {
             out.extend(10_u32.to_be_bytes());
-            if client.link.has_tls() && self.certificate.is_some() {
+            if client.certificate.is_some() {
                 reply::text(out, PLUS);
             }
             reply::text(out, PLAIN);
@@ -134,8 +135,7 @@ impl Worker {
                 };
                 let known = roles.get(&user).map(|role| role.verifier.clone());
                 let verifier = known.unwrap_or_else(|| Verifier::mock(&self.mock_secret, &user));
-                let certificate = client.link.has_tls().then_some(self.certificate.as_deref()).flatten();
-                let challenge = first(whole, verifier, certificate).ok_or_else(|| denied(&user))?;
+                let challenge = first(whole, verifier, client.certificate.as_deref()).ok_or_else(|| denied(&user))?;
                 let (challenge, answer) = challenge;
                 proving.exchange = Exchange::Last(Box::new(challenge));
                 client.write(&authentication(11, &answer)).map_err(|_| End::Bye)?;
@@ -312,6 +312,6 @@ pub(crate) fn random() -> Option<u32> {
 }
 
 /// What a channel is bound to.
-pub(crate) fn certificate_hash(certificate: &[u8]) -> Arc<[u8]> {
+fn certificate_hash(certificate: &[u8]) -> Arc<[u8]> {
     Arc::from(&sha256(certificate)[..])
 }

@@ -33,6 +33,6 @@ mod upstream;
 mod worker;
 
 pub use hub::{Login, Logins};
-pub use options::{PoolOptions, TlsTo};
+pub use options::{PoolOptions, Shown, TlsShown, TlsTo};
 pub use run::{Pooled, PooledProxy};
 pub use stats::PoolNumbers;

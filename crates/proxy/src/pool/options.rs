@@ -7,6 +7,18 @@ use std::sync::Arc;
 /// Makes the TLS settings for the server of a node; `None`: that one can not be reached with TLS.
 pub type TlsTo = Arc<dyn Fn(&NodeId) -> Option<Arc<rustls::ClientConfig>> + Send + Sync>;
 
+/// What a client that asks for TLS is shown, and settings that show it.
+#[derive(Clone)]
+pub struct Shown {
+    /// The settings.
+    pub config: Arc<rustls::ServerConfig>,
+    /// The certificate in them, to which clients bind their channel; empty: they can not.
+    pub certificate: Vec<u8>,
+}
+
+/// Says what clients are shown now: certificates are renewed while the proxy runs.
+pub type TlsShown = Arc<dyn Fn() -> Shown + Send + Sync>;
+
 /// The settings of pooling, beside those of [`crate::ProxyOptions`].
 #[derive(Clone)]
 pub struct PoolOptions {
@@ -25,7 +37,7 @@ pub struct PoolOptions {
     /// A server connection older than this is closed when it is free.
     pub life: Span,
     /// For clients that ask for TLS; `None`: they are told that there is none.
-    pub tls: Option<Arc<rustls::ServerConfig>>,
+    pub tls: Option<TlsShown>,
     /// For servers elsewhere than on this host.
     pub tls_to: Option<TlsTo>,
     /// The node of this host, and the directory of its server's Unix socket with the port, if that may be used.

@@ -1,7 +1,6 @@
 //! The pooling proxy as a whole: binds its addresses, starts its threads, and tells them what changed.
 //! Absent: where reports and logins come from.
 
-use super::enter::certificate_hash;
 use super::hub::{Hub, Logins};
 use super::options::PoolOptions;
 use super::stats::PoolNumbers;
@@ -70,16 +69,11 @@ impl Obey for Arc<Hub> {
 }
 
 impl PooledProxy {
-    /// Listens on all its addresses, with a listener of its own for each thread. `certificate` is our own, for binding channels.
+    /// Listens on all its addresses, with a listener of its own for each thread.
     ///
     /// # Errors
     /// When an address cannot be listened on, or there is none.
-    pub fn bind(
-        options: ProxyOptions,
-        pooling: PoolOptions,
-        certificate: Option<&[u8]>,
-        stats: Arc<Stats>,
-    ) -> Result<Self, ProxyError> {
+    pub fn bind(options: ProxyOptions, pooling: PoolOptions, stats: Arc<Stats>) -> Result<Self, ProxyError> {
         if options.write.is_empty() && options.read.is_empty() {
             return Err(ProxyError::NoAddress);
         }
@@ -100,9 +94,8 @@ impl PooledProxy {
             (0..threads).map(|_| eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)).collect();
         let hub = Arc::new(Hub::new(wakes.map_err(|error| system(error.into()))?));
         let mock_secret = Worker::secret().ok_or_else(|| system(std::io::Error::other("no random numbers")))?;
-        let certificate = certificate.map(certificate_hash);
         let (options, pooling) = (Arc::new(options), Arc::new(pooling));
-        Ok(Self { parts: Parts { hub, options, pooling, stats, certificate, mock_secret }, listeners })
+        Ok(Self { parts: Parts { hub, options, pooling, stats, mock_secret }, listeners })
     }
 
     /// The addresses it listens on for writes, then those for reads.

@@ -73,8 +73,6 @@ pub(crate) struct Worker {
     pub(crate) options: Arc<ProxyOptions>,
     pub(crate) pooling: Arc<PoolOptions>,
     pub(crate) stats: Arc<Stats>,
-    /// Hash of our own certificate, to bind channels to.
-    pub(crate) certificate: Option<Arc<[u8]>>,
     pub(crate) mock_secret: Arc<[u8]>,
     listeners: Vec<(Kind, TcpListener)>,
     pub(crate) clients: Slab<Client>,
@@ -111,7 +109,6 @@ pub(crate) struct Parts {
     pub(crate) options: Arc<ProxyOptions>,
     pub(crate) pooling: Arc<PoolOptions>,
     pub(crate) stats: Arc<Stats>,
-    pub(crate) certificate: Option<Arc<[u8]>>,
     pub(crate) mock_secret: Arc<[u8]>,
 }
 
@@ -136,7 +133,6 @@ impl Worker {
             options: Arc::clone(&parts.options),
             pooling: Arc::clone(&parts.pooling),
             stats: Arc::clone(&parts.stats),
-            certificate: parts.certificate.clone(),
             mock_secret: Arc::clone(&parts.mock_secret),
             listeners,
             clients: Slab::new(),

@@ -193,7 +193,7 @@ impl Bench {
 
     pub async fn with(server: &Postgres, pooling: PoolOptions, options: ProxyOptions) -> Self {
         let stats = Arc::new(Stats::default());
-        let proxy = PooledProxy::bind(options, pooling, None, Arc::clone(&stats)).unwrap();
+        let proxy = PooledProxy::bind(options, pooling, Arc::clone(&stats)).unwrap();
         let (write, read) = proxy.addresses();
         let pooled = proxy.handle();
         let (reports, heard) = mpsc::channel(64);
