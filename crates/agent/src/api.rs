@@ -22,6 +22,7 @@ use mainstay_model::api::{Accepted, CommandWish};
 use mainstay_model::layout::NodeLayout;
 use mainstay_model::spec::Spec;
 use mainstay_model::status::Status;
+use mainstay_model::vault::{ARCHIVE_KEY, ArchiveAnswer, ArchiveState};
 use mainstay_model::{Command, Event, NodeId, Reason, ServerObservation};
 use mainstay_ports::clock::{boot_now, wall_now_ms};
 use mainstay_ports::engine::{Configured, Engine};
@@ -138,6 +139,11 @@ impl Api {
         self.generations.now().spec.clone()
     }
 
+    /// How the archive of the log stands, as this member of the store knows.
+    fn archive(&self) -> Option<ArchiveState> {
+        crate::archiver::parse(self.store.watch(ARCHIVE_KEY).borrow().as_ref())
+    }
+
     /// What the loop knows now.
     pub async fn snapshot(&self) -> Option<Snapshot> {
         let (question, answer) = oneshot::channel();
@@ -223,6 +229,7 @@ impl Api {
             answers.insert(self.me.clone(), mine);
         }
         beside.now_ms = wall_now_ms();
+        beside.archive = self.archive();
         let mut status = status::merge(&self.spec(), self.address.clone(), &answers, &beside);
         let mut seen = self.first_seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.date(&mut status.problems, boot_now(), wall_now_ms());
@@ -282,6 +289,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/status", get(get_status))
         .route("/v1/history", get(get_history))
         .route("/v1/why", get(get_why))
+        .route("/v1/archive", get(get_archive))
         .route("/v1/command", post(post_command))
         .merge(api_cluster::routes())
         .with_state(api)
@@ -290,6 +298,11 @@ pub fn router(api: Arc<Api>) -> Router {
 
 async fn get_status(State(api): State<Arc<Api>>) -> Json<Status> {
     Json(api.status().await)
+}
+
+async fn get_archive(State(api): State<Arc<Api>>) -> Json<ArchiveAnswer> {
+    let repository = api.spec().vault.repository.map(|place| place.display().to_string());
+    Json(ArchiveAnswer { repository, state: api.archive() })
 }
 
 async fn get_history(State(api): State<Arc<Api>>) -> Response {

@@ -13,6 +13,7 @@
 
 pub mod api;
 pub mod api_cluster;
+pub mod archiver;
 pub mod audit;
 pub mod certificates;
 pub mod deadline;

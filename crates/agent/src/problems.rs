@@ -21,12 +21,16 @@
 //! | `restart-pending` | info | server parameters wait for a restart |
 //! | `store-no-quorum` | critical | no node knows a leader of the store |
 //! | `store-member-lost` | warning | a member of the store does not work or does not answer |
+//! | `archive-lagging` | warning | the log can not be archived, or is archived late |
+//! | `archive-conflict` | critical | the archive holds other content under a name of the log, or the log is damaged |
+//! | `archive-gap` | critical | a part of the log is neither archived nor on the primary any more |
 
 use crate::status::{LocalStatus, rfc3339};
 use mainstay_model::record::Durability;
 use mainstay_model::spec::{Node, Spec};
 use mainstay_model::status::Problem;
 use mainstay_model::stored_spec::FileState;
+use mainstay_model::vault::ArchiveState;
 use mainstay_model::{ClaimState, NodeId, Room};
 use mainstay_net::reason::says_expired;
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,6 +41,10 @@ const CLOCK_MS: i64 = 2000;
 const EXPIRING: i64 = 30 * 86_400;
 /// For a volume whose size is not known: an agent of an earlier version.
 const SIZE_UNKNOWN: u64 = 10 << 30;
+/// Trouble with the archive that passes sooner is not said. Milliseconds.
+const ARCHIVE_MS: u64 = 30_000;
+/// So many whole segments may wait.
+const ARCHIVE_SEGMENTS: u64 = 8;
 
 /// What the asking agent knows beside the answers.
 #[derive(Clone, Debug, Default)]
@@ -45,6 +53,8 @@ pub struct Beside {
     pub unreachable: BTreeMap<NodeId, String>,
     /// Nodes under whose name two processes speak.
     pub doubled: BTreeSet<NodeId>,
+    /// How the archive stands.
+    pub archive: Option<ArchiveState>,
     /// The asking agent's wall clock, milliseconds since 1970.
     pub now_ms: u64,
 }
@@ -83,6 +93,7 @@ pub fn find(
     look.writes(&mut list);
     look.wishes(&mut list);
     look.store(&mut list);
+    look.archive(&mut list);
     for node in &spec.nodes {
         look.node(node, &mut list);
     }
@@ -199,6 +210,38 @@ impl Look<'_> {
                 answer.node
             );
             list.add(("store-member-lost", "warning"), evidence, hint);
+        }
+    }
+
+    fn archive(&self, list: &mut List) {
+        let place = self.spec.vault.repository.as_ref().map(|place| place.display().to_string());
+        // Of a repository that is not in use any more nothing is said.
+        let Some(state) = self.beside.archive.as_ref().filter(|state| Some(&state.repository) == place.as_ref()) else {
+            return;
+        };
+        let end = self.primary.and_then(|primary| primary.observed.end);
+        let behind = end.zip(state.archived).map_or(0, |(end, archived)| end.0.saturating_sub(archived.lsn.0));
+        let waiting = behind / state.segment_size.max(1 << 20);
+        if let Some((since, why)) = state
+            .failing
+            .as_ref()
+            .filter(|(since, _)| self.beside.now_ms.saturating_sub(*since) > ARCHIVE_MS || waiting > ARCHIVE_SEGMENTS)
+        {
+            let hint = "mend what it says; the log waits on the servers as long as their volumes have room, then moments are lost to a restore";
+            list.dated(("archive-lagging", "warning"), format!("the log is not archived: {why}"), hint, Some(*since));
+        } else if waiting > ARCHIVE_SEGMENTS {
+            let evidence = format!("{waiting} segments of the log wait to be archived ({behind} bytes)");
+            let hint = "is the repository slow, or full? `mainstay archive status` shows whether it catches up";
+            list.add(("archive-lagging", "warning"), evidence, hint);
+        }
+        for problem in &state.problems {
+            let hint = "nothing was overwritten; keep both contents, find out which server wrote the other, and archive to a new folder";
+            list.add(("archive-conflict", "critical"), problem.clone(), hint);
+        }
+        for (first, last) in &state.gaps {
+            let evidence = format!("the log from {first} to {last} is neither archived nor on the primary any more");
+            let hint = "moments after the hole need a backup that is newer; name a new folder in vault.repository to begin anew";
+            list.add(("archive-gap", "critical"), evidence, hint);
         }
     }
 

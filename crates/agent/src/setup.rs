@@ -1,6 +1,7 @@
 //! Puts an agent together from its files, runs it, and takes it down in order.
 
 use crate::api::{self, Api};
+use crate::archiver::Archiver;
 use crate::audit::Audit;
 use crate::certificates::Certificates;
 use crate::deadline::Deadlines;
@@ -93,6 +94,7 @@ fn postgres(options: &AgentOptions, spec: &Spec, process: Arc<dyn ServerProcess>
         os_user: options.os_user.clone(),
         parameters: settings.parameters,
         hba: settings.hba,
+        archived: settings.archived,
         app_verifier,
     };
     Ok(Postgres::new(postgres, process)?)
@@ -436,6 +438,7 @@ impl Agent {
             tokio::spawn(probes::probe(Arc::clone(&engine), interval, Arc::clone(&probe_now), seen, inputs.clone()));
             tokio::spawn(probes::watch_exit(Arc::clone(&process), Arc::clone(&server_started), inputs.clone()));
             tokio::spawn(self.slots().keep());
+            tokio::spawn(self.archiver().keep());
             let configure = Configure {
                 generations: Arc::clone(&self.ground.generations),
                 engine,
@@ -504,8 +507,21 @@ impl Agent {
         }
     }
 
+    fn archiver(&self) -> Archiver {
+        Archiver {
+            me: self.me.clone(),
+            generations: Arc::clone(&self.ground.generations),
+            observed: self.observed.subscribe(),
+            questions: self.questions.clone(),
+            engine: Arc::clone(&self.ground.engine),
+            pg_wal: self.ground.options.layout.data().join("pg_wal"),
+            store: Arc::clone(&self.store) as Arc<dyn Store>,
+        }
+    }
+
     fn slots(&self) -> Slots {
         Slots {
+            archive: (Arc::clone(&self.store) as Arc<dyn Store>).watch(mainstay_model::vault::ARCHIVE_KEY),
             engine: Arc::clone(&self.ground.engine),
             observed: self.observed.subscribe(),
             configured: self.configured.subscribe(),

@@ -145,7 +145,11 @@ impl Engine for Postgres {
         self.change_settings(settings).await
     }
 
-    async fn maintain_slots(&self, members: &[(NodeId, Option<Lsn>)]) -> Result<(), EngineError> {
-        self.keep_slots(members).await
+    async fn maintain_slots(
+        &self,
+        members: &[(NodeId, Option<Lsn>)],
+        archived: Option<Lsn>,
+    ) -> Result<(), EngineError> {
+        self.keep_slots(members, archived).await
     }
 }

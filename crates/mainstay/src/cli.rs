@@ -1,8 +1,10 @@
 //! The command line: every verb with its options, help and examples. Nothing is done here.
 
+mod archive;
 mod verbs;
 
 pub(crate) use crate::cli_plan::*;
+pub(crate) use archive::*;
 pub(crate) use verbs::*;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -82,6 +84,8 @@ pub(crate) enum Command {
     Runbook(Runbook),
     /// Look what is amiss on this host, before or after its agent is there, and say what mends it
     Doctor(Doctor),
+    /// Look at the archive of the log, and make keys for it
+    Archive(Archive),
     /// Open psql on the cluster, or print its address
     Connect(Connect),
     /// Make the cluster's authority, and issue certificates from it

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `GET /v1/status` `/v1/history` `/v1/why` | read | – |
 //! | `GET /v1/spec` | read | – → [`SpecAnswer`] |
+//! | `GET /v1/archive` | read | – → [`crate::vault::ArchiveAnswer`] |
 //! | `GET /v1/standing` | read | – → [`Standing`]; answers without the store too |
 //! | `POST /v1/command` | operate; [`Command::Reinit`] and a failover that accepts loss: admin | [`CommandWish`] → [`Accepted`] |
 //! | `POST /v1/pause` | operate | [`PauseWish`] → [`SpecAnswer`] |

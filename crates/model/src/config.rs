@@ -220,6 +220,7 @@ pub fn render(spec: &Spec) -> String {
     render_failover(&mut out, spec);
     render_proxy(&mut out, spec);
     render_postgres(&mut out, spec);
+    render_vault(&mut out, spec);
     render_requirements(&mut out, spec);
     out
 }
@@ -316,6 +317,20 @@ fn render_postgres(out: &mut String, spec: &Spec) {
     for (name, value) in &postgres.parameters {
         let _ = writeln!(out, "{} = {}", key(name), quoted(value));
     }
+}
+
+fn render_vault(out: &mut String, spec: &Spec) {
+    let (now, default) = (&spec.vault, crate::spec::Vault::default());
+    out.push_str("\n[vault]\n");
+    for (path, value) in [("vault.repository", &now.repository), ("vault.key_file", &now.key_file)] {
+        let key = path.rsplit('.').next().unwrap_or(path);
+        let line = match value {
+            Some(value) => format!("{key} = {}", quoted(&value.display().to_string())),
+            None => format!("# {key} = \"/an/absolute/path\""),
+        };
+        let _ = writeln!(out, "{line:<28} # {}", text_of(path));
+    }
+    setting(out, "vault.switch_s", now.switch_s, default.switch_s);
 }
 
 /// Only what was said: forty keys at their defaults would hide the others (docs/configuration.md lists them).

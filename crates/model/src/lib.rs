@@ -27,6 +27,7 @@ pub mod spec;
 pub mod status;
 pub mod stored_spec;
 pub mod time;
+pub mod vault;
 
 pub use command::Command;
 pub use event::{Change, Event, Lost, Reason};

@@ -49,6 +49,8 @@ pub struct EngineSettings {
     pub parameters: BTreeMap<String, String>,
     /// Access lines, before the default ones.
     pub hba: Vec<String>,
+    /// The log is kept until it is archived, as far as the volume has the room.
+    pub archived: bool,
 }
 
 /// How a server goes by its settings.
@@ -130,6 +132,8 @@ pub trait Engine: Send + Sync {
     /// less. Nothing changes when a value is not one that this server understands.
     async fn configure(&self, settings: &EngineSettings) -> Result<Configured, EngineError>;
     /// Keeps a slot for each other data node that the settings name (on the primary for streaming, on standbys advanced), and drops those
-    /// of others; how much log they keep follows the free space. `members` says how far each is known to have flushed.
-    async fn maintain_slots(&self, members: &[(NodeId, Option<Lsn>)]) -> Result<(), EngineError>;
+    /// of others; how much log they keep follows the free space. `members` says how far each is known to have flushed,
+    /// `archived` up to where the archive holds the log: with `EngineSettings::archived` a slot keeps what comes after, on every node.
+    async fn maintain_slots(&self, members: &[(NodeId, Option<Lsn>)], archived: Option<Lsn>)
+    -> Result<(), EngineError>;
 }

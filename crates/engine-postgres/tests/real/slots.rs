@@ -159,7 +159,7 @@ async fn a_slot_that_was_dropped_stalls_its_replica_until_the_maintenance() {
     println!("the server's own view said streaming: {claimed}");
     let streams = "select count(*) from pg_stat_replication where state in ('catchup', 'streaming')";
     assert_eq!(first.sql(streams).await, "0", "it streams without its slot");
-    first.pg.maintain_slots(&[(second.id.clone(), None)]).await.unwrap();
+    first.pg.maintain_slots(&[(second.id.clone(), None)], None).await.unwrap();
     second.until_receiving().await;
     assert_eq!(slot(first, second, "active").await, "t");
 }
@@ -172,7 +172,7 @@ async fn a_slot_that_was_given_up_is_made_anew() {
     second.process.kill_all();
     until("the slot is free", || async { slot(first, second, "active").await == "f" }).await;
     give_up(first, second).await;
-    first.pg.maintain_slots(&[(second.id.clone(), None)]).await.unwrap();
+    first.pg.maintain_slots(&[(second.id.clone(), None)], None).await.unwrap();
     assert_eq!(slot(first, second, "coalesce(wal_status, 'new')").await, "new");
     until("gone", || is(second, ServerState::Down)).await;
     // Under so small a bound the clone's own checkpoint may take the new slot too.
@@ -199,11 +199,11 @@ async fn the_slot_of_a_node_that_was_removed_goes_although_its_replica_comes_bac
         first.pg.configure(&fewer).await.unwrap();
         println!("round {round}: {:?}", began.elapsed());
         assert_eq!(first.sql(there).await, "0");
-        first.pg.maintain_slots(&[(third.id.clone(), None)]).await.unwrap();
+        first.pg.maintain_slots(&[(third.id.clone(), None)], None).await.unwrap();
         assert_eq!(first.sql(there).await, "0");
         until("nobody streams", || async { senders_of(first, second).await.is_empty() }).await;
         first.pg.configure(&everybody).await.unwrap();
-        first.pg.maintain_slots(&[(second.id.clone(), None)]).await.unwrap();
+        first.pg.maintain_slots(&[(second.id.clone(), None)], None).await.unwrap();
     }
     second.until_replayed(first).await;
     third.until_replayed(first).await;
@@ -302,7 +302,7 @@ async fn log_that_the_upstream_has_removed_is_told_until_the_copy_is_made_anew()
     second.kill().await;
     until("the slot is free", || async { slot(first, second, "active").await == "f" }).await;
     give_up(first, second).await;
-    first.pg.maintain_slots(&[(second.id.clone(), None)]).await.unwrap();
+    first.pg.maintain_slots(&[(second.id.clone(), None)], None).await.unwrap();
     second.pg.start_standby(second.copy(), Some(&first.id)).await.unwrap();
     assert!(!second.pg.probe().await.log_gone);
     let began = Instant::now();
@@ -345,7 +345,7 @@ async fn a_slot_left_from_a_time_as_primary_moves_on() {
     second.write(1000).await;
     let flushed = second.flushed().await;
     until("replayed", || async { first.pg.probe().await.replay >= Some(flushed) }).await;
-    first.pg.maintain_slots(&[(second.id.clone(), Some(flushed))]).await.unwrap();
+    first.pg.maintain_slots(&[(second.id.clone(), Some(flushed))], None).await.unwrap();
     assert_eq!(slot(first, second, "restart_lsn").await, flushed.to_string());
 }
 

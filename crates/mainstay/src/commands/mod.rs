@@ -1,6 +1,7 @@
 //! One file per command, and the runtime that each needs: none for the guard, one thread for commands, few for daemons.
 
 mod agent;
+mod archive;
 mod connect;
 mod doctor;
 mod down;
@@ -59,6 +60,7 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Plan(options) => one_thread(plan::run(options, global)),
         Command::Runbook(options) => one_thread(runbook::run(options, global)),
         Command::Doctor(options) => one_thread(doctor::run(options, global)),
+        Command::Archive(options) => archive::run(options, global),
         Command::Connect(options) => connect::run(&options, global),
         Command::Pki(options) => pki::run(options, global),
         Command::Join(options) => join::run(options, global),

@@ -21,7 +21,7 @@ impl Cluster {
     pub(crate) fn run(&self, arguments: &[&str]) -> Output {
         let (verb, rest) = arguments.split_first().unwrap();
         // A verb within a verb comes before every option.
-        let (within, rest) = rest.split_at(usize::from(*verb == "node"));
+        let (within, rest) = rest.split_at(usize::from(["node", "archive"].contains(verb)));
         Command::new(env!("CARGO_BIN_EXE_mainstay"))
             .arg(verb)
             .args(within)
