@@ -99,7 +99,11 @@ fn full() -> Spec {
                 .into(),
             hba: vec!["hostssl all all 10.0.0.0/8 scram-sha-256".into(), "local all all peer".into()],
         },
-        vault: Vault { repository: Some("/srv/vault".into()), key_file: Some("/etc/key".into()), switch_s: 7 },
+        vault: crate::spec::Vault {
+            repository: Some("/srv/vault".into()),
+            key_file: Some("/etc/key".into()),
+            switch_s: 7,
+        },
         requirements: requirements(),
     }
 }
