@@ -1,6 +1,7 @@
-//! Brings the log to the archive while this node is the open primary of its term, and tells the store how far it is (docs/adr/0018, 0022).
+//! Brings the log to the archive while this node is the open primary of its term, and tells the store how far it is (docs/adr/0018, 0023).
 //!
 //! Every other node reads that there: its slot lets go of what is archived, and whoever is primary next brings the rest.
+//! A replica brings what the primary misses and can not fill from its own files.
 //! What touches the repository blocks and may hang with it: it has a thread of its own, at ordinary priority, one at a time.
 
 use crate::generations::Generations;
@@ -14,14 +15,15 @@ use mainstay_ports::priority::ordinarily;
 use mainstay_ports::store::{CasOutcome, Store, Versioned};
 use mainstay_vault::keys::{SecretKey, WriteKey};
 use mainstay_vault::objects::Folder;
-use mainstay_vault::postgres::owner::{Owner, Standing, segment_size};
+use mainstay_vault::postgres::log::SegmentSize;
+use mainstay_vault::postgres::owner::{Owner, Standing, assist, given_up, segment_size};
 use mainstay_vault::repository::{Repository, VaultError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::sleep;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 /// How often it is looked whether there is something to bring.
 const LOOK: Duration = Duration::from_secs(1);
@@ -30,6 +32,10 @@ const AGAIN: Duration = Duration::from_secs(5);
 /// Plain progress is not told more often. Milliseconds.
 const TELL_MS: u64 = 5_000;
 const STORE_TIMEOUT: Duration = Duration::from_secs(2);
+/// A repository that has not answered for so long hangs, and that is told.
+const HANGS: Duration = Duration::from_secs(60);
+/// How often it is looked whether a hole was filled. Milliseconds.
+const HOLES_MS: u64 = 10_000;
 
 /// The state that this member of the store knows.
 #[must_use]
@@ -98,6 +104,8 @@ struct Hold {
     swept: Option<u64>,
     /// When the state was told last, by this host's clock since boot.
     told: Option<u64>,
+    /// When holes were looked at last, by the same clock.
+    looked: u64,
 }
 
 /// What a round in its own thread gives back.
@@ -105,6 +113,14 @@ struct Round {
     owner: Option<(Vault, Owner)>,
     id: String,
     result: Result<Standing, VaultError>,
+    /// What the server let go of meanwhile.
+    given_up: Option<(String, String)>,
+}
+
+impl Round {
+    fn failed(error: VaultError) -> Round {
+        Round { owner: None, id: String::new(), result: Err(error), given_up: None }
+    }
 }
 
 impl Archiver {
@@ -117,6 +133,7 @@ impl Archiver {
             let vault = self.generations.now().spec.vault.clone();
             let Some(term) = self.reigns().await.filter(|_| vault.repository.is_some()) else {
                 hold = Hold::default();
+                pause = self.help(&vault).await;
                 continue;
             };
             if !self.round(&vault, term, &mut hold).await {
@@ -136,6 +153,33 @@ impl Archiver {
         summary.primary_of.filter(|_| summary.open)
     }
 
+    /// On a replica of the owner, while that misses something: brings it. Returns when to look again.
+    async fn help(&self, vault: &Vault) -> Duration {
+        let Some(state) = parse(self.store.watch(ARCHIVE_KEY).borrow().as_ref()) else { return LOOK };
+        let end = {
+            let seen = self.observed.borrow();
+            let follows = seen.state == ServerState::Standby && seen.receiving && seen.timeline == state.timeline;
+            let end = seen.timeline.zip(seen.end.min(seen.replay));
+            end.filter(|_| follows).map(|(timeline, lsn)| Position { timeline, lsn })
+        };
+        let same = vault.repository.as_ref().is_some_and(|place| place.display().to_string() == state.repository);
+        let (Some(end), true, false) = (end, same, state.gaps.is_empty()) else { return LOOK };
+        let system = self.engine.has_data().await;
+        let Some(system) = system.filter(|system| Some(*system) == state.system) else { return LOOK };
+        let (vault, pg_wal, by) = (vault.clone(), self.pg_wal.clone(), self.me.to_string());
+        let work = move || {
+            let repository = open(&vault, Some(&state.id))?;
+            let size = SegmentSize(state.segment_size);
+            assist(repository, (system, size), (state.term, &by), (&pg_wal, end), &state.gaps)
+        };
+        match tokio::task::spawn_blocking(move || ordinarily(work)).await {
+            Ok(Ok(0)) | Err(_) => {}
+            Ok(Ok(brought)) => info!(brought, "segments that the primary misses were archived from here"),
+            Ok(Err(error)) => debug!(%error, "segments that the primary misses can not be archived from here"),
+        }
+        AGAIN
+    }
+
     /// `false`: it failed.
     async fn round(&self, vault: &Vault, term: Term, hold: &mut Hold) -> bool {
         let end = {
@@ -152,30 +196,64 @@ impl Archiver {
         }
         hold.owner = hold.owner.take().filter(|(of, owner)| of == vault && owner.term() == term);
         let open = hold.owner.as_ref().map(|(_, owner)| owner.segment_size().holding(end.lsn));
-        if open.is_some() && hold.swept == open {
+        let holes = !before.gaps.is_empty() && boot_now().0.saturating_sub(hold.looked) >= HOLES_MS;
+        if open.is_some() && hold.swept == open && !holes {
             return true;
         }
-        let round = self.apart(vault, (system, term), end, &before, hold.owner.take()).await;
-        let (well, after) = self.after(vault, (system, term), &before, &round);
-        hold.swept = round.owner.as_ref().filter(|_| well).map(|(_, owner)| owner.segment_size().holding(end.lsn));
+        hold.looked = boot_now().0;
+        let mut work = self.apart(vault, (system, term), end, &before, hold.owner.take());
+        let round = loop {
+            tokio::select! {
+                done = &mut work => break done,
+                () = sleep(HANGS) => self.tell_silence(vault, (system, term), end, hold).await,
+            }
+        };
+        let broke = |error: tokio::task::JoinError| Round::failed(VaultError::Server(error.to_string()));
+        let round = round.unwrap_or_else(broke);
+        let shown = self.store.watch(ARCHIVE_KEY).borrow().clone();
+        let before = parse(shown.as_ref()).unwrap_or_default();
+        if before.term > term {
+            *hold = Hold::default();
+            return true;
+        }
+        let (well, after) = self.after(vault, (system, term), end, &before, &round);
+        let more = round.result.as_ref().is_ok_and(|standing| standing.more);
+        let whole = round.owner.as_ref().filter(|_| well && !more);
+        hold.swept = whole.map(|(_, owner)| owner.segment_size().holding(end.lsn));
         hold.owner = round.owner;
         self.tell(shown.map(|shown| shown.revision), &before, after, hold).await;
         well
     }
 
+    /// The repository neither works nor fails.
+    async fn tell_silence(&self, vault: &Vault, whose: (SystemId, Term), end: Position, hold: &mut Hold) {
+        let shown = self.store.watch(ARCHIVE_KEY).borrow().clone();
+        let before = parse(shown.as_ref()).unwrap_or_default();
+        if before.term > whose.1 {
+            return;
+        }
+        let says = format!("the repository has not answered for {} s", HANGS.as_secs());
+        let (_, after) = self.after(vault, whose, end, &before, &Round::failed(VaultError::Server(says)));
+        self.tell(shown.map(|shown| shown.revision), &before, after, hold).await;
+    }
+
     /// The part that blocks.
-    async fn apart(
+    fn apart(
         &self,
         vault: &Vault,
         (system, term): (SystemId, Term),
         end: Position,
         before: &ArchiveState,
         owner: Option<(Vault, Owner)>,
-    ) -> Round {
+    ) -> tokio::task::JoinHandle<Round> {
         let (vault, pg_wal, by) = (vault.clone(), self.pg_wal.clone(), self.me.to_string());
+        let pg_wal_too = pg_wal.clone();
         let same = vault.repository.as_ref().is_some_and(|place| place.display().to_string() == before.repository);
         let known = Some(before.id.clone()).filter(|id| same && !id.is_empty());
-        let reached = before.archived.filter(|_| same && before.system == Some(system)).map(|at| at.lsn);
+        let ours = same && before.system == Some(system);
+        let reached = before.archived.filter(|_| ours).map(|at| at.lsn);
+        let gaps = if ours { before.gaps.clone() } else { Vec::new() };
+        let size = SegmentSize(before.segment_size);
         let work = move || {
             let mut id = known.clone().unwrap_or_default();
             let mut claim = || {
@@ -183,7 +261,7 @@ impl Archiver {
                 id = repository.id().to_owned();
                 let none = || VaultError::Server(format!("{} holds no log", pg_wal.display()));
                 let size = segment_size(&pg_wal)?.ok_or_else(none)?;
-                Owner::claim(repository, (system, size), (term, &by), reached)
+                Owner::claim(repository, (system, size), (term, &by), (reached, &gaps))
             };
             let owner = match owner {
                 Some((_, owner)) => Ok(owner),
@@ -192,14 +270,17 @@ impl Archiver {
             match owner {
                 Ok(mut owner) => {
                     let result = owner.sweep(&pg_wal, end);
-                    Round { owner: Some((vault, owner)), id, result }
+                    Round { owner: Some((vault, owner)), id, result, given_up: None }
                 }
-                Err(error) => Round { owner: None, id, result: Err(error) },
+                Err(error) => Round { id, ..Round::failed(error) },
             }
         };
-        let done = tokio::task::spawn_blocking(move || ordinarily(work)).await;
-        let broke = |error: tokio::task::JoinError| VaultError::Server(error.to_string());
-        done.unwrap_or_else(|error| Round { owner: None, id: String::new(), result: Err(broke(error)) })
+        let all = move || {
+            let round = work();
+            let lost = reached.filter(|_| round.result.is_err() && size.0 > 0);
+            Round { given_up: lost.and_then(|reached| given_up(&pg_wal_too, size, reached, end)), ..round }
+        };
+        tokio::task::spawn_blocking(move || ordinarily(all))
     }
 
     /// The state after a round, and whether it went well.
@@ -207,6 +288,7 @@ impl Archiver {
         &self,
         vault: &Vault,
         (system, term): (SystemId, Term),
+        end: Position,
         before: &ArchiveState,
         round: &Round,
     ) -> (bool, ArchiveState) {
@@ -214,7 +296,7 @@ impl Archiver {
         let same = before.repository == place && before.system.is_none_or(|is| is == system);
         let mut state = if same { before.clone() } else { ArchiveState::default() };
         (state.repository, state.system, state.term) = (place, Some(system), term);
-        state.node = Some(self.me.clone());
+        (state.node, state.timeline) = (Some(self.me.clone()), Some(end.timeline));
         if !round.id.is_empty() {
             state.id.clone_from(&round.id);
         }
@@ -225,9 +307,10 @@ impl Archiver {
             Ok(standing) => {
                 state.failing = None;
                 state.problems = standing.problems.iter().take(PROBLEMS_MAX).cloned().collect();
-                state.gaps.extend(standing.gaps.iter().cloned());
-                let surplus = state.gaps.len().saturating_sub(PROBLEMS_MAX);
-                state.gaps.drain(..surplus);
+                state.given_up = None;
+                // More than these are not looked after: the oldest ones matter least.
+                let surplus = standing.gaps.len().saturating_sub(PROBLEMS_MAX);
+                state.gaps = standing.gaps.iter().skip(surplus).cloned().collect();
                 if standing.reached.is_some() && standing.reached != state.archived {
                     (state.archived, state.archived_ms) = (standing.reached, Some(wall_now_ms()));
                 }
@@ -236,6 +319,7 @@ impl Archiver {
             Err(error) => {
                 let since = state.failing.as_ref().map_or_else(wall_now_ms, |(since, _)| *since);
                 state.failing = Some((since, error.to_string()));
+                state.given_up.clone_from(&round.given_up);
                 (false, state)
             }
         }

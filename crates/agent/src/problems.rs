@@ -235,12 +235,12 @@ impl Look<'_> {
             list.add(("archive-lagging", "warning"), evidence, hint);
         }
         for problem in &state.problems {
-            let hint = "nothing was overwritten; keep both contents, find out which server wrote the other, and archive to a new folder";
+            let hint = "nothing was overwritten; find out which server wrote the other content, make a new backup, then remove what was kept aside";
             list.add(("archive-conflict", "critical"), problem.clone(), hint);
         }
-        for (first, last) in &state.gaps {
+        for (first, last) in state.gaps.iter().chain(&state.given_up) {
             let evidence = format!("the log from {first} to {last} is neither archived nor on the primary any more");
-            let hint = "moments after the hole need a backup that is newer; name a new folder in vault.repository to begin anew";
+            let hint = "moments after the hole need a backup that is newer than it; a replica that has this log fills the hole by itself";
             list.add(("archive-gap", "critical"), evidence, hint);
         }
     }

@@ -569,4 +569,38 @@ mod tests {
         assert_eq!(rfc3339(1_709_164_800_123), "2024-02-29T00:00:00.123Z");
         assert_eq!(rfc3339(1_795_391_999_000), "2026-11-22T23:59:59.000Z");
     }
+
+    #[test]
+    fn trouble_with_the_archive_is_told() {
+        use mainstay_model::vault::ArchiveState;
+        let mut spec = spec();
+        spec.vault.repository = Some("/v".into());
+        let told = |state: ArchiveState, end: u64| {
+            let mut first = primary();
+            first.observed.end = Some(Lsn(end));
+            let answers = [(first.node.clone(), first), (node("db2"), answer("db2", "replica", "streaming"))].into();
+            let beside = Beside { archive: Some(state), now_ms: 100_000, ..Beside::default() };
+            let found = merge(&spec, String::new(), &answers, &beside);
+            let names = names(&found).into_iter().filter(|name| name.starts_with("archive"));
+            names.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let archived = Some(mainstay_model::Position { timeline: mainstay_model::Timeline(1), lsn: Lsn(0) });
+        let good =
+            ArchiveState { repository: "/v".to_owned(), segment_size: 1 << 20, archived, ..ArchiveState::default() };
+        assert!(told(good.clone(), 8 << 20).is_empty());
+        assert_eq!(told(good.clone(), 10 << 20), ["archive-lagging"]);
+        let failing = |since| ArchiveState { failing: Some((since, "no".to_owned())), ..good.clone() };
+        assert!(told(failing(99_000), 0).is_empty(), "a second is no trouble");
+        assert_eq!(told(failing(99_000), 10 << 20), ["archive-lagging"]);
+        assert_eq!(told(failing(9_000), 0), ["archive-lagging"]);
+        let hole = Some(("a".to_owned(), "b".to_owned()));
+        let bad = ArchiveState {
+            problems: vec!["two".to_owned()],
+            given_up: hole.clone(),
+            gaps: hole.into_iter().collect(),
+            ..good.clone()
+        };
+        assert_eq!(told(bad.clone(), 0), ["archive-conflict", "archive-gap", "archive-gap"]);
+        assert!(told(ArchiveState { repository: "/old".to_owned(), ..bad }, 0).is_empty(), "it is in use no more");
+    }
 }

@@ -1,6 +1,6 @@
 //! How the archive of the log stands, as its owner wrote it into the store.
 
-use crate::{NodeId, Position, SystemId, Term};
+use crate::{NodeId, Position, SystemId, Term, Timeline};
 use serde::{Deserialize, Serialize};
 
 /// The store's key for it.
@@ -21,6 +21,9 @@ pub struct ArchiveState {
     pub term: Term,
     /// That primary.
     pub node: Option<NodeId>,
+    /// The timeline that it wrote on.
+    #[serde(default)]
+    pub timeline: Option<Timeline>,
     /// Bytes of a segment of the log; 0: not known yet.
     pub segment_size: u64,
     /// The archive holds the log up to here without a hole, as far back as `gaps` says.
@@ -30,9 +33,12 @@ pub struct ArchiveState {
     /// Content that conflicts or is damaged: one sentence each.
     #[serde(default)]
     pub problems: Vec<String>,
-    /// Holes: segments that no server has any more, first and last.
+    /// Holes: segments that the primary can not bring, first and last. A replica that has them brings them.
     #[serde(default)]
     pub gaps: Vec<(String, String)>,
+    /// While nothing can be archived: what the primary has let go of unarchived, to keep its volume free.
+    #[serde(default)]
+    pub given_up: Option<(String, String)>,
     /// Nothing can be archived since then (milliseconds since 1970), and why.
     #[serde(default)]
     pub failing: Option<(u64, String)>,

@@ -2,7 +2,7 @@
 
 use crate::support::{Cluster, Node, is, recruit_alike, setting, until};
 use mainstay_model::{NodeId, ServerState};
-use mainstay_ports::engine::Engine;
+use mainstay_ports::engine::{Engine, EngineSettings};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
@@ -363,4 +363,59 @@ async fn a_standby_asks_for_a_quick_end_of_its_connection_when_it_is_gone() {
     assert_eq!(String::from_utf8_lossy(&said.stdout), "3000\n1\n", "{}", String::from_utf8_lossy(&said.stderr));
     // Clients' sessions keep what the operator set.
     assert_eq!(crate::support::value(&first.app().await.unwrap(), "show tcp_user_timeout").await, "0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_archived_yet_is_kept_on_every_node_but_never_beyond_the_bound() {
+    let cluster = Cluster::running(2).await;
+    let [first, second] = &cluster.nodes[..] else { panic!() };
+    for node in &cluster.nodes {
+        node.sql("alter system set wal_keep_size = 0").await;
+        node.sql("select pg_reload_conf()").await;
+        let settings = EngineSettings { archived: true, ..node.settings() };
+        node.pg.configure(&settings).await.unwrap();
+        node.pg.maintain_slots(&[], None).await.unwrap();
+    }
+    let segment = first.sql("select pg_walfile_name(pg_current_wal_lsn())").await;
+    let there = |node: &Node| node.options.layout.data().join("pg_wal").join(&segment).exists();
+    // Replicas do what checkpoints do on a primary when they have replayed one.
+    let pass = || async {
+        lose_log(first).await;
+        second.until_replayed(first).await;
+        second.sql("checkpoint").await;
+    };
+    for _ in 0..4 {
+        pass().await;
+        assert!(there(first) && there(second), "{segment} is not archived, and gone");
+    }
+    let archived = first.flushed().await;
+    until("what is archived goes", || async {
+        for node in &cluster.nodes {
+            node.pg
+                .maintain_slots(
+                    &[(second.id.clone(), Some(archived)), (first.id.clone(), Some(archived))],
+                    Some(archived),
+                )
+                .await
+                .unwrap();
+        }
+        pass().await;
+        !there(first) && !there(second)
+    })
+    .await;
+    // The repository stays away, and the volume has no more room.
+    let status = "select coalesce(wal_status, 'new') from pg_replication_slots where slot_name = 'mainstay__archive'";
+    first.sql("alter system set max_slot_wal_keep_size = '1MB'").await;
+    first.sql("select pg_reload_conf()").await;
+    until("the log is let go", || async {
+        lose_log(first).await;
+        first.sql(status).await == "lost"
+    })
+    .await;
+    first.pg.maintain_slots(&[], Some(archived)).await.unwrap();
+    assert_ne!(first.sql(status).await, "lost", "it keeps what comes from now on");
+    // Not archived any more: nothing is kept for it.
+    first.pg.configure(&first.settings()).await.unwrap();
+    first.pg.maintain_slots(&[], None).await.unwrap();
+    assert_eq!(first.sql("select count(*) from pg_replication_slots where slot_name = 'mainstay__archive'").await, "0");
 }

@@ -9,12 +9,16 @@ use std::path::Path;
 
 /// The archive of one term.
 pub struct Owner {
+    repository: Repository,
+    system: SystemId,
     archive: Archive,
     size: SegmentSize,
     term: Term,
     held: Held,
     /// The first segment that is not known to be there.
     next: Option<u64>,
+    /// Holes before it: first and last segment.
+    gaps: Vec<(u64, u64)>,
 }
 
 /// How the archive stands after a sweep.
@@ -26,8 +30,10 @@ pub struct Standing {
     pub pushed: usize,
     /// What conflicts or is damaged.
     pub problems: Vec<String>,
-    /// Holes that were found: no file of this server can fill them. First and last segment.
+    /// Holes that this server can not fill. First and last segment.
     pub gaps: Vec<(String, String)>,
+    /// Not everything has been brought yet.
+    pub more: bool,
 }
 
 /// How long the segments of this log are, by the files that are there; `None`: there are none.
@@ -62,16 +68,17 @@ fn path_to(pg_wal: &Path, end: Position) -> Result<Lineage, VaultError> {
 }
 
 impl Owner {
-    /// Takes the archive for a term. `reached`: how far it was known to reach before.
+    /// Takes the archive for a term. `reached`: how far it was known to reach before, but for these `gaps`.
     pub fn claim(
         repository: Repository,
         (system, size): (SystemId, SegmentSize),
         (term, by): (Term, &str),
-        reached: Option<Lsn>,
+        (reached, gaps): (Option<Lsn>, &[(String, String)]),
     ) -> Result<Owner, VaultError> {
         let archive = Archive::claim(repository.clone(), system, size, term, by)?;
         let held = Held::list(&repository, system, size)?;
-        Ok(Owner { archive, size, term, held, next: reached.map(|lsn| size.holding(lsn)) })
+        let next = reached.map(|lsn| size.holding(lsn));
+        Ok(Owner { repository, system, archive, size, term, held, next, gaps: numbers(size, gaps) })
     }
 
     /// Of which term.
@@ -91,13 +98,19 @@ impl Owner {
         let left = path_to(pg_wal, end)?;
         let swept = self.archive.sweep(pg_wal, end, &left)?;
         self.held.files.extend(swept.pushed.iter().filter_map(|name| self.size.parse(name)));
-        let mut standing = Standing { pushed: swept.pushed.len(), problems: swept.problems, ..Standing::default() };
-        self.advance(end, &left, &mut standing);
+        let mut problems = self.archive.conflicts()?;
+        problems.extend(swept.problems.into_iter().filter(|problem| !problem.contains("nothing was overwritten")));
+        let mut standing = Standing { pushed: swept.pushed.len(), problems, more: swept.more, ..Standing::default() };
+        if !self.gaps.is_empty() {
+            // Another server may have brought what is missing.
+            self.held = Held::list(&self.repository, self.system, self.size)?;
+        }
+        self.advance((end, &left), &mut standing);
         Ok(standing)
     }
 
     /// Moves on over what is there. What is missing although it was swept is on this server no more.
-    fn advance(&mut self, end: Position, left: &Lineage, standing: &mut Standing) {
+    fn advance(&mut self, (end, left): (Position, &Lineage), standing: &mut Standing) {
         let last = self.size.holding(end.lsn);
         let there = |number: u64| {
             let timeline = owner(self.size, number, end.timeline, left);
@@ -106,16 +119,23 @@ impl Owner {
         let on_path: BTreeSet<u64> = (self.first(left, end)..last).filter(|number| there(*number)).collect();
         let Some(mut next) = self.next.or_else(|| on_path.first().copied()) else { return };
         let name = |number: u64| self.size.name(owner(self.size, number, end.timeline, left), number);
+        let mut gaps: Vec<(u64, u64)> = self.gaps.iter().flat_map(|gap| missing(*gap, there)).collect();
         while next < last {
             if there(next) {
                 next += 1;
                 continue;
             }
+            // What is still to be brought is no hole yet.
+            if standing.more {
+                break;
+            }
             // One that was damaged here may yet come; only what lies before others that are there is a hole.
             let Some(after) = on_path.range(next..).next().copied() else { break };
-            standing.gaps.push((name(next), name(after - 1)));
+            gaps.push((next, after - 1));
             next = after;
         }
+        standing.gaps = gaps.iter().map(|(first, last)| (name(*first), name(*last))).collect();
+        self.gaps = gaps;
         self.next = Some(next);
         let timeline = owner(self.size, next.saturating_sub(1), end.timeline, left);
         standing.reached = Some(Position { timeline, lsn: Lsn(next * self.size.0) });
@@ -130,6 +150,69 @@ impl Owner {
         });
         numbers.min().unwrap_or(u64::MAX)
     }
+}
+
+/// Gaps by their segments' numbers.
+fn numbers(size: SegmentSize, gaps: &[(String, String)]) -> Vec<(u64, u64)> {
+    let number = |name: &str| match size.parse(name)? {
+        LogFile::Segment(_, number) => Some(number),
+        _ => None,
+    };
+    gaps.iter().filter_map(|(first, last)| Some((number(first)?, number(last)?))).collect()
+}
+
+/// What is left of a gap. A gap is told by its ends only, so one that was made up is not walked for ever.
+fn missing((first, last): (u64, u64), there: impl Fn(u64) -> bool) -> Vec<(u64, u64)> {
+    let mut left: Vec<(u64, u64)> = Vec::new();
+    for number in (first..=last.min(first.saturating_add(GAP_MAX))).filter(|number| !there(*number)) {
+        match left.last_mut() {
+            Some((_, end)) if *end + 1 == number => *end = number,
+            _ => left.push((number, number)),
+        }
+    }
+    left
+}
+
+/// Segments: a tebibyte of log.
+const GAP_MAX: u64 = 1 << 16;
+
+/// A replica brings what the owner of a term misses and can not fill from its own files. `end`: how far this server's log is flushed, on the
+/// owner's own timeline, so that it is the same log. Returns how many files were brought.
+pub fn assist(
+    repository: Repository,
+    (system, size): (SystemId, SegmentSize),
+    (term, by): (Term, &str),
+    (pg_wal, end): (&Path, Position),
+    gaps: &[(String, String)],
+) -> Result<usize, VaultError> {
+    let (left, gaps) = (path_to(pg_wal, end)?, numbers(size, gaps));
+    let wanted = |file: &LogFile| match file {
+        LogFile::Segment(timeline, number) => {
+            *timeline == owner(size, *number, end.timeline, &left)
+                && gaps.iter().any(|(first, last)| (first..=last).contains(&number))
+        }
+        _ => false,
+    };
+    let mut archive = Archive::assist(repository, system, size, term, by);
+    Ok(archive.bring(pg_wal, (end, &left), wanted)?.pushed.len())
+}
+
+/// The oldest whole segments that this server has given up although the archive misses them from `reached` on; told while the
+/// repository is out of reach, when nothing else can tell.
+pub fn given_up(pg_wal: &Path, size: SegmentSize, reached: Lsn, end: Position) -> Option<(String, String)> {
+    let left = path_to(pg_wal, end).ok()?;
+    let (next, last) = (size.holding(reached), size.holding(end.lsn));
+    let files = std::fs::read_dir(pg_wal).ok()?.flatten();
+    let names = files.filter_map(|entry| size.parse(&entry.file_name().to_string_lossy()));
+    let oldest = names
+        .filter_map(|file| match file {
+            LogFile::Segment(timeline, number) if timeline == owner(size, number, end.timeline, &left) => Some(number),
+            _ => None,
+        })
+        .filter(|number| (next..=last).contains(number))
+        .min()?;
+    let name = |number: u64| size.name(owner(size, number, end.timeline, &left), number);
+    (oldest > next).then(|| (name(next), name(oldest - 1)))
 }
 
 #[cfg(test)]
@@ -165,9 +248,14 @@ mod tests {
         for number in [3, 4, 5] {
             put(dir.path(), number);
         }
+        assert_eq!(
+            given_up(dir.path(), SIZE, Lsn(1 << 20), end(6)),
+            Some((SIZE.name(Timeline(1), 1), SIZE.name(Timeline(1), 2)))
+        );
+        assert_eq!(given_up(dir.path(), SIZE, Lsn(3 << 20), end(6)), None);
         assert_eq!(segment_size(dir.path()).unwrap(), Some(SIZE));
         let claim = |term, reached| {
-            Owner::claim(repository.clone(), (SystemId(77), SIZE), (Term(term), "n1"), reached).unwrap()
+            Owner::claim(repository.clone(), (SystemId(77), SIZE), (Term(term), "n1"), (reached, &[])).unwrap()
         };
         let mut owner = claim(1, None);
         // The open segment is not brought.
@@ -183,7 +271,26 @@ mod tests {
         let name = |number| SIZE.name(Timeline(1), number);
         assert_eq!(second.gaps, [(name(5), name(6))]);
         assert_eq!(second.reached.unwrap().lsn, Lsn(8 << 20));
-        assert!(next.sweep(dir.path(), end(8)).unwrap().gaps.is_empty());
+        assert_eq!(next.sweep(dir.path(), end(8)).unwrap().gaps, second.gaps, "it stays until it is filled");
+        // A replica has the first of the two, and brings nothing else.
+        let replica = tempfile::tempdir().unwrap();
+        for number in [5, 8] {
+            put(replica.path(), number);
+        }
+        let help = |term, repository: &Repository| {
+            let place = (replica.path(), end(9));
+            assist(repository.clone(), (SystemId(77), SIZE), (Term(term), "n2"), place, &second.gaps)
+        };
+        assert_eq!(help(2, &repository).unwrap(), 1);
+        assert!(matches!(help(1, &repository), Err(VaultError::Deposed { .. }) | Ok(0)));
+        assert_eq!(next.sweep(dir.path(), end(8)).unwrap().gaps, [(name(6), name(6))]);
+        put(replica.path(), 6);
+        assert!(matches!(help(1, &repository), Err(VaultError::Deposed { .. })), "asked by one that was deposed");
+        assert_eq!(help(2, &repository).unwrap(), 1);
+        let gaps = [(name(5), name(6))];
+        let mut third =
+            Owner::claim(repository.clone(), (SystemId(77), SIZE), (Term(3), "n1"), (Some(reached), &gaps)).unwrap();
+        assert!(third.sweep(dir.path(), end(8)).unwrap().gaps.is_empty(), "healed");
         assert!(matches!(owner.sweep(dir.path(), end(8)), Err(VaultError::Deposed { .. })));
     }
 }
