@@ -4,21 +4,22 @@
 //! A replica brings what the primary misses and can not fill from its own files.
 //! What touches the repository blocks and may hang with it: it has a thread of its own, at ordinary priority, one at a time.
 
+use crate::backups;
 use crate::generations::Generations;
 use crate::mind_loop::Question;
 use mainstay_model::spec::Vault;
-use mainstay_model::vault::{ARCHIVE_KEY, ArchiveState, PROBLEMS_MAX};
-use mainstay_model::{NodeId, Position, Revision, ServerObservation, ServerState, SystemId, Term};
+use mainstay_model::vault::{ARCHIVE_KEY, ArchiveState, BACKUP_KEY, BackupMade, PROBLEMS_MAX};
+use mainstay_model::{Lsn, NodeId, Position, Revision, ServerObservation, ServerState, SystemId, Term};
 use mainstay_ports::clock::{boot_now, wall_now_ms};
 use mainstay_ports::engine::Engine;
 use mainstay_ports::priority::ordinarily;
 use mainstay_ports::store::{CasOutcome, Store, Versioned};
-use mainstay_vault::keys::{SecretKey, WriteKey};
+use mainstay_vault::keys::read_file;
 use mainstay_vault::objects::Folder;
-use mainstay_vault::postgres::log::SegmentSize;
+use mainstay_vault::postgres::log::{LogFile, SegmentSize};
 use mainstay_vault::postgres::owner::{Owner, Standing, assist, given_up, segment_size};
 use mainstay_vault::repository::{Repository, VaultError};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -47,7 +48,7 @@ pub fn parse(versioned: Option<&Versioned>) -> Option<ArchiveState> {
 /// there is none, so that a volume that is not mounted is never taken for an empty repository.
 pub fn open(vault: &Vault, known: Option<&str>) -> Result<Repository, VaultError> {
     let place = vault.repository.as_deref().ok_or_else(|| VaultError::Impossible("no repository is named".into()))?;
-    let (secret, writer) = keys(vault.key_file.as_deref())?;
+    let (secret, writer) = read_file(vault.key_file.as_deref())?;
     if known.is_none() && std::fs::symlink_metadata(place.join("vault.json")).is_err() {
         let folder = Folder::open(place)?;
         Repository::create(Arc::new(folder), writer.as_slice())?;
@@ -67,14 +68,12 @@ pub fn open(vault: &Vault, known: Option<&str>) -> Result<Repository, VaultError
     }
 }
 
-/// A file with the secret key, or with the public one alone: then this host writes and does not read.
-fn keys(file: Option<&Path>) -> Result<(Option<SecretKey>, Option<WriteKey>), VaultError> {
-    let Some(file) = file else { return Ok((None, None)) };
-    let failed = |error| VaultError::File { path: file.display().to_string(), error };
-    let text = std::fs::read_to_string(file).map_err(failed)?;
-    match WriteKey::parse(&text) {
-        Ok(writer) => Ok((None, Some(writer))),
-        Err(_) => SecretKey::parse(&text).map(|secret| (Some(secret.clone()), Some(secret.public()))),
+/// A hole before a backup that counts keeps nothing from being restored any more.
+fn matters((_, last): &(String, String), since: Option<Lsn>, segment_size: u64) -> bool {
+    let size = SegmentSize(segment_size);
+    match (since, size.parse(last)) {
+        (Some(since), Some(LogFile::Segment(_, number))) => number >= size.holding(since),
+        _ => true,
     }
 }
 
@@ -309,8 +308,12 @@ impl Archiver {
                 state.problems = standing.problems.iter().take(PROBLEMS_MAX).cloned().collect();
                 state.given_up = None;
                 // More than these are not looked after: the oldest ones matter least.
-                let surplus = standing.gaps.len().saturating_sub(PROBLEMS_MAX);
-                state.gaps = standing.gaps.iter().skip(surplus).cloned().collect();
+                let backups = backups::parse(self.store.watch(BACKUP_KEY).borrow().as_ref());
+                let ours = |made: &BackupMade| made.system == system && made.repository == state.id;
+                let since = backups.last.filter(ours).map(|made| made.start.lsn);
+                let gaps: Vec<_> = standing.gaps.iter().filter(|gap| matters(gap, since, state.segment_size)).collect();
+                let surplus = gaps.len().saturating_sub(PROBLEMS_MAX);
+                state.gaps = gaps.into_iter().skip(surplus).cloned().collect();
                 if standing.reached.is_some() && standing.reached != state.archived {
                     (state.archived, state.archived_ms) = (standing.reached, Some(wall_now_ms()));
                 }
@@ -354,6 +357,7 @@ impl Archiver {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mainstay_vault::keys::SecretKey;
 
     #[test]
     fn an_unmounted_volume_is_no_empty_repository_and_another_one_is_refused() {
@@ -367,6 +371,14 @@ mod tests {
         open(&vault, None).unwrap();
         let error = open(&vault, Some(&id)).map(drop).unwrap_err().to_string();
         assert!(error.contains("holds another repository"), "{error}");
+    }
+
+    #[test]
+    fn a_hole_before_a_backup_is_trouble_no_more() {
+        let gap = ("000000010000000000000003".to_owned(), "000000010000000000000005".to_owned());
+        let since = |segment: u64| Some(Lsn((segment << 24) + 9));
+        assert!(matters(&gap, None, 1 << 24) && matters(&gap, since(5), 1 << 24));
+        assert!(!matters(&gap, since(6), 1 << 24));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use crate::api::{self, Api};
 use crate::archiver::Archiver;
 use crate::audit::Audit;
+use crate::backups::{self, Backups};
 use crate::certificates::Certificates;
 use crate::deadline::Deadlines;
 use crate::door::{AskDoor, Late, LateApi, StoreReply};
@@ -25,12 +26,12 @@ use crate::mind_loop::{self, INPUTS_MAX, Parts, Question, Wish};
 use crate::no_server::NoServer;
 use crate::proxy_child::ProxyChild;
 use crate::routes::Routes;
+use crate::setup_engine;
 use crate::slots::Slots;
 use crate::{history, leadership, probes, record, roles};
 use anyhow::{Context, Result};
 use mainstay_decide::Mind;
 use mainstay_decide::io::Input;
-use mainstay_engine_postgres::{Finding, Postgres, PostgresOptions};
 use mainstay_model::layout::NodeLayout;
 use mainstay_model::record::Durable;
 use mainstay_model::spec::Spec;
@@ -75,45 +76,6 @@ pub(crate) fn entropy() -> Result<u64> {
     let mut bytes = [0u8; 8];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).context("read entropy")?;
     Ok(u64::from_le_bytes(bytes))
-}
-
-fn postgres(options: &AgentOptions, spec: &Spec, process: Arc<dyn ServerProcess>) -> Result<Postgres> {
-    let node = spec.node(&options.node).context("this node is not in the file")?;
-    let settings = follow::engine_settings(spec);
-    let bin_dir = mainstay_engine_postgres::find_bin_dir(spec.postgres.bin_dir.as_deref())?;
-    let app_verifier = std::fs::read_to_string(options.layout.app_verifier()).unwrap_or_default().trim().to_owned();
-    let postgres = PostgresOptions {
-        node: options.node.clone(),
-        cluster: spec.cluster.name.clone(),
-        layout: options.layout.clone(),
-        bin_dir,
-        listen: node.host.clone(),
-        port: node.port,
-        peers: settings.peers,
-        user: options.server_user,
-        os_user: options.os_user.clone(),
-        parameters: settings.parameters,
-        hba: settings.hba,
-        archived: settings.archived,
-        app_verifier,
-    };
-    Ok(Postgres::new(postgres, process)?)
-}
-
-/// Says what is wrong with this node before anything is touched. The engine starts no server on top of it and looks again at each attempt, so
-/// the agent goes on: it votes and answers, and shows the problem. Only programs that can never work end it.
-async fn report(postgres: &Postgres) -> Result<()> {
-    for finding in postgres.inspect().await {
-        if matches!(finding, Finding::TooOld { .. }) {
-            anyhow::bail!("{finding}");
-        }
-        if finding.blocks() {
-            error!(problem = %finding, "no server is started on this node before this is put right");
-        } else {
-            warn!(problem = %finding, "this node should be looked at");
-        }
-    }
-    Ok(())
 }
 
 /// How long the server, and its guard, may take to end.
@@ -218,8 +180,8 @@ impl Ground {
             Arc::new(NoServer)
         } else {
             let leased = Leased::new(Arc::clone(&process), deadlines.clone());
-            let postgres = postgres(&options, spec, Arc::new(leased))?;
-            report(&postgres).await?;
+            let postgres = setup_engine::postgres(&options, spec, Arc::new(leased))?;
+            setup_engine::report(&postgres).await?;
             Arc::new(postgres)
         };
         let mesh = Mesh::new(MeshOptions {
@@ -285,6 +247,7 @@ struct Agent {
     configured: watch::Sender<Configured>,
     ending: Ending,
     lives: Arc<Lives>,
+    backups: mpsc::Sender<backups::Order>,
 }
 
 /// Runs the agent until `signal` asks it to end, or it ends by itself.
@@ -318,6 +281,7 @@ async fn live(
     let (questions, question_queue) = mpsc::channel::<Question>(64);
     let (wishes, wish_queue) = mpsc::channel::<Wish>(16);
     let (events, event_queue) = mpsc::channel(256);
+    let (backups, backup_queue) = mpsc::channel(4);
     let life = entropy()?;
     let board = Arc::new(RouteBoard::new(life));
     let me = ground.options.node.clone();
@@ -335,8 +299,12 @@ async fn live(
         configured: watch::Sender::new(Configured::default()),
         ending: Ending::default(),
         lives: Arc::default(),
+        backups,
         ground,
     };
+    if agent.ground.keeper.is_some() {
+        tokio::spawn(agent.backups().keep(backup_queue));
+    }
     tokio::spawn(history::keep(Arc::clone(&agent.store) as Arc<dyn Store>, event_queue));
     agent
         .open(BTreeMap::from([
@@ -392,6 +360,7 @@ impl Agent {
             certificates: Certificates::of(layout),
             library: Library::default(),
             lives: Arc::clone(&self.lives),
+            backups: self.backups.clone(),
             gate,
         }))
     }
@@ -516,6 +485,19 @@ impl Agent {
             engine: Arc::clone(&self.ground.engine),
             pg_wal: self.ground.options.layout.data().join("pg_wal"),
             store: Arc::clone(&self.store) as Arc<dyn Store>,
+        }
+    }
+
+    fn backups(&self) -> Backups {
+        Backups {
+            me: self.me.clone(),
+            generations: Arc::clone(&self.ground.generations),
+            observed: self.observed.subscribe(),
+            engine: Arc::clone(&self.ground.engine),
+            data: self.ground.options.layout.data(),
+            store: Arc::clone(&self.store) as Arc<dyn Store>,
+            peers: self.peers(),
+            events: self.events.clone(),
         }
     }
 

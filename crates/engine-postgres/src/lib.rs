@@ -67,6 +67,10 @@ impl Engine for Postgres {
         self.who_may_log_in().await
     }
 
+    fn local_address(&self) -> Option<(std::path::PathBuf, u16)> {
+        Some((self.socket_dir().to_owned(), self.options.port))
+    }
+
     async fn has_data(&self) -> Option<SystemId> {
         tools::system_id(&self.data())
     }

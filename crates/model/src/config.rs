@@ -331,6 +331,9 @@ fn render_vault(out: &mut String, spec: &Spec) {
         let _ = writeln!(out, "{line:<28} # {}", text_of(path));
     }
     setting(out, "vault.switch_s", now.switch_s, default.switch_s);
+    setting(out, "vault.keep", now.keep, default.keep);
+    setting(out, "vault.keep_days", now.keep_days, default.keep_days);
+    setting(out, "vault.backup_mb_s", now.backup_mb_s, default.backup_mb_s);
 }
 
 /// Only what was said: forty keys at their defaults would hide the others (docs/configuration.md lists them).

@@ -228,6 +228,9 @@ fn postgres(spec: &Spec, owned: &[&str], found: &mut Found) {
 fn vault(spec: &Spec, found: &mut Found) {
     let vault = &spec.vault;
     found.bounds("vault.switch_s", vault.switch_s);
+    found.bounds("vault.keep", vault.keep);
+    found.bounds("vault.keep_days", vault.keep_days);
+    found.bounds("vault.backup_mb_s", vault.backup_mb_s);
     for (key, path) in [("vault.repository", &vault.repository), ("vault.key_file", &vault.key_file)] {
         if let Some(path) = path
             && !path.is_absolute()

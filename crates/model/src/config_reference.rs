@@ -194,6 +194,17 @@ pub const KEYS: &[Key] = &[
         "a segment of the log that is not full is archived after so many seconds; 0: never",
     )
     .within(0, 86_400),
+    key("vault", "keep", Kind::Number, "so many of the newest backups are kept, and the log from the oldest one on")
+        .within(1, 100_000),
+    key(
+        "vault",
+        "keep_days",
+        Kind::Number,
+        "and those with which every moment of so many days can be restored; 0: none for that reason",
+    )
+    .within(0, 36_500),
+    key("vault", "backup_mb_s", Kind::Number, "a backup reads at most so many megabytes a second; 0: no limit")
+        .within(0, 1_000_000),
     key("requirements", "purpose", Kind::Text, "what the data is, in a sentence").or("not said"),
     key("requirements", "classification", Kind::Text, "who may see it: public | internal | personal | secret"),
     key("requirements", "owner", Kind::Text, "who answers for it").or("not said"),

@@ -219,11 +219,17 @@ pub struct Vault {
     pub key_file: Option<PathBuf>,
     /// Seconds after which a segment of the log is ended and archived although it is not full; 0: never.
     pub switch_s: u64,
+    /// So many of the newest backups are kept.
+    pub keep: u64,
+    /// Also those with which every moment of the last so many days can be restored; 0: none for that reason.
+    pub keep_days: u64,
+    /// A backup reads at most so many megabytes a second; 0: no limit.
+    pub backup_mb_s: u64,
 }
 
 impl Default for Vault {
     fn default() -> Self {
-        Self { repository: None, key_file: None, switch_s: 60 }
+        Self { repository: None, key_file: None, switch_s: 60, keep: 14, keep_days: 0, backup_mb_s: 0 }
     }
 }
 

@@ -79,6 +79,10 @@ pub trait Engine: Send + Sync {
     async fn logins(&self) -> Result<Logins, EngineError> {
         Err(EngineError::Failed("this engine tells nobody who may log in".to_owned()))
     }
+    /// Where this host's server is reached as its superuser: the directory of its Unix socket, and its port.
+    fn local_address(&self) -> Option<(std::path::PathBuf, u16)> {
+        None
+    }
     /// Is there a data directory that looks whole (system identifier readable)?
     async fn has_data(&self) -> Option<SystemId>;
 

@@ -2,12 +2,13 @@
 
 use crate::cli::{Archive, ArchiveKey, ArchiveStatus, ArchiveVerb, Global};
 use crate::client::{decode, nobody, with_advice};
+use crate::commands::backup::going;
 use crate::failure::{Failure, Outcome};
 use crate::output::table::{ago, bytes};
 use crate::output::{self, Colour, paint};
 use crate::session::Session;
 use mainstay_model::status::{Problem, Status};
-use mainstay_model::vault::{ArchiveAnswer, ArchiveState};
+use mainstay_model::vault::{ArchiveAnswer, ArchiveState, BackupState};
 use mainstay_ports::clock::wall_now_ms;
 use mainstay_vault::keys::SecretKey;
 use serde_json::json;
@@ -37,6 +38,7 @@ async fn status(options: ArchiveStatus, global: Global) -> Outcome {
     let problems: Vec<&Problem> = cluster.problems.iter().filter(|found| found.name.starts_with("archive-")).collect();
     let state = best.state.filter(|state| Some(&state.repository) == best.repository.as_ref());
     let lag = state.as_ref().and_then(|state| lag(state, &cluster));
+    let backup = best.backup.unwrap_or_default();
     if global.json {
         output::object(&json!({
             "repository": best.repository, "archived": state.as_ref().and_then(|state| state.archived),
@@ -44,6 +46,7 @@ async fn status(options: ArchiveStatus, global: Global) -> Outcome {
             "term": state.as_ref().map(|state| state.term), "node": state.as_ref().and_then(|state| state.node.clone()),
             "lag_bytes": lag.map(|(bytes, _)| bytes), "lag_segments": lag.map(|(_, segments)| segments),
             "failing": state.as_ref().and_then(|state| state.failing.clone()), "problems": problems,
+            "backup": backup,
         }));
         return Ok(());
     }
@@ -56,6 +59,7 @@ async fn status(options: ArchiveStatus, global: Global) -> Outcome {
         None => output::line("archived    nothing yet"),
         Some(state) => show(state, lag),
     }
+    show_backups(&backup);
     for problem in problems {
         output::line(&paint(Colour::Red, &format!("{}: {}", problem.name, problem.evidence)));
         output::line(&format!("  {}", problem.hint));
@@ -75,6 +79,25 @@ fn show(state: &ArchiveState, lag: Option<(u64, u64)>) {
     if let Some((since, why)) = &state.failing {
         let since = ago(wall_now_ms().saturating_sub(*since) / 1000);
         output::line(&paint(Colour::Yellow, &format!("not archiving for {since}: {why}")));
+    }
+}
+
+fn show_backups(backup: &BackupState) {
+    let now = wall_now_ms();
+    let since = |at: u64| ago(now.saturating_sub(at) / 1000);
+    match &backup.last {
+        None => output::line("backup      none yet: mainstay backup"),
+        Some(made) => output::line(&format!("backup      {}, ended {} ago", made.label, since(made.ended_ms))),
+    }
+    if let Some(running) = &backup.running {
+        let going = going(running.done, running.total, now.saturating_sub(running.begun_ms));
+        output::line(&format!("running     on {}: {going}", running.node));
+    }
+    if let Some(failed) = &backup.failed {
+        output::line(&paint(
+            Colour::Yellow,
+            &format!("failed      on {} {} ago: {}", failed.node, since(failed.at_ms), failed.why),
+        ));
     }
 }
 

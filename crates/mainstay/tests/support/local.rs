@@ -40,6 +40,15 @@ impl Cluster {
         (output.status.code(), last.unwrap_or_else(|| panic!("{arguments:?}: {out}\n{err}")))
     }
 
+    /// The same without naming this cluster.
+    #[allow(dead_code, reason = "of use to some tests only")]
+    pub(crate) fn answer_bare(&self, arguments: &[&str]) -> (Option<i32>, Value) {
+        let output = Command::new(env!("CARGO_BIN_EXE_mainstay")).args(arguments).arg("--json").output().unwrap();
+        let out = String::from_utf8_lossy(&output.stdout);
+        let last = out.lines().last().and_then(|line| serde_json::from_str(line).ok());
+        (output.status.code(), last.unwrap_or_else(|| panic!("{arguments:?}: {out}")))
+    }
+
     /// Runs a verb that must succeed; its last line.
     pub(crate) fn json(&self, arguments: &[&str]) -> Value {
         let (status, answer) = self.answer(arguments);

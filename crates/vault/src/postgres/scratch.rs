@@ -3,6 +3,7 @@
 use crate::postgres::backup::Session;
 use crate::postgres::restore::Plan;
 use crate::repository::VaultError;
+use mainstay_model::Lsn;
 use std::fmt::Write;
 use std::os::unix::fs::{DirBuilderExt, chown};
 use std::path::{Path, PathBuf};
@@ -140,6 +141,20 @@ impl Scratch {
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
+    }
+
+    /// Up to where the log was recovered.
+    pub async fn reached(&self) -> Result<Lsn, VaultError> {
+        let row = Session::open(&self.connect()).await?.row("SELECT pg_last_wal_replay_lsn()").await?;
+        let text = row.first().and_then(Option::as_deref).unwrap_or_default();
+        text.parse().map_err(|_| VaultError::Server(format!("the copy does not say how far it recovered: {text:?}")))
+    }
+
+    /// What a query shows in one of its databases.
+    pub async fn ask(&self, database: &str, query: &str) -> Result<Vec<Vec<Option<String>>>, VaultError> {
+        let mut config = self.connect();
+        config.dbname(database);
+        Session::open(&config).await?.rows(query).await
     }
 
     /// Ends the copy in order.
