@@ -99,13 +99,15 @@ pub struct Api {
 }
 
 /// What agents ask each other.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum AgentQuestion {
     Status,
     Reasons,
     /// To the primary: end the segment of the log that is open.
     EndSegment,
+    /// Make a backup.
+    Backup(BackupWish),
 }
 
 /// An answer of another agent, with our wall clock around it.
@@ -263,6 +265,7 @@ impl Api {
         }
         beside.now_ms = wall_now_ms();
         beside.archive = self.archive();
+        beside.backup = backups::parse(self.store.watch(BACKUP_KEY).borrow().as_ref());
         let mut status = status::merge(&self.spec(), self.address.clone(), &answers, &beside);
         let mut seen = self.first_seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.date(&mut status.problems, boot_now(), wall_now_ms());
@@ -302,7 +305,7 @@ pub struct AskHandler(pub Arc<Api>);
 impl Handler for AskHandler {
     async fn message(&self, _from: &Caller, _body: Vec<u8>) {}
 
-    async fn request(&self, _from: &Caller, body: Vec<u8>) -> Result<Vec<u8>, String> {
+    async fn request(&self, from: &Caller, body: Vec<u8>) -> Result<Vec<u8>, String> {
         let question = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
         let answer = match question {
             AgentQuestion::Status => match self.0.local().await {
@@ -311,6 +314,10 @@ impl Handler for AskHandler {
             },
             AgentQuestion::Reasons => serde_json::to_vec(&self.0.reasons().await),
             AgentQuestion::EndSegment => serde_json::to_vec(&self.0.end_segment().await?),
+            AgentQuestion::Backup(wish) => {
+                let begun = self.0.backup(wish, from).await.map_err(|(_, why)| why)?;
+                serde_json::to_vec(&begun)
+            }
         };
         answer.map_err(|error| error.to_string())
     }

@@ -45,6 +45,7 @@ pub mod proxy_child;
 pub mod record;
 pub mod roles;
 pub mod routes;
+pub mod schedule;
 pub mod setup;
 mod setup_engine;
 pub mod slots;

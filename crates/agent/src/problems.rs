@@ -23,8 +23,10 @@
 //! | `store-member-lost` | warning | a member of the store does not work or does not answer |
 //! | `archive-lagging` | warning | the log can not be archived, or is archived late |
 //! | `archive-conflict` | critical | the archive holds other content under a name of the log, or the log is damaged |
+//! | `backup-overdue` | warning | a backup should have begun long ago, by the schedule |
 //! | `archive-gap` | critical | a part of the log is neither archived nor on the primary any more |
 
+use crate::schedule;
 use crate::status::{LocalStatus, rfc3339};
 use mainstay_model::record::Durability;
 use mainstay_model::spec::{Node, Spec};
@@ -32,6 +34,8 @@ use mainstay_model::status::Problem;
 use mainstay_model::stored_spec::FileState;
 use mainstay_model::vault::ArchiveState;
 use mainstay_model::{ClaimState, NodeId, Room};
+use mainstay_model::vault::{ArchiveState, BackupState};
+use mainstay_model::{ClaimState, NodeId};
 use mainstay_net::reason::says_expired;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -45,6 +49,8 @@ const SIZE_UNKNOWN: u64 = 10 << 30;
 const ARCHIVE_MS: u64 = 30_000;
 /// So many whole segments may wait.
 const ARCHIVE_SEGMENTS: u64 = 8;
+/// By so much a backup may be late. Milliseconds.
+const LATE_MS: u64 = 3_600_000;
 
 /// What the asking agent knows beside the answers.
 #[derive(Clone, Debug, Default)]
@@ -55,6 +61,8 @@ pub struct Beside {
     pub doubled: BTreeSet<NodeId>,
     /// How the archive stands.
     pub archive: Option<ArchiveState>,
+    /// How backups stand.
+    pub backup: BackupState,
     /// The asking agent's wall clock, milliseconds since 1970.
     pub now_ms: u64,
 }
@@ -94,6 +102,7 @@ pub fn find(
     look.wishes(&mut list);
     look.store(&mut list);
     look.archive(&mut list);
+    look.backups(&mut list);
     for node in &spec.nodes {
         look.node(node, &mut list);
     }
@@ -211,6 +220,19 @@ impl Look<'_> {
             );
             list.add(("store-member-lost", "warning"), evidence, hint);
         }
+    }
+
+    fn backups(&self, list: &mut List) {
+        let (state, now) = (&self.beside.backup, self.beside.now_ms);
+        // One that runs now is the one that was missing.
+        let due = schedule::due(&self.spec.vault, state, now).filter(|_| state.running.is_none());
+        let Some((incremental, since)) = due.filter(|(_, at)| now.saturating_sub(*at) > LATE_MS) else { return };
+        let kind = if incremental { "an incremental" } else { "a full" };
+        let why = state.failed.as_ref().filter(|failed| failed.at_ms >= since);
+        let why = why.map(|failed| format!(": the last attempt, on {}, failed: {}", failed.node, failed.why));
+        let evidence = format!("{kind} backup is due by the schedule and has not begun{}", why.unwrap_or_default());
+        let hint = "mend what it says; it is tried again by itself, and `mainstay backup` makes one now";
+        list.dated(("backup-overdue", "warning"), evidence, hint, Some(since));
     }
 
     fn archive(&self, list: &mut List) {
@@ -388,5 +410,72 @@ fn file(answer: &LocalStatus, list: &mut List) {
             list.add(("file-differs", "warning"), evidence, hint);
         }
         Some(FileState::Same) | None => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::merge;
+    use crate::status::tests::{answer, names, node, primary, spec};
+    use mainstay_model::Lsn;
+
+    #[test]
+    fn trouble_with_the_archive_is_told() {
+        use mainstay_model::vault::ArchiveState;
+        let mut spec = spec();
+        spec.vault.repository = Some("/v".into());
+        let told = |state: ArchiveState, end: u64| {
+            let mut first = primary();
+            first.observed.end = Some(Lsn(end));
+            let answers = [(first.node.clone(), first), (node("db2"), answer("db2", "replica", "streaming"))].into();
+            let beside = Beside { archive: Some(state), now_ms: 100_000, ..Beside::default() };
+            let found = merge(&spec, String::new(), &answers, &beside);
+            let names = names(&found).into_iter().filter(|name| name.starts_with("archive"));
+            names.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let archived = Some(mainstay_model::Position { timeline: mainstay_model::Timeline(1), lsn: Lsn(0) });
+        let good =
+            ArchiveState { repository: "/v".to_owned(), segment_size: 1 << 20, archived, ..ArchiveState::default() };
+        assert!(told(good.clone(), 8 << 20).is_empty());
+        assert_eq!(told(good.clone(), 10 << 20), ["archive-lagging"]);
+        let failing = |since| ArchiveState { failing: Some((since, "no".to_owned())), ..good.clone() };
+        assert!(told(failing(99_000), 0).is_empty(), "a second is no trouble");
+        assert_eq!(told(failing(99_000), 10 << 20), ["archive-lagging"]);
+        assert_eq!(told(failing(9_000), 0), ["archive-lagging"]);
+        let hole = Some(("a".to_owned(), "b".to_owned()));
+        let bad = ArchiveState {
+            problems: vec!["two".to_owned()],
+            given_up: hole.clone(),
+            gaps: hole.into_iter().collect(),
+            ..good.clone()
+        };
+        assert_eq!(told(bad.clone(), 0), ["archive-conflict", "archive-gap", "archive-gap"]);
+        assert!(told(ArchiveState { repository: "/old".to_owned(), ..bad }, 0).is_empty(), "it is in use no more");
+    }
+
+    #[test]
+    fn a_backup_that_is_late_is_told_with_the_reason() {
+        use mainstay_model::vault::{BackupFailed, BackupState};
+        let mut spec = spec();
+        spec.vault.full_at = Some("0 2 * * *".to_owned());
+        let failed = BackupFailed {
+            token: 1,
+            node: node("db2"),
+            incremental: false,
+            at_ms: 86_400_000 * 9,
+            why: "no room".to_owned(),
+        };
+        let backup = BackupState { failed: Some(failed), ..BackupState::default() };
+        let told = |now_ms| {
+            let beside = Beside { backup: backup.clone(), now_ms, ..Beside::default() };
+            let found = merge(&spec, String::new(), &BTreeMap::new(), &beside).problems;
+            found.into_iter().find(|problem| problem.name == "backup-overdue").map(|problem| problem.evidence)
+        };
+        let hour = 3_600_000;
+        let at = |day: u64, hours: u64| day * 24 * hour + hours * hour;
+        assert_eq!(told(at(8, 3)), None, "an hour is no trouble");
+        let late = told(at(8, 4)).unwrap();
+        assert!(late.contains("full backup is due") && late.contains("no room"), "{late}");
     }
 }

@@ -26,6 +26,7 @@ use crate::mind_loop::{self, INPUTS_MAX, Parts, Question, Wish};
 use crate::no_server::NoServer;
 use crate::proxy_child::ProxyChild;
 use crate::routes::Routes;
+use crate::schedule::Schedule;
 use crate::setup_engine;
 use crate::slots::Slots;
 use crate::{history, leadership, probes, record, roles};
@@ -304,6 +305,7 @@ async fn live(
     };
     if agent.ground.keeper.is_some() {
         tokio::spawn(agent.backups().keep(backup_queue));
+        tokio::spawn(agent.schedule().keep());
     }
     tokio::spawn(history::keep(Arc::clone(&agent.store) as Arc<dyn Store>, event_queue));
     agent
@@ -498,6 +500,17 @@ impl Agent {
             store: Arc::clone(&self.store) as Arc<dyn Store>,
             peers: self.peers(),
             events: self.events.clone(),
+        }
+    }
+
+    fn schedule(&self) -> Schedule {
+        Schedule {
+            generations: Arc::clone(&self.ground.generations),
+            observed: self.observed.subscribe(),
+            questions: self.questions.clone(),
+            store: Arc::clone(&self.store) as Arc<dyn Store>,
+            peers: self.peers(),
+            orders: self.backups.clone(),
         }
     }
 

@@ -317,21 +317,21 @@ fn node_status(spec: &Spec, node: &Node, answer: Option<&LocalStatus>, primary: 
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use mainstay_model::{CopyId, Lsn, Walsender};
 
-    fn node(name: &str) -> NodeId {
+    pub(crate) fn node(name: &str) -> NodeId {
         NodeId::new(name).unwrap()
     }
 
-    fn spec() -> Spec {
+    pub(crate) fn spec() -> Spec {
         let text = "[cluster]\nname = \"c\"\n[[node]]\nname = \"db1\"\nhost = \"127.0.0.1\"\n\
                     [[node]]\nname = \"db2\"\nhost = \"127.0.0.2\"\n";
         mainstay_model::config::parse(text, &[]).unwrap()
     }
 
-    fn answer(name: &str, role: &str, state: &str) -> LocalStatus {
+    pub(crate) fn answer(name: &str, role: &str, state: &str) -> LocalStatus {
         LocalStatus {
             node: node(name),
             agent_pid: 1,
@@ -361,7 +361,7 @@ mod tests {
         }
     }
 
-    fn primary() -> LocalStatus {
+    pub(crate) fn primary() -> LocalStatus {
         let mut answer = answer("db1", "primary", "running");
         answer.primary_of = Some(Term(4));
         answer.open = true;
@@ -383,7 +383,7 @@ mod tests {
     }
 
     /// The names of all problems; each says something and gives a way out.
-    fn names(status: &Status) -> Vec<&str> {
+    pub(crate) fn names(status: &Status) -> Vec<&str> {
         for problem in &status.problems {
             assert!(!problem.evidence.is_empty() && !problem.hint.is_empty(), "{problem:?}");
         }
@@ -568,39 +568,5 @@ mod tests {
         assert_eq!(rfc3339(0), "1970-01-01T00:00:00.000Z");
         assert_eq!(rfc3339(1_709_164_800_123), "2024-02-29T00:00:00.123Z");
         assert_eq!(rfc3339(1_795_391_999_000), "2026-11-22T23:59:59.000Z");
-    }
-
-    #[test]
-    fn trouble_with_the_archive_is_told() {
-        use mainstay_model::vault::ArchiveState;
-        let mut spec = spec();
-        spec.vault.repository = Some("/v".into());
-        let told = |state: ArchiveState, end: u64| {
-            let mut first = primary();
-            first.observed.end = Some(Lsn(end));
-            let answers = [(first.node.clone(), first), (node("db2"), answer("db2", "replica", "streaming"))].into();
-            let beside = Beside { archive: Some(state), now_ms: 100_000, ..Beside::default() };
-            let found = merge(&spec, String::new(), &answers, &beside);
-            let names = names(&found).into_iter().filter(|name| name.starts_with("archive"));
-            names.map(str::to_owned).collect::<Vec<_>>()
-        };
-        let archived = Some(mainstay_model::Position { timeline: mainstay_model::Timeline(1), lsn: Lsn(0) });
-        let good =
-            ArchiveState { repository: "/v".to_owned(), segment_size: 1 << 20, archived, ..ArchiveState::default() };
-        assert!(told(good.clone(), 8 << 20).is_empty());
-        assert_eq!(told(good.clone(), 10 << 20), ["archive-lagging"]);
-        let failing = |since| ArchiveState { failing: Some((since, "no".to_owned())), ..good.clone() };
-        assert!(told(failing(99_000), 0).is_empty(), "a second is no trouble");
-        assert_eq!(told(failing(99_000), 10 << 20), ["archive-lagging"]);
-        assert_eq!(told(failing(9_000), 0), ["archive-lagging"]);
-        let hole = Some(("a".to_owned(), "b".to_owned()));
-        let bad = ArchiveState {
-            problems: vec!["two".to_owned()],
-            given_up: hole.clone(),
-            gaps: hole.into_iter().collect(),
-            ..good.clone()
-        };
-        assert_eq!(told(bad.clone(), 0), ["archive-conflict", "archive-gap", "archive-gap"]);
-        assert!(told(ArchiveState { repository: "/old".to_owned(), ..bad }, 0).is_empty(), "it is in use no more");
     }
 }

@@ -182,4 +182,17 @@ fn one_backup_at_a_time_in_a_repository_that_only_its_key_opens() {
     let (status, answer) = cluster.answer_bare(&right);
     assert!(status == Some(0) && answer["backups"].as_array().unwrap().len() == 1, "{answer}");
     assert_eq!(cluster.restored("copy", &[]), rows);
+
+    // By the schedule, each minute.
+    cluster.json(&["set", "vault.incremental_at=* * * * *"]);
+    let begun = Instant::now();
+    loop {
+        let backup = cluster.json(&["archive", "status"])["backup"].clone();
+        if backup["last"]["incremental"] == true {
+            assert!(backup["last"]["bytes"].as_u64() > backup["last"]["stored"].as_u64(), "{backup}");
+            break;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{backup}");
+        std::thread::sleep(Duration::from_secs(1));
+    }
 }

@@ -334,6 +334,16 @@ fn render_vault(out: &mut String, spec: &Spec) {
     setting(out, "vault.keep", now.keep, default.keep);
     setting(out, "vault.keep_days", now.keep_days, default.keep_days);
     setting(out, "vault.backup_mb_s", now.backup_mb_s, default.backup_mb_s);
+    for (path, value, example) in
+        [("vault.full_at", &now.full_at, "0 2 * * 0"), ("vault.incremental_at", &now.incremental_at, "0 2 * * *")]
+    {
+        let key = path.rsplit('.').next().unwrap_or(path);
+        let line = match value {
+            Some(value) => format!("{key} = {}", quoted(value)),
+            None => format!("# {key} = \"{example}\""),
+        };
+        let _ = writeln!(out, "{line:<28} # {}", text_of(path));
+    }
 }
 
 /// Only what was said: forty keys at their defaults would hide the others (docs/configuration.md lists them).

@@ -205,6 +205,15 @@ pub const KEYS: &[Key] = &[
     .within(0, 36_500),
     key("vault", "backup_mb_s", Kind::Number, "a backup reads at most so many megabytes a second; 0: no limit")
         .within(0, 1_000_000),
+    key(
+        "vault",
+        "full_at",
+        Kind::Text,
+        "when a full backup is made: minute hour day month weekday, as crontab writes it, in UTC",
+    )
+    .or("none: by hand"),
+    key("vault", "incremental_at", Kind::Text, "the same for one with only what differs from the newest full one")
+        .or("none: by hand"),
     key("requirements", "purpose", Kind::Text, "what the data is, in a sentence").or("not said"),
     key("requirements", "classification", Kind::Text, "who may see it: public | internal | personal | secret"),
     key("requirements", "owner", Kind::Text, "who answers for it").or("not said"),

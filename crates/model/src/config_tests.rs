@@ -106,6 +106,8 @@ fn full() -> Spec {
             keep: 3,
             keep_days: 9,
             backup_mb_s: 50,
+            full_at: Some("0 2 * * 0".into()),
+            incremental_at: Some("30 2 * * *".into()),
         },
         requirements: requirements(),
     }
@@ -255,6 +257,10 @@ fn a_repository_that_could_not_hold_is_refused() {
     );
     let found = with("repository = \"/var/lib/mainstay/orders/data/vault\"");
     assert_eq!(found[0], "line 13: the repository lies in the data directory of db1: it would be lost with it");
+    assert_eq!(
+        with("repository = \"/v\"\nfull_at = \"0 25 * * *\""),
+        ["line 14: vault.full_at is no time: the hour: \"25\" is none of 0 to 23"]
+    );
     assert_eq!(with("keep = 0"), ["line 13: vault.keep = 0 is out of bounds: 1 to 100000"]);
     assert_eq!(with("switch_s = 90000"), ["line 13: vault.switch_s = 90000 is out of bounds: 0 to 86400"]);
     assert_eq!(with("repository = \"/v\"\nkey_file = \"/k\"\nswitch_s = 0"), Vec::<String>::new());

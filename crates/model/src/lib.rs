@@ -11,6 +11,7 @@ pub mod config;
 pub mod config_assign;
 pub mod config_check;
 pub mod config_reference;
+pub mod cron;
 pub mod event;
 pub mod ids;
 pub mod layout;

@@ -225,11 +225,26 @@ pub struct Vault {
     pub keep_days: u64,
     /// A backup reads at most so many megabytes a second; 0: no limit.
     pub backup_mb_s: u64,
+    /// When a full backup is made, as [`crate::cron::Cron`] reads it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub full_at: Option<String>,
+    /// When an incremental one is made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub incremental_at: Option<String>,
 }
 
 impl Default for Vault {
     fn default() -> Self {
-        Self { repository: None, key_file: None, switch_s: 60, keep: 14, keep_days: 0, backup_mb_s: 0 }
+        Self {
+            repository: None,
+            key_file: None,
+            switch_s: 60,
+            keep: 14,
+            keep_days: 0,
+            backup_mb_s: 0,
+            full_at: None,
+            incremental_at: None,
+        }
     }
 }
 

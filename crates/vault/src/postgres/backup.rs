@@ -242,7 +242,9 @@ async fn make(
     watch.stopped.store(true, Ordering::Relaxed);
     let lost = || VaultError::Backup("the server's backup_label names no start".into());
     let timeline: u32 = line(&stopped.label, "START TIMELINE").and_then(|text| text.parse().ok()).ok_or_else(lost)?;
-    if stopped.timeline.0 != timeline {
+    // A replica's last checkpoint may be of before a take-over that it has followed: then its log leads over the fork, and
+    // whether it does is proven below. A primary's can not change.
+    if stopped.timeline.0 != timeline && !facts.server.replica {
         let says = format!("the timeline changed from {timeline} to {} meanwhile; begin anew", stopped.timeline);
         return Err(VaultError::Backup(says));
     }
@@ -251,7 +253,7 @@ async fn make(
         label,
         system: facts.system,
         start: Position { timeline: Timeline(timeline), lsn: start },
-        stop: Position { timeline: Timeline(timeline), lsn: stopped.lsn },
+        stop: Position { timeline: stopped.timeline, lsn: stopped.lsn },
         began,
         ended: stopped.ended,
         backup_label: hex::encode(stopped.label.as_bytes()),
