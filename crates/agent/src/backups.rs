@@ -29,7 +29,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, MissedTickBehavior, sleep};
 use tracing::warn;
 
 const STORE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -41,6 +41,9 @@ const STALE: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(600);
 /// How often the primary is asked to end its segment, while a backup waits for that.
 const NUDGE: Duration = Duration::from_secs(5);
+/// How often it is looked whether the lock is that of an agent that is gone.
+const TIDY: Duration = Duration::from_secs(10);
+const GONE: &str = "its agent ended before it was done";
 /// Writing the outcome is tried so often.
 const TRIES: u32 = 60;
 /// What was begun before this and never became a backup is removed. Milliseconds.
@@ -98,8 +101,11 @@ impl Backups {
         let this = Arc::new(self);
         let mut shown = this.store.watch(BACKUP_KEY);
         let (mut alive, mut mine) = (Instant::now(), None);
+        let mut looked = tokio::time::interval(TIDY);
+        looked.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                _ = looked.tick() => this.tidy((alive.elapsed(), mine)).await,
                 order = orders.recv() => {
                     let Some((wish, reply)) = order else { return };
                     let begun = Arc::clone(&this).begin(&wish, (alive.elapsed(), mine)).await;
@@ -128,7 +134,7 @@ impl Backups {
         let mut state = parse(held.as_ref());
         if let Some(running) = &state.running {
             self.may_replace(running, lock)?;
-            state.failed = Some(given_up(running, "its agent ended before it was done"));
+            state.failed = Some(given_up(running, GONE));
         }
         let token = entropy().map_err(|error| error.to_string())?;
         state.running = Some(BackupRunning {
@@ -158,6 +164,23 @@ impl Backups {
         let begun = BackupBegun { token, node: self.me.clone() };
         tokio::spawn(async move { self.carry_out(job, token).await });
         Ok(begun)
+    }
+
+    /// Takes the lock away from an agent that is gone, so that nobody waits for it.
+    async fn tidy(&self, lock: (Duration, Option<u64>)) {
+        let seen = parse(self.store.watch(BACKUP_KEY).borrow().as_ref());
+        if seen.running.is_none_or(|running| self.may_replace(&running, lock).is_err()) {
+            return;
+        }
+        let Ok(held) = self.store.read(BACKUP_KEY, STORE_TIMEOUT).await else { return };
+        let mut state = parse(held.as_ref());
+        let gone = |running: &mut BackupRunning| self.may_replace(running, lock).is_ok();
+        let Some(running) = state.running.take_if(gone) else { return };
+        state.failed = Some(given_up(&running, GONE));
+        let Ok(value) = serde_json::to_vec(&state) else { return };
+        // If this does not succeed, the next time does.
+        let revision = held.map(|held| held.revision);
+        let _ = self.store.compare_and_set(BACKUP_KEY, revision, value, STORE_TIMEOUT).await;
     }
 
     /// Is the lock that of an agent that is gone?
