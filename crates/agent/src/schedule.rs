@@ -137,7 +137,7 @@ mod tests {
     #[test]
     fn what_was_missed_is_due_and_a_full_one_comes_first() {
         // 2026-11-27 09:30.
-        let now = 29_663_130 * MINUTE_MS;
+        let now = 29_929_530 * MINUTE_MS;
         let hours = |count: u64| now - count * 60 * MINUTE_MS;
         let mut vault = Vault::default();
         let none = BackupState::default();

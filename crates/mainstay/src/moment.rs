@@ -2,7 +2,7 @@
 
 use jiff::civil::{Date, DateTime, Time};
 use jiff::tz::TimeZone;
-use jiff::{Timestamp, ToSpan as _};
+use jiff::{SignedDuration, Timestamp};
 
 /// The moment that a text means, microseconds since 1970. Times without a zone are of `zone`, the one that this machine shows.
 ///
@@ -34,7 +34,7 @@ fn ago(text: &str, now: Timestamp) -> Option<Timestamp> {
         'w' => 604_800,
         _ => return None,
     };
-    now.checked_sub(count.checked_mul(seconds)?.seconds()).ok()
+    now.checked_sub(SignedDuration::from_secs(count.checked_mul(seconds)?)).ok()
 }
 
 fn local(text: &str, now: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
@@ -54,7 +54,8 @@ fn local(text: &str, now: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
         // The last time that it was so late.
         return at(today, time).filter(|moment| *moment <= now).or_else(|| at(yesterday, time));
     }
-    if let Ok(date) = text.parse::<Date>() {
+    // The library would take a date out of more than a date, and forget the rest.
+    if let (false, Ok(date)) = (text.contains(':'), text.parse::<Date>()) {
         return at(date, Time::midnight());
     }
     if let Some((date, rest)) = text.split_once([' ', 'T']) {

@@ -72,6 +72,32 @@ impl Cluster {
         self.healthy();
     }
 
+    /// Begins a backup, once one can be begun.
+    fn begin(&self) -> Value {
+        let begun = Instant::now();
+        loop {
+            let (status, answer) = self.answer(&["backup", "--wait", "0"]);
+            if status == Some(0) {
+                return answer;
+            }
+            assert!(status == Some(3) && begun.elapsed() < PATIENCE, "{answer}");
+            std::thread::sleep(Duration::from_millis(300));
+        }
+    }
+
+    /// How backups stand, once they stand as wanted.
+    fn backups_until(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let begun = Instant::now();
+        loop {
+            let backup = self.json(&["archive", "status"])["backup"].clone();
+            if wanted(&backup) {
+                return backup;
+            }
+            assert!(begun.elapsed() < PATIENCE, "not {what}: {backup}");
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    }
+
     /// Makes a backup, once none runs.
     fn backup(&self, options: &[&str]) -> Value {
         let begun = Instant::now();
@@ -113,6 +139,7 @@ fn a_copy_is_exactly_what_was_committed_then_before_and_after_a_take_over() {
 
     assert_eq!(cluster.restored("then", &["--time", &then]), before, "before the take-over");
     assert_eq!(cluster.restored("later", &["--time", &later]), after, "after it");
+    assert_eq!(cluster.restored("end", &["--time", &cluster.now()]), last, "nothing was written since");
     let newest = cluster.write(1);
     assert_eq!(cluster.restored("latest", &[]), newest, "what was committed a moment ago is archived first");
     assert_ne!(newest, last);
@@ -149,29 +176,24 @@ fn one_backup_at_a_time_in_a_repository_that_only_its_key_opens() {
     }
     let (key, place) = (format!("vault.key_file={}", beside("ours")), format!("vault.repository={}", beside("sealed")));
     cluster.json(&["set", &place, &key, "vault.backup_mb_s=1"]);
-    let begun = Instant::now();
     // It is begun once the new repository is in use; a megabyte a second leaves it running for a while.
-    let token = loop {
-        let (status, answer) = cluster.answer(&["backup", "--wait", "0"]);
-        if status == Some(0) {
-            break answer["token"].clone();
-        }
-        assert!(status == Some(3) && begun.elapsed() < PATIENCE, "{answer}");
-        std::thread::sleep(Duration::from_millis(300));
-    };
-    let primary = cluster.json(&["status"])["cluster"]["primary"].as_str().unwrap().to_owned();
-    let (status, answer) = cluster.answer(&["backup", "--wait", "0", "--from", &primary]);
-    assert!(status == Some(3) && answer["error"].as_str().unwrap().contains("a backup runs on"), "{answer}");
+    let running = cluster.begin();
+    let status = cluster.json(&["status"]);
+    let primary = status["cluster"]["primary"].as_str().unwrap().to_owned();
+    let (code, answer) = cluster.answer(&["backup", "--wait", "0", "--from", &primary]);
+    assert!(code == Some(3) && answer["error"].as_str().unwrap().contains("a backup runs on"), "{answer}");
+
+    // Its agent dies: nobody waits for it for ever.
+    let nodes = status["nodes"].as_array().unwrap();
+    let agent = &nodes.iter().find(|node| node["name"] == running["node"]).unwrap()["agent_pid"];
+    let killed = std::process::Command::new("kill").args(["-9", &agent.to_string()]).status().unwrap();
+    assert!(killed.success());
+    let state = cluster.backups_until("given up", |backup| backup["failed"]["token"] == running["token"]);
+    assert!(state["running"].is_null() && state["last"].is_null(), "{state}");
+    cluster.healthy();
+    let running = cluster.begin();
     cluster.json(&["set", "--unset", "vault.backup_mb_s"]);
-    let begun = Instant::now();
-    loop {
-        let backup = cluster.json(&["archive", "status"])["backup"].clone();
-        if backup["last"]["token"] == token {
-            break;
-        }
-        assert!(begun.elapsed() < PATIENCE, "{backup}");
-        std::thread::sleep(Duration::from_millis(500));
-    }
+    cluster.backups_until("made, once the limit is gone", |backup| backup["last"]["token"] == running["token"]);
     let wrong = ["backups", "--repository", &beside("sealed"), "--key-file", &beside("other")].map(str::to_owned);
     let wrong: Vec<&str> = wrong.iter().map(String::as_str).collect();
     let (status, answer) = cluster.answer_bare(&wrong);
@@ -185,14 +207,6 @@ fn one_backup_at_a_time_in_a_repository_that_only_its_key_opens() {
 
     // By the schedule, each minute.
     cluster.json(&["set", "vault.incremental_at=* * * * *"]);
-    let begun = Instant::now();
-    loop {
-        let backup = cluster.json(&["archive", "status"])["backup"].clone();
-        if backup["last"]["incremental"] == true {
-            assert!(backup["last"]["bytes"].as_u64() > backup["last"]["stored"].as_u64(), "{backup}");
-            break;
-        }
-        assert!(begun.elapsed() < PATIENCE, "{backup}");
-        std::thread::sleep(Duration::from_secs(1));
-    }
+    let state = cluster.backups_until("made by the schedule", |backup| backup["last"]["incremental"] == true);
+    assert!(state["last"]["bytes"].as_u64() > state["last"]["stored"].as_u64(), "{state}");
 }

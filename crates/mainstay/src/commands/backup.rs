@@ -160,7 +160,8 @@ mod tests {
     #[test]
     fn a_replica_that_no_commit_waits_for_makes_it() {
         let mut all =
-            status(vec![node("db1", "primary", true), node("db2", "replica", true), node("db3", "replica", false)]);
+            status(vec![node("db1", "primary", true), node("db2", "replica", true), node("db3", "replica", true)]);
+        all.nodes[2].sync = false;
         assert_eq!(best(&all), Some(name("db3")));
         all.nodes[2].healthy = false;
         assert_eq!(best(&all), Some(name("db2")));

@@ -16,7 +16,7 @@ use mainstay_model::vault::{ArchiveAnswer, SegmentEnded};
 use mainstay_model::{Lsn, Timeline};
 use mainstay_ports::clock::boot_now;
 use mainstay_vault::postgres::restore::{Destination, Plan, Restored, Target, plan, restore, time_text};
-use mainstay_vault::postgres::scratch::Scratch;
+use mainstay_vault::postgres::scratch::{NOTHING_LATER, Scratch};
 use mainstay_vault::repository::VaultError;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -36,9 +36,11 @@ pub(crate) async fn run(options: Restore, global: Global) -> Outcome {
     check_place(&data)?;
     let shelf = Shelf::open(&options.shelf).await?;
     let mut progress = Progress::new();
-    if let (Some(session), false) = (&shelf.session, matches!(target, Target::Immediate)) {
-        end_segment(session, &mut progress).await;
-    }
+    // Up to now everything is in the archive, for certain.
+    let complete = match &shelf.session {
+        Some(session) if target != Target::Immediate => end_segment(session, &mut progress).await,
+        _ => false,
+    };
     let (repository, system, timeline) = (shelf.repository.clone(), shelf.system, options.timeline.map(Timeline));
     let made = blocking(move || plan(&repository, system, target, timeline)).await?;
     // Found before anything is written.
@@ -47,7 +49,7 @@ pub(crate) async fn run(options: Restore, global: Global) -> Outcome {
     confirm(global.yes, "Make this copy? The cluster is not touched.")?;
     let restored = files(&shelf, &made, &data, &mut progress).await?;
     let end = match &bin {
-        Some(bin) => Some(recover(bin, &made, &data, &options, &mut progress).await?),
+        Some(bin) => Some(recover(bin, (&made, complete), &data, &options, &mut progress).await?),
         None => None,
     };
     say(global, &made, &data, (&restored, end.as_ref()), bin.as_deref());
@@ -84,12 +86,12 @@ fn check_place(data: &Path) -> Outcome {
 
 /// What was committed a moment ago lies in a segment that is still open: the primary ends it, and it is waited until it is archived.
 /// A cluster that can not be asked is no reason to stop: then the archive is what there is.
-async fn end_segment(session: &Session, progress: &mut Progress) {
+async fn end_segment(session: &Session, progress: &mut Progress) -> bool {
     progress.step("Archiving the open segment of the log");
     let ended = session.post_any("/v1/archive", &json!({})).await.ok();
     let Some(ended) = ended.and_then(|body| serde_json::from_value::<SegmentEnded>(body).ok()) else {
         progress.finish("nobody can be asked: what is archived counts");
-        return;
+        return false;
     };
     let since = boot_now();
     while boot_now().since(since).0 < u64::try_from(SEGMENT.as_millis()).unwrap_or(u64::MAX) {
@@ -97,11 +99,12 @@ async fn end_segment(session: &Session, progress: &mut Progress) {
         let reached = answers.values().filter_map(decode::<ArchiveAnswer>).filter_map(|answer| answer.state?.archived);
         if reached.map(|at| at.lsn).max() >= Some(ended.end) {
             progress.finish(&format!("up to {}", ended.end));
-            return;
+            return true;
         }
         tokio::time::sleep(LOOK).await;
     }
     progress.finish("it is not there yet: what is archived counts");
+    false
 }
 
 /// The server's programs, of the version that the backup is of.
@@ -162,7 +165,7 @@ struct Recovered {
 /// Lets a server recover the copy, ask it, and stop it again.
 async fn recover(
     bin: &Path,
-    made: &Plan,
+    (made, complete): (&Plan, bool),
     data: &Path,
     options: &Restore,
     progress: &mut Progress,
@@ -170,7 +173,17 @@ async fn recover(
     progress.step("Recovering");
     let owner = user::server_user()?.map(|user| (user.uid, user.gid));
     let result = async {
-        let scratch = Scratch::start(bin, made, data, owner, Duration::from_secs(options.wait)).await?;
+        let wait = Duration::from_secs(options.wait);
+        let scratch = match Scratch::start(bin, made, data, owner, wait).await {
+            // Nothing was committed after that time up to now, so the end of the log is that moment.
+            Err(VaultError::Impossible(says))
+                if complete && matches!(made.target, Target::Time(_)) && says.ends_with(NOTHING_LATER) =>
+            {
+                let latest = Plan { target: Target::Latest, ..made.clone() };
+                Scratch::start(bin, &latest, data, owner, wait).await?
+            }
+            started => started?,
+        };
         let end = scratch.reached().await;
         let rows = match &options.sql {
             Some(query) => scratch.ask(&options.database, query).await.map(Some),

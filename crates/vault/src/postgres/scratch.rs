@@ -26,6 +26,10 @@ impl Drop for Scratch {
     }
 }
 
+/// What an error says when the log ended before the target was met.
+pub const NOTHING_LATER: &str =
+    "; nothing later than the target is archived yet: wait for it, or restore the latest moment";
+
 fn quoted(value: &str) -> String {
     value.replace('\'', "''")
 }
@@ -63,7 +67,7 @@ fn tail(log: &Path) -> String {
     let mut said = lines.iter().rev().take(4).rev().copied().collect::<Vec<_>>().join("; ");
     if said.contains("recovery ended before configured recovery target") {
         // Whether a commit before the target is missing can not be told before a later one is archived.
-        said.push_str("; nothing later than the target is archived yet: wait for it, or restore the latest moment");
+        said.push_str(NOTHING_LATER);
     }
     said
 }
