@@ -171,10 +171,11 @@ impl Archiver {
             let size = SegmentSize(state.segment_size);
             assist(repository, (system, size), (state.term, &by), (&pg_wal, end), &state.gaps)
         };
-        match tokio::task::spawn_blocking(move || ordinarily(work)).await {
-            Ok(Ok(0)) | Err(_) => {}
-            Ok(Ok(brought)) => info!(brought, "segments that the primary misses were archived from here"),
-            Ok(Err(error)) => debug!(%error, "segments that the primary misses can not be archived from here"),
+        let work = tokio::task::spawn_blocking(move || ordinarily(work));
+        match tokio::time::timeout(HANGS, work).await {
+            Ok(Ok(Ok(0)) | Err(_)) | Err(_) => {}
+            Ok(Ok(Ok(brought))) => info!(brought, "segments that the primary misses were archived from here"),
+            Ok(Ok(Err(error))) => debug!(%error, "segments that the primary misses can not be archived from here"),
         }
         AGAIN
     }
@@ -205,6 +206,10 @@ impl Archiver {
             tokio::select! {
                 done = &mut work => break done,
                 () = sleep(HANGS) => self.tell_silence(vault, (system, term), end, hold).await,
+            }
+            // Another repository does not wait for one that hangs.
+            if self.generations.now().spec.vault != *vault && !work.is_finished() {
+                return false;
             }
         };
         let broke = |error: tokio::task::JoinError| Round::failed(VaultError::Server(error.to_string()));
