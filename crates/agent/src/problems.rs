@@ -32,10 +32,8 @@ use mainstay_model::record::Durability;
 use mainstay_model::spec::{Node, Spec};
 use mainstay_model::status::Problem;
 use mainstay_model::stored_spec::FileState;
-use mainstay_model::vault::ArchiveState;
-use mainstay_model::{ClaimState, NodeId, Room};
 use mainstay_model::vault::{ArchiveState, BackupState};
-use mainstay_model::{ClaimState, NodeId};
+use mainstay_model::{ClaimState, NodeId, Room};
 use mainstay_net::reason::says_expired;
 use std::collections::{BTreeMap, BTreeSet};
 
