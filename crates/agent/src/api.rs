@@ -1,6 +1,7 @@
 //! The API: what people and programs ask an agent, over mutual TLS; and what agents ask each other to answer it.
 
 use crate::api_cluster;
+use crate::backups;
 use crate::certificates::Certificates;
 use crate::first_seen::FirstSeen;
 use crate::generations::Generations;
@@ -22,6 +23,9 @@ use mainstay_model::api::{Accepted, CommandWish};
 use mainstay_model::layout::NodeLayout;
 use mainstay_model::spec::Spec;
 use mainstay_model::status::Status;
+use mainstay_model::vault::{
+    ARCHIVE_KEY, ArchiveAnswer, ArchiveState, BACKUP_KEY, BackupBegun, BackupWish, SegmentEnded,
+};
 use mainstay_model::{Command, Event, NodeId, Reason, ServerObservation};
 use mainstay_ports::clock::{boot_now, wall_now_ms};
 use mainstay_ports::engine::{Configured, Engine};
@@ -29,6 +33,7 @@ use mainstay_ports::peer::{Caller, Channel, Handler, PeerError, Peers};
 use mainstay_ports::process::ServerProcess;
 use mainstay_ports::store::Store;
 use mainstay_store::RaftStore;
+use mainstay_vault::postgres::backup;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -39,6 +44,8 @@ use tokio::task::JoinSet;
 
 /// A node that does not answer within this counts as unreachable in a status.
 const ASK_TIMEOUT: Duration = Duration::from_millis(700);
+/// Beginning a backup asks the store a few times.
+const BACKUP_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Reasons of one node in one answer, in bytes: less than a frame between agents may have.
 const REASONS_BYTES_MAX: usize = 800 * 1024;
@@ -87,16 +94,22 @@ pub struct Api {
     pub library: Library,
     /// Who speaks under which name.
     pub lives: Arc<Lives>,
+    /// Orders to make a backup.
+    pub backups: mpsc::Sender<backups::Order>,
     /// Who may call what, and where changes are written down.
     pub gate: Gate,
 }
 
 /// What agents ask each other.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum AgentQuestion {
+pub(crate) enum AgentQuestion {
     Status,
     Reasons,
+    /// To the primary: end the segment of the log that is open.
+    EndSegment,
+    /// Make a backup.
+    Backup(BackupWish),
 }
 
 /// An answer of another agent, with our wall clock around it.
@@ -138,6 +151,34 @@ impl Api {
     #[must_use]
     pub fn spec(&self) -> Spec {
         self.generations.now().spec.clone()
+    }
+
+    /// How the archive of the log stands, as this member of the store knows.
+    fn archive(&self) -> Option<ArchiveState> {
+        crate::archiver::parse(self.store.watch(ARCHIVE_KEY).borrow().as_ref())
+    }
+
+    /// The open primary ends the segment of its log.
+    async fn end_segment(&self) -> Result<SegmentEnded, String> {
+        let summary = self.snapshot().await.ok_or("the agent's loop does not answer")?.summary;
+        let (socket, port) = self
+            .engine
+            .local_address()
+            .filter(|_| summary.open && summary.primary_of.is_some())
+            .ok_or_else(|| format!("{} is not the open primary", self.me))?;
+        let mut server = backup::server();
+        server.host_path(socket).port(port);
+        backup::end_segment(&server).await.map(|end| SegmentEnded { end }).map_err(|error| error.to_string())
+    }
+
+    /// Begins a backup on this node.
+    async fn backup(&self, mut wish: BackupWish, caller: &Caller) -> Result<BackupBegun, (StatusCode, String)> {
+        wish.by = who(&wish.by, caller);
+        let (reply, answer) = oneshot::channel();
+        let gone = || (StatusCode::SERVICE_UNAVAILABLE, "this node makes no backups: it holds no data".to_owned());
+        self.backups.send((wish, reply)).await.map_err(|_| gone())?;
+        let begun = tokio::time::timeout(BACKUP_TIMEOUT, answer).await.ok().and_then(Result::ok).ok_or_else(gone)?;
+        begun.map_err(|why| (StatusCode::CONFLICT, why))
     }
 
     /// What the loop knows now.
@@ -228,6 +269,8 @@ impl Api {
             answers.insert(self.me.clone(), mine);
         }
         beside.now_ms = wall_now_ms();
+        beside.archive = self.archive();
+        beside.backup = backups::parse(self.store.watch(BACKUP_KEY).borrow().as_ref());
         let mut status = status::merge(&self.spec(), self.address.clone(), &answers, &beside);
         let mut seen = self.first_seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.date(&mut status.problems, boot_now(), wall_now_ms());
@@ -267,7 +310,7 @@ pub struct AskHandler(pub Arc<Api>);
 impl Handler for AskHandler {
     async fn message(&self, _from: &Caller, _body: Vec<u8>) {}
 
-    async fn request(&self, _from: &Caller, body: Vec<u8>) -> Result<Vec<u8>, String> {
+    async fn request(&self, from: &Caller, body: Vec<u8>) -> Result<Vec<u8>, String> {
         let question = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
         let answer = match question {
             AgentQuestion::Status => match self.0.local().await {
@@ -275,6 +318,11 @@ impl Handler for AskHandler {
                 None => return Err("the agent's loop does not answer".to_owned()),
             },
             AgentQuestion::Reasons => serde_json::to_vec(&self.0.reasons().await),
+            AgentQuestion::EndSegment => serde_json::to_vec(&self.0.end_segment().await?),
+            AgentQuestion::Backup(wish) => {
+                let begun = self.0.backup(wish, from).await.map_err(|(_, why)| why)?;
+                serde_json::to_vec(&begun)
+            }
         };
         answer.map_err(|error| error.to_string())
     }
@@ -287,6 +335,8 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/status", get(get_status))
         .route("/v1/history", get(get_history))
         .route("/v1/why", get(get_why))
+        .route("/v1/archive", get(get_archive).post(post_archive))
+        .route("/v1/backup", post(post_backup))
         .route("/v1/command", post(post_command))
         .merge(api_cluster::routes())
         .with_state(api)
@@ -295,6 +345,30 @@ pub fn router(api: Arc<Api>) -> Router {
 
 async fn get_status(State(api): State<Arc<Api>>) -> Json<Status> {
     Json(api.status().await)
+}
+
+async fn get_archive(State(api): State<Arc<Api>>) -> Json<ArchiveAnswer> {
+    let repository = api.spec().vault.repository.map(|place| place.display().to_string());
+    let backup = backups::parse(api.store.watch(BACKUP_KEY).borrow().as_ref());
+    Json(ArchiveAnswer { repository, state: api.archive(), backup: Some(backup) })
+}
+
+async fn post_archive(State(api): State<Arc<Api>>) -> Response {
+    match api.end_segment().await {
+        Ok(ended) => Json(ended).into_response(),
+        Err(why) => refusal(StatusCode::SERVICE_UNAVAILABLE, &why),
+    }
+}
+
+async fn post_backup(
+    State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
+    Json(wish): Json<BackupWish>,
+) -> Response {
+    match api.backup(wish, &caller).await {
+        Ok(begun) => (StatusCode::ACCEPTED, Json(begun)).into_response(),
+        Err((code, why)) => refusal(code, &why),
+    }
 }
 
 async fn get_history(State(api): State<Arc<Api>>) -> Response {

@@ -90,7 +90,7 @@ impl Engine for Stuck {
     async fn configure(&self, _: &EngineSettings) -> Result<Configured, EngineError> {
         never()
     }
-    async fn maintain_slots(&self, _: &[(NodeId, Option<Lsn>)]) -> Result<(), EngineError> {
+    async fn maintain_slots(&self, _: &[(NodeId, Option<Lsn>)], _: Option<Lsn>) -> Result<(), EngineError> {
         self.maintained.fetch_add(1, Ordering::SeqCst);
         never()
     }

@@ -120,10 +120,17 @@ fn sabotaged() -> std::collections::BTreeSet<Plant> {
 /// What the engine must know of it.
 #[must_use]
 pub fn engine_settings(spec: &Spec) -> EngineSettings {
+    let archived = spec.vault.repository.is_some();
+    let mut parameters = spec.postgres.parameters.clone();
+    let set = parameters.keys().any(|name| name.eq_ignore_ascii_case("archive_timeout"));
+    if archived && !set {
+        parameters.insert("archive_timeout".to_owned(), format!("{}s", spec.vault.switch_s));
+    }
     EngineSettings {
         peers: spec.data_nodes().map(|peer| (peer.name.clone(), (peer.host.clone(), peer.port))).collect(),
-        parameters: spec.postgres.parameters.clone(),
+        parameters,
         hba: spec.postgres.hba.clone(),
+        archived,
     }
 }
 

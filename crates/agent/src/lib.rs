@@ -13,7 +13,9 @@
 
 pub mod api;
 pub mod api_cluster;
+pub mod archiver;
 pub mod audit;
+pub mod backups;
 pub mod certificates;
 pub mod deadline;
 pub mod door;
@@ -43,7 +45,9 @@ pub mod proxy_child;
 pub mod record;
 pub mod roles;
 pub mod routes;
+pub mod schedule;
 pub mod setup;
+mod setup_engine;
 pub mod slots;
 pub mod status;
 pub mod transition;

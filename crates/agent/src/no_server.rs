@@ -95,7 +95,11 @@ impl Engine for NoServer {
     async fn configure(&self, _settings: &EngineSettings) -> Result<Configured, EngineError> {
         Ok(Configured::default())
     }
-    async fn maintain_slots(&self, _members: &[(NodeId, Option<Lsn>)]) -> Result<(), EngineError> {
+    async fn maintain_slots(
+        &self,
+        _members: &[(NodeId, Option<Lsn>)],
+        _archived: Option<Lsn>,
+    ) -> Result<(), EngineError> {
         Ok(())
     }
 }

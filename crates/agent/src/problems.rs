@@ -23,12 +23,18 @@
 //! | `restart-pending` | info | server parameters wait for a restart |
 //! | `store-no-quorum` | critical | no node knows a leader of the store |
 //! | `store-member-lost` | warning | a member of the store does not work or does not answer |
+//! | `archive-lagging` | warning | the log can not be archived, or is archived late |
+//! | `archive-conflict` | critical | the archive holds other content under a name of the log, or the log is damaged |
+//! | `backup-overdue` | warning | a backup should have begun long ago, by the schedule |
+//! | `archive-gap` | critical | a part of the log is neither archived nor on the primary any more |
 
+use crate::schedule;
 use crate::status::{LocalStatus, rfc3339};
 use mainstay_model::record::Durability;
 use mainstay_model::spec::{Node, Spec};
 use mainstay_model::status::Problem;
 use mainstay_model::stored_spec::FileState;
+use mainstay_model::vault::{ArchiveState, BackupState};
 use mainstay_model::{ClaimState, NodeId, Room, ServerState};
 use mainstay_net::reason::says_expired;
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,6 +45,12 @@ const CLOCK_MS: i64 = 2000;
 const EXPIRING: i64 = 30 * 86_400;
 /// For a volume whose size is not known: an agent of an earlier version.
 const SIZE_UNKNOWN: u64 = 10 << 30;
+/// Trouble with the archive that passes sooner is not said. Milliseconds.
+const ARCHIVE_MS: u64 = 30_000;
+/// So many whole segments may wait.
+const ARCHIVE_SEGMENTS: u64 = 8;
+/// By so much a backup may be late. Milliseconds.
+const LATE_MS: u64 = 3_600_000;
 
 /// What the asking agent knows beside the answers.
 #[derive(Clone, Debug, Default)]
@@ -47,6 +59,10 @@ pub struct Beside {
     pub unreachable: BTreeMap<NodeId, String>,
     /// Nodes under whose name two processes speak.
     pub doubled: BTreeSet<NodeId>,
+    /// How the archive stands.
+    pub archive: Option<ArchiveState>,
+    /// How backups stand.
+    pub backup: BackupState,
     /// The asking agent's wall clock, milliseconds since 1970.
     pub now_ms: u64,
 }
@@ -85,6 +101,8 @@ pub fn find(
     look.writes(&mut list);
     look.wishes(&mut list);
     look.store(&mut list);
+    look.archive(&mut list);
+    look.backups(&mut list);
     for node in &spec.nodes {
         look.node(node, &mut list);
     }
@@ -202,6 +220,51 @@ impl Look<'_> {
                 answer.node
             );
             list.add(("store-member-lost", "warning"), evidence, hint);
+        }
+    }
+
+    fn backups(&self, list: &mut List) {
+        let (state, now) = (&self.beside.backup, self.beside.now_ms);
+        // One that runs now is the one that was missing.
+        let due = schedule::due(&self.spec.vault, state, now).filter(|_| state.running.is_none());
+        let Some((incremental, since)) = due.filter(|(_, at)| now.saturating_sub(*at) > LATE_MS) else { return };
+        let kind = if incremental { "an incremental" } else { "a full" };
+        let why = state.failed.as_ref().filter(|failed| failed.at_ms >= since);
+        let why = why.map(|failed| format!(": the last attempt, on {}, failed: {}", failed.node, failed.why));
+        let evidence = format!("{kind} backup is due by the schedule and has not begun{}", why.unwrap_or_default());
+        let hint = "mend what it says; it is tried again by itself, and `mainstay backup` makes one now";
+        list.dated(("backup-overdue", "warning"), evidence, hint, Some(since));
+    }
+
+    fn archive(&self, list: &mut List) {
+        let place = self.spec.vault.repository.as_ref().map(|place| place.display().to_string());
+        // Of a repository that is not in use any more nothing is said.
+        let Some(state) = self.beside.archive.as_ref().filter(|state| Some(&state.repository) == place.as_ref()) else {
+            return;
+        };
+        let end = self.primary.and_then(|primary| primary.observed.end);
+        let behind = end.zip(state.archived).map_or(0, |(end, archived)| end.0.saturating_sub(archived.lsn.0));
+        let waiting = behind / state.segment_size.max(1 << 20);
+        if let Some((since, why)) = state
+            .failing
+            .as_ref()
+            .filter(|(since, _)| self.beside.now_ms.saturating_sub(*since) > ARCHIVE_MS || waiting > ARCHIVE_SEGMENTS)
+        {
+            let hint = "mend what it says; the log waits on the servers as long as their volumes have room, then moments are lost to a restore";
+            list.dated(("archive-lagging", "warning"), format!("the log is not archived: {why}"), hint, Some(*since));
+        } else if waiting > ARCHIVE_SEGMENTS {
+            let evidence = format!("{waiting} segments of the log wait to be archived ({behind} bytes)");
+            let hint = "is the repository slow, or full? `mainstay archive status` shows whether it catches up";
+            list.add(("archive-lagging", "warning"), evidence, hint);
+        }
+        for problem in &state.problems {
+            let hint = "nothing was overwritten; find out which server wrote the other content, make a new backup, then remove what was kept aside";
+            list.add(("archive-conflict", "critical"), problem.clone(), hint);
+        }
+        for (first, last) in state.gaps.iter().chain(&state.given_up) {
+            let evidence = format!("the log from {first} to {last} is neither archived nor on the primary any more");
+            let hint = "moments after the hole need a backup that is newer than it; a replica that has this log fills the hole by itself";
+            list.add(("archive-gap", "critical"), evidence, hint);
         }
     }
 
@@ -382,5 +445,72 @@ fn file(answer: &LocalStatus, list: &mut List) {
             list.add(("file-differs", "warning"), evidence, hint);
         }
         Some(FileState::Same) | None => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::merge;
+    use crate::status::tests::{answer, names, node, primary, spec};
+    use mainstay_model::Lsn;
+
+    #[test]
+    fn trouble_with_the_archive_is_told() {
+        use mainstay_model::vault::ArchiveState;
+        let mut spec = spec();
+        spec.vault.repository = Some("/v".into());
+        let told = |state: ArchiveState, end: u64| {
+            let mut first = primary();
+            first.observed.end = Some(Lsn(end));
+            let answers = [(first.node.clone(), first), (node("db2"), answer("db2", "replica", "streaming"))].into();
+            let beside = Beside { archive: Some(state), now_ms: 100_000, ..Beside::default() };
+            let found = merge(&spec, String::new(), &answers, &beside);
+            let names = names(&found).into_iter().filter(|name| name.starts_with("archive"));
+            names.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let archived = Some(mainstay_model::Position { timeline: mainstay_model::Timeline(1), lsn: Lsn(0) });
+        let good =
+            ArchiveState { repository: "/v".to_owned(), segment_size: 1 << 20, archived, ..ArchiveState::default() };
+        assert!(told(good.clone(), 8 << 20).is_empty());
+        assert_eq!(told(good.clone(), 10 << 20), ["archive-lagging"]);
+        let failing = |since| ArchiveState { failing: Some((since, "no".to_owned())), ..good.clone() };
+        assert!(told(failing(99_000), 0).is_empty(), "a second is no trouble");
+        assert_eq!(told(failing(99_000), 10 << 20), ["archive-lagging"]);
+        assert_eq!(told(failing(9_000), 0), ["archive-lagging"]);
+        let hole = Some(("a".to_owned(), "b".to_owned()));
+        let bad = ArchiveState {
+            problems: vec!["two".to_owned()],
+            given_up: hole.clone(),
+            gaps: hole.into_iter().collect(),
+            ..good.clone()
+        };
+        assert_eq!(told(bad.clone(), 0), ["archive-conflict", "archive-gap", "archive-gap"]);
+        assert!(told(ArchiveState { repository: "/old".to_owned(), ..bad }, 0).is_empty(), "it is in use no more");
+    }
+
+    #[test]
+    fn a_backup_that_is_late_is_told_with_the_reason() {
+        use mainstay_model::vault::{BackupFailed, BackupState};
+        let mut spec = spec();
+        spec.vault.full_at = Some("0 2 * * *".to_owned());
+        let failed = BackupFailed {
+            token: 1,
+            node: node("db2"),
+            incremental: false,
+            at_ms: 86_400_000 * 9,
+            why: "no room".to_owned(),
+        };
+        let backup = BackupState { failed: Some(failed), ..BackupState::default() };
+        let told = |now_ms| {
+            let beside = Beside { backup: backup.clone(), now_ms, ..Beside::default() };
+            let found = merge(&spec, String::new(), &BTreeMap::new(), &beside).problems;
+            found.into_iter().find(|problem| problem.name == "backup-overdue").map(|problem| problem.evidence)
+        };
+        let hour = 3_600_000;
+        let at = |day: u64, hours: u64| day * 24 * hour + hours * hour;
+        assert_eq!(told(at(8, 3)), None, "an hour is no trouble");
+        let late = told(at(8, 4)).unwrap();
+        assert!(late.contains("full backup is due") && late.contains("no room"), "{late}");
     }
 }

@@ -54,13 +54,16 @@ const fn rule(method: &'static str, path: &'static str, need: Need, body_max: us
 }
 
 /// Everything that may be called, and by whom. What is not here does not exist. A command's body can ask for more: [`need`].
-const RULES: [Rule; 10] = [
+const RULES: [Rule; 13] = [
     rule("GET", "/v1/status", Need::Read, 0),
     rule("GET", "/v1/history", Need::Read, 0),
     rule("GET", "/v1/why", Need::Read, 0),
     rule("GET", "/v1/spec", Need::Read, 0),
+    rule("GET", "/v1/archive", Need::Read, 0),
     rule("GET", "/v1/standing", Need::Read, 0),
     rule("POST", "/v1/command", Need::Operate, SMALL),
+    rule("POST", "/v1/archive", Need::Operate, SMALL),
+    rule("POST", "/v1/backup", Need::Operate, SMALL),
     rule("POST", "/v1/pause", Need::Operate, SMALL),
     rule("POST", "/v1/spec", Need::Admin, LARGE),
     rule("POST", "/v1/replace", Need::Admin, SMALL),

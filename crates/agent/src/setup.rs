@@ -1,7 +1,9 @@
 //! Puts an agent together from its files, runs it, and takes it down in order.
 
 use crate::api::{self, Api};
+use crate::archiver::Archiver;
 use crate::audit::Audit;
+use crate::backups::{self, Backups};
 use crate::certificates::Certificates;
 use crate::deadline::Deadlines;
 use crate::door::{AskDoor, Late, LateApi, StoreReply};
@@ -24,12 +26,13 @@ use crate::mind_loop::{self, INPUTS_MAX, Parts, Question, Wish};
 use crate::no_server::NoServer;
 use crate::proxy_child::ProxyChild;
 use crate::routes::Routes;
+use crate::schedule::Schedule;
+use crate::setup_engine;
 use crate::slots::Slots;
 use crate::{history, leadership, probes, record, roles};
 use anyhow::{Context, Result};
 use mainstay_decide::Mind;
 use mainstay_decide::io::Input;
-use mainstay_engine_postgres::{Finding, Postgres, PostgresOptions};
 use mainstay_model::layout::NodeLayout;
 use mainstay_model::record::Durable;
 use mainstay_model::spec::Spec;
@@ -74,44 +77,6 @@ pub(crate) fn entropy() -> Result<u64> {
     let mut bytes = [0u8; 8];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).context("read entropy")?;
     Ok(u64::from_le_bytes(bytes))
-}
-
-fn postgres(options: &AgentOptions, spec: &Spec, process: Arc<dyn ServerProcess>) -> Result<Postgres> {
-    let node = spec.node(&options.node).context("this node is not in the file")?;
-    let settings = follow::engine_settings(spec);
-    let bin_dir = mainstay_engine_postgres::find_bin_dir(spec.postgres.bin_dir.as_deref())?;
-    let app_verifier = std::fs::read_to_string(options.layout.app_verifier()).unwrap_or_default().trim().to_owned();
-    let postgres = PostgresOptions {
-        node: options.node.clone(),
-        cluster: spec.cluster.name.clone(),
-        layout: options.layout.clone(),
-        bin_dir,
-        listen: node.host.clone(),
-        port: node.port,
-        peers: settings.peers,
-        user: options.server_user,
-        os_user: options.os_user.clone(),
-        parameters: settings.parameters,
-        hba: settings.hba,
-        app_verifier,
-    };
-    Ok(Postgres::new(postgres, process)?)
-}
-
-/// Says what is wrong with this node before anything is touched. The engine starts no server on top of it and looks again at each attempt, so
-/// the agent goes on: it votes and answers, and shows the problem. Only programs that can never work end it.
-async fn report(postgres: &Postgres) -> Result<()> {
-    for finding in postgres.inspect().await {
-        if matches!(finding, Finding::TooOld { .. }) {
-            anyhow::bail!("{finding}");
-        }
-        if finding.blocks() {
-            error!(problem = %finding, "no server is started on this node before this is put right");
-        } else {
-            warn!(problem = %finding, "this node should be looked at");
-        }
-    }
-    Ok(())
 }
 
 /// How long the server, and its guard, may take to end.
@@ -216,8 +181,8 @@ impl Ground {
             Arc::new(NoServer)
         } else {
             let leased = Leased::new(Arc::clone(&process), deadlines.clone());
-            let postgres = postgres(&options, spec, Arc::new(leased))?;
-            report(&postgres).await?;
+            let postgres = setup_engine::postgres(&options, spec, Arc::new(leased))?;
+            setup_engine::report(&postgres).await?;
             Arc::new(postgres)
         };
         let mesh = Mesh::new(MeshOptions {
@@ -284,6 +249,7 @@ struct Agent {
     proxy_down: watch::Sender<Option<String>>,
     ending: Ending,
     lives: Arc<Lives>,
+    backups: mpsc::Sender<backups::Order>,
 }
 
 /// Runs the agent until `signal` asks it to end, or it ends by itself.
@@ -317,6 +283,7 @@ async fn live(
     let (questions, question_queue) = mpsc::channel::<Question>(64);
     let (wishes, wish_queue) = mpsc::channel::<Wish>(16);
     let (events, event_queue) = mpsc::channel(256);
+    let (backups, backup_queue) = mpsc::channel(4);
     let life = entropy()?;
     let board = Arc::new(RouteBoard::new(life));
     let me = ground.options.node.clone();
@@ -335,8 +302,13 @@ async fn live(
         proxy_down: watch::Sender::new(None),
         ending: Ending::default(),
         lives: Arc::default(),
+        backups,
         ground,
     };
+    if agent.ground.keeper.is_some() {
+        tokio::spawn(agent.backups().keep(backup_queue));
+        tokio::spawn(agent.schedule().keep());
+    }
     tokio::spawn(history::keep(Arc::clone(&agent.store) as Arc<dyn Store>, event_queue));
     agent
         .open(BTreeMap::from([
@@ -393,6 +365,7 @@ impl Agent {
             certificates: Certificates::of(layout, Arc::clone(&self.ground.mesh)),
             library: Library::default(),
             lives: Arc::clone(&self.lives),
+            backups: self.backups.clone(),
             gate,
         }))
     }
@@ -439,6 +412,7 @@ impl Agent {
             tokio::spawn(probes::probe(Arc::clone(&engine), interval, Arc::clone(&probe_now), seen, inputs.clone()));
             tokio::spawn(probes::watch_exit(Arc::clone(&process), Arc::clone(&server_started), inputs.clone()));
             tokio::spawn(self.slots().keep());
+            tokio::spawn(self.archiver().keep());
             let layout = &self.ground.options.layout;
             let configure = Configure {
                 certificate: (layout.server_cert(), layout.server_ca()),
@@ -511,8 +485,45 @@ impl Agent {
         }
     }
 
+    fn archiver(&self) -> Archiver {
+        Archiver {
+            me: self.me.clone(),
+            generations: Arc::clone(&self.ground.generations),
+            observed: self.observed.subscribe(),
+            questions: self.questions.clone(),
+            engine: Arc::clone(&self.ground.engine),
+            pg_wal: self.ground.options.layout.data().join("pg_wal"),
+            store: Arc::clone(&self.store) as Arc<dyn Store>,
+        }
+    }
+
+    fn backups(&self) -> Backups {
+        Backups {
+            me: self.me.clone(),
+            generations: Arc::clone(&self.ground.generations),
+            observed: self.observed.subscribe(),
+            engine: Arc::clone(&self.ground.engine),
+            data: self.ground.options.layout.data(),
+            store: Arc::clone(&self.store) as Arc<dyn Store>,
+            peers: self.peers(),
+            events: self.events.clone(),
+        }
+    }
+
+    fn schedule(&self) -> Schedule {
+        Schedule {
+            generations: Arc::clone(&self.ground.generations),
+            observed: self.observed.subscribe(),
+            questions: self.questions.clone(),
+            store: Arc::clone(&self.store) as Arc<dyn Store>,
+            peers: self.peers(),
+            orders: self.backups.clone(),
+        }
+    }
+
     fn slots(&self) -> Slots {
         Slots {
+            archive: (Arc::clone(&self.store) as Arc<dyn Store>).watch(mainstay_model::vault::ARCHIVE_KEY),
             engine: Arc::clone(&self.ground.engine),
             observed: self.observed.subscribe(),
             configured: self.configured.subscribe(),

@@ -4,6 +4,7 @@
 use crate::mind_loop::{Question, Snapshot};
 use mainstay_model::{Lsn, NodeId, ServerObservation, ServerState};
 use mainstay_ports::engine::{Configured, Engine};
+use mainstay_ports::store::Versioned;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +24,8 @@ pub struct Slots {
     pub observed: watch::Receiver<ServerObservation>,
     /// Told whenever the server has taken its settings.
     pub configured: watch::Receiver<Configured>,
+    /// How far the archive reaches.
+    pub archive: watch::Receiver<Option<Versioned>>,
     /// Questions to the loop.
     pub questions: mpsc::Sender<Question>,
     /// Told whenever an order begins.
@@ -49,8 +52,9 @@ impl Slots {
                 continue;
             }
             let members = self.members(&snapshot);
+            let archived = crate::archiver::parse(self.archive.borrow().as_ref()).and_then(|state| state.archived);
             tokio::select! {
-                result = self.engine.maintain_slots(&members) => {
+                result = self.engine.maintain_slots(&members, archived.map(|at| at.lsn)) => {
                     match &result {
                         Ok(()) if failing => info!("replication slots are maintained again"),
                         Ok(()) => {}
@@ -140,6 +144,7 @@ mod tests {
         let slots = Slots {
             engine: engine.clone(),
             observed: observed.subscribe(),
+            archive: watch::Sender::new(None).subscribe(),
             configured: configured.subscribe(),
             questions,
             order_begins: Arc::default(),

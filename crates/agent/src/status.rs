@@ -342,4 +342,4 @@ fn node_status(spec: &Spec, node: &Node, answer: Option<&LocalStatus>, primary: 
 
 #[cfg(test)]
 #[path = "status_tests.rs"]
-mod tests;
+pub(crate) mod tests;

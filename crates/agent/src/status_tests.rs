@@ -3,17 +3,17 @@
 use super::*;
 use mainstay_model::{CopyId, Lsn, Walsender};
 
-fn node(name: &str) -> NodeId {
+pub(crate) fn node(name: &str) -> NodeId {
     NodeId::new(name).unwrap()
 }
 
-fn spec() -> Spec {
+pub(crate) fn spec() -> Spec {
     let text = "[cluster]\nname = \"c\"\n[[node]]\nname = \"db1\"\nhost = \"127.0.0.1\"\n\
                 [[node]]\nname = \"db2\"\nhost = \"127.0.0.2\"\n";
     mainstay_model::config::parse(text, &[]).unwrap()
 }
 
-fn answer(name: &str, role: &str, state: &str) -> LocalStatus {
+pub(crate) fn answer(name: &str, role: &str, state: &str) -> LocalStatus {
     LocalStatus {
         node: node(name),
         agent_pid: 1,
@@ -46,7 +46,7 @@ fn answer(name: &str, role: &str, state: &str) -> LocalStatus {
     }
 }
 
-fn primary() -> LocalStatus {
+pub(crate) fn primary() -> LocalStatus {
     let mut answer = answer("db1", "primary", "running");
     answer.primary_of = Some(Term(4));
     answer.open = true;
@@ -68,7 +68,7 @@ fn merged_beside(answers: Vec<LocalStatus>, beside: &Beside) -> Status {
 }
 
 /// The names of all problems; each says something and gives a way out.
-fn names(status: &Status) -> Vec<&str> {
+pub(crate) fn names(status: &Status) -> Vec<&str> {
     for problem in &status.problems {
         assert!(!problem.evidence.is_empty() && !problem.hint.is_empty(), "{problem:?}");
     }

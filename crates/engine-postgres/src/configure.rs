@@ -154,7 +154,8 @@ fn refused_by_rule(wanted: &EngineSettings) -> Refused {
         let why = format!("no connection is left for clients: {reserved} of {connections} are reserved");
         refused.push(("max_connections".to_owned(), why));
     }
-    let members = wanted.peers.len() as u64 + 2;
+    // One of the slots is the archive's.
+    let members = wanted.peers.len() as u64 + 2 + u64::from(wanted.archived);
     for name in ["max_wal_senders", "max_replication_slots"] {
         if let Some(value) = number(name).filter(|value| *value < members) {
             refused

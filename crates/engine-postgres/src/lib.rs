@@ -67,6 +67,10 @@ impl Engine for Postgres {
         self.who_may_log_in().await
     }
 
+    fn local_address(&self) -> Option<(std::path::PathBuf, u16)> {
+        Some((self.socket_dir().to_owned(), self.options.port))
+    }
+
     async fn has_data(&self) -> Option<SystemId> {
         tools::system_id(&self.data())
     }
@@ -145,7 +149,11 @@ impl Engine for Postgres {
         self.change_settings(settings).await
     }
 
-    async fn maintain_slots(&self, members: &[(NodeId, Option<Lsn>)]) -> Result<(), EngineError> {
-        self.keep_slots(members).await
+    async fn maintain_slots(
+        &self,
+        members: &[(NodeId, Option<Lsn>)],
+        archived: Option<Lsn>,
+    ) -> Result<(), EngineError> {
+        self.keep_slots(members, archived).await
     }
 }

@@ -30,6 +30,8 @@ pub struct PostgresOptions {
     pub parameters: BTreeMap<String, String>,
     /// Lines of the operator for `pg_hba.conf`, before the default ones.
     pub hba: Vec<String>,
+    /// The log is kept until it is archived.
+    pub archived: bool,
     /// SCRAM verifier (not the password) of the role `app`; used by the bootstrap only.
     pub app_verifier: String,
 }

@@ -105,6 +105,7 @@ impl Postgres {
             peers: options.peers.clone(),
             parameters: options.parameters.clone(),
             hba: options.hba.clone(),
+            archived: options.archived,
         };
         Ok(Self {
             options,

@@ -13,6 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 const PREFIX: &str = "mainstay_";
+/// The slot that keeps what is not archived yet. No node's: names of nodes begin with a letter.
+const ARCHIVE: &str = "mainstay__archive";
 /// For how long one call tries to drop a slot that somebody streams through, and how often.
 const DROP_LIMIT: Duration = Duration::from_secs(2);
 const DROP_PAUSE: Duration = Duration::from_millis(2);
@@ -110,9 +112,11 @@ impl Postgres {
         self.ask_source(source, "dbname=postgres", &sql, ASK).await.map(drop)
     }
 
-    /// Names of the slots that should be there: one for each other data node, as the specification in force lists them.
+    /// Names of the slots that should be there: one for each other data node, as the specification in force lists them, and the archive's.
     fn others(&self) -> BTreeSet<String> {
-        self.settings().peers.keys().filter(|node| **node != self.options.node).map(slot_name).collect()
+        let settings = self.settings();
+        let nodes = settings.peers.keys().filter(|node| **node != self.options.node).map(slot_name);
+        nodes.chain(settings.archived.then(|| ARCHIVE.to_owned())).collect()
     }
 
     /// Drops the slots of nodes that are no members any more, and ends what streams through them: they would keep log for ever.
@@ -127,7 +131,11 @@ impl Postgres {
     }
 
     /// See [`mainstay_ports::engine::Engine::maintain_slots`]. Who is a member, the settings say; `members` says how far each is.
-    pub(crate) async fn keep_slots(&self, members: &[(NodeId, Option<Lsn>)]) -> Result<(), EngineError> {
+    pub(crate) async fn keep_slots(
+        &self,
+        members: &[(NodeId, Option<Lsn>)],
+        archived: Option<Lsn>,
+    ) -> Result<(), EngineError> {
         // The bound follows the free space before anything else: a disk that fills must not wait for the rest.
         let (written, wanted) = self.keep_now().await;
         let session = if written == wanted {
@@ -143,8 +151,10 @@ impl Postgres {
         self.give_up_old_copies(&session).await?;
         // What members need does not wait for a stranger that can not be got rid of.
         let strangers = self.drop_strangers(&session).await;
+        let members = members.iter().map(|(node, flushed)| (slot_name(node), *flushed));
+        // Nothing archived yet: all that is there is kept.
         let known: BTreeMap<String, Option<Lsn>> =
-            members.iter().map(|(node, flushed)| (slot_name(node), *flushed)).collect();
+            members.chain([(ARCHIVE.to_owned(), Some(archived.unwrap_or_default()))]).collect();
         let others = self.others().into_iter();
         let wanted: BTreeMap<String, Option<Lsn>> =
             others.map(|name| (name.clone(), known.get(&name).copied().flatten())).collect();

@@ -1,8 +1,12 @@
 //! The command line: every verb with its options, help and examples. Nothing is done here.
 
+mod archive;
+mod vault;
 mod verbs;
 
 pub(crate) use crate::cli_plan::*;
+pub(crate) use archive::*;
+pub(crate) use vault::*;
 pub(crate) use verbs::*;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -82,6 +86,16 @@ pub(crate) enum Command {
     Runbook(Runbook),
     /// Look what is amiss on this host, before or after its agent is there, and say what mends it
     Doctor(Doctor),
+    /// Look at the archive of the log, and make keys for it
+    Archive(Archive),
+    /// Make a backup
+    Backup(Backup),
+    /// Show which backups there are, and why each is kept
+    Backups(Backups),
+    /// Read all backups and the archived log, and say what can be restored
+    Verify(Verify),
+    /// Make a copy of the database as it was at a moment, beside the cluster
+    Restore(Restore),
     /// Open psql on the cluster, or print its address
     Connect(Connect),
     /// Make the cluster's authority, and issue certificates from it

@@ -13,6 +13,7 @@ mod failure;
 mod host;
 mod identity;
 mod local;
+mod moment;
 mod output;
 mod plan;
 mod session;

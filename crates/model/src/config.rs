@@ -220,6 +220,7 @@ pub fn render(spec: &Spec) -> String {
     render_failover(&mut out, spec);
     render_proxy(&mut out, spec);
     render_postgres(&mut out, spec);
+    render_vault(&mut out, spec);
     render_requirements(&mut out, spec);
     out
 }
@@ -315,6 +316,33 @@ fn render_postgres(out: &mut String, spec: &Spec) {
     out.push_str("\n[postgres.parameters]           # server parameters; the names that Mainstay owns are refused\n");
     for (name, value) in &postgres.parameters {
         let _ = writeln!(out, "{} = {}", key(name), quoted(value));
+    }
+}
+
+fn render_vault(out: &mut String, spec: &Spec) {
+    let (now, default) = (&spec.vault, crate::spec::Vault::default());
+    out.push_str("\n[vault]\n");
+    for (path, value) in [("vault.repository", &now.repository), ("vault.key_file", &now.key_file)] {
+        let key = path.rsplit('.').next().unwrap_or(path);
+        let line = match value {
+            Some(value) => format!("{key} = {}", quoted(&value.display().to_string())),
+            None => format!("# {key} = \"/an/absolute/path\""),
+        };
+        let _ = writeln!(out, "{line:<28} # {}", text_of(path));
+    }
+    setting(out, "vault.switch_s", now.switch_s, default.switch_s);
+    setting(out, "vault.keep", now.keep, default.keep);
+    setting(out, "vault.keep_days", now.keep_days, default.keep_days);
+    setting(out, "vault.backup_mb_s", now.backup_mb_s, default.backup_mb_s);
+    for (path, value, example) in
+        [("vault.full_at", &now.full_at, "0 2 * * 0"), ("vault.incremental_at", &now.incremental_at, "0 2 * * *")]
+    {
+        let key = path.rsplit('.').next().unwrap_or(path);
+        let line = match value {
+            Some(value) => format!("{key} = {}", quoted(value)),
+            None => format!("# {key} = \"{example}\""),
+        };
+        let _ = writeln!(out, "{line:<28} # {}", text_of(path));
     }
 }
 

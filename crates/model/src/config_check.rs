@@ -17,6 +17,7 @@ pub fn check(spec: &Spec, owned: &[&str]) -> Vec<ConfigProblem> {
     failover(spec, &mut found);
     proxy(spec, &mut found);
     postgres(spec, owned, &mut found);
+    vault(spec, &mut found);
     requirements(spec, &mut found);
     found.0
 }
@@ -219,6 +220,49 @@ fn postgres(spec: &Spec, owned: &[&str], found: &mut Found) {
             found.add(
                 format!("postgres.hba.{place}"),
                 format!("{line:?} is not one line of pg_hba.conf, as \"hostssl all all 10.0.0.0/8 scram-sha-256\""),
+            );
+        }
+    }
+}
+
+fn vault(spec: &Spec, found: &mut Found) {
+    let vault = &spec.vault;
+    found.bounds("vault.switch_s", vault.switch_s);
+    found.bounds("vault.keep", vault.keep);
+    found.bounds("vault.keep_days", vault.keep_days);
+    found.bounds("vault.backup_mb_s", vault.backup_mb_s);
+    for (key, text) in [("vault.full_at", &vault.full_at), ("vault.incremental_at", &vault.incremental_at)] {
+        if let Some(Err(why)) = text.as_deref().map(crate::cron::Cron::parse) {
+            found.add(key, format!("{key} is no time: {why}"));
+        }
+        if text.is_some() && vault.repository.is_none() {
+            found.add(key, format!("{key} makes backups, and no repository is named: add vault.repository"));
+        }
+    }
+    for (key, path) in [("vault.repository", &vault.repository), ("vault.key_file", &vault.key_file)] {
+        if let Some(path) = path
+            && !path.is_absolute()
+        {
+            found.add(key, format!("{key} = {:?} must be an absolute path", path.display()));
+        }
+    }
+    if vault.key_file.is_some() && vault.repository.is_none() {
+        found.add("vault.key_file", "key_file opens a repository, and none is named: add vault.repository");
+    }
+    if let (Some(repository), Some(key)) = (&vault.repository, &vault.key_file)
+        && key.starts_with(repository)
+    {
+        found.add(
+            "vault.key_file",
+            "key_file lies inside the repository: whoever has the one has the other; keep it elsewhere",
+        );
+    }
+    for node in spec.data_nodes() {
+        let data = spec.node_dir(node).join("data");
+        if vault.repository.as_ref().is_some_and(|repository| repository.starts_with(&data)) {
+            found.add(
+                "vault.repository",
+                format!("the repository lies in the data directory of {}: it would be lost with it", node.name),
             );
         }
     }

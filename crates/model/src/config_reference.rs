@@ -2,7 +2,7 @@
 //! writing, `mainstay set` and the page `docs/configuration.md` all go by this table.
 
 use crate::requirements::Requirements;
-use crate::spec::{Failover, Postgres, Proxy};
+use crate::spec::{Failover, Postgres, Proxy, Vault};
 use std::fmt::Write as _;
 
 /// What may stand behind a key.
@@ -116,6 +116,7 @@ pub const KEYS: &[Key] = &[
     key("", "failover", Kind::Table, "times of the take-over").or("each key's own").when(TABLE),
     key("", "proxy", Kind::Table, "what clients connect to").or("each key's own").when(TABLE),
     key("", "postgres", Kind::Table, "PostgreSQL's own settings").or("each key's own").when(TABLE),
+    key("", "vault", Kind::Table, "where the log and backups are kept").or("each key's own").when(TABLE),
     key("", "requirements", Kind::Table, "what is asked of the cluster; `mainstay plan` reads it")
         .or("each key's own")
         .when(TABLE),
@@ -177,6 +178,42 @@ pub const KEYS: &[Key] = &[
         .or("none")
         .when(PARAMETER),
     key("postgres", "hba", Kind::Texts, "lines of pg_hba.conf, before the default ones").or("none"),
+    key(
+        "vault",
+        "repository",
+        Kind::Text,
+        "a folder, an absolute path that every data node reaches; the log is archived there",
+    )
+    .or("none: nothing is archived"),
+    key("vault", "key_file", Kind::Text, "the key of an encrypted repository, a file on every data node")
+        .or("none: not encrypted"),
+    key(
+        "vault",
+        "switch_s",
+        Kind::Number,
+        "a segment of the log that is not full is archived after so many seconds; 0: never",
+    )
+    .within(0, 86_400),
+    key("vault", "keep", Kind::Number, "so many of the newest backups are kept, and the log from the oldest one on")
+        .within(1, 100_000),
+    key(
+        "vault",
+        "keep_days",
+        Kind::Number,
+        "and those with which every moment of so many days can be restored; 0: none for that reason",
+    )
+    .within(0, 36_500),
+    key("vault", "backup_mb_s", Kind::Number, "a backup reads at most so many megabytes a second; 0: no limit")
+        .within(0, 1_000_000),
+    key(
+        "vault",
+        "full_at",
+        Kind::Text,
+        "when a full backup is made: minute hour day month weekday, as crontab writes it, in UTC",
+    )
+    .or("none: by hand"),
+    key("vault", "incremental_at", Kind::Text, "the same for one with only what differs from the newest full one")
+        .or("none: by hand"),
     key("requirements", "purpose", Kind::Text, "what the data is, in a sentence").or("not said"),
     key("requirements", "classification", Kind::Text, "who may see it: public | internal | personal | secret"),
     key("requirements", "owner", Kind::Text, "who answers for it").or("not said"),
@@ -294,7 +331,7 @@ pub const KEYS: &[Key] = &[
 ];
 
 /// The tables with fixed keys, in the order of the page.
-pub const TABLES: [&str; 7] = ["", "cluster", "node", "failover", "proxy", "postgres", "requirements"];
+pub const TABLES: [&str; 8] = ["", "cluster", "node", "failover", "proxy", "postgres", "vault", "requirements"];
 
 /// The keys of a table; `None` for what is no table with fixed keys.
 #[must_use]
@@ -324,6 +361,7 @@ pub fn default_of(key: &Key) -> String {
         "failover" => toml::Table::try_from(Failover::default()),
         "proxy" => toml::Table::try_from(Proxy::default()),
         "postgres" => toml::Table::try_from(Postgres::default()),
+        "vault" => toml::Table::try_from(Vault::default()),
         "requirements" => toml::Table::try_from(Requirements::default()),
         _ => return String::new(),
     };

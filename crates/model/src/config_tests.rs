@@ -99,6 +99,16 @@ fn full() -> Spec {
                 .into(),
             hba: vec!["hostssl all all 10.0.0.0/8 scram-sha-256".into(), "local all all peer".into()],
         },
+        vault: crate::spec::Vault {
+            repository: Some("/srv/vault".into()),
+            key_file: Some("/etc/key".into()),
+            switch_s: 7,
+            keep: 3,
+            keep_days: 9,
+            backup_mb_s: 50,
+            full_at: Some("0 2 * * 0".into()),
+            incremental_at: Some("30 2 * * *".into()),
+        },
         requirements: requirements(),
     }
 }
@@ -148,7 +158,7 @@ fn unknown_keys_are_all_named_with_line_and_suggestion() {
             "line 3: unknown key \"durabilty\" in [cluster]; did you mean \"durability\"?",
             "line 6: unknown key \"hots\" in [node]; did you mean \"host\"?",
             "line 7: unknown key \"fail-over\" at the top of the file; did you mean \"failover\"?",
-            "line 9: unknown key \"watch\" at the top of the file; known here: cluster, node, failover, proxy, postgres, requirements",
+            "line 9: unknown key \"watch\" at the top of the file; known here: cluster, node, failover, proxy, postgres, vault, requirements",
         ]
     );
 }
@@ -231,6 +241,29 @@ fn numbers_out_of_bounds_are_refused() {
         errors(&format!("{GOOD}[failover]\nsuspicion_ms = 300\n")),
         ["line 13: suspicion_ms = 300 would suspect a primary after one lost ping: at least twice ping_ms (250)"]
     );
+}
+
+#[test]
+fn a_repository_that_could_not_hold_is_refused() {
+    let with = |text: &str| errors(&format!("{GOOD}[vault]\n{text}\n"));
+    assert_eq!(with("repository = \"vault\""), ["line 13: vault.repository = \"vault\" must be an absolute path"]);
+    assert_eq!(
+        with("key_file = \"/k\""),
+        ["line 13: key_file opens a repository, and none is named: add vault.repository"]
+    );
+    assert_eq!(
+        with("repository = \"/v\"\nkey_file = \"/v/k\""),
+        ["line 14: key_file lies inside the repository: whoever has the one has the other; keep it elsewhere"]
+    );
+    let found = with("repository = \"/var/lib/mainstay/orders/data/vault\"");
+    assert_eq!(found[0], "line 13: the repository lies in the data directory of db1: it would be lost with it");
+    assert_eq!(
+        with("repository = \"/v\"\nfull_at = \"0 25 * * *\""),
+        ["line 14: vault.full_at is no time: the hour: \"25\" is none of 0 to 23"]
+    );
+    assert_eq!(with("keep = 0"), ["line 13: vault.keep = 0 is out of bounds: 1 to 100000"]);
+    assert_eq!(with("switch_s = 90000"), ["line 13: vault.switch_s = 90000 is out of bounds: 0 to 86400"]);
+    assert_eq!(with("repository = \"/v\"\nkey_file = \"/k\"\nswitch_s = 0"), Vec::<String>::new());
 }
 
 #[test]

@@ -11,7 +11,7 @@
 //! ```
 //! A cluster made by `mainstay up`:
 //! ```text
-//! mainstay.toml   pki/{ca,admin,proxy}.{crt,key}   secrets/app.password   nodes/NAME/   log/   run/supervisor.pid
+//! mainstay.toml   pki/{ca,admin,proxy}.{crt,key}   secrets/app.password   nodes/NAME/   vault/   log/   run/supervisor.pid
 //! ```
 //! Where `mainstay pki init` made the authority, `pki/` also holds `issued.jsonl` (what was issued, until when) and `tokens/`. Where a
 //! person or a proxy joined, `pki/` holds `ca.crt` and that role's certificate and key.
@@ -102,6 +102,7 @@ paths!(ClusterLayout {
     proxy_cert => "pki/proxy.crt", "With it the proxy asks for the route.";
     proxy_key => "pki/proxy.key", "Its key.";
     secrets => "secrets", "The application role's password.";
+    vault => "vault", "The repository of a cluster made by `up`: the archive of the log.";
     app_password => "secrets/app.password", "The application role's password: only its owner reads it.";
     log => "log", "Logs of the supervisor and the proxy.";
     run => "run", "Process ids.";

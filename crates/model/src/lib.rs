@@ -11,6 +11,7 @@ pub mod config;
 pub mod config_assign;
 pub mod config_check;
 pub mod config_reference;
+pub mod cron;
 pub mod event;
 pub mod ids;
 pub mod layout;
@@ -27,6 +28,7 @@ pub mod spec;
 pub mod status;
 pub mod stored_spec;
 pub mod time;
+pub mod vault;
 
 pub use command::Command;
 pub use event::{Change, Event, Lost, Reason};

@@ -24,6 +24,9 @@ pub struct Spec {
     /// PostgreSQL's own settings.
     #[serde(default)]
     pub postgres: Postgres,
+    /// Where the log and backups are kept.
+    #[serde(default, skip_serializing_if = "Vault::is_default")]
+    pub vault: Vault,
     /// What the cluster is for and what is asked of it; read by plans only.
     #[serde(default, skip_serializing_if = "Requirements::is_default")]
     pub requirements: Requirements,
@@ -201,6 +204,53 @@ impl Default for Proxy {
             queue_ms: 30_000,
             threads: 1,
         }
+    }
+}
+
+/// Where the log and backups are kept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Vault {
+    /// The repository: a folder that every data node reaches under this path. `None`: nothing is archived.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repository: Option<PathBuf>,
+    /// The key of an encrypted repository, a file on every data node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
+    /// Seconds after which a segment of the log is ended and archived although it is not full; 0: never.
+    pub switch_s: u64,
+    /// So many of the newest backups are kept.
+    pub keep: u64,
+    /// Also those with which every moment of the last so many days can be restored; 0: none for that reason.
+    pub keep_days: u64,
+    /// A backup reads at most so many megabytes a second; 0: no limit.
+    pub backup_mb_s: u64,
+    /// When a full backup is made, as [`crate::cron::Cron`] reads it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub full_at: Option<String>,
+    /// When an incremental one is made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub incremental_at: Option<String>,
+}
+
+impl Default for Vault {
+    fn default() -> Self {
+        Self {
+            repository: None,
+            key_file: None,
+            switch_s: 60,
+            keep: 14,
+            keep_days: 0,
+            backup_mb_s: 0,
+            full_at: None,
+            incremental_at: None,
+        }
+    }
+}
+
+impl Vault {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
     }
 }
 

@@ -49,6 +49,8 @@ pub struct EngineSettings {
     pub parameters: BTreeMap<String, String>,
     /// Access lines, before the default ones.
     pub hba: Vec<String>,
+    /// The log is kept until it is archived, as far as the volume has the room.
+    pub archived: bool,
 }
 
 /// How a server goes by its settings.
@@ -76,6 +78,10 @@ pub trait Engine: Send + Sync {
     /// Who may log in, for proxies that prove clients themselves. Of the running server; replicas know the same.
     async fn logins(&self) -> Result<Logins, EngineError> {
         Err(EngineError::Failed("this engine tells nobody who may log in".to_owned()))
+    }
+    /// Where this host's server is reached as its superuser: the directory of its Unix socket, and its port.
+    fn local_address(&self) -> Option<(std::path::PathBuf, u16)> {
+        None
     }
     /// Is there a data directory that looks whole (system identifier readable)?
     async fn has_data(&self) -> Option<SystemId>;
@@ -130,6 +136,8 @@ pub trait Engine: Send + Sync {
     /// less. Nothing changes when a value is not one that this server understands.
     async fn configure(&self, settings: &EngineSettings) -> Result<Configured, EngineError>;
     /// Keeps a slot for each other data node that the settings name (on the primary for streaming, on standbys advanced), and drops those
-    /// of others; how much log they keep follows the free space. `members` says how far each is known to have flushed.
-    async fn maintain_slots(&self, members: &[(NodeId, Option<Lsn>)]) -> Result<(), EngineError>;
+    /// of others; how much log they keep follows the free space. `members` says how far each is known to have flushed,
+    /// `archived` up to where the archive holds the log: with `EngineSettings::archived` a slot keeps what comes after, on every node.
+    async fn maintain_slots(&self, members: &[(NodeId, Option<Lsn>)], archived: Option<Lsn>)
+    -> Result<(), EngineError>;
 }

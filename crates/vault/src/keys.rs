@@ -10,6 +10,7 @@ use ring::hkdf::{HKDF_SHA256, KeyType, Salt};
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::path::Path;
 use x25519_dalek::{PublicKey, StaticSecret};
 
 const SECRET_TAG: &str = "mainstay-vault-secret-1:";
@@ -140,5 +141,15 @@ impl WriteKey {
         key.seal_in_place_append_tag(nonce, Aad::empty(), &mut sealed)
             .map_err(|_| VaultError::Crypto("wrapping a key failed".into()))?;
         Ok(Wrap { key: self.fingerprint(), ephemeral: hex::encode(&ephemeral), sealed: hex::encode(&sealed) })
+    }
+}
+
+/// A file with the secret key, or with the public one alone: then this host writes and does not read.
+pub fn read_file(file: Option<&Path>) -> Result<(Option<SecretKey>, Option<WriteKey>), VaultError> {
+    let Some(file) = file else { return Ok((None, None)) };
+    let text = std::fs::read_to_string(file).map_err(|error| VaultError::file(file, error))?;
+    match WriteKey::parse(&text) {
+        Ok(writer) => Ok((None, Some(writer))),
+        Err(_) => SecretKey::parse(&text).map(|secret| (Some(secret.clone()), Some(secret.public()))),
     }
 }

@@ -12,10 +12,12 @@
 
 use crate::hex;
 use crate::keys::{SecretKey, WriteKey};
-use crate::objects::{Committed, Key, ObjectError, Objects};
+use crate::objects::{Committed, Folder, Key, ObjectError, Objects};
 use crate::seal::{self, CHUNK, Header, Sealer, Written, compressor};
+use mainstay_model::SystemId;
 use mainstay_ports::clock::wall_now_ms;
 use serde::{Deserialize, Serialize};
+use std::path::Path;
 use std::sync::Arc;
 
 /// Why something about a repository did not work.
@@ -151,6 +153,20 @@ impl Repository {
             return Err(VaultError::WrongKey { have: secret.public().fingerprint(), needs });
         }
         Ok(Repository { objects, id: charter.id, readers, secret })
+    }
+
+    /// Opens the repository of a folder that must be there already. `key_file`: see [`crate::keys::read_file`].
+    pub fn at(place: &Path, key_file: Option<&Path>) -> Result<Repository, VaultError> {
+        let (secret, _) = crate::keys::read_file(key_file)?;
+        Repository::open(Arc::new(Folder::existing(place)?), secret)
+    }
+
+    /// The databases of which it holds anything.
+    pub fn systems(&self) -> Result<Vec<SystemId>, VaultError> {
+        let entries = self.objects.list("terms/")?;
+        let system = |key: &Key| key.as_str().split('/').nth(1)?.parse().ok().map(SystemId);
+        let all: std::collections::BTreeSet<SystemId> = entries.iter().filter_map(|entry| system(&entry.key)).collect();
+        Ok(all.into_iter().collect())
     }
 
     /// The repository's own random name.

@@ -115,7 +115,7 @@ async fn a_dead_replica_never_fills_the_primarys_disk_and_is_cloned_when_it_retu
         segment(first).await.unwrap();
         least = least.min(volume.free());
         if written % 6 == 5 {
-            first.pg.maintain_slots(&[]).await.unwrap();
+            first.pg.maintain_slots(&[], None).await.unwrap();
             first.sql("checkpoint").await;
         }
     }
@@ -134,7 +134,7 @@ async fn a_dead_replica_never_fills_the_primarys_disk_and_is_cloned_when_it_retu
     let before: u64 = kept().await.parse().unwrap();
     volume.fill(100 << 20);
     until("the bound is lower", || async {
-        first.pg.maintain_slots(&[]).await.unwrap();
+        first.pg.maintain_slots(&[], None).await.unwrap();
         kept().await.parse::<u64>().unwrap() <= 50
     })
     .await;
@@ -218,14 +218,14 @@ async fn a_clone_that_does_not_fit_changes_nothing_and_says_what_it_needs() {
     second.clone_from(first).await;
     // The copy aside goes when the room is needed, but only while the node's own copy is in use.
     let old = second.options.layout.dir().join("data.old");
-    second.pg.maintain_slots(&[]).await.unwrap();
+    second.pg.maintain_slots(&[], None).await.unwrap();
     volume.fill(100 << 20);
     second.pg.recruit().await.unwrap();
-    second.pg.maintain_slots(&[]).await.unwrap();
+    second.pg.maintain_slots(&[], None).await.unwrap();
     assert!(old.join("PG_VERSION").exists(), "a copy was removed although the node's own is not in use");
     second.pg.follow(second.copy(), &first.id).await.unwrap();
     second.until_receiving().await;
-    second.pg.maintain_slots(&[]).await.unwrap();
+    second.pg.maintain_slots(&[], None).await.unwrap();
     assert!(!old.exists() && volume.free() > 120 << 20);
     second.until_replayed(first).await;
 }

@@ -126,7 +126,7 @@ async fn slots_are_kept_for_members_on_every_node_and_dropped_for_others() {
         let mut settings = node.settings();
         settings.peers.insert(other.clone(), ("127.0.0.1".to_owned(), 9));
         node.pg.configure(&settings).await.unwrap();
-        node.pg.maintain_slots(&[]).await.unwrap();
+        node.pg.maintain_slots(&[], None).await.unwrap();
         let names = "select string_agg(slot_name, ',' order by slot_name) from pg_replication_slots";
         let mine = if node.id == n2 { "mainstay_n1,mainstay_n_9" } else { "mainstay_n2,mainstay_n_9" };
         assert_eq!(node.sql(names).await, mine);
@@ -139,7 +139,7 @@ async fn slots_are_kept_for_members_on_every_node_and_dropped_for_others() {
     until("replayed", || async { cluster.nodes[1].pg.probe().await.replay >= Some(flushed) }).await;
     // The primary's slot is in use: it follows what its replica reports, and the maintenance leaves it alone.
     let primary = &cluster.nodes[0];
-    primary.pg.maintain_slots(&[(n2.clone(), Some(flushed))]).await.unwrap();
+    primary.pg.maintain_slots(&[(n2.clone(), Some(flushed))], None).await.unwrap();
     let kept = || async {
         let at = primary.sql("select restart_lsn from pg_replication_slots where slot_name = 'mainstay_n2'").await;
         at.parse::<Lsn>().is_ok_and(|at| at >= flushed)
@@ -147,7 +147,7 @@ async fn slots_are_kept_for_members_on_every_node_and_dropped_for_others() {
     until("the replica's report counts", kept).await;
     for node in &cluster.nodes[1..] {
         let members = [(n2.clone(), Some(flushed)), (cluster.nodes[0].id.clone(), Some(flushed))];
-        node.pg.maintain_slots(&members).await.unwrap();
+        node.pg.maintain_slots(&members, None).await.unwrap();
         let at = node.sql("select string_agg(restart_lsn::text, ',') from pg_replication_slots").await;
         assert_eq!(at, flushed.to_string(), "{}", node.id);
     }

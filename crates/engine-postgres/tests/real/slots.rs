@@ -2,7 +2,7 @@
 
 use crate::support::{Cluster, Node, is, recruit_alike, setting, until};
 use mainstay_model::{NodeId, ServerState};
-use mainstay_ports::engine::Engine;
+use mainstay_ports::engine::{Engine, EngineSettings};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
@@ -159,7 +159,7 @@ async fn a_slot_that_was_dropped_stalls_its_replica_until_the_maintenance() {
     println!("the server's own view said streaming: {claimed}");
     let streams = "select count(*) from pg_stat_replication where state in ('catchup', 'streaming')";
     assert_eq!(first.sql(streams).await, "0", "it streams without its slot");
-    first.pg.maintain_slots(&[(second.id.clone(), None)]).await.unwrap();
+    first.pg.maintain_slots(&[(second.id.clone(), None)], None).await.unwrap();
     second.until_receiving().await;
     assert_eq!(slot(first, second, "active").await, "t");
 }
@@ -172,7 +172,7 @@ async fn a_slot_that_was_given_up_is_made_anew() {
     second.process.kill_all();
     until("the slot is free", || async { slot(first, second, "active").await == "f" }).await;
     give_up(first, second).await;
-    first.pg.maintain_slots(&[(second.id.clone(), None)]).await.unwrap();
+    first.pg.maintain_slots(&[(second.id.clone(), None)], None).await.unwrap();
     assert_eq!(slot(first, second, "coalesce(wal_status, 'new')").await, "new");
     until("gone", || is(second, ServerState::Down)).await;
     // Under so small a bound the clone's own checkpoint may take the new slot too.
@@ -199,11 +199,11 @@ async fn the_slot_of_a_node_that_was_removed_goes_although_its_replica_comes_bac
         first.pg.configure(&fewer).await.unwrap();
         println!("round {round}: {:?}", began.elapsed());
         assert_eq!(first.sql(there).await, "0");
-        first.pg.maintain_slots(&[(third.id.clone(), None)]).await.unwrap();
+        first.pg.maintain_slots(&[(third.id.clone(), None)], None).await.unwrap();
         assert_eq!(first.sql(there).await, "0");
         until("nobody streams", || async { senders_of(first, second).await.is_empty() }).await;
         first.pg.configure(&everybody).await.unwrap();
-        first.pg.maintain_slots(&[(second.id.clone(), None)]).await.unwrap();
+        first.pg.maintain_slots(&[(second.id.clone(), None)], None).await.unwrap();
     }
     second.until_replayed(first).await;
     third.until_replayed(first).await;
@@ -302,7 +302,7 @@ async fn log_that_the_upstream_has_removed_is_told_until_the_copy_is_made_anew()
     second.kill().await;
     until("the slot is free", || async { slot(first, second, "active").await == "f" }).await;
     give_up(first, second).await;
-    first.pg.maintain_slots(&[(second.id.clone(), None)]).await.unwrap();
+    first.pg.maintain_slots(&[(second.id.clone(), None)], None).await.unwrap();
     second.pg.start_standby(second.copy(), Some(&first.id)).await.unwrap();
     assert!(!second.pg.probe().await.log_gone);
     let began = Instant::now();
@@ -345,7 +345,7 @@ async fn a_slot_left_from_a_time_as_primary_moves_on() {
     second.write(1000).await;
     let flushed = second.flushed().await;
     until("replayed", || async { first.pg.probe().await.replay >= Some(flushed) }).await;
-    first.pg.maintain_slots(&[(second.id.clone(), Some(flushed))]).await.unwrap();
+    first.pg.maintain_slots(&[(second.id.clone(), Some(flushed))], None).await.unwrap();
     assert_eq!(slot(first, second, "restart_lsn").await, flushed.to_string());
 }
 
@@ -363,4 +363,59 @@ async fn a_standby_asks_for_a_quick_end_of_its_connection_when_it_is_gone() {
     assert_eq!(String::from_utf8_lossy(&said.stdout), "3000\n1\n", "{}", String::from_utf8_lossy(&said.stderr));
     // Clients' sessions keep what the operator set.
     assert_eq!(crate::support::value(&first.app().await.unwrap(), "show tcp_user_timeout").await, "0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_archived_yet_is_kept_on_every_node_but_never_beyond_the_bound() {
+    let cluster = Cluster::running(2).await;
+    let [first, second] = &cluster.nodes[..] else { panic!() };
+    for node in &cluster.nodes {
+        node.sql("alter system set wal_keep_size = 0").await;
+        node.sql("select pg_reload_conf()").await;
+        let settings = EngineSettings { archived: true, ..node.settings() };
+        node.pg.configure(&settings).await.unwrap();
+        node.pg.maintain_slots(&[], None).await.unwrap();
+    }
+    let segment = first.sql("select pg_walfile_name(pg_current_wal_lsn())").await;
+    let there = |node: &Node| node.options.layout.data().join("pg_wal").join(&segment).exists();
+    // Replicas do what checkpoints do on a primary when they have replayed one.
+    let pass = || async {
+        lose_log(first).await;
+        second.until_replayed(first).await;
+        second.sql("checkpoint").await;
+    };
+    for _ in 0..4 {
+        pass().await;
+        assert!(there(first) && there(second), "{segment} is not archived, and gone");
+    }
+    let archived = first.flushed().await;
+    until("what is archived goes", || async {
+        for node in &cluster.nodes {
+            node.pg
+                .maintain_slots(
+                    &[(second.id.clone(), Some(archived)), (first.id.clone(), Some(archived))],
+                    Some(archived),
+                )
+                .await
+                .unwrap();
+        }
+        pass().await;
+        !there(first) && !there(second)
+    })
+    .await;
+    // The repository stays away, and the volume has no more room.
+    let status = "select coalesce(wal_status, 'new') from pg_replication_slots where slot_name = 'mainstay__archive'";
+    first.sql("alter system set max_slot_wal_keep_size = '1MB'").await;
+    first.sql("select pg_reload_conf()").await;
+    until("the log is let go", || async {
+        lose_log(first).await;
+        first.sql(status).await == "lost"
+    })
+    .await;
+    first.pg.maintain_slots(&[], Some(archived)).await.unwrap();
+    assert_ne!(first.sql(status).await, "lost", "it keeps what comes from now on");
+    // Not archived any more: nothing is kept for it.
+    first.pg.configure(&first.settings()).await.unwrap();
+    first.pg.maintain_slots(&[], None).await.unwrap();
+    assert_eq!(first.sql("select count(*) from pg_replication_slots where slot_name = 'mainstay__archive'").await, "0");
 }

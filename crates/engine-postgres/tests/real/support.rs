@@ -260,6 +260,7 @@ impl Cluster {
                 parameters: [("shared_buffers", "16MB"), ("autovacuum", "off")]
                     .map(|(name, value)| (name.to_owned(), value.to_owned()))
                     .into(),
+                archived: false,
                 hba: Vec::new(),
                 app_verifier: postgres_protocol::password::scram_sha_256(PASSWORD.as_bytes()),
             };
@@ -291,7 +292,7 @@ impl Node {
     /// What its options say.
     pub(crate) fn settings(&self) -> EngineSettings {
         let PostgresOptions { peers, parameters, hba, .. } = self.options.clone();
-        EngineSettings { peers, parameters, hba }
+        EngineSettings { peers, parameters, hba, archived: false }
     }
 
     /// The same with other parameters.

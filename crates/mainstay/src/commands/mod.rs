@@ -1,6 +1,9 @@
 //! One file per command, and the runtime that each needs: none for the guard, one thread for commands, few for daemons.
 
 mod agent;
+mod archive;
+mod backup;
+mod backups;
 mod connect;
 mod doctor;
 mod down;
@@ -17,8 +20,10 @@ mod proxy;
 mod recover;
 mod reinit;
 mod restart;
+mod restore;
 mod runbook;
 mod set;
+mod shelf;
 mod status;
 mod supervise;
 mod switchover;
@@ -59,6 +64,11 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Plan(options) => one_thread(plan::run(options, global)),
         Command::Runbook(options) => one_thread(runbook::run(options, global)),
         Command::Doctor(options) => one_thread(doctor::run(options, global)),
+        Command::Archive(options) => archive::run(options, global),
+        Command::Backup(options) => one_thread(backup::run(options, global)),
+        Command::Backups(options) => one_thread(backups::list(options, global)),
+        Command::Verify(options) => one_thread(backups::verify(options, global)),
+        Command::Restore(options) => one_thread(restore::run(options, global)),
         Command::Connect(options) => connect::run(&options, global),
         Command::Pki(options) => pki::run(options, global),
         Command::Join(options) => join::run(options, global),

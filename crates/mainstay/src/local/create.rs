@@ -11,7 +11,7 @@ use crate::failure::{Failure, Outcome};
 use crate::output::progress::Progress;
 use crate::target;
 use mainstay_model::layout::ClusterLayout;
-use mainstay_model::spec::{Cluster, EngineKind, Failover, Node, Postgres, Proxy, Spec};
+use mainstay_model::spec::{Cluster, EngineKind, Failover, Node, Postgres, Proxy, Spec, Vault};
 use mainstay_model::{ClusterName, NodeId, config, config_check};
 use mainstay_net::Role;
 use std::collections::BTreeSet;
@@ -93,6 +93,7 @@ fn spec(up: &Up, dir: &Path, hosts: &[Ipv4Addr], ports: ports::Ports, bin_dir: O
             ..Proxy::default()
         },
         postgres: Postgres { bin_dir, ..Postgres::default() },
+        vault: Vault { repository: Some(layout.vault()), ..Vault::default() },
         requirements: mainstay_model::requirements::Requirements::default(),
     })
 }

@@ -21,7 +21,7 @@ impl Cluster {
     pub(crate) fn run(&self, arguments: &[&str]) -> Output {
         let (verb, rest) = arguments.split_first().unwrap();
         // A verb within a verb comes before every option.
-        let (within, rest) = rest.split_at(usize::from(*verb == "node"));
+        let (within, rest) = rest.split_at(usize::from(["node", "archive"].contains(verb)));
         Command::new(env!("CARGO_BIN_EXE_mainstay"))
             .arg(verb)
             .args(within)
@@ -38,6 +38,15 @@ impl Cluster {
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         let last = out.lines().last().and_then(|line| serde_json::from_str(line).ok());
         (output.status.code(), last.unwrap_or_else(|| panic!("{arguments:?}: {out}\n{err}")))
+    }
+
+    /// The same without naming this cluster.
+    #[allow(dead_code, reason = "of use to some tests only")]
+    pub(crate) fn answer_bare(&self, arguments: &[&str]) -> (Option<i32>, Value) {
+        let output = Command::new(env!("CARGO_BIN_EXE_mainstay")).args(arguments).arg("--json").output().unwrap();
+        let out = String::from_utf8_lossy(&output.stdout);
+        let last = out.lines().last().and_then(|line| serde_json::from_str(line).ok());
+        (output.status.code(), last.unwrap_or_else(|| panic!("{arguments:?}: {out}")))
     }
 
     /// Runs a verb that must succeed; its last line.

@@ -90,6 +90,7 @@ pub(crate) fn plan(shape: Shape) -> Result<(Spec, Secrets)> {
                 .into(),
             ..Postgres::default()
         },
+        vault: mainstay_model::spec::Vault::default(),
         requirements: mainstay_model::requirements::Requirements::default(),
     };
     let mut bytes = [0u8; 16];

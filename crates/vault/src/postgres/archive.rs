@@ -11,6 +11,9 @@ use crate::repository::{Repository, VaultError};
 use crate::{Header, hex};
 use mainstay_model::{Lineage, Position, SystemId, Term, Timeline};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 /// The archive in the hands of its owner.
@@ -33,7 +36,12 @@ pub struct Sweep {
     pub bytes: u64,
     /// Files that the repository holds with other content, or that are damaged here: one sentence each.
     pub problems: Vec<String>,
+    /// It ended before everything was brought.
+    pub more: bool,
 }
+
+/// So many files are brought by one sweep: what is done is told in between, and servers let go of it.
+pub const SWEEP_MAX: usize = 32;
 
 /// What an archive holds of one database.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,6 +52,23 @@ pub struct Held {
 
 fn damaged(name: &str, says: &str) -> VaultError {
     VaultError::Damaged(format!("{name}: {says}"))
+}
+
+/// A file of the log, if it was still this one after it was read. The server gives an old file a later one's name before it writes
+/// into it: what still has its name has its content.
+fn read_settled(path: &Path) -> std::io::Result<Option<Vec<u8>>> {
+    let gone = |error: std::io::Error| if error.kind() == std::io::ErrorKind::NotFound { Ok(None) } else { Err(error) };
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) => return gone(error),
+    };
+    let mut content = Vec::new();
+    file.read_to_end(&mut content)?;
+    let (read, now) = (file.metadata()?.ino(), std::fs::metadata(path).map(|metadata| metadata.ino()));
+    match now {
+        Ok(now) => Ok((now == read).then_some(content)),
+        Err(error) => gone(error),
+    }
 }
 
 impl Held {
@@ -130,6 +155,21 @@ impl Archive {
         Ok(archive)
     }
 
+    /// Helps the owner of a term: brings what it asks for. Refused as the owner is.
+    pub fn assist(repository: Repository, system: SystemId, size: SegmentSize, term: Term, by: &str) -> Archive {
+        Archive { repository, system, size, term, by: by.to_owned(), known: BTreeSet::new() }
+    }
+
+    /// What was offered under a name that holds something else, and kept aside: one sentence each.
+    pub fn conflicts(&self) -> Result<Vec<String>, VaultError> {
+        let kept = self.repository.objects().list(&format!("conflicts/{}/", self.system))?;
+        let says = |key: &Key| {
+            let name = key.last().rsplit_once('-').map_or(key.last(), |(name, _)| name);
+            format!("{name} is in the archive, and was offered with other content too, which is kept as {key}")
+        };
+        Ok(kept.iter().map(|entry| says(&entry.key)).collect())
+    }
+
     fn header(&self) -> Header {
         Header { term: Some(self.term.0), by: self.by.clone(), ..Header::default() }
     }
@@ -206,19 +246,29 @@ impl Archive {
     /// Brings what a `pg_wal` has and the repository has not. `end` is how far the log is flushed, `left` the path of its timeline.
     /// One damaged or conflicting file does not keep the others back (they would fill the disk); a repository out of reach does.
     pub fn sweep(&mut self, pg_wal: &Path, end: Position, left: &Lineage) -> Result<Sweep, VaultError> {
+        self.bring(pg_wal, (end, left), |_| true)
+    }
+
+    /// The same for some files only.
+    pub(crate) fn bring(
+        &mut self,
+        pg_wal: &Path,
+        (end, left): (Position, &Lineage),
+        wanted: impl Fn(&LogFile) -> bool,
+    ) -> Result<Sweep, VaultError> {
         let mut sweep = Sweep::default();
         for file in self.of_path(pg_wal, end, left)? {
-            if self.known.contains(&file) {
+            if self.known.contains(&file) || !wanted(&file) {
                 continue;
+            }
+            if sweep.pushed.len() >= SWEEP_MAX {
+                sweep.more = true;
+                break;
             }
             let name = self.size.file_name(file);
             let path = pg_wal.join(&name);
-            let content = match std::fs::read(&path) {
-                Ok(content) => content,
-                // The server recycled it meanwhile: if nobody brought it, the audit finds the gap.
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(VaultError::file(&path, error)),
-            };
+            // The server recycled it meanwhile: if nobody brought it, it is a gap.
+            let Some(content) = read_settled(&path).map_err(|e| VaultError::file(&path, e))? else { continue };
             match self.push(&name, &content) {
                 Ok(Committed::Created) => {
                     sweep.bytes += content.len() as u64;

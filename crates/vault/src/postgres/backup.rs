@@ -57,6 +57,30 @@ pub struct Watch {
     pub rate: AtomicU64,
     /// Set it, and the backup ends.
     pub stop: AtomicBool,
+    /// The copy is made; it waits for the log. Of a replica's backup: who can should ask the primary to end its segment.
+    pub stopped: AtomicBool,
+}
+
+/// How an agent reaches its own server, but for the place.
+#[must_use]
+pub fn server() -> Config {
+    let mut config = Config::new();
+    config.user("postgres").dbname("postgres").application_name("mainstay_vault");
+    config
+}
+
+/// Which database a server holds.
+pub async fn system(server: &Config) -> Result<SystemId, VaultError> {
+    let row = Session::open(server).await?.row("SELECT system_identifier FROM pg_control_system()").await?;
+    Ok(SystemId(field(&row, 0)?))
+}
+
+/// A primary ends the segment of its log that is open, also if nothing was written: what was committed before lies before the returned position.
+pub async fn end_segment(server: &Config) -> Result<mainstay_model::Lsn, VaultError> {
+    let session = Session::open(server).await?;
+    // Without a record in it the switch would do nothing.
+    session.row("SELECT pg_logical_emit_message(false, 'mainstay', 'segment')").await?;
+    field(&session.row("SELECT pg_switch_wal()").await?, 0)
 }
 
 /// A connection whose driver ends with it.
@@ -83,6 +107,16 @@ impl Session {
         let (client, connection) = connecting.map_err(silent)?.map_err(|e| sql(&e))?;
         let driver = tokio::spawn(async move { drop(connection.await) });
         Ok(Session { client, driver })
+    }
+
+    /// All rows of text.
+    pub(crate) async fn rows(&self, statement: &str) -> Result<Vec<Vec<Option<String>>>, VaultError> {
+        let messages = self.client.simple_query(statement).await.map_err(|e| sql(&e))?;
+        let rows = messages.iter().filter_map(|message| match message {
+            tokio_postgres::SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        });
+        Ok(rows.map(|row| (0..row.len()).map(|column| row.get(column).map(str::to_owned)).collect()).collect())
     }
 
     /// One row of text.
@@ -205,9 +239,12 @@ async fn make(
     // The session keeps the backup open; if it ends, so does the backup, by the error of the next statement.
     let (tree, copied) = copying.await?;
     let stopped = stop(&session, options, &facts).await?;
+    watch.stopped.store(true, Ordering::Relaxed);
     let lost = || VaultError::Backup("the server's backup_label names no start".into());
     let timeline: u32 = line(&stopped.label, "START TIMELINE").and_then(|text| text.parse().ok()).ok_or_else(lost)?;
-    if stopped.timeline.0 != timeline {
+    // A replica's last checkpoint may be of before a take-over that it has followed: then its log leads over the fork, and
+    // whether it does is proven below. A primary's can not change.
+    if stopped.timeline.0 != timeline && !facts.server.replica {
         let says = format!("the timeline changed from {timeline} to {} meanwhile; begin anew", stopped.timeline);
         return Err(VaultError::Backup(says));
     }
@@ -216,7 +253,7 @@ async fn make(
         label,
         system: facts.system,
         start: Position { timeline: Timeline(timeline), lsn: start },
-        stop: Position { timeline: Timeline(timeline), lsn: stopped.lsn },
+        stop: Position { timeline: stopped.timeline, lsn: stopped.lsn },
         began,
         ended: stopped.ended,
         backup_label: hex::encode(stopped.label.as_bytes()),

@@ -7,6 +7,7 @@ mod copy;
 pub(crate) mod fetch;
 pub mod log;
 pub mod manifest;
+pub mod owner;
 pub(crate) mod pages;
 pub mod restore;
 pub mod scratch;

@@ -3,6 +3,7 @@
 use crate::postgres::backup::Session;
 use crate::postgres::restore::Plan;
 use crate::repository::VaultError;
+use mainstay_model::Lsn;
 use std::fmt::Write;
 use std::os::unix::fs::{DirBuilderExt, chown};
 use std::path::{Path, PathBuf};
@@ -24,6 +25,10 @@ impl Drop for Scratch {
         let _ = self.child.start_kill();
     }
 }
+
+/// What an error says when the log ended before the target was met.
+pub const NOTHING_LATER: &str =
+    "; nothing later than the target is archived yet: wait for it, or restore the latest moment";
 
 fn quoted(value: &str) -> String {
     value.replace('\'', "''")
@@ -62,7 +67,7 @@ fn tail(log: &Path) -> String {
     let mut said = lines.iter().rev().take(4).rev().copied().collect::<Vec<_>>().join("; ");
     if said.contains("recovery ended before configured recovery target") {
         // Whether a commit before the target is missing can not be told before a later one is archived.
-        said.push_str("; nothing later than the target is archived yet: wait for it, or restore the latest moment");
+        said.push_str(NOTHING_LATER);
     }
     said
 }
@@ -140,6 +145,20 @@ impl Scratch {
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
+    }
+
+    /// Up to where the log was recovered.
+    pub async fn reached(&self) -> Result<Lsn, VaultError> {
+        let row = Session::open(&self.connect()).await?.row("SELECT pg_last_wal_replay_lsn()").await?;
+        let text = row.first().and_then(Option::as_deref).unwrap_or_default();
+        text.parse().map_err(|_| VaultError::Server(format!("the copy does not say how far it recovered: {text:?}")))
+    }
+
+    /// What a query shows in one of its databases.
+    pub async fn ask(&self, database: &str, query: &str) -> Result<Vec<Vec<Option<String>>>, VaultError> {
+        let mut config = self.connect();
+        config.dbname(database);
+        Session::open(&config).await?.rows(query).await
     }
 
     /// Ends the copy in order.

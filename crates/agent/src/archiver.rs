@@ -1,0 +1,410 @@
+//! Brings the log to the archive while this node is the open primary of its term, and tells the store how far it is (docs/adr/0018, 0023).
+//!
+//! Every other node reads that there: its slot lets go of what is archived, and whoever is primary next brings the rest.
+//! A replica brings what the primary misses and can not fill from its own files.
+//! What touches the repository blocks and may hang with it: it has a thread of its own, at ordinary priority, one at a time.
+
+use crate::backups;
+use crate::generations::Generations;
+use crate::mind_loop::Question;
+use mainstay_model::spec::Vault;
+use mainstay_model::vault::{ARCHIVE_KEY, ArchiveState, BACKUP_KEY, BackupMade, PROBLEMS_MAX};
+use mainstay_model::{Lsn, NodeId, Position, Revision, ServerObservation, ServerState, SystemId, Term};
+use mainstay_ports::clock::{boot_now, wall_now_ms};
+use mainstay_ports::engine::Engine;
+use mainstay_ports::priority::ordinarily;
+use mainstay_ports::store::{CasOutcome, Store, Versioned};
+use mainstay_vault::keys::read_file;
+use mainstay_vault::objects::Folder;
+use mainstay_vault::postgres::log::{LogFile, SegmentSize};
+use mainstay_vault::postgres::owner::{Owner, Standing, assist, given_up, segment_size};
+use mainstay_vault::repository::{Repository, VaultError};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::sleep;
+use tracing::{debug, info, warn};
+
+/// How often it is looked whether there is something to bring.
+const LOOK: Duration = Duration::from_secs(1);
+/// After a failure.
+const AGAIN: Duration = Duration::from_secs(5);
+/// Plain progress is not told more often. Milliseconds.
+const TELL_MS: u64 = 5_000;
+const STORE_TIMEOUT: Duration = Duration::from_secs(2);
+/// A repository that has not answered for so long hangs, and that is told.
+const HANGS: Duration = Duration::from_secs(60);
+/// How often it is looked whether a hole was filled. Milliseconds.
+const HOLES_MS: u64 = 10_000;
+
+/// The state that this member of the store knows.
+#[must_use]
+pub fn parse(versioned: Option<&Versioned>) -> Option<ArchiveState> {
+    serde_json::from_slice(&versioned?.value).ok()
+}
+
+/// Opens the repository that the specification names. `known`: the id of the one that the cluster has used there; it is made only if
+/// there is none, so that a volume that is not mounted is never taken for an empty repository.
+pub fn open(vault: &Vault, known: Option<&str>) -> Result<Repository, VaultError> {
+    let place = vault.repository.as_deref().ok_or_else(|| VaultError::Impossible("no repository is named".into()))?;
+    let (secret, writer) = read_file(vault.key_file.as_deref())?;
+    if known.is_none() && std::fs::symlink_metadata(place.join("vault.json")).is_err() {
+        let folder = Folder::open(place)?;
+        Repository::create(Arc::new(folder), writer.as_slice())?;
+    }
+    let repository = Repository::open(Arc::new(Folder::existing(place)?), secret)?;
+    if writer.is_some() && !repository.encrypted() {
+        let says = format!("{} is not encrypted, and vault.key_file names a key; take another folder", place.display());
+        return Err(VaultError::Impossible(says));
+    }
+    match known {
+        Some(known) if known != repository.id() => Err(VaultError::Impossible(format!(
+            "{} holds another repository ({}) than before ({known}): is the right volume mounted? To begin anew there, name another folder",
+            place.display(),
+            repository.id()
+        ))),
+        _ => Ok(repository),
+    }
+}
+
+/// A hole before a backup that counts keeps nothing from being restored any more.
+fn matters((_, last): &(String, String), since: Option<Lsn>, segment_size: u64) -> bool {
+    let size = SegmentSize(segment_size);
+    match (since, size.parse(last)) {
+        (Some(since), Some(LogFile::Segment(_, number))) => number >= size.holding(since),
+        _ => true,
+    }
+}
+
+/// Brings the log.
+pub struct Archiver {
+    /// This node.
+    pub me: NodeId,
+    /// What the operator wants.
+    pub generations: Arc<Generations>,
+    /// The last probe.
+    pub observed: watch::Receiver<ServerObservation>,
+    /// Questions to the loop.
+    pub questions: mpsc::Sender<Question>,
+    /// The engine, for the data's identity.
+    pub engine: Arc<dyn Engine>,
+    /// The server's log.
+    pub pg_wal: PathBuf,
+    /// Where the state is told.
+    pub store: Arc<dyn Store>,
+}
+
+/// What a round works with, and what it leaves for the next.
+#[derive(Default)]
+struct Hold {
+    owner: Option<(Vault, Owner)>,
+    /// The last segment that was swept, by its number.
+    swept: Option<u64>,
+    /// When the state was told last, by this host's clock since boot.
+    told: Option<u64>,
+    /// When holes were looked at last, by the same clock.
+    looked: u64,
+}
+
+/// What a round in its own thread gives back.
+struct Round {
+    owner: Option<(Vault, Owner)>,
+    id: String,
+    result: Result<Standing, VaultError>,
+    /// What the server let go of meanwhile.
+    given_up: Option<(String, String)>,
+}
+
+impl Round {
+    fn failed(error: VaultError) -> Round {
+        Round { owner: None, id: String::new(), result: Err(error), given_up: None }
+    }
+}
+
+impl Archiver {
+    /// Runs for ever.
+    pub async fn keep(self) {
+        let (mut hold, mut pause) = (Hold::default(), LOOK);
+        loop {
+            sleep(pause).await;
+            pause = LOOK;
+            let vault = self.generations.now().spec.vault.clone();
+            let Some(term) = self.reigns().await.filter(|_| vault.repository.is_some()) else {
+                hold = Hold::default();
+                pause = self.help(&vault).await;
+                continue;
+            };
+            if !self.round(&vault, term, &mut hold).await {
+                pause = AGAIN;
+            }
+        }
+    }
+
+    /// The term of which this node is the open primary now.
+    async fn reigns(&self) -> Option<Term> {
+        if self.observed.borrow().state != ServerState::Primary {
+            return None;
+        }
+        let (question, answer) = oneshot::channel();
+        self.questions.send(question).await.ok()?;
+        let summary = answer.await.ok()?.summary;
+        summary.primary_of.filter(|_| summary.open)
+    }
+
+    /// On a replica of the owner, while that misses something: brings it. Returns when to look again.
+    async fn help(&self, vault: &Vault) -> Duration {
+        let Some(state) = parse(self.store.watch(ARCHIVE_KEY).borrow().as_ref()) else { return LOOK };
+        let end = {
+            let seen = self.observed.borrow();
+            let follows = seen.state == ServerState::Standby && seen.receiving && seen.timeline == state.timeline;
+            let end = seen.timeline.zip(seen.end.min(seen.replay));
+            end.filter(|_| follows).map(|(timeline, lsn)| Position { timeline, lsn })
+        };
+        let same = vault.repository.as_ref().is_some_and(|place| place.display().to_string() == state.repository);
+        let (Some(end), true, false) = (end, same, state.gaps.is_empty()) else { return LOOK };
+        let system = self.engine.has_data().await;
+        let Some(system) = system.filter(|system| Some(*system) == state.system) else { return LOOK };
+        let (vault, pg_wal, by) = (vault.clone(), self.pg_wal.clone(), self.me.to_string());
+        let work = move || {
+            let repository = open(&vault, Some(&state.id))?;
+            let size = SegmentSize(state.segment_size);
+            assist(repository, (system, size), (state.term, &by), (&pg_wal, end), &state.gaps)
+        };
+        let work = tokio::task::spawn_blocking(move || ordinarily(work));
+        match tokio::time::timeout(HANGS, work).await {
+            Ok(Ok(Ok(0)) | Err(_)) | Err(_) => {}
+            Ok(Ok(Ok(brought))) => info!(brought, "segments that the primary misses were archived from here"),
+            Ok(Ok(Err(error))) => debug!(%error, "segments that the primary misses can not be archived from here"),
+        }
+        AGAIN
+    }
+
+    /// `false`: it failed.
+    async fn round(&self, vault: &Vault, term: Term, hold: &mut Hold) -> bool {
+        let end = {
+            let seen = self.observed.borrow();
+            seen.timeline.zip(seen.end).map(|(timeline, lsn)| Position { timeline, lsn })
+        };
+        let (Some(end), Some(system)) = (end, self.engine.has_data().await) else { return true };
+        let shown = self.store.watch(ARCHIVE_KEY).borrow().clone();
+        let before = parse(shown.as_ref()).unwrap_or_default();
+        if before.term > term {
+            // The store knows a newer owner; this node will hear of it.
+            *hold = Hold::default();
+            return true;
+        }
+        hold.owner = hold.owner.take().filter(|(of, owner)| of == vault && owner.term() == term);
+        let open = hold.owner.as_ref().map(|(_, owner)| owner.segment_size().holding(end.lsn));
+        let holes = !before.gaps.is_empty() && boot_now().0.saturating_sub(hold.looked) >= HOLES_MS;
+        if open.is_some() && hold.swept == open && !holes {
+            return true;
+        }
+        hold.looked = boot_now().0;
+        let mut work = self.apart(vault, (system, term), end, &before, hold.owner.take());
+        let round = loop {
+            tokio::select! {
+                done = &mut work => break done,
+                () = sleep(HANGS) => self.tell_silence(vault, (system, term), end, hold).await,
+            }
+            // Another repository does not wait for one that hangs.
+            if self.generations.now().spec.vault != *vault && !work.is_finished() {
+                return false;
+            }
+        };
+        let broke = |error: tokio::task::JoinError| Round::failed(VaultError::Server(error.to_string()));
+        let round = round.unwrap_or_else(broke);
+        let shown = self.store.watch(ARCHIVE_KEY).borrow().clone();
+        let before = parse(shown.as_ref()).unwrap_or_default();
+        if before.term > term {
+            *hold = Hold::default();
+            return true;
+        }
+        let (well, after) = self.after(vault, (system, term), end, &before, &round);
+        let more = round.result.as_ref().is_ok_and(|standing| standing.more);
+        let whole = round.owner.as_ref().filter(|_| well && !more);
+        hold.swept = whole.map(|(_, owner)| owner.segment_size().holding(end.lsn));
+        hold.owner = round.owner;
+        self.tell(shown.map(|shown| shown.revision), &before, after, hold).await;
+        well
+    }
+
+    /// The repository neither works nor fails.
+    async fn tell_silence(&self, vault: &Vault, whose: (SystemId, Term), end: Position, hold: &mut Hold) {
+        let shown = self.store.watch(ARCHIVE_KEY).borrow().clone();
+        let before = parse(shown.as_ref()).unwrap_or_default();
+        if before.term > whose.1 {
+            return;
+        }
+        let says = format!("the repository has not answered for {} s", HANGS.as_secs());
+        let (_, after) = self.after(vault, whose, end, &before, &Round::failed(VaultError::Server(says)));
+        self.tell(shown.map(|shown| shown.revision), &before, after, hold).await;
+    }
+
+    /// The part that blocks.
+    fn apart(
+        &self,
+        vault: &Vault,
+        (system, term): (SystemId, Term),
+        end: Position,
+        before: &ArchiveState,
+        owner: Option<(Vault, Owner)>,
+    ) -> tokio::task::JoinHandle<Round> {
+        let (vault, pg_wal, by) = (vault.clone(), self.pg_wal.clone(), self.me.to_string());
+        let pg_wal_too = pg_wal.clone();
+        let same = vault.repository.as_ref().is_some_and(|place| place.display().to_string() == before.repository);
+        let known = Some(before.id.clone()).filter(|id| same && !id.is_empty());
+        let ours = same && before.system == Some(system);
+        let reached = before.archived.filter(|_| ours).map(|at| at.lsn);
+        let gaps = if ours { before.gaps.clone() } else { Vec::new() };
+        let size = SegmentSize(before.segment_size);
+        let work = move || {
+            let mut id = known.clone().unwrap_or_default();
+            let mut claim = || {
+                let repository = open(&vault, known.as_deref())?;
+                id = repository.id().to_owned();
+                let none = || VaultError::Server(format!("{} holds no log", pg_wal.display()));
+                let size = segment_size(&pg_wal)?.ok_or_else(none)?;
+                Owner::claim(repository, (system, size), (term, &by), (reached, &gaps))
+            };
+            let owner = match owner {
+                Some((_, owner)) => Ok(owner),
+                None => claim(),
+            };
+            match owner {
+                Ok(mut owner) => {
+                    let result = owner.sweep(&pg_wal, end);
+                    Round { owner: Some((vault, owner)), id, result, given_up: None }
+                }
+                Err(error) => Round { id, ..Round::failed(error) },
+            }
+        };
+        let all = move || {
+            let round = work();
+            let lost = reached.filter(|_| round.result.is_err() && size.0 > 0);
+            Round { given_up: lost.and_then(|reached| given_up(&pg_wal_too, size, reached, end)), ..round }
+        };
+        tokio::task::spawn_blocking(move || ordinarily(all))
+    }
+
+    /// The state after a round, and whether it went well.
+    fn after(
+        &self,
+        vault: &Vault,
+        (system, term): (SystemId, Term),
+        end: Position,
+        before: &ArchiveState,
+        round: &Round,
+    ) -> (bool, ArchiveState) {
+        let place = vault.repository.as_ref().map(|place| place.display().to_string()).unwrap_or_default();
+        let same = before.repository == place && before.system.is_none_or(|is| is == system);
+        let mut state = if same { before.clone() } else { ArchiveState::default() };
+        (state.repository, state.system, state.term) = (place, Some(system), term);
+        (state.node, state.timeline) = (Some(self.me.clone()), Some(end.timeline));
+        if !round.id.is_empty() {
+            state.id.clone_from(&round.id);
+        }
+        if let Some((_, owner)) = &round.owner {
+            state.segment_size = owner.segment_size().0;
+        }
+        match &round.result {
+            Ok(standing) => {
+                state.failing = None;
+                state.problems = standing.problems.iter().take(PROBLEMS_MAX).cloned().collect();
+                state.given_up = None;
+                // More than these are not looked after: the oldest ones matter least.
+                let backups = backups::parse(self.store.watch(BACKUP_KEY).borrow().as_ref());
+                let ours = |made: &BackupMade| made.system == system && made.repository == state.id;
+                let since = backups.last.filter(ours).map(|made| made.start.lsn);
+                let gaps: Vec<_> = standing.gaps.iter().filter(|gap| matters(gap, since, state.segment_size)).collect();
+                let surplus = gaps.len().saturating_sub(PROBLEMS_MAX);
+                state.gaps = gaps.into_iter().skip(surplus).cloned().collect();
+                if standing.reached.is_some() && standing.reached != state.archived {
+                    (state.archived, state.archived_ms) = (standing.reached, Some(wall_now_ms()));
+                }
+                (true, state)
+            }
+            Err(error) => {
+                let since = state.failing.as_ref().map_or_else(wall_now_ms, |(since, _)| *since);
+                state.failing = Some((since, error.to_string()));
+                state.given_up.clone_from(&round.given_up);
+                (false, state)
+            }
+        }
+    }
+
+    /// Writes the state, if it differs: trouble at once, progress now and then. A write that does not succeed is made up for by the next.
+    async fn tell(&self, revision: Option<Revision>, before: &ArchiveState, after: ArchiveState, hold: &mut Hold) {
+        if *before == after {
+            return;
+        }
+        let plain =
+            ArchiveState { archived: after.archived, archived_ms: after.archived_ms, ..before.clone() } == after;
+        let now = boot_now().0;
+        if plain && hold.told.is_some_and(|told| now.saturating_sub(told) < TELL_MS) {
+            // Looked at again, though nothing is to be brought.
+            hold.swept = None;
+            return;
+        }
+        match (&before.failing, &after.failing) {
+            (None, Some((_, why))) => warn!(%why, "the log can not be archived; this is tried again"),
+            (Some(_), None) => info!("the log is archived again"),
+            _ => {}
+        }
+        let Ok(value) = serde_json::to_vec(&after) else { return };
+        match self.store.compare_and_set(ARCHIVE_KEY, revision, value, STORE_TIMEOUT).await {
+            CasOutcome::Done(_) => hold.told = Some(now),
+            CasOutcome::Conflict(_) | CasOutcome::Unknown | CasOutcome::Unavailable(_) => hold.swept = None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mainstay_vault::keys::SecretKey;
+
+    #[test]
+    fn an_unmounted_volume_is_no_empty_repository_and_another_one_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let vault = Vault { repository: Some(dir.path().join("v")), ..Vault::default() };
+        let id = open(&vault, None).unwrap().id().to_owned();
+        assert_eq!(open(&vault, Some(&id)).unwrap().id(), id);
+        std::fs::rename(dir.path().join("v"), dir.path().join("away")).unwrap();
+        assert!(open(&vault, Some(&id)).is_err());
+        assert!(!dir.path().join("v").exists(), "nothing was made in its place");
+        open(&vault, None).unwrap();
+        let error = open(&vault, Some(&id)).map(drop).unwrap_err().to_string();
+        assert!(error.contains("holds another repository"), "{error}");
+    }
+
+    #[test]
+    fn a_hole_before_a_backup_is_trouble_no_more() {
+        let gap = ("000000010000000000000003".to_owned(), "000000010000000000000005".to_owned());
+        let since = |segment: u64| Some(Lsn((segment << 24) + 9));
+        assert!(matters(&gap, None, 1 << 24) && matters(&gap, since(5), 1 << 24));
+        assert!(!matters(&gap, since(6), 1 << 24));
+    }
+
+    #[test]
+    fn a_wrong_key_and_a_repository_that_is_not_sealed_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: String| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let (ours, other) = (SecretKey::generate().unwrap(), SecretKey::generate().unwrap());
+        let with =
+            |key: PathBuf| Vault { repository: Some(dir.path().join("v")), key_file: Some(key), ..Vault::default() };
+        let vault = with(file("ours", ours.to_text()));
+        assert!(open(&vault, None).unwrap().readable());
+        let writer = open(&with(file("public", ours.public().to_text())), None).unwrap();
+        assert!(!writer.readable());
+        assert!(matches!(open(&with(file("other", other.to_text())), None), Err(VaultError::WrongKey { .. })));
+        let plain = Vault { repository: Some(dir.path().join("p")), ..Vault::default() };
+        open(&plain, None).unwrap();
+        let error = open(&Vault { key_file: vault.key_file, ..plain }, None).map(drop).unwrap_err().to_string();
+        assert!(error.contains("is not encrypted"), "{error}");
+    }
+}

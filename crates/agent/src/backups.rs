@@ -1,0 +1,429 @@
+//! Makes backups on this node when it is asked to, one in the cluster at a time: the lock, and how it goes, stand in the store.
+//!
+//! The copy runs in a thread with a runtime of its own, at ordinary priority: it must not take time from what keeps the lease.
+//! The lock of an agent that is gone is taken over when it has given no sign of life for a while, by the clock of whoever waits.
+
+use crate::api::AgentQuestion;
+use crate::archiver;
+use crate::generations::Generations;
+use crate::record::RECORD_KEY;
+use crate::setup::entropy;
+use mainstay_model::spec::Vault;
+use mainstay_model::vault::{
+    ARCHIVE_KEY, ArchiveState, BACKUP_KEY, BackupBegun, BackupFailed, BackupMade, BackupRunning, BackupState,
+    BackupWish,
+};
+use mainstay_model::{Event, NodeId, Record, ServerObservation, ServerState, Term};
+use mainstay_ports::clock::wall_now_ms;
+use mainstay_ports::engine::Engine;
+use mainstay_ports::peer::{Channel, Peers};
+use mainstay_ports::priority::ordinarily;
+use mainstay_ports::store::{CasOutcome, Store, Versioned};
+use mainstay_vault::postgres::backup::{self, Options, Watch};
+use mainstay_vault::postgres::log::SegmentSize;
+use mainstay_vault::postgres::manifest::Manifest;
+use mainstay_vault::repository::{Repository, VaultError};
+use mainstay_vault::retention::{self, Policy};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, MissedTickBehavior, sleep};
+use tracing::warn;
+
+const STORE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often the store is told how a backup goes.
+const BEAT: Duration = Duration::from_secs(2);
+/// Who has given no sign of life for so long makes no backup any more.
+const STALE: Duration = Duration::from_secs(60);
+/// How long the archive may take to get the log that a backup needs.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// How often the primary is asked to end its segment, while a backup waits for that.
+const NUDGE: Duration = Duration::from_secs(5);
+/// How often it is looked whether the lock is that of an agent that is gone.
+const TIDY: Duration = Duration::from_secs(10);
+const GONE: &str = "its agent ended before it was done";
+/// Writing the outcome is tried so often.
+const TRIES: u32 = 60;
+/// What was begun before this and never became a backup is removed. Milliseconds.
+const UNFINISHED_MS: u64 = 24 * 3600 * 1000;
+
+/// An order, and where to say what became of it.
+pub type Order = (BackupWish, oneshot::Sender<Result<BackupBegun, String>>);
+
+/// The state in the store.
+#[must_use]
+pub fn parse(versioned: Option<&Versioned>) -> BackupState {
+    versioned.and_then(|versioned| serde_json::from_slice(&versioned.value).ok()).unwrap_or_default()
+}
+
+/// Makes backups.
+pub struct Backups {
+    /// This node.
+    pub me: NodeId,
+    /// What the operator wants.
+    pub generations: Arc<Generations>,
+    /// The last probe.
+    pub observed: watch::Receiver<ServerObservation>,
+    /// The engine: where its server is reached.
+    pub engine: Arc<dyn Engine>,
+    /// The server's data.
+    pub data: PathBuf,
+    /// The store.
+    pub store: Arc<dyn Store>,
+    /// The other agents.
+    pub peers: Arc<dyn Peers>,
+    /// Facts for the history.
+    pub events: mpsc::Sender<Event>,
+}
+
+/// What the thread works with.
+struct Job {
+    vault: Vault,
+    known: String,
+    incremental: bool,
+    options: Options,
+    watch: Arc<Watch>,
+}
+
+/// What the thread made.
+struct Made {
+    manifest: Manifest,
+    repository: String,
+    removed: Vec<String>,
+    remark: Option<String>,
+}
+
+impl Backups {
+    /// Runs for ever.
+    pub async fn keep(self, mut orders: mpsc::Receiver<Order>) {
+        let this = Arc::new(self);
+        let mut shown = this.store.watch(BACKUP_KEY);
+        let (mut alive, mut mine) = (Instant::now(), None);
+        let mut looked = tokio::time::interval(TIDY);
+        looked.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = looked.tick() => this.tidy((alive.elapsed(), mine)).await,
+                order = orders.recv() => {
+                    let Some((wish, reply)) = order else { return };
+                    let begun = Arc::clone(&this).begin(&wish, (alive.elapsed(), mine)).await;
+                    if let Ok(begun) = &begun {
+                        mine = Some(begun.token);
+                    }
+                    // Whoever asked may have gone.
+                    let _ = reply.send(begun);
+                }
+                changed = shown.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    shown.mark_unchanged();
+                    alive = Instant::now();
+                }
+            }
+        }
+    }
+
+    /// Takes the lock and begins.
+    async fn begin(self: Arc<Self>, wish: &BackupWish, lock: (Duration, Option<u64>)) -> Result<BackupBegun, String> {
+        let (job, term) = self.job(wish)?;
+        let held = self.store.read(BACKUP_KEY, STORE_TIMEOUT).await;
+        let held = held.map_err(|error| format!("the store does not answer: {error}"))?;
+        let mut state = parse(held.as_ref());
+        if let Some(running) = &state.running {
+            self.may_replace(running, lock)?;
+            state.failed = Some(given_up(running, GONE));
+        }
+        let token = entropy().map_err(|error| error.to_string())?;
+        state.running = Some(BackupRunning {
+            token,
+            node: self.me.clone(),
+            term,
+            incremental: wish.incremental,
+            by: wish.by.clone(),
+            begun_ms: wall_now_ms(),
+            total: 0,
+            done: 0,
+            beat: 0,
+        });
+        let value = serde_json::to_vec(&state).map_err(|error| error.to_string())?;
+        let revision = held.map(|held| held.revision);
+        match self.store.compare_and_set(BACKUP_KEY, revision, value, STORE_TIMEOUT).await {
+            CasOutcome::Done(_) => {}
+            CasOutcome::Conflict(_) => return Err("somebody else has just begun a backup".to_owned()),
+            CasOutcome::Unknown => {
+                let seen = self.store.read(BACKUP_KEY, STORE_TIMEOUT).await.ok().flatten();
+                if parse(seen.as_ref()).running.is_none_or(|running| running.token != token) {
+                    return Err("the store did not confirm that no other backup runs; ask again".to_owned());
+                }
+            }
+            CasOutcome::Unavailable(why) => return Err(format!("the store does not answer: {why}")),
+        }
+        let begun = BackupBegun { token, node: self.me.clone() };
+        tokio::spawn(async move { self.carry_out(job, token).await });
+        Ok(begun)
+    }
+
+    /// Takes the lock away from an agent that is gone, so that nobody waits for it.
+    async fn tidy(&self, lock: (Duration, Option<u64>)) {
+        let seen = parse(self.store.watch(BACKUP_KEY).borrow().as_ref());
+        if seen.running.is_none_or(|running| self.may_replace(&running, lock).is_err()) {
+            return;
+        }
+        let Ok(held) = self.store.read(BACKUP_KEY, STORE_TIMEOUT).await else { return };
+        let mut state = parse(held.as_ref());
+        let gone = |running: &mut BackupRunning| self.may_replace(running, lock).is_ok();
+        let Some(running) = state.running.take_if(gone) else { return };
+        state.failed = Some(given_up(&running, GONE));
+        let Ok(value) = serde_json::to_vec(&state) else { return };
+        // If this does not succeed, the next time does.
+        let revision = held.map(|held| held.revision);
+        let _ = self.store.compare_and_set(BACKUP_KEY, revision, value, STORE_TIMEOUT).await;
+    }
+
+    /// Is the lock that of an agent that is gone?
+    fn may_replace(&self, running: &BackupRunning, (silent, mine): (Duration, Option<u64>)) -> Result<(), String> {
+        let left_over = running.node == self.me && mine != Some(running.token);
+        if left_over || silent >= STALE {
+            return Ok(());
+        }
+        Err(format!("a backup runs on {} already (asked for by {})", running.node, running.by))
+    }
+
+    /// What is to be done, if it can be.
+    fn job(&self, wish: &BackupWish) -> Result<(Job, Term), String> {
+        let vault = self.generations.now().spec.vault.clone();
+        let place = vault.repository.as_ref().map(|place| place.display().to_string());
+        let place = place.ok_or("no repository is named: mainstay set vault.repository=/a/folder")?;
+        let archive: Option<ArchiveState> = archiver::parse(self.store.watch(ARCHIVE_KEY).borrow().as_ref());
+        let archive = archive.filter(|archive| archive.repository == place && !archive.id.is_empty());
+        let archive =
+            archive.ok_or_else(|| format!("the log is not archived to {place} yet; see mainstay archive status"))?;
+        let seen = self.observed.borrow();
+        let fit = seen.state == ServerState::Primary || seen.state == ServerState::Standby && seen.receiving;
+        if !fit {
+            return Err(format!("the server of {} is neither a primary nor a replica that streams", self.me));
+        }
+        let (socket, port) = self.engine.local_address().ok_or("this node has no server")?;
+        let mut server = backup::server();
+        server.host_path(socket).port(port);
+        let options = Options {
+            server,
+            primary: None,
+            data: self.data.clone(),
+            by: self.me.to_string(),
+            threads: std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).clamp(1, 4)),
+            patience: PATIENCE,
+        };
+        let watch = Arc::new(Watch::default());
+        watch.rate.store(rate(&vault), Ordering::Relaxed);
+        let job = Job { vault, known: archive.id, incremental: wish.incremental, options, watch };
+        Ok((job, archive.term))
+    }
+
+    /// To its end: tells how it goes, and what became of it.
+    async fn carry_out(&self, job: Job, token: u64) {
+        let watch = Arc::clone(&job.watch);
+        let (done, mut outcome) = oneshot::channel();
+        let thread = std::thread::Builder::new().name("backup".to_owned());
+        // Nobody waits any more if the agent ends.
+        let started = thread.spawn(move || drop(done.send(ordinarily(|| run(job)))));
+        let mut nudged = Instant::now();
+        let result = loop {
+            if let Err(error) = &started {
+                break Err(format!("no thread: {error}"));
+            }
+            tokio::select! {
+                result = &mut outcome => break match result {
+                    Ok(result) => result.map_err(|error: VaultError| error.to_string()),
+                    Err(_) => Err("its thread ended".to_owned()),
+                },
+                () = sleep(BEAT) => self.beat(token, &watch).await,
+            }
+            // The limit may be changed while it runs.
+            watch.rate.store(rate(&self.generations.now().spec.vault), Ordering::Relaxed);
+            if watch.stopped.load(Ordering::Relaxed) && nudged.elapsed() >= NUDGE {
+                nudged = Instant::now();
+                self.nudge().await;
+            }
+        };
+        self.finish(token, result).await;
+    }
+
+    /// Tells that it goes on. One whose lock somebody took over ends.
+    async fn beat(&self, token: u64, watch: &Watch) {
+        let held = self.store.watch(BACKUP_KEY).borrow().clone();
+        let mut state = parse(held.as_ref());
+        let Some(running) = state.running.as_mut().filter(|running| running.token == token) else {
+            // The watch may be behind the write that took the lock.
+            let read = self.store.read(BACKUP_KEY, STORE_TIMEOUT).await;
+            if read.is_ok_and(|held| parse(held.as_ref()).running.is_none_or(|running| running.token != token)) {
+                watch.stop.store(true, Ordering::Relaxed);
+            }
+            return;
+        };
+        running.total = watch.total.load(Ordering::Relaxed);
+        running.done = watch.done.load(Ordering::Relaxed);
+        running.beat += 1;
+        let Ok(value) = serde_json::to_vec(&state) else { return };
+        // One that is missed is made up for by the next.
+        let revision = held.map(|held| held.revision);
+        let _ = self.store.compare_and_set(BACKUP_KEY, revision, value, STORE_TIMEOUT).await;
+    }
+
+    /// An idle primary would never end the segment that the backup waits for.
+    async fn nudge(&self) {
+        let record: Option<Record> =
+            self.store.watch(RECORD_KEY).borrow().as_ref().and_then(|held| serde_json::from_slice(&held.value).ok());
+        let Some(primary) = record.and_then(|record| record.holder) else { return };
+        if primary == self.me {
+            return;
+        }
+        let Ok(body) = serde_json::to_vec(&AgentQuestion::EndSegment) else { return };
+        if let Err(error) = self.peers.request(&primary, Channel::Ask, body, STORE_TIMEOUT).await {
+            warn!(%primary, %error, "a backup waits for the log, and the primary can not be asked to end its segment");
+        }
+    }
+
+    /// Gives the lock back and says what became of it.
+    async fn finish(&self, token: u64, result: Result<Made, String>) {
+        let (kind, text) = match &result {
+            Ok(made) => ("backup-made", made_text(made)),
+            Err(why) => ("backup-failed", why.clone()),
+        };
+        let mut begun = None;
+        for _ in 0..TRIES {
+            let Ok(held) = self.store.read(BACKUP_KEY, STORE_TIMEOUT).await else {
+                sleep(BEAT).await;
+                continue;
+            };
+            let mut state = parse(held.as_ref());
+            let Some(running) = state.running.take_if(|running| running.token == token) else { break };
+            begun = Some(running.term);
+            match &result {
+                Ok(made) => record(&mut state, &running, made),
+                Err(why) => state.failed = Some(given_up(&running, why)),
+            }
+            let Ok(value) = serde_json::to_vec(&state) else { break };
+            let revision = held.map(|held| held.revision);
+            if let CasOutcome::Done(_) = self.store.compare_and_set(BACKUP_KEY, revision, value, STORE_TIMEOUT).await {
+                break;
+            }
+            sleep(BEAT).await;
+        }
+        let (node, kind, term) = (self.me.clone(), kind.to_owned(), begun.unwrap_or_default());
+        let event = Event { node, wall_ms: wall_now_ms(), term, kind, text, change: None, lost: None };
+        let _ = self.events.try_send(event);
+    }
+}
+
+fn rate(vault: &Vault) -> u64 {
+    vault.backup_mb_s.saturating_mul(1 << 20)
+}
+
+fn given_up(running: &BackupRunning, why: &str) -> BackupFailed {
+    BackupFailed {
+        token: running.token,
+        node: running.node.clone(),
+        incremental: running.incremental,
+        at_ms: wall_now_ms(),
+        why: why.to_owned(),
+    }
+}
+
+fn stored(manifest: &Manifest) -> u64 {
+    manifest.packs.iter().map(|pack| pack.size).sum()
+}
+
+fn made_text(made: &Made) -> String {
+    let kind = if made.manifest.base.is_some() { "incremental" } else { "full" };
+    let bytes: u64 = made.manifest.files.iter().map(|file| file.size).sum();
+    format!("{} ({kind}): {bytes} bytes, {} in the repository", made.manifest.label, stored(&made.manifest))
+}
+
+fn record(state: &mut BackupState, running: &BackupRunning, made: &Made) {
+    let manifest = &made.manifest;
+    let entry = BackupMade {
+        token: running.token,
+        label: manifest.label.clone(),
+        system: manifest.system,
+        repository: made.repository.clone(),
+        node: running.node.clone(),
+        incremental: manifest.base.is_some(),
+        start: manifest.start,
+        stop: manifest.stop,
+        begun_ms: running.begun_ms,
+        ended_ms: wall_now_ms(),
+        bytes: manifest.files.iter().map(|file| file.size).sum(),
+        stored: stored(manifest),
+        corrupt: manifest.corrupt.len() as u64,
+        removed: made.removed.clone(),
+        remark: made.remark.clone(),
+    };
+    if manifest.base.is_none() {
+        state.last_full = Some(entry.clone());
+    }
+    state.last = Some(entry);
+}
+
+/// The thread's work.
+fn run(job: Job) -> Result<Made, VaultError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| VaultError::Backup(format!("no runtime: {error}")))?;
+    let repository = archiver::open(&job.vault, Some(&job.known))?;
+    let base = if job.incremental { base(&repository, &job.options, &runtime)? } else { None };
+    let manifest = runtime.block_on(async {
+        match base {
+            Some(base) => backup::incremental(&repository, &job.options, &job.watch, Arc::new(base)).await,
+            None => backup::full(&repository, &job.options, &job.watch).await,
+        }
+    })?;
+    // From here on it counts, whatever happens.
+    let (removed, remark) = match keep_to(&repository, &manifest, &job.vault) {
+        Ok(removed) => (removed, None),
+        Err(error) => (Vec::new(), Some(format!("the retention was not applied: {error}"))),
+    };
+    Ok(Made { manifest, repository: repository.id().to_owned(), removed, remark })
+}
+
+/// The newest full backup of this database.
+fn base(
+    repository: &Repository,
+    options: &Options,
+    runtime: &tokio::runtime::Runtime,
+) -> Result<Option<Manifest>, VaultError> {
+    if !repository.readable() {
+        let says = "this host can write to the repository and not read it, so it can not compare: make a full backup";
+        return Err(VaultError::Impossible(says.to_owned()));
+    }
+    let system = runtime.block_on(backup::system(&options.server))?;
+    Ok(backup::list(repository, system)?.into_iter().rev().find(|manifest| manifest.base.is_none()))
+}
+
+/// Removes what the retention does not keep.
+fn keep_to(repository: &Repository, newest: &Manifest, vault: &Vault) -> Result<Vec<String>, VaultError> {
+    if !repository.readable() {
+        let says = "this host can not read the repository, so it can not tell what is needed";
+        return Err(VaultError::Impossible(says.to_owned()));
+    }
+    let system = newest.system;
+    let verdict = retention::examine(repository, system, policy(vault), micros(wall_now_ms()))?;
+    retention::remove(repository, system, SegmentSize(newest.server.segment_size), &verdict)?;
+    let old = retention::unfinished(repository, system, wall_now_ms().saturating_sub(UNFINISHED_MS))?;
+    let left = retention::Verdict { removed: old, ..retention::Verdict::default() };
+    retention::remove(repository, system, SegmentSize(newest.server.segment_size), &left)?;
+    Ok(verdict.removed.into_iter().collect())
+}
+
+fn micros(ms: u64) -> i64 {
+    i64::try_from(ms).unwrap_or(i64::MAX).saturating_mul(1000)
+}
+
+/// What the specification says is to be kept.
+fn policy(vault: &Vault) -> Policy {
+    let days = i64::try_from(vault.keep_days).unwrap_or(i64::MAX);
+    let span = days.saturating_mul(86_400).saturating_mul(1_000_000);
+    Policy { count: usize::try_from(vault.keep).unwrap_or(usize::MAX), span: (days > 0).then_some(span) }
+}

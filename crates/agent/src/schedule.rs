@@ -1,0 +1,154 @@
+//! Begins backups when the specification says so: once in the cluster, by its open primary, on a replica if one streams.
+//!
+//! What was missed while nobody could make one is made up for as soon as there is a primary again; the clock decides only when, never who.
+
+use crate::api::AgentQuestion;
+use crate::backups::{Order, parse};
+use crate::generations::Generations;
+use crate::mind_loop::Question;
+use mainstay_model::cron::Cron;
+use mainstay_model::spec::Vault;
+use mainstay_model::vault::{BACKUP_KEY, BackupState, BackupWish};
+use mainstay_model::{NodeId, ServerObservation};
+use mainstay_ports::clock::wall_now_ms;
+use mainstay_ports::peer::{Channel, Peers};
+use mainstay_ports::store::Store;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep};
+use tracing::{info, warn};
+
+const LOOK: Duration = Duration::from_secs(10);
+/// After an attempt, whatever became of it.
+const AGAIN: Duration = Duration::from_secs(600);
+const TIMEOUT: Duration = Duration::from_secs(8);
+const MINUTE_MS: u64 = 60_000;
+
+/// Begins backups.
+pub struct Schedule {
+    /// What the operator wants.
+    pub generations: Arc<Generations>,
+    /// The last probe.
+    pub observed: watch::Receiver<ServerObservation>,
+    /// Questions to the loop.
+    pub questions: mpsc::Sender<Question>,
+    /// The store.
+    pub store: Arc<dyn Store>,
+    /// The other agents.
+    pub peers: Arc<dyn Peers>,
+    /// Orders to this node.
+    pub orders: mpsc::Sender<Order>,
+}
+
+/// When the last backup of this kind should have begun, milliseconds since 1970.
+fn wanted(text: Option<&str>, now_ms: u64) -> Option<u64> {
+    let cron = Cron::parse(text?).ok()?;
+    Some(cron.last_before(now_ms / MINUTE_MS)? * MINUTE_MS)
+}
+
+/// What should have begun and has not: whether it is an incremental one, and since when, milliseconds since 1970. A full one comes first.
+#[must_use]
+pub fn due(vault: &Vault, state: &BackupState, system_now_ms: u64) -> Option<(bool, u64)> {
+    let begun = |made: &Option<mainstay_model::vault::BackupMade>| made.as_ref().map_or(0, |made| made.begun_ms);
+    let full = wanted(vault.full_at.as_deref(), system_now_ms).filter(|at| begun(&state.last_full) < *at);
+    let any = wanted(vault.incremental_at.as_deref(), system_now_ms).filter(|at| begun(&state.last) < *at);
+    full.map(|at| (false, at)).or_else(|| any.map(|at| (true, at)))
+}
+
+impl Schedule {
+    /// Runs for ever.
+    pub async fn keep(self) {
+        let mut tried: Option<Instant> = None;
+        loop {
+            sleep(LOOK).await;
+            let vault = self.generations.now().spec.vault.clone();
+            let state = parse(self.store.watch(BACKUP_KEY).borrow().as_ref());
+            let due = due(&vault, &state, wall_now_ms()).filter(|_| vault.repository.is_some());
+            let rested = tried.is_none_or(|tried| tried.elapsed() >= AGAIN);
+            let Some((incremental, _)) = due.filter(|_| rested && state.running.is_none()) else { continue };
+            if !self.reigns().await {
+                continue;
+            }
+            tried = Some(Instant::now());
+            self.begin(&BackupWish { incremental, by: "the schedule".to_owned() }).await;
+        }
+    }
+
+    async fn reigns(&self) -> bool {
+        let (question, answer) = oneshot::channel();
+        if self.questions.send(question).await.is_err() {
+            return false;
+        }
+        answer.await.is_ok_and(|snapshot| snapshot.summary.open && snapshot.summary.primary_of.is_some())
+    }
+
+    /// On a replica that streams; on this node if none takes it up.
+    async fn begin(&self, wish: &BackupWish) {
+        let replicas: Vec<NodeId> = {
+            let seen = self.observed.borrow();
+            seen.walsenders.iter().filter(|sender| sender.streaming).map(|sender| sender.node.clone()).collect()
+        };
+        let Ok(body) = serde_json::to_vec(&AgentQuestion::Backup(wish.clone())) else { return };
+        for node in replicas {
+            match self.peers.request(&node, Channel::Ask, body.clone(), TIMEOUT).await {
+                Ok(_) => return info!(%node, incremental = wish.incremental, "a backup was due and has begun"),
+                Err(error) => warn!(%node, %error, "a backup is due, and this replica does not begin it"),
+            }
+        }
+        let (reply, answer) = oneshot::channel();
+        if self.orders.send((wish.clone(), reply)).await.is_err() {
+            return;
+        }
+        match answer.await {
+            Ok(Ok(_)) => info!(incremental = wish.incremental, "a backup was due and has begun here"),
+            Ok(Err(why)) => warn!(%why, "a backup is due and can not begin"),
+            Err(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mainstay_model::vault::BackupMade;
+    use mainstay_model::{Position, SystemId};
+
+    fn made(begun_ms: u64) -> Option<BackupMade> {
+        Some(BackupMade {
+            token: 1,
+            label: "a".to_owned(),
+            system: SystemId(1),
+            repository: "r".to_owned(),
+            node: NodeId::new("db1").unwrap(),
+            incremental: false,
+            start: Position::default(),
+            stop: Position::default(),
+            begun_ms,
+            ended_ms: begun_ms,
+            bytes: 0,
+            stored: 0,
+            corrupt: 0,
+            removed: Vec::new(),
+            remark: None,
+        })
+    }
+
+    #[test]
+    fn what_was_missed_is_due_and_a_full_one_comes_first() {
+        // 2026-11-27 09:30.
+        let now = 29_929_530 * MINUTE_MS;
+        let hours = |count: u64| now - count * 60 * MINUTE_MS;
+        let mut vault = Vault::default();
+        let none = BackupState::default();
+        assert_eq!(due(&vault, &none, now), None, "no schedule");
+        vault.incremental_at = Some("0 2 * * *".to_owned());
+        assert_eq!(due(&vault, &none, now), Some((true, hours(7) - 30 * MINUTE_MS)));
+        vault.full_at = Some("0 2 * * 0".to_owned());
+        assert_eq!(due(&vault, &none, now).map(|due| due.0), Some(false));
+        let since = |full, last| BackupState { last_full: made(full), last: made(last), ..BackupState::default() };
+        assert_eq!(due(&vault, &since(hours(100), hours(7)), now), None);
+        assert_eq!(due(&vault, &since(hours(100), hours(8)), now).map(|due| due.0), Some(true));
+        assert_eq!(due(&vault, &since(hours(200), hours(7)), now).map(|due| due.0), Some(false));
+    }
+}

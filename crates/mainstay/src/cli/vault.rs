@@ -1,0 +1,117 @@
+//! Options of `backup`, `backups`, `verify` and `restore`.
+
+use super::Which;
+use clap::{ArgGroup, Args};
+use mainstay_model::NodeId;
+use std::path::PathBuf;
+
+/// `backup`.
+#[derive(Args, Clone, Debug)]
+#[command(
+    after_help = "A node's agent makes it, a replica's if there is one that is well. It counts when every segment of the log that it needs was read \
+                  back\nfrom the repository; then what vault.keep and vault.keep_days no longer keep is removed.\n\n\
+                  Examples:\n  mainstay backup\n  mainstay backup --incremental\n  mainstay backup --from db3 --wait 0"
+)]
+pub(crate) struct Backup {
+    #[command(flatten)]
+    pub(crate) which: Which,
+    /// Who makes it [default: a replica that is well, else the primary]
+    #[arg(long, value_name = "NODE")]
+    pub(crate) from: Option<NodeId>,
+    /// Only what differs from the newest full backup
+    #[arg(long)]
+    pub(crate) incremental: bool,
+    /// How many seconds to wait until it counts; 0: not at all
+    #[arg(long, value_name = "SECONDS", default_value_t = 86_400, value_parser = clap::value_parser!(u64).range(0..=604_800))]
+    pub(crate) wait: u64,
+}
+
+/// Which repository is meant, and the database in it. It is read by this host.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Shelf {
+    #[command(flatten)]
+    pub(crate) which: Which,
+    /// The repository; no cluster is needed then [default: the cluster's vault.repository]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) repository: Option<PathBuf>,
+    /// Its secret key [default: the cluster's vault.key_file]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key_file: Option<PathBuf>,
+    /// The database's system identifier, if the repository holds several
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) system: Option<u64>,
+}
+
+/// `backups`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "The repository is read by this host, also while no node runs.\n\n\
+                  Examples:\n  mainstay backups\n  mainstay backups --why\n  \
+                  mainstay backups --repository /mnt/vault --key-file /root/vault.key --json")]
+pub(crate) struct Backups {
+    #[command(flatten)]
+    pub(crate) shelf: Shelf,
+    /// Say why each is kept, or that nothing keeps it
+    #[arg(long)]
+    pub(crate) why: bool,
+}
+
+/// `verify`.
+#[derive(Args, Clone, Debug)]
+#[command(
+    after_help = "Every object of the database is read and checked; nothing is believed because it was written once. Exit status 1: something is wrong.\n\n\
+                  Examples:\n  mainstay verify\n  mainstay verify --repository /mnt/vault --key-file /root/vault.key --json"
+)]
+pub(crate) struct Verify {
+    #[command(flatten)]
+    pub(crate) shelf: Shelf,
+}
+
+/// `restore`.
+#[derive(Args, Clone, Debug)]
+#[command(
+    group = ArgGroup::new("moment").args(["time", "lsn", "restore_point", "transaction", "immediate"]),
+    after_help = "A copy of the database as it was at a moment is made in a new directory, beside the cluster, which is not touched. A server recovers it\n\
+                  there, reachable through a Unix socket only, and is stopped again; then it is an ordinary data directory.\n\
+                  Without a moment: the latest one. The primary ends its open segment of the log first, if an agent can be asked.\n\n\
+                  Examples:\n  mainstay restore --to /srv/copy\n  mainstay restore --to /srv/copy --time 'yesterday 14:03'\n  \
+                  mainstay restore --to /srv/copy --time 2026-11-26T14:03:00Z --json --yes\n  \
+                  mainstay restore --to /srv/copy --time 2h --sql 'select count(*) from orders'\n  \
+                  mainstay restore --to /srv/copy --lsn 0/5000148 --repository /mnt/vault --key-file /root/vault.key"
+)]
+pub(crate) struct Restore {
+    #[command(flatten)]
+    pub(crate) shelf: Shelf,
+    /// The new data directory: not there yet, or empty
+    #[arg(long, value_name = "DIR")]
+    pub(crate) to: PathBuf,
+    /// All that was committed up to this time
+    #[arg(long, value_name = "TIME")]
+    pub(crate) time: Option<String>,
+    /// Up to this position of the log
+    #[arg(long, value_name = "LSN")]
+    pub(crate) lsn: Option<mainstay_model::Lsn>,
+    /// Up to the restore point of this name (pg_create_restore_point)
+    #[arg(long = "restore-point", value_name = "NAME")]
+    pub(crate) restore_point: Option<String>,
+    /// Up to this transaction, included
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) transaction: Option<u32>,
+    /// The end of the newest backup, with as little of the log as possible
+    #[arg(long)]
+    pub(crate) immediate: bool,
+    /// Along this timeline [default: the newest that the archive knows]
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) timeline: Option<u32>,
+    /// Ask the copy this query once it is recovered, and show the answer
+    #[arg(long, value_name = "QUERY", conflicts_with = "files_only")]
+    pub(crate) sql: Option<String>,
+    /// In which database the query is asked
+    #[arg(long, value_name = "NAME", default_value = "app")]
+    pub(crate) database: String,
+    /// Only write the files: no server recovers them
+    #[arg(long)]
+    pub(crate) files_only: bool,
+    /// How many seconds the recovery may take
+    #[arg(long, value_name = "SECONDS", default_value_t = 86_400, value_parser = clap::value_parser!(u64).range(1..=604_800))]
+    pub(crate) wait: u64,
+}

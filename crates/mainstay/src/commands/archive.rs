@@ -1,0 +1,136 @@
+//! `mainstay archive`: how far the log is archived; and the key of an encrypted repository.
+
+use crate::cli::{Archive, ArchiveKey, ArchiveStatus, ArchiveVerb, Global};
+use crate::client::{decode, nobody, with_advice};
+use crate::commands::backup::going;
+use crate::failure::{Failure, Outcome};
+use crate::output::table::{ago, bytes};
+use crate::output::{self, Colour, paint};
+use crate::session::Session;
+use mainstay_model::status::{Problem, Status};
+use mainstay_model::vault::{ArchiveAnswer, ArchiveState, BackupState};
+use mainstay_ports::clock::wall_now_ms;
+use mainstay_vault::keys::SecretKey;
+use serde_json::json;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+/// Runs what was asked for.
+///
+/// # Errors
+/// Why it was not done.
+pub(crate) fn run(options: Archive, global: Global) -> Outcome {
+    match options.verb {
+        ArchiveVerb::Status(options) => super::one_thread(status(options, global)),
+        ArchiveVerb::Key(options) => key(&options, global),
+    }
+}
+
+async fn status(options: ArchiveStatus, global: Global) -> Outcome {
+    let session = Session::open(&options.which).await?;
+    let (answers, silent) = session.agents.ask_all("/v1/archive").await;
+    let told = answers.values().filter_map(decode::<ArchiveAnswer>);
+    // Of several members of the store the one that has seen most.
+    let rank = |answer: &ArchiveAnswer| answer.state.as_ref().map(|state| (state.term, state.archived_ms));
+    let best = told.max_by_key(rank).ok_or_else(|| with_advice(nobody(&silent), &session.target))?;
+    let cluster = session.status().await?;
+    let problems: Vec<&Problem> = cluster.problems.iter().filter(|found| found.name.starts_with("archive-")).collect();
+    let state = best.state.filter(|state| Some(&state.repository) == best.repository.as_ref());
+    let lag = state.as_ref().and_then(|state| lag(state, &cluster));
+    let backup = best.backup.unwrap_or_default();
+    if global.json {
+        output::object(&json!({
+            "repository": best.repository, "archived": state.as_ref().and_then(|state| state.archived),
+            "archived_ms": state.as_ref().and_then(|state| state.archived_ms),
+            "term": state.as_ref().map(|state| state.term), "node": state.as_ref().and_then(|state| state.node.clone()),
+            "lag_bytes": lag.map(|(bytes, _)| bytes), "lag_segments": lag.map(|(_, segments)| segments),
+            "failing": state.as_ref().and_then(|state| state.failing.clone()), "problems": problems,
+            "backup": backup,
+        }));
+        return Ok(());
+    }
+    let Some(place) = best.repository else {
+        output::line("Nothing is archived: no repository is named (`mainstay set vault.repository=/a/folder`).");
+        return Ok(());
+    };
+    output::line(&format!("repository  {place}"));
+    match &state {
+        None => output::line("archived    nothing yet"),
+        Some(state) => show(state, lag),
+    }
+    show_backups(&backup);
+    for problem in problems {
+        output::line(&paint(Colour::Red, &format!("{}: {}", problem.name, problem.evidence)));
+        output::line(&format!("  {}", problem.hint));
+    }
+    Ok(())
+}
+
+fn show(state: &ArchiveState, lag: Option<(u64, u64)>) {
+    let since = state.archived_ms.map(|at| format!(", {} ago", ago(wall_now_ms().saturating_sub(at) / 1000)));
+    let archived = state.archived.map_or_else(|| "nothing yet".to_owned(), |at| at.to_string());
+    output::line(&format!("archived    {archived}{}", since.unwrap_or_default()));
+    if let Some((behind, segments)) = lag {
+        output::line(&format!("waiting     {segments} whole segments, {} in all", bytes(behind)));
+    }
+    let owner = state.node.as_ref().map(ToString::to_string).unwrap_or_default();
+    output::line(&format!("owner       {owner}, term {}", state.term));
+    if let Some((since, why)) = &state.failing {
+        let since = ago(wall_now_ms().saturating_sub(*since) / 1000);
+        output::line(&paint(Colour::Yellow, &format!("not archiving for {since}: {why}")));
+    }
+}
+
+fn show_backups(backup: &BackupState) {
+    let now = wall_now_ms();
+    let since = |at: u64| ago(now.saturating_sub(at) / 1000);
+    match &backup.last {
+        None => output::line("backup      none yet: mainstay backup"),
+        Some(made) => output::line(&format!("backup      {}, ended {} ago", made.label, since(made.ended_ms))),
+    }
+    if let Some(running) = &backup.running {
+        let going = going(running.done, running.total, now.saturating_sub(running.begun_ms));
+        output::line(&format!("running     on {}: {going}", running.node));
+    }
+    if let Some(failed) = &backup.failed {
+        output::line(&paint(
+            Colour::Yellow,
+            &format!("failed      on {} {} ago: {}", failed.node, since(failed.at_ms), failed.why),
+        ));
+    }
+}
+
+/// What the primary has written and the archive does not hold: bytes, and whole segments.
+fn lag(state: &ArchiveState, cluster: &Status) -> Option<(u64, u64)> {
+    let primary = cluster.nodes.iter().find(|node| Some(&node.name) == cluster.cluster.primary.as_ref())?;
+    let behind = primary.position?.0.saturating_sub(state.archived?.lsn.0);
+    Some((behind, behind / state.segment_size.max(1)))
+}
+
+fn key(options: &ArchiveKey, global: Global) -> Outcome {
+    let file = crate::target::absolute(&options.file)?;
+    let mut public = file.clone().into_os_string();
+    public.push(".public");
+    let public = PathBuf::from(public);
+    let secret = SecretKey::generate().map_err(|error| Failure::failed(error.to_string()))?;
+    write(&file, &secret.to_text(), 0o600)?;
+    write(&public, &format!("{}\n", secret.public().to_text()), 0o644)?;
+    if global.json {
+        output::object(&json!({ "key_file": file, "public": public, "fingerprint": secret.public().fingerprint() }));
+        return Ok(());
+    }
+    output::line(&format!("Made {} (reads and writes) and {} (writes only).", file.display(), public.display()));
+    output::line("Without the first one an encrypted repository is lost: keep a copy of it away from these hosts.");
+    Ok(())
+}
+
+/// A new file; one that is there is never overwritten.
+fn write(path: &Path, text: &str, mode: u32) -> Outcome {
+    let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
+    let written = made.and_then(|mut file| {
+        file.write_all(text.as_bytes())?;
+        file.sync_all()
+    });
+    written.map_err(|error| Failure::failed(format!("{} can not be made: {error}", path.display())))
+}

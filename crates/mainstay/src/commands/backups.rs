@@ -1,0 +1,145 @@
+//! `mainstay backups`: what the repository holds, and why; `mainstay verify`: all of it read and checked.
+
+use super::shelf::{Shelf, blocking};
+use crate::cli::{Backups, Global, Verify};
+use crate::failure::{Failure, Outcome};
+use crate::output::progress::Progress;
+use crate::output::table::{bytes, render};
+use crate::output::{self, Colour, paint};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use mainstay_ports::clock::wall_now_ms;
+use mainstay_vault::postgres::backup;
+use mainstay_vault::postgres::manifest::Manifest;
+use mainstay_vault::postgres::restore::time_text;
+use mainstay_vault::retention::{self, Policy, Verdict};
+use mainstay_vault::verify::verify as verify_all;
+use serde_json::{Value, json};
+
+/// Lists the backups.
+///
+/// # Errors
+/// When the repository can not be read.
+pub(crate) async fn list(options: Backups, global: Global) -> Outcome {
+    let shelf = Shelf::open(&options.shelf).await?;
+    let (repository, system) = (shelf.repository.clone(), shelf.system);
+    // A repository that was named comes without the cluster's retention.
+    let policy = shelf.spec.as_ref().map(|spec| retention_of(&spec.vault));
+    let work = move || {
+        let all = backup::list(&repository, system)?;
+        let now = i64::try_from(wall_now_ms()).unwrap_or(i64::MAX).saturating_mul(1000);
+        let verdict = policy.map(|policy| retention::examine(&repository, system, policy, now)).transpose()?;
+        Ok((all, verdict))
+    };
+    let (all, verdict) = blocking(work).await?;
+    if global.json {
+        let rows: Vec<Value> = all.iter().map(|manifest| object(manifest, verdict.as_ref())).collect();
+        let place = shelf.repository.place();
+        output::object(&json!({ "repository": place, "system": system, "backups": rows }));
+        return Ok(());
+    }
+    if all.is_empty() {
+        output::line(&format!("{} holds no backup yet: make one with `mainstay backup`.", shelf.repository.place()));
+        return Ok(());
+    }
+    let zone = TimeZone::system();
+    let rows: Vec<Vec<String>> = all.iter().map(|manifest| row(manifest, &zone)).collect();
+    let head = ["BACKUP", "KIND", "ENDED", "DATABASE", "STORED", "LOG FROM", "TO"];
+    output::line(render(&head, &rows, output::width()).trim_end());
+    if options.why {
+        all.iter().for_each(|manifest| output::line(&why(manifest, verdict.as_ref())));
+    }
+    Ok(())
+}
+
+/// What the file says is to be kept.
+fn retention_of(vault: &mainstay_model::spec::Vault) -> Policy {
+    let days = i64::try_from(vault.keep_days).unwrap_or(i64::MAX);
+    let span = days.saturating_mul(86_400_000_000);
+    Policy { count: usize::try_from(vault.keep).unwrap_or(usize::MAX), span: (days > 0).then_some(span) }
+}
+
+fn kind(manifest: &Manifest) -> &'static str {
+    if manifest.base.is_some() { "incremental" } else { "full" }
+}
+
+fn sizes(manifest: &Manifest) -> (u64, u64) {
+    (manifest.files.iter().map(|file| file.size).sum(), manifest.packs.iter().map(|pack| pack.size).sum())
+}
+
+fn row(manifest: &Manifest, zone: &TimeZone) -> Vec<String> {
+    let ended = Timestamp::from_microsecond(manifest.ended).map(|at| at.to_zoned(zone.clone()));
+    let (size, stored) = sizes(manifest);
+    vec![
+        manifest.label.clone(),
+        kind(manifest).to_owned(),
+        ended.map_or_else(|_| "-".to_owned(), |at| at.strftime("%Y-%m-%d %H:%M:%S").to_string()),
+        bytes(size),
+        bytes(stored),
+        manifest.start.to_string(),
+        manifest.stop.to_string(),
+    ]
+}
+
+fn reasons(manifest: &Manifest, verdict: Option<&Verdict>) -> Vec<String> {
+    verdict.and_then(|verdict| verdict.kept.get(&manifest.label)).cloned().unwrap_or_default()
+}
+
+fn why(manifest: &Manifest, verdict: Option<&Verdict>) -> String {
+    let reasons = reasons(manifest, verdict);
+    match (verdict, reasons.as_slice()) {
+        (None, _) => format!("{}: only a cluster's file says what is kept", manifest.label),
+        (_, []) => format!("{}: nothing keeps it; the next backup removes it", manifest.label),
+        (_, reasons) => format!("{}: {}", manifest.label, reasons.join("; ")),
+    }
+}
+
+fn object(manifest: &Manifest, verdict: Option<&Verdict>) -> Value {
+    let (size, stored) = sizes(manifest);
+    json!({
+        "label": manifest.label, "kind": kind(manifest), "base": manifest.base.as_ref().map(|base| &base.label),
+        "began": time_text(manifest.began), "ended": time_text(manifest.ended), "bytes": size, "stored": stored,
+        "start": manifest.start, "stop": manifest.stop, "version": manifest.server.version,
+        "replica": manifest.server.replica, "corrupt": manifest.corrupt, "kept": reasons(manifest, verdict),
+    })
+}
+
+/// Reads everything and says what can be restored.
+///
+/// # Errors
+/// When something is wrong, or the repository can not be read.
+pub(crate) async fn verify(options: Verify, global: Global) -> Outcome {
+    let shelf = Shelf::open(&options.shelf).await?;
+    let (repository, system) = (shelf.repository.clone(), shelf.system);
+    let mut progress = Progress::new();
+    progress.step(&format!("Reading everything in {}", repository.place()));
+    let report = blocking(move || verify_all(&repository, system)).await.inspect_err(|_| progress.fail())?;
+    progress.finish(&format!("{} objects", report.objects));
+    let window = report.window.map(|(from, to)| json!({ "from": time_text(from), "to": to }));
+    if report.problems.is_empty() {
+        if global.json {
+            let good: Vec<&String> = report.good.iter().map(|(label, _)| label).collect();
+            output::object(
+                &json!({ "system": system, "good": good, "objects": report.objects, "window": window, "problems": [] }),
+            );
+            return Ok(());
+        }
+        output::line(&format!("{} backups are whole.", report.good.len()));
+        if let Some((from, to)) = report.window {
+            output::line(&format!("Every moment from {} on can be restored, up to {to} of the log.", time_text(from)));
+        }
+        return Ok(());
+    }
+    for problem in &report.problems {
+        output::errline(&paint(Colour::Red, problem));
+    }
+    for (label, ended) in &report.good {
+        output::errline(&format!("whole: {label}, ended {}", time_text(*ended)));
+    }
+    Err(Failure::failed(format!(
+        "{} things are wrong in the repository: {}",
+        report.problems.len(),
+        report.problems.join("; ")
+    ))
+    .hint("make a new full backup now; what is damaged is named above"))
+}

@@ -1,0 +1,249 @@
+//! `mainstay restore`: a copy of the database as it was at a moment, in a new directory beside the cluster, recovered and checked.
+
+use super::shelf::{Shelf, blocking, failure};
+use crate::cli::{Global, Restore};
+use crate::client::decode;
+use crate::failure::{Failure, Outcome};
+use crate::local::{engine, user};
+use crate::moment;
+use crate::output::progress::Progress;
+use crate::output::table::bytes;
+use crate::output::{self, confirm};
+use crate::session::Session;
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use mainstay_model::vault::{ArchiveAnswer, SegmentEnded};
+use mainstay_model::{Lsn, Timeline};
+use mainstay_ports::clock::boot_now;
+use mainstay_vault::postgres::restore::{Destination, Plan, Restored, Target, plan, restore, time_text};
+use mainstay_vault::postgres::scratch::{NOTHING_LATER, Scratch};
+use mainstay_vault::repository::VaultError;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long the open segment may take to come to the archive.
+const SEGMENT: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_millis(300);
+
+/// Restores.
+///
+/// # Errors
+/// When the moment can not be had (the nearest one is named), the directory is not empty, or the recovery fails.
+pub(crate) async fn run(options: Restore, global: Global) -> Outcome {
+    let target = target(&options)?;
+    let data = crate::target::absolute(&options.to)?;
+    check_place(&data)?;
+    let shelf = Shelf::open(&options.shelf).await?;
+    let mut progress = Progress::new();
+    // Up to now everything is in the archive, for certain.
+    let complete = match &shelf.session {
+        Some(session) if target != Target::Immediate => end_segment(session, &mut progress).await,
+        _ => false,
+    };
+    let (repository, system, timeline) = (shelf.repository.clone(), shelf.system, options.timeline.map(Timeline));
+    let made = blocking(move || plan(&repository, system, target, timeline)).await?;
+    // Found before anything is written.
+    let bin = if options.files_only { None } else { Some(programs(&shelf, &made)?) };
+    progress.say(&words(&made, &data));
+    confirm(global.yes, "Make this copy? The cluster is not touched.")?;
+    let restored = files(&shelf, &made, &data, &mut progress).await?;
+    let end = match &bin {
+        Some(bin) => Some(recover(bin, (&made, complete), &data, &options, &mut progress).await?),
+        None => None,
+    };
+    say(global, &made, &data, (&restored, end.as_ref()), bin.as_deref());
+    Ok(())
+}
+
+fn target(options: &Restore) -> Outcome<Target> {
+    Ok(if let Some(text) = &options.time {
+        let at = moment::parse(text, Timestamp::now(), &TimeZone::system());
+        Target::Time(at.map_err(|why| Failure::usage(format!("--time {why}")))?)
+    } else if let Some(lsn) = options.lsn {
+        Target::Position(lsn)
+    } else if let Some(name) = &options.restore_point {
+        Target::Name(name.clone())
+    } else if let Some(id) = options.transaction {
+        Target::Transaction(id)
+    } else if options.immediate {
+        Target::Immediate
+    } else {
+        Target::Latest
+    })
+}
+
+/// Nothing is ever written over what is there.
+fn check_place(data: &Path) -> Outcome {
+    match std::fs::read_dir(data).map(|entries| entries.count()) {
+        Ok(1..) => Err(Failure::usage(format!("{} is not empty", data.display()))
+            .hint("name a directory that does not exist yet; nothing was changed")),
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Failure::usage(format!("{}: {error}", data.display()))),
+    }
+}
+
+/// What was committed a moment ago lies in a segment that is still open: the primary ends it, and it is waited until it is archived.
+/// A cluster that can not be asked is no reason to stop: then the archive is what there is.
+async fn end_segment(session: &Session, progress: &mut Progress) -> bool {
+    progress.step("Archiving the open segment of the log");
+    let ended = session.post_any("/v1/archive", &json!({})).await.ok();
+    let Some(ended) = ended.and_then(|body| serde_json::from_value::<SegmentEnded>(body).ok()) else {
+        progress.finish("nobody can be asked: what is archived counts");
+        return false;
+    };
+    let since = boot_now();
+    while boot_now().since(since).0 < u64::try_from(SEGMENT.as_millis()).unwrap_or(u64::MAX) {
+        let (answers, _) = session.agents.ask_all("/v1/archive").await;
+        let reached = answers.values().filter_map(decode::<ArchiveAnswer>).filter_map(|answer| answer.state?.archived);
+        if reached.map(|at| at.lsn).max() >= Some(ended.end) {
+            progress.finish(&format!("up to {}", ended.end));
+            return true;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    progress.finish("it is not there yet: what is archived counts");
+    false
+}
+
+/// The server's programs, of the version that the backup is of.
+fn programs(shelf: &Shelf, made: &Plan) -> Outcome<PathBuf> {
+    let major = made.base.server.version / 10_000;
+    let wanted = shelf.spec.as_ref().and_then(|spec| spec.postgres.bin_dir.clone());
+    let standard = PathBuf::from(format!("/usr/lib/postgresql/{major}/bin"));
+    let standard = standard.join("postgres").is_file().then_some(standard);
+    let found = engine::find(wanted.or(standard).as_deref())?;
+    if found.major == major {
+        return Ok(found.bin_dir);
+    }
+    Err(Failure::not_now(format!("the backup is of PostgreSQL {major}, and this host has {}", found.major))
+        .hint(format!("install PostgreSQL {major} here, or write the files only: --files-only")))
+}
+
+fn words(made: &Plan, data: &Path) -> String {
+    let moment = match &made.target {
+        Target::Latest => "the latest moment".to_owned(),
+        Target::Immediate => "the end of the backup".to_owned(),
+        Target::Time(time) => time_text(*time),
+        Target::Position(lsn) => format!("position {lsn}"),
+        Target::Name(name) => format!("the restore point {name:?}"),
+        Target::Transaction(id) => format!("transaction {id}"),
+    };
+    let size: u64 = made.base.files.iter().map(|file| file.size).sum();
+    let log = made.log.len() as u64 * made.base.server.segment_size;
+    format!(
+        "{} as of {moment}, on timeline {}: from the backup {} ({}), and {} of the log up to {}",
+        data.display(),
+        made.timeline,
+        made.base.label,
+        bytes(size),
+        bytes(log),
+        made.reaches
+    )
+}
+
+async fn files(shelf: &Shelf, made: &Plan, data: &Path, progress: &mut Progress) -> Outcome<Restored> {
+    progress.step("Writing the files");
+    let owner = user::server_user()?.map(|user| (user.uid, user.gid));
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let to = Destination { data: data.to_owned(), owner, threads, ..Destination::default() };
+    let (repository, plan) = (shelf.repository.clone(), made.clone());
+    let done = blocking(move || restore(&repository, &plan, &to)).await.inspect_err(|_| progress.fail())?;
+    progress.finish(&format!("{} and {} segments of the log", bytes(done.written), done.log));
+    Ok(done)
+}
+
+/// What came of the recovery.
+struct Recovered {
+    /// The copy's log ends here.
+    end: Lsn,
+    /// The answer to the query.
+    rows: Option<Vec<Vec<Option<String>>>>,
+}
+
+/// Lets a server recover the copy, ask it, and stop it again.
+async fn recover(
+    bin: &Path,
+    (made, complete): (&Plan, bool),
+    data: &Path,
+    options: &Restore,
+    progress: &mut Progress,
+) -> Outcome<Recovered> {
+    progress.step("Recovering");
+    let owner = user::server_user()?.map(|user| (user.uid, user.gid));
+    let result = async {
+        let wait = Duration::from_secs(options.wait);
+        let scratch = match Scratch::start(bin, made, data, owner, wait).await {
+            // Nothing was committed after that time up to now, so the end of the log is that moment.
+            Err(VaultError::Impossible(says))
+                if complete && matches!(made.target, Target::Time(_)) && says.ends_with(NOTHING_LATER) =>
+            {
+                let latest = Plan { target: Target::Latest, ..made.clone() };
+                Scratch::start(bin, &latest, data, owner, wait).await?
+            }
+            started => started?,
+        };
+        let end = scratch.reached().await;
+        let rows = match &options.sql {
+            Some(query) => scratch.ask(&options.database, query).await.map(Some),
+            None => Ok(None),
+        };
+        scratch.stop().await?;
+        Ok(Recovered { end: end?, rows: rows? })
+    };
+    let done: Result<Recovered, VaultError> = result.await;
+    let end = done.map_err(|error| failure(&error).hint(format!("what was written stays in {}", data.display())));
+    let end = end.inspect_err(|_| progress.fail())?;
+    progress.finish(&format!("up to {}", end.end));
+    Ok(end)
+}
+
+fn say(
+    global: Global,
+    made: &Plan,
+    data: &Path,
+    (restored, recovered): (&Restored, Option<&Recovered>),
+    bin: Option<&Path>,
+) {
+    let end = recovered.map(|recovered| recovered.end);
+    let rows = recovered.and_then(|recovered| recovered.rows.as_ref());
+    let verified = end.map(|end| format!("a server recovered it up to {end} and opened it"));
+    if global.json {
+        output::object(&json!({
+            "to": data, "backup": made.base.label, "timeline": made.timeline, "bytes": restored.written,
+            "segments": restored.log, "end": end, "rows": rows, "verified": verified.iter().collect::<Vec<_>>(),
+        }));
+        return;
+    }
+    for row in rows.into_iter().flatten() {
+        let fields: Vec<&str> = row.iter().map(|field| field.as_deref().unwrap_or("(null)")).collect();
+        output::line(&fields.join("  "));
+    }
+    output::line(&format!("{} is there.", data.display()));
+    if let (Some(verified), Some(bin)) = (verified, bin) {
+        output::line(&format!("Verified: {verified}."));
+        output::line(&format!(
+            "Look at it: start `{}/postgres -D {1} -c config_file={1}/mainstay_scratch.conf` as its owner, then `psql -h {1}/mainstay_run -U postgres app`.",
+            bin.display(),
+            data.display()
+        ));
+    } else {
+        output::line("No server has recovered it yet: it asks for its log in its directory mainstay_log.");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_written_over_what_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        check_place(dir.path()).unwrap();
+        check_place(&dir.path().join("new")).unwrap();
+        std::fs::write(dir.path().join("x"), "").unwrap();
+        assert!(check_place(dir.path()).unwrap_err().error.contains("is not empty"));
+        assert!(check_place(&dir.path().join("x")).is_err());
+    }
+}

@@ -1,0 +1,99 @@
+//! The repository that `backups`, `verify` and `restore` read, on this host: the cluster's, or one that is named, without any cluster.
+
+use crate::cli::Shelf as Options;
+use crate::failure::{Failure, Outcome};
+use crate::session::Session;
+use crate::target::{Target, absolute};
+use mainstay_model::SystemId;
+use mainstay_model::spec::Spec;
+use mainstay_vault::repository::{Repository, VaultError};
+use std::path::{Path, PathBuf};
+
+/// What was found.
+pub(crate) struct Shelf {
+    /// The repository.
+    pub(crate) repository: Repository,
+    /// The database in it.
+    pub(crate) system: SystemId,
+    /// The cluster, if its agents can be asked.
+    pub(crate) session: Option<Session>,
+    /// What the cluster is to be; `None`: a repository was named instead.
+    pub(crate) spec: Option<Spec>,
+}
+
+/// An error of the vault as a command's end: what could not be reached is another thing than what can not be had.
+pub(crate) fn failure(error: &VaultError) -> Failure {
+    match error {
+        VaultError::Impossible(_) => Failure::not_now(error.to_string()),
+        _ => Failure::failed(error.to_string()),
+    }
+}
+
+/// Work that blocks.
+///
+/// # Errors
+/// Its own.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, VaultError> + Send + 'static,
+) -> Outcome<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result.map_err(|error| failure(&error)),
+        Err(error) => Err(Failure::failed(error.to_string())),
+    }
+}
+
+impl Shelf {
+    /// Finds it.
+    ///
+    /// # Errors
+    /// When there is no repository, this host does not reach it, or it can not be read with this key.
+    pub(crate) async fn open(options: &Options) -> Outcome<Shelf> {
+        let (session, spec) = if options.repository.is_some() { (None, None) } else { cluster(options).await? };
+        let vault = spec.as_ref().map(|spec| spec.vault.clone()).unwrap_or_default();
+        let named = |path: &Option<PathBuf>| path.as_deref().map(absolute).transpose();
+        let place = named(&options.repository)?.or(vault.repository).ok_or_else(|| {
+            Failure::usage("this cluster has no repository")
+                .hint("mainstay set vault.repository=/a/folder, or say --repository DIR")
+        })?;
+        let key = named(&options.key_file)?.or(vault.key_file);
+        let wanted = options.system.map(SystemId);
+        let (repository, system) = blocking(move || look(&place, key.as_deref(), wanted)).await?;
+        Ok(Shelf { repository, system, session, spec })
+    }
+}
+
+/// The cluster, as its agents say, or its file alone.
+async fn cluster(options: &Options) -> Outcome<(Option<Session>, Option<Spec>)> {
+    let target = Target::find(&options.which)?;
+    match Session::open(&options.which).await {
+        Ok(session) => {
+            let spec = session.spec().clone();
+            Ok((Some(session), Some(spec)))
+        }
+        // Nobody can be asked, or this user may not ask: the file says where the repository is.
+        Err(_) => Ok((None, Some(target.spec))),
+    }
+}
+
+fn look(place: &Path, key: Option<&Path>, wanted: Option<SystemId>) -> Result<(Repository, SystemId), VaultError> {
+    let repository = Repository::at(place, key)?;
+    if !repository.readable() {
+        let says = format!(
+            "{} is encrypted, and no secret key is at hand: say --key-file FILE (a file that ends in .public only writes)",
+            place.display()
+        );
+        return Err(VaultError::Impossible(says));
+    }
+    let systems = repository.systems()?;
+    let system = match (wanted, systems.as_slice()) {
+        (Some(wanted), all) if all.contains(&wanted) => wanted,
+        (None, [only]) => *only,
+        (_, []) => return Err(VaultError::Impossible(format!("{} holds nothing yet", place.display()))),
+        (_, all) => {
+            let all: Vec<String> = all.iter().map(ToString::to_string).collect();
+            let says = format!("{} holds the databases {}: say which with --system", place.display(), all.join(", "));
+            return Err(VaultError::Impossible(says));
+        }
+    };
+    Ok((repository, system))
+}
