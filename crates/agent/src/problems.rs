@@ -37,6 +37,9 @@ use std::collections::{BTreeMap, BTreeSet};
 const CLOCK_MS: i64 = 2000;
 /// A certificate that ends sooner is said. Seconds.
 const EXPIRING: i64 = 30 * 86_400;
+/// The way out when the authority itself ends.
+const NEW_AUTHORITY: &str = "`mainstay pki init` beside a copy of the file makes another authority; every host, proxy and person joins it with `mainstay join \
+                             --again`, then `systemctl reload mainstay-agent` on each node";
 /// Less free space than this is little. Bytes.
 const DISK_LITTLE: u64 = 1024 * 1024 * 1024;
 /// Less than this is nearly nothing.
@@ -352,7 +355,11 @@ fn certificates(answer: &LocalStatus, now: i64, list: &mut List) {
     }
     for certificate in &answer.certificates {
         let of = format!("{}: the certificate of its {}", answer.node, certificate.purpose);
-        self::certificate(&of, certificate.until, now, &renew(&answer.node), list);
+        let way = match certificate.purpose.as_str() {
+            "authority" => NEW_AUTHORITY.to_owned(),
+            _ => renew(&answer.node),
+        };
+        self::certificate(&of, certificate.until, now, &way, list);
     }
 }
 
