@@ -32,6 +32,7 @@ use mainstay_model::stored_spec::FileState;
 use mainstay_model::{ClaimState, NodeId, ServerState};
 use mainstay_net::reason::says_expired;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 /// A wall clock that differs by more than this, beyond the round trip, is off. Milliseconds.
 const CLOCK_MS: i64 = 2000;
@@ -50,8 +51,8 @@ const DISK_NEARLY_NOTHING: u64 = 200 * 1024 * 1024;
 pub struct Beside {
     /// Why a node did not answer.
     pub unreachable: BTreeMap<NodeId, String>,
-    /// Nodes under whose name two processes speak.
-    pub doubled: BTreeSet<NodeId>,
+    /// Nodes under whose name two processes speak, and from where they are connected.
+    pub doubled: BTreeMap<NodeId, Vec<IpAddr>>,
     /// The asking agent's wall clock, milliseconds since 1970.
     pub now_ms: u64,
 }
@@ -211,8 +212,10 @@ impl Look<'_> {
     }
 
     fn node(&self, node: &Node, list: &mut List) {
-        if self.beside.doubled.contains(&node.name) {
-            let evidence = format!("{}: two agents speak under this name, in turn", node.name);
+        if let Some(places) = self.beside.doubled.get(&node.name) {
+            let places: Vec<String> = places.iter().map(ToString::to_string).collect();
+            let from = if places.is_empty() { String::new() } else { format!(", from {}", places.join(" and ")) };
+            let evidence = format!("{}: two agents speak under this name, in turn{from}", node.name);
             let hint = "end one of them: which hosts run `mainstay agent` with this --node?";
             list.add(("two-agents-one-name", "critical"), evidence, hint);
         }

@@ -164,7 +164,7 @@ fn every_condition_of_the_cluster_has_its_name() {
     let mut new = primary();
     (new.term, new.primary_of) = (Term(1_000_001), Some(Term(1_000_001)));
     assert_eq!(names(&merged(vec![new, old])), ["superseded"]);
-    let doubled = Beside { doubled: [node("db2")].into(), ..Beside::default() };
+    let doubled = Beside { doubled: [(node("db2"), vec![[10, 0, 0, 7].into()])].into(), ..Beside::default() };
     let fine = || vec![primary(), answer("db2", "replica", "streaming")];
     assert_eq!(names(&merged_beside(fine(), &doubled)), ["two-agents-one-name"]);
     for (why, hint) in [
