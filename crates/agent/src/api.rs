@@ -254,7 +254,9 @@ impl Api {
     /// The whole cluster's status.
     pub async fn status(&self) -> Status {
         let (mine, others) = tokio::join!(self.local(), self.ask_all::<LocalStatus>(AgentQuestion::Status));
-        let mut beside = Beside { doubled: self.lives.doubled().into_iter().collect(), ..Beside::default() };
+        let places = |node: NodeId| (node.clone(), self.certificates.places(&node));
+        let doubled = self.lives.doubled().into_iter().map(places).collect();
+        let mut beside = Beside { doubled, ..Beside::default() };
         let mut answers = BTreeMap::new();
         for (node, told) in others {
             match told {

@@ -2,10 +2,11 @@
 //! those that proxies showed. What the agent itself shows is told of what is in use, not of the file.
 
 use mainstay_model::layout::NodeLayout;
-use mainstay_model::{Moment, Span};
+use mainstay_model::{Moment, NodeId, Span};
 use mainstay_net::{Mesh, pki};
 use mainstay_ports::clock::boot_now;
 use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -63,6 +64,12 @@ impl Certificates {
         }
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some((now, ends.clone()));
         ends
+    }
+
+    /// From where agents of this name are connected here.
+    #[must_use]
+    pub fn places(&self, node: &NodeId) -> Vec<IpAddr> {
+        self.mesh.places(node)
     }
 
     /// Why changed files of the agent are not taken up, if so.

@@ -38,6 +38,7 @@ use mainstay_model::vault::{ArchiveState, BackupState};
 use mainstay_model::{ClaimState, NodeId, Room, ServerState};
 use mainstay_net::reason::says_expired;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 /// A wall clock that differs by more than this, beyond the round trip, is off. Milliseconds.
 const CLOCK_MS: i64 = 2000;
@@ -51,14 +52,17 @@ const ARCHIVE_MS: u64 = 30_000;
 const ARCHIVE_SEGMENTS: u64 = 8;
 /// By so much a backup may be late. Milliseconds.
 const LATE_MS: u64 = 3_600_000;
+/// The way out when the authority itself ends.
+const NEW_AUTHORITY: &str = "`mainstay pki init` beside a copy of the file makes another authority; every host, proxy and person joins it with `mainstay join \
+                             --again`, then `systemctl reload mainstay-agent` on each node";
 
 /// What the asking agent knows beside the answers.
 #[derive(Clone, Debug, Default)]
 pub struct Beside {
     /// Why a node did not answer.
     pub unreachable: BTreeMap<NodeId, String>,
-    /// Nodes under whose name two processes speak.
-    pub doubled: BTreeSet<NodeId>,
+    /// Nodes under whose name two processes speak, and from where they are connected.
+    pub doubled: BTreeMap<NodeId, Vec<IpAddr>>,
     /// How the archive stands.
     pub archive: Option<ArchiveState>,
     /// How backups stand.
@@ -269,8 +273,10 @@ impl Look<'_> {
     }
 
     fn node(&self, node: &Node, list: &mut List) {
-        if self.beside.doubled.contains(&node.name) {
-            let evidence = format!("{}: two agents speak under this name, in turn", node.name);
+        if let Some(places) = self.beside.doubled.get(&node.name) {
+            let places: Vec<String> = places.iter().map(ToString::to_string).collect();
+            let from = if places.is_empty() { String::new() } else { format!(", from {}", places.join(" and ")) };
+            let evidence = format!("{}: two agents speak under this name, in turn{from}", node.name);
             let hint = "end one of them: which hosts run `mainstay agent` with this --node?";
             list.add(("two-agents-one-name", "critical"), evidence, hint);
         }
@@ -415,7 +421,11 @@ fn certificates(answer: &LocalStatus, now: i64, list: &mut List) {
     }
     for certificate in &answer.certificates {
         let of = format!("{}: the certificate of its {}", answer.node, certificate.purpose);
-        self::certificate(&of, certificate.until, now, &renew(&answer.node), list);
+        let way = match certificate.purpose.as_str() {
+            "authority" => NEW_AUTHORITY.to_owned(),
+            _ => renew(&answer.node),
+        };
+        self::certificate(&of, certificate.until, now, &way, list);
     }
 }
 

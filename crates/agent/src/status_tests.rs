@@ -84,6 +84,12 @@ fn every_condition_of_a_node_has_its_name() {
     let conditions: Vec<(&str, Change)> = vec![
         ("certificate-expired", Box::new(move |answer| answer.certificates = end(100 * day - 1))),
         ("certificate-expiring", Box::new(move |answer| answer.certificates = end(129 * day))),
+        (
+            "certificate-expiring",
+            Box::new(move |answer| {
+                answer.certificates = vec![CertificateEnd { purpose: "authority".to_owned(), until: 110 * day }];
+            }),
+        ),
         ("certificate-not-taken", Box::new(|answer| answer.not_taken = Some("node.key: no key".to_owned()))),
         ("proxy-down", Box::new(|answer| answer.proxy_down = Some("listen on 10.0.0.2:6432: in use".to_owned()))),
         ("clock-off", Box::new(|answer| answer.clock_off_ms = -2001)),
@@ -165,7 +171,7 @@ fn every_condition_of_the_cluster_has_its_name() {
     let mut new = primary();
     (new.term, new.primary_of) = (Term(1_000_001), Some(Term(1_000_001)));
     assert_eq!(names(&merged(vec![new, old])), ["superseded"]);
-    let doubled = Beside { doubled: [node("db2")].into(), ..Beside::default() };
+    let doubled = Beside { doubled: [(node("db2"), vec![[10, 0, 0, 7].into()])].into(), ..Beside::default() };
     let fine = || vec![primary(), answer("db2", "replica", "streaming")];
     assert_eq!(names(&merged_beside(fine(), &doubled)), ["two-agents-one-name"]);
     for (why, hint) in [

@@ -16,7 +16,7 @@ use mainstay_ports::peer::{Caller, Channel, Handlers};
 use rustls::pki_types::CertificateDer;
 use std::collections::BTreeMap;
 use std::io::{Error, ErrorKind};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWriteExt, BufReader};
@@ -52,7 +52,8 @@ pub(crate) struct Listener {
     pub(crate) handlers: Handlers,
     pub(crate) http: Option<Arc<dyn HttpServe>>,
     pub(crate) peers: Arc<PeerTable>,
-    pub(crate) callers: Mutex<BTreeMap<Caller, usize>>,
+    /// Open connections of each caller, by where they come from.
+    pub(crate) callers: Mutex<BTreeMap<Caller, BTreeMap<IpAddr, usize>>>,
     pub(crate) proxies: Mutex<BTreeMap<String, Shown>>,
     /// Certificates that were refused are worth a line in the log, but not one for each attempt.
     pub(crate) refusals: Mutex<Seldom>,
@@ -116,6 +117,11 @@ impl Listener {
         proxies.iter().map(|(name, shown)| (name.clone(), shown.until)).collect()
     }
 
+    /// From where this caller has connections open.
+    pub(crate) fn places(&self, caller: &Caller) -> Vec<IpAddr> {
+        lock(&self.callers).get(caller).map(|open| open.keys().copied().collect()).unwrap_or_default()
+    }
+
     fn remember(&self, caller: &Caller, until: i64) {
         let Caller::Proxy(name) = caller else { return };
         let mut proxies = lock(&self.proxies);
@@ -138,6 +144,7 @@ impl Listener {
 
     async fn connection(&self, tcp: TcpStream, handshakes: &Semaphore) -> std::io::Result<()> {
         socket::tune(&tcp);
+        let from = tcp.peer_addr()?.ip();
         let handshake = async {
             let _permit = handshakes.acquire().await.map_err(Error::other)?;
             TlsAcceptor::from(self.credentials.server_config()).accept(tcp).await
@@ -150,10 +157,10 @@ impl Listener {
         let until = shown.and_then(|chain| chain.first()).and_then(ends).unwrap_or(i64::MAX);
         self.remember(&caller, until);
         if session.alpn_protocol() == Some(ALPN_FRAMES) {
-            let _counted = self.count(&caller, true)?;
+            let _counted = self.count(&caller, from, true)?;
             return self.frames(stream, caller).await;
         }
-        let _counted = self.count(&caller, false)?;
+        let _counted = self.count(&caller, from, false)?;
         if let Some(http) = &self.http {
             http.serve(stream, caller).await;
         }
@@ -161,13 +168,13 @@ impl Listener {
     }
 
     /// Counts a connection of a caller for as long as the returned value lives.
-    fn count(&self, caller: &Caller, frames: bool) -> std::io::Result<Counted<'_>> {
+    fn count(&self, caller: &Caller, from: IpAddr, frames: bool) -> std::io::Result<Counted<'_>> {
         let mut callers = lock(&self.callers);
-        let open = callers.entry(caller.clone()).or_insert(0);
-        if *open >= PER_CALLER_MAX {
+        let open = callers.entry(caller.clone()).or_default();
+        if open.values().sum::<usize>() >= PER_CALLER_MAX {
             return Err(Error::other(format!("{caller:?} has {PER_CALLER_MAX} connections already")));
         }
-        *open += 1;
+        *open.entry(from).or_default() += 1;
         drop(callers);
         let peer = match caller {
             Caller::Node(node) if frames => self.peers.get(node),
@@ -176,7 +183,7 @@ impl Listener {
         if let Some(peer) = &peer {
             peer.incoming_opened();
         }
-        Ok(Counted { listener: self, caller: caller.clone(), frames })
+        Ok(Counted { listener: self, caller: caller.clone(), from, frames })
     }
 
     async fn frames(&self, stream: ServerStream, caller: Caller) -> std::io::Result<()> {
@@ -268,6 +275,7 @@ fn refusal(channel: Channel, id: u64, text: &str) -> Frame {
 struct Counted<'a> {
     listener: &'a Listener,
     caller: Caller,
+    from: IpAddr,
     frames: bool,
 }
 
@@ -275,8 +283,10 @@ impl Drop for Counted<'_> {
     fn drop(&mut self) {
         let mut callers = lock(&self.listener.callers);
         let left = callers.get_mut(&self.caller).map_or(0, |open| {
-            *open = open.saturating_sub(1);
-            *open
+            let here = open.entry(self.from).or_default();
+            *here = here.saturating_sub(1);
+            open.retain(|_, count| *count > 0);
+            open.values().sum()
         });
         if left == 0 {
             callers.remove(&self.caller);

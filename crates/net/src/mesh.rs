@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use mainstay_model::{ClusterName, NodeId};
 use mainstay_ports::peer::{Caller, Channel, Handlers, LinkChange, PeerError, Peers};
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -185,6 +185,13 @@ impl Mesh {
     pub fn proxies(&self) -> BTreeMap<String, i64> {
         let listener = lock(&self.running).listener.clone();
         listener.map(|listener| listener.proxies()).unwrap_or_default()
+    }
+
+    /// From which addresses this node's agents are connected here.
+    #[must_use]
+    pub fn places(&self, node: &NodeId) -> Vec<IpAddr> {
+        let listener = lock(&self.running).listener.clone();
+        listener.map(|listener| listener.places(&Caller::Node(node.clone()))).unwrap_or_default()
     }
 
     /// Replaces the list of peers: connections to those that stay are untouched, others are opened or closed.

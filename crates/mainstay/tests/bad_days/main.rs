@@ -331,6 +331,24 @@ const KEPT: &[Row] = &[
         &["mainstay://orders/admin/ann", "node.crt"],
     ),
     row(
+        "a key that is cut off",
+        |bed| {
+            std::fs::write(layout(bed).node_key(), "-----BEGIN PRIVATE KEY-----\nMIGH").unwrap();
+            nothing()
+        },
+        Says::Ends(1),
+        &["node.key: not a whole private key"],
+    ),
+    row(
+        "a key of another certificate",
+        |bed| {
+            std::fs::copy(layout(bed).proxy_key(), layout(bed).node_key()).unwrap();
+            nothing()
+        },
+        Says::Ends(1),
+        &["node.key: it is not the key of the certificate beside it"],
+    ),
+    row(
         "a certificate that has ended",
         |bed| {
             papers(bed, "orders", &db1(), Duration::from_secs(1));

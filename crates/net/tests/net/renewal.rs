@@ -75,7 +75,9 @@ async fn a_connection_goes_on_over_a_renewal_and_a_proxy_shows_its_new_end_by_it
     let caller = Mesh::with_credentials(credentials, None, [(node("db1"), address)].into()).unwrap();
     caller.serve(BTreeMap::new(), None).await.unwrap();
     until("the proxy is seen", || mesh.proxies() == [("app1".to_owned(), first)].into()).await;
+    assert!(mesh.places(&node("db1")).is_empty());
     let person = Client::connect(address, Expect::AnyNode, &pki.node("db9")).await.unwrap();
+    assert_eq!(mesh.places(&node("db9")), [loopback().ip()]);
     let renewed = issued(&pki, &proxy, YEAR);
     let last = mainstay_net::pki::valid_until(&renewed.cert_pem).unwrap();
     files.renew(&renewed);
