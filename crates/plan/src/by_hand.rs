@@ -88,7 +88,7 @@ fn nothing_left(facts: &Facts<'_>) -> String {
     let lines = dirs.iter().map(|dir| {
         let dir = dir.display();
         format!(
-            "{AS_SERVER} {programs}/pg_ctl -D {dir}/data -m fast stop\npkill -f 'mainstay guard --socket {dir}/agent'\n# this prints nothing:\npgrep -af {dir}/data"
+            "{AS_SERVER} {programs}/pg_ctl -D {dir}/data -m fast stop\npkill -f 'guard --socket {dir}/agent'\n# this prints nothing:\npgrep -af {dir}/data"
         )
     });
     lines.collect::<Vec<_>>().join("\n")

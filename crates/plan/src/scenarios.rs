@@ -5,6 +5,7 @@ use crate::by_hand::{self, AS_SERVER, restore_commands};
 use crate::facts::Facts;
 use crate::layout::Layout;
 use crate::objectives::{Class, reached, span};
+use mainstay_model::Durability;
 use mainstay_model::spec::{Node, Spec};
 
 /// One thing that can happen.
@@ -111,6 +112,14 @@ fn of_class(facts: &Facts<'_>, layout: &Layout, class: Class) -> (String, String
 fn hosts(facts: &Facts<'_>, layout: &Layout, names: &Names<'_>) -> Vec<Scenario> {
     let (primary, replica) = (&names.primary, &names.replica);
     let host = of_class(facts, layout, Class::Host);
+    // A strict cluster of one member takes no writes, whoever accepted what was lost.
+    let alone = match facts.spec.cluster.durability {
+        Durability::Strict => (
+            "# writes still wait for a replica (durability is strict); to write at once, with one copy:\nmainstay set cluster.durability=available\n",
+            "\n# when it streams again\nmainstay set cluster.durability=strict",
+        ),
+        Durability::Available | Durability::Async => ("", ""),
+    };
     vec![
         Scenario {
             key: "node-dead", title: "A node is dead",
@@ -152,8 +161,8 @@ fn hosts(facts: &Facts<'_>, layout: &Layout, names: &Names<'_>) -> Vec<Scenario>
             decides: "the owner of the data, if anything may be lost",
             stop_if: "the lost hosts may come back: start them instead; nothing is lost then.".into(),
             itself: "Writes stop within the lease. When a majority is back, the cluster opens again by itself.".into(),
-            commands: format!("mainstay status\n# start what can be started, then wait\nssh {} systemctl start mainstay-agent\n# only if they never come back, and are off: what each node knows, and whether commits may be missing\nmainstay recover\nmainstay recover --from {replica}", names.host(replica)),
-            time: "as long as it takes to start a host; recover takes about a minute".into(),
+            commands: format!("mainstay status\n# start what can be started, then wait\nssh {} systemctl start mainstay-agent\n# only if they never come back, and are off: what each node knows, and whether commits may be missing\nmainstay recover\nmainstay recover --from {replica}\n# it refuses where acknowledged commits may be missing; with the owner's word, once what it says was written down\nmainstay recover --from {replica} --accept-data-loss\n{}# a new host takes the place of each lost one\nmainstay node replace {primary} --host NEW_ADDRESS{}", names.host(replica), alone.0, alone.1),
+            time: "as long as it takes to start a host; recover takes seconds".into(),
             loss: "nothing if hosts come back; recover says what may be missing before it asks".into(),
             verify: "mainstay status shows a primary, a new incarnation, and who must be replaced".into(),
             back: "none: old members stay out until mainstay reinit NODE. Keep the lost hosts off.".into(),
