@@ -100,7 +100,7 @@ pub(crate) async fn gather(seen: &Seen, node: &Node, writing: bool) -> HostFacts
         system: system::read(&seen.target, node, &owners, agent).await,
         server,
         user: owners.reach(layout.dir()),
-        places: places::read(&layout, node.witness, stage, &owners),
+        places: places::read(spec, node, &layout, stage, &owners),
         ports,
         memory: memory::read(),
         volume: disk::read(layout.dir(), writing),
