@@ -1,4 +1,4 @@
-//! What to type with PostgreSQL's own tools: a restore beside the cluster, and the database without Mainstay. Every line was run on a real cluster
+//! What to type with PostgreSQL's own tools: a restore beside the cluster, and the database without Mainstay. Every line is typed by a test (`mainstay/tests/by_hand.rs`) on a real cluster
 //! whose agents were killed and whose hosts were given up.
 
 use crate::facts::Facts;
@@ -88,7 +88,7 @@ fn nothing_left(facts: &Facts<'_>) -> String {
     let lines = dirs.iter().map(|dir| {
         let dir = dir.display();
         format!(
-            "{AS_SERVER} {programs}/pg_ctl -D {dir}/data -m fast stop\npkill -f 'guard --socket {dir}/agent'\n# this prints nothing:\npgrep -af {dir}/data"
+            "{AS_SERVER} {programs}/pg_ctl -D {dir}/data -m fast stop\npkill -f '[g]uard --socket {dir}/agent'\n# this prints nothing:\npgrep -af '{dir}/[d]ata'"
         )
     });
     lines.collect::<Vec<_>>().join("\n")
