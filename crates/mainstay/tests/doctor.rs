@@ -95,6 +95,7 @@ fn a_doctor_sees_what_is_well_what_is_broken_and_tells_what_mends_it() {
     assert!(typed.success() && mode(&agent) == 0o700);
     assert_eq!(cluster.wrong("db2", "directories", &[]), Vec::<Value>::new());
 
+    whoever_may_not_look_is_told_so(&cluster);
     a_runbook_is_of_what_is_in_force(&cluster);
 
     cluster.json(&["down"]);
@@ -108,6 +109,38 @@ fn a_doctor_sees_what_is_well_what_is_broken_and_tells_what_mends_it() {
     std::fs::remove_file(at("db1")).unwrap();
     assert_eq!(cluster.doctor("db1", &[])["stage"], "new");
     cluster.problem("db1", "data", "has not joined", &[]);
+}
+
+/// A user who may not read the node's files learns what is not known, and nothing false. Only root can be somebody else.
+fn whoever_may_not_look_is_told_so(cluster: &Cluster) {
+    if !rustix::process::geteuid().is_root() {
+        println!("not root: left out");
+        return;
+    }
+    let program = cluster.dir.parent().unwrap().join("mainstay");
+    std::fs::copy(env!("CARGO_BIN_EXE_mainstay"), &program).unwrap();
+    let output = std::process::Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(&program)
+        .args(["doctor", "--json", "--no-write", "--node", "db1", "--dir"])
+        .arg(&cluster.dir)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let node = &answer["nodes"][0];
+    for (check, severity) in [
+        ("user", "advice"),
+        ("agent", "unknown"),
+        ("certificates", "unknown"),
+        ("data", "unknown"),
+        ("ports", "fine"),
+        ("peer", "unknown"),
+        ("reach", "fine"),
+    ] {
+        let found = findings(node, check);
+        assert!(!found.is_empty() && found.iter().all(|finding| finding["severity"] == severity), "{check}: {found:?}");
+    }
 }
 
 /// The runbook says what is in force, also where the file says something else, and a runbook of before is found out.

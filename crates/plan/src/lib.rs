@@ -6,6 +6,7 @@
 
 pub mod availability;
 pub mod backup;
+mod by_hand;
 pub mod day;
 pub mod doctor;
 pub mod engine;

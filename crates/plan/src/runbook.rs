@@ -88,7 +88,7 @@ fn page(scenario: &Scenario, number: usize) -> Section {
     );
     section.code("Type", scenario.commands.clone());
     if scenario.commands.contains("/run -") {
-        section.say(Mark::Derived, "Lines with psql -h DIRECTORY/run, pg_amcheck and vacuumdb: on that node's own host, as the agent's user. Words in capitals are to be replaced.");
+        section.say(Mark::Derived, "Lines with -h DIRECTORY/run: on that node's own host, as the agent's user. Words in capitals are to be replaced.");
     } else {
         section.say(Mark::Derived, "Words in capitals are to be replaced.");
     }

@@ -1,9 +1,11 @@
 //! What can happen to this cluster, and what to type then: the material of the recovery matrix and of the runbook. Real names and addresses, and
 //! only commands that exist.
 
+use crate::by_hand::{self, AS_SERVER, restore_commands};
 use crate::facts::Facts;
 use crate::layout::Layout;
 use crate::objectives::{Class, reached, span};
+use mainstay_model::Durability;
 use mainstay_model::spec::{Node, Spec};
 
 /// One thing that can happen.
@@ -37,7 +39,7 @@ pub struct Scenario {
 pub(crate) struct Names<'a> {
     spec: &'a Spec,
     replica: String,
-    primary: String,
+    pub(crate) primary: String,
 }
 
 impl<'a> Names<'a> {
@@ -54,17 +56,24 @@ impl<'a> Names<'a> {
         Names { spec: facts.spec, replica, primary }
     }
 
-    fn node(&self, name: &str) -> Option<&'a Node> {
+    pub(crate) fn node(&self, name: &str) -> Option<&'a Node> {
         self.spec.nodes.iter().find(|node| node.name.as_str() == name)
     }
 
-    fn host(&self, name: &str) -> String {
+    pub(crate) fn host(&self, name: &str) -> String {
         self.node(name).map(|node| node.host.clone()).unwrap_or_default()
     }
 
     /// The superuser's way in, on the primary's host.
     pub(crate) fn superuser(&self) -> String {
         self.node(&self.primary).map(|node| superuser(self.spec, node)).unwrap_or_default()
+    }
+
+    /// One of the server's own programs on the primary's host; several of them are on nobody's path.
+    pub(crate) fn tool(&self, facts: &Facts<'_>, name: &str) -> String {
+        let node = self.node(&self.primary);
+        let place = node.map(|node| format!(" -h {}/run -p {}", self.spec.node_dir(node).display(), node.port));
+        format!("{}/{name}{}", by_hand::programs(facts), place.unwrap_or_default())
     }
 
     /// All data hosts, for libpq.
@@ -103,6 +112,14 @@ fn of_class(facts: &Facts<'_>, layout: &Layout, class: Class) -> (String, String
 fn hosts(facts: &Facts<'_>, layout: &Layout, names: &Names<'_>) -> Vec<Scenario> {
     let (primary, replica) = (&names.primary, &names.replica);
     let host = of_class(facts, layout, Class::Host);
+    // A strict cluster of one member takes no writes, whoever accepted what was lost.
+    let alone = match facts.spec.cluster.durability {
+        Durability::Strict => (
+            "# writes still wait for a replica (durability is strict); to write at once, with one copy:\nmainstay set cluster.durability=available\n",
+            "\n# when it streams again\nmainstay set cluster.durability=strict",
+        ),
+        Durability::Available | Durability::Async => ("", ""),
+    };
     vec![
         Scenario {
             key: "node-dead", title: "A node is dead",
@@ -144,8 +161,8 @@ fn hosts(facts: &Facts<'_>, layout: &Layout, names: &Names<'_>) -> Vec<Scenario>
             decides: "the owner of the data, if anything may be lost",
             stop_if: "the lost hosts may come back: start them instead; nothing is lost then.".into(),
             itself: "Writes stop within the lease. When a majority is back, the cluster opens again by itself.".into(),
-            commands: format!("mainstay status\n# start what can be started, then wait\nssh {} systemctl start mainstay-agent\n# only if they never come back, and are off: what each node knows, and whether commits may be missing\nmainstay recover\nmainstay recover --from {replica}", names.host(replica)),
-            time: "as long as it takes to start a host; recover takes about a minute".into(),
+            commands: format!("mainstay status\n# start what can be started, then wait\nssh {} systemctl start mainstay-agent\n# only if they never come back, and are off: what each node knows, and whether commits may be missing\nmainstay recover\nmainstay recover --from {replica}\n# it refuses where acknowledged commits may be missing; with the owner's word, once what it says was written down\nmainstay recover --from {replica} --accept-data-loss\n{}# a new host takes the place of each lost one\nmainstay node replace {primary} --host NEW_ADDRESS{}", names.host(replica), alone.0, alone.1),
+            time: "as long as it takes to start a host; recover takes seconds".into(),
             loss: "nothing if hosts come back; recover says what may be missing before it asks".into(),
             verify: "mainstay status shows a primary, a new incarnation, and who must be replaced".into(),
             back: "none: old members stay out until mainstay reinit NODE. Keep the lost hosts off.".into(),
@@ -208,39 +225,6 @@ fn curl_all(spec: &Spec) -> String {
     lines.join("\n")
 }
 
-/// A restore with PostgreSQL's own tools.
-pub(crate) fn restore_commands(facts: &Facts<'_>) -> String {
-    let version = facts.version().map_or_else(|| "VERSION".to_owned(), |(major, _)| major.to_string());
-    let sizes = crate::parameters::sizes(facts);
-    let workers = facts.cores().0 + 8;
-    format!(
-        "# as root on a host with PostgreSQL {version}; /backup holds base backups and log (section 6 of the plan)\n\
-         install -d -o postgres -g postgres -m 700 /restore\n\
-         tar -xzf /backup/base/NEWEST/base.tar.gz -C /restore\n\
-         # these must not be smaller than they were on the primary\n\
-         cat > /restore/restore.conf <<'END'\n\
-         port = 5499\n\
-         unix_socket_directories = '/tmp'\n\
-         hba_file = '/restore/restore.hba'\n\
-         max_connections = {}\n\
-         max_worker_processes = {workers}\n\
-         max_wal_senders = 20\n\
-         restore_command = 'cp /backup/wal/%f %p || zcat /backup/wal/%f.gz > %p'\n\
-         # the moment to go back to; without this line: the newest\n\
-         recovery_target_time = 'YYYY-MM-DD HH:MM:SS+00'\n\
-         recovery_target_action = 'pause'\n\
-         END\n\
-         echo 'local all all peer' > /restore/restore.hba\n\
-         touch /restore/recovery.signal\n\
-         chown -R postgres:postgres /restore\n\
-         sudo -u postgres /usr/lib/postgresql/{version}/bin/postgres -D /restore -c config_file=/restore/restore.conf &\n\
-         # look whether it is the right moment, then open it\n\
-         sudo -u postgres psql -h /tmp -p 5499 -d app -c 'select pg_last_xact_replay_timestamp()'\n\
-         sudo -u postgres psql -h /tmp -p 5499 -d app -c 'select pg_wal_replay_resume()'",
-        sizes.connections
-    )
-}
-
 fn disks(facts: &Facts<'_>, names: &Names<'_>) -> Vec<Scenario> {
     let (primary, replica) = (&names.primary, &names.replica);
     let dir = names.node(primary).map(|node| facts.spec.node_dir(node).display().to_string()).unwrap_or_default();
@@ -260,7 +244,7 @@ fn disks(facts: &Facts<'_>, names: &Names<'_>) -> Vec<Scenario> {
             seen: "\"invalid page in block\", checksum failures in pg_stat_database, or a query whose result changes with the index".into(), decides: "the owner of the data",
             stop_if: "backups are about to be removed by their retention: stop that first; the last good copy may be among them.".into(),
             itself: "Nothing: the server answers with an error for a damaged page, and other pages are served.".into(),
-            commands: format!("# which tables; the extension comes with the server's contrib package\n{} -d app -c 'create extension if not exists amcheck'\npg_amcheck -h {}/run -U postgres -d app --heapallindexed\n# an index: built anew, without blocking writes\n{} -d app -c 'reindex index concurrently INDEX'\n# a page of the primary's copy only: let a replica serve, and clone the damaged copy anew\nmainstay switchover --to {replica}\nmainstay reinit {primary}", names.superuser(), dir, names.superuser()),
+            commands: format!("# which tables; the extension comes with the server's contrib package\n{} -d app -c 'create extension if not exists amcheck'\n{} -U postgres -d app --heapallindexed\n# an index: built anew, without blocking writes\n{} -d app -c 'reindex index concurrently INDEX'\n# a page of the primary's copy only: let a replica serve, and clone the damaged copy anew\nmainstay switchover --to {replica}\nmainstay reinit {primary}", names.superuser(), names.tool(facts, "pg_amcheck"), names.superuser()),
             time: "the switchover about a second; the clone as long as copying the data".into(), loss: "nothing if a replica's copy is whole; else see \"Data deleted by mistake\"".into(),
             verify: "pg_amcheck says nothing on the new primary".into(), back: "reinit moves the damaged data aside, it does not delete it.".into(),
         },
@@ -279,7 +263,7 @@ fn disks(facts: &Facts<'_>, names: &Names<'_>) -> Vec<Scenario> {
 /// One base backup by hand.
 pub(crate) fn base_backup(names: &Names<'_>) -> String {
     format!(
-        "pg_basebackup -d \"{} user=backup sslmode=require\" -D /backup/base/$(date +%F-%H%M) -Ft -z -X stream -c fast -P",
+        "{AS_SERVER} pg_basebackup -d \"{} user=backup sslmode=require passfile=/backup/.pgpass\" -D /backup/base/$(date +%F-%H%M) -Ft -z -X stream -c fast -w",
         names.any_host()
     )
 }
@@ -293,10 +277,10 @@ fn mistakes(facts: &Facts<'_>, names: &Names<'_>) -> Vec<Scenario> {
             seen: "people or applications miss data".into(), decides: "the owner of the data",
             stop_if: "nobody knows the minute in which it happened: find it in the applications' logs first; restoring to the wrong minute costs a whole restore.".into(),
             itself: "Nothing: replicas repeat it within milliseconds.".into(),
-            commands: format!("# keep applications from writing more, if that makes it worse: take their role's right to log in\n{} -c 'alter role app nologin'\n# restore beside the cluster, to the moment before\n{}\n# copy back what is missing, table by table\nsudo -u postgres pg_dump -h /tmp -p 5499 -d app -t TABLE --data-only > table.sql\n{} -d app --single-transaction -f table.sql", names.superuser(), restore_commands(facts), names.superuser()),
+            commands: format!("# keep applications from writing more, if that makes it worse: take their role's right to log in, and end the sessions that there are\n{} -c 'alter role app nologin' -c \"select pg_terminate_backend(pid) from pg_stat_activity where usename = 'app'\"\n# restore beside the cluster, to the moment before\n{}\n# copy back what is missing, table by table\n{AS_SERVER} pg_dump -h /tmp -p 5499 -d app -t TABLE --data-only > table.sql\n{} -d app --single-transaction -f table.sql\n# let applications in again\n{} -c 'alter role app login'", names.superuser(), restore_commands(facts), names.superuser(), names.superuser()),
             time: human.0, loss: "what was written to the same rows since".into(),
             verify: "counts and sums of the table, before and after; the application's own checks".into(),
-            back: "The cluster is not changed before the last command, which is one transaction.".into(),
+            back: "Data of the cluster are not changed before table.sql is loaded, which is one transaction. alter role app login lets applications in again.".into(),
         },
         Scenario {
             key: "failed-upgrade", title: "An update of PostgreSQL or Mainstay went wrong",
@@ -389,7 +373,7 @@ fn proxy_down(facts: &Facts<'_>, names: &Names<'_>) -> Scenario {
 }
 
 fn service(facts: &Facts<'_>, names: &Names<'_>) -> Vec<Scenario> {
-    let (primary, replica) = (&names.primary, &names.replica);
+    let replica = &names.replica;
     vec![
         Scenario {
             key: "replica-behind", title: "A replica is behind, or does not stream",
@@ -405,33 +389,10 @@ fn service(facts: &Facts<'_>, names: &Names<'_>) -> Vec<Scenario> {
             seen: "\"database must be vacuumed within\" in the server's log; age(datfrozenxid) over 1 500 000 000".into(), decides: "whoever is on call",
             stop_if: "you are about to restart in single-user mode: it is not needed, vacuum works while writes are refused.".into(),
             itself: "autovacuum runs to prevent it, however busy the server is, unless something old holds it back.".into(),
-            commands: format!("{} -c 'select datname, age(datfrozenxid) from pg_database order by 2 desc'\n# what holds it back: old transactions, prepared ones, slots\n{} -c 'select pid, age(backend_xmin), state, query from pg_stat_activity where backend_xmin is not null order by 2 desc limit 5'\n{} -c 'select gid, age(transaction) from pg_prepared_xacts'\n{} -c 'select slot_name, age(xmin), age(catalog_xmin) from pg_replication_slots'\n# end those, then\nvacuumdb -h {}/run -U postgres -d app --freeze --jobs 4", names.superuser(), names.superuser(), names.superuser(), names.superuser(), names.node(primary).map(|node| facts.spec.node_dir(node).display().to_string()).unwrap_or_default()),
+            commands: format!("{} -c 'select datname, age(datfrozenxid) from pg_database order by 2 desc'\n# what holds it back: old transactions, prepared ones, slots\n{} -c 'select pid, age(backend_xmin), state, query from pg_stat_activity where backend_xmin is not null order by 2 desc limit 5'\n{} -c 'select gid, age(transaction) from pg_prepared_xacts'\n{} -c 'select slot_name, age(xmin), age(catalog_xmin) from pg_replication_slots'\n# end those, then\n{} -U postgres -d app --freeze --jobs 4", names.superuser(), names.superuser(), names.superuser(), names.superuser(), names.tool(facts, "vacuumdb")),
             time: "reading every table once".into(), loss: "nothing; the sessions that are ended".into(),
             verify: "age(datfrozenxid) falls below 200 000 000".into(), back: "none needed".into(),
         },
-        by_hand(facts, names),
+        by_hand::scenario(facts, names),
     ]
-}
-
-/// Mainstay itself does not run any more.
-fn by_hand(facts: &Facts<'_>, names: &Names<'_>) -> Scenario {
-    let version = facts.version().map_or_else(|| "VERSION".to_owned(), |(major, _)| major.to_string());
-    let node = names.node(&names.primary);
-    let dir = node.map(|node| facts.spec.node_dir(node).display().to_string()).unwrap_or_default();
-    let positions: Vec<String> = facts.spec.data_nodes().map(|node| format!("ssh {} /usr/lib/postgresql/{version}/bin/pg_controldata {}/data | grep -E 'cluster state|TimeLineID|checkpoint location|Minimum recovery ending'", node.host, facts.spec.node_dir(node).display())).collect();
-    Scenario {
-        key: "by-hand", title: "Mainstay itself is gone: the database by hand",
-        seen: "no agent starts any more, on any host, and it can not be mended in time".into(), decides: "the owner of the data",
-        stop_if: "an agent still runs anywhere: stop it first (systemctl disable --now mainstay-agent), or it takes the server back.".into(),
-        itself: "Nothing. data/ is an ordinary data directory of PostgreSQL, conf/ its configuration.".into(),
-        commands: format!(
-            "# on every host: no agent, no server\nsystemctl disable --now mainstay-agent\n# which copy is the newest: the last primary's, if its disk is there; else the highest timeline, then the highest of both positions\n{}\n# on that host, here taken as {} ({}): a configuration without replicas, and without what Mainstay set\ncat > /etc/postgresql/by-hand.conf <<'END'\nlisten_addresses = '*'\nport = {}\nhba_file = '/etc/postgresql/by-hand.hba'\nmax_connections = {}\nEND\nprintf 'local all all peer\\nhost all all 0.0.0.0/0 scram-sha-256\\n' > /etc/postgresql/by-hand.hba\n# a copy first\ncp -a --reflink=auto {dir}/data {dir}/data.before-by-hand\nrm -f {dir}/data/standby.signal\nsudo -u postgres /usr/lib/postgresql/{version}/bin/postgres -D {dir}/data -c config_file=/etc/postgresql/by-hand.conf",
-            positions.join("\n"), names.primary, names.host(&names.primary),
-            node.map_or(5432, |node| node.port), crate::parameters::sizes(facts).connections
-        ),
-        time: "a quarter of an hour, done by somebody who has done it before".into(),
-        loss: "nothing if the copy that was the last primary, or held the newest log, is taken; compare all of them first".into(),
-        verify: "psql: select pg_is_in_recovery() answers f, and a write works".into(),
-        back: "What was written by hand is unknown to the cluster's store: dump it (pg_dumpall), make a new cluster, load it there. Do not start the old agents on these data.".into(),
-    }
 }

@@ -3,8 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use mainstay_model::Durability;
 use mainstay_model::status::Status;
+use mainstay_model::{Durability, NodeId};
 use mainstay_testkit::cluster::unhealed;
 use mainstay_testkit::hosts::host::{Blueprint, Host};
 use mainstay_testkit::hosts::network::{Switch, arrives, cut_towards};
@@ -65,6 +65,67 @@ async fn two_nodes_and_a_witness() {
 #[tokio::test(flavor = "multi_thread")]
 async fn operators_at_work() {
     survives(Shape::THREE, &HostFault::OPERATED).await;
+}
+
+/// The findings of `mainstay doctor`, typed on a host: check, severity and text.
+async fn findings(cluster: &HostCluster, node: &NodeId) -> Vec<(String, String, String)> {
+    // It ends with status 1 where something is amiss, and this machine has no time service.
+    let program = mainstay_testkit::cluster::program().unwrap().canonicalize().unwrap();
+    let line =
+        format!("{} doctor --config /etc/mainstay/mainstay.toml --node {node} --json || true", program.display());
+    let said = cluster.host(node).unwrap().run(&["sh", "-c", &line]).await.unwrap();
+    let answer: serde_json::Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    let all = answer["nodes"][0]["findings"].as_array().unwrap_or_else(|| panic!("{answer}"));
+    all.iter().map(|each| (text(&each["check"]), text(&each["severity"]), text(&each["found"]))).collect()
+}
+
+/// Hosts with a network, a volume and a clock each: what a doctor reads there is what there is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_doctor_sees_a_cut_cable_and_a_full_volume() {
+    let cluster = HostCluster::up(Shape::THREE).await.unwrap();
+    let (node, other) = (NodeId::new("db1").unwrap(), NodeId::new("db2").unwrap());
+    let (here, there) = (cluster.host(&node).unwrap(), cluster.host(&other).unwrap());
+    let found = findings(&cluster, &node).await;
+    for check in [
+        "address",
+        "agent",
+        "directories",
+        "ports",
+        "data",
+        "certificates",
+        "reach",
+        "clock-offset",
+        "libc-differs",
+        "disk",
+    ] {
+        let of: Vec<_> = found.iter().filter(|(name, ..)| name == check).collect();
+        // How fast a disk is is advice at most on a machine that others use.
+        assert!(
+            !of.is_empty() && of.iter().all(|(_, severity, _)| severity == "fine" || check == "disk"),
+            "{check}: {of:?}"
+        );
+    }
+    let mount = found.iter().find(|(name, ..)| name == "file-system").unwrap();
+    assert!(mount.1 == "fine" && mount.2.contains("ext4"), "{mount:?}");
+
+    cut_towards(here, &[there.address()], true).unwrap();
+    assert!(!arrives(here, there).unwrap());
+    let found = findings(&cluster, &node).await;
+    let lost: Vec<_> = found.iter().filter(|(name, severity, _)| name == "reach" && severity == "problem").collect();
+    assert!(lost.len() == 1 && lost[0].2.contains("db2"), "{found:?}");
+    cut_towards(here, &[there.address()], false).unwrap();
+    until("db2 is reached again", || arrives(here, there).unwrap());
+
+    // Little room: nothing is written to see how fast the disk is.
+    let dir =
+        found.iter().find(|(name, ..)| name == "disk").map(|(_, _, text)| text.rsplit(' ').next().unwrap().to_owned());
+    let fill = format!("fallocate -l $(($(df --output=avail -B1 {0} | tail -1) - 30000000)) {0}/filler", dir.unwrap());
+    here.run(&["sh", "-c", &fill]).await.unwrap();
+    let found = findings(&cluster, &node).await;
+    let space: Vec<_> = found.iter().filter(|(name, ..)| name == "space").collect();
+    assert!(space.len() == 1 && space[0].1 == "problem", "{space:?}");
+    assert!(!found.iter().any(|(name, ..)| name == "disk"), "{found:?}");
 }
 
 /// Paths below `/proc/NUMBER` of processes that name this directory.

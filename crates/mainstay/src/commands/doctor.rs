@@ -106,7 +106,7 @@ fn show(examined: &Examined, all: bool) {
     let stage = match stage {
         Stage::New => "has not joined",
         Stage::Joined => "has joined, its agent does not answer",
-        Stage::Running => "its agent answers",
+        Stage::Running => "its agent runs",
     };
     let count = |severity: Severity| {
         let count = findings.iter().filter(|finding| finding.severity == severity).count();
@@ -114,17 +114,21 @@ fn show(examined: &Examined, all: bool) {
     };
     let counts = [Severity::Problem, Severity::Unknown, Severity::Advice, Severity::Fine].map(count).join(", ");
     output::line(&format!("{} ({}): {stage}; {counts}", paint(Colour::Cyan, node.name.as_str()), node.host));
-    for finding in findings.iter().filter(|finding| all || finding.severity != Severity::Fine) {
-        // What is fine is one line each: a list, not paragraphs.
-        if finding.severity != Severity::Fine {
+    let shown: Vec<&Finding> = findings.iter().filter(|finding| all || finding.severity != Severity::Fine).collect();
+    let reasons = |finding: &Finding| (finding.severity, finding.why.clone(), finding.mend.clone());
+    for (place, finding) in shown.iter().enumerate() {
+        // What is fine, or has the same reason as the one above, is a list; the reason stands at its end.
+        let above = place.checked_sub(1).and_then(|above| shown.get(above));
+        if above.is_none_or(|above| reasons(above) != reasons(finding)) {
             output::line("");
         }
-        lines(finding);
+        let below = shown.get(place + 1);
+        lines(finding, below.is_none_or(|below| reasons(below) != reasons(finding)));
     }
     output::line("");
 }
 
-fn lines(finding: &Finding) {
+fn lines(finding: &Finding, with_reason: bool) {
     let width = usize::from(output::width()).clamp(40, 120);
     let (severity, colour) = word(finding.severity);
     let below = |first: &str, text: &str| {
@@ -134,6 +138,9 @@ fn lines(finding: &Finding) {
     };
     let head = format!("{severity:<9}");
     below(&paint(colour, &head), &format!("{}: {}", finding.check, finding.found));
+    if !with_reason {
+        return;
+    }
     if !finding.why.is_empty() {
         below("    why  ", &finding.why);
     }

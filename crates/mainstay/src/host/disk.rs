@@ -104,7 +104,7 @@ mod tests {
     fn writing_is_measured_and_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let found = measure(dir.path()).unwrap();
-        assert!(found.count > 0 && found.median_us > 0 && found.worst_us >= found.median_us, "{found:?}");
+        assert!(found.count > 0 && found.worst_us >= found.median_us, "{found:?}");
         assert!(found.bytes_per_s > 0, "{found:?}");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
         let missing = measure(&dir.path().join("nowhere")).unwrap_err();

@@ -19,7 +19,7 @@ use mainstay_model::api::Standing;
 use mainstay_model::layout::NodeLayout;
 use mainstay_model::spec::{Node, Spec};
 use mainstay_model::status::Status;
-use mainstay_plan::doctor::facts::{Existing, HostFacts, Reading, Server, Stage};
+use mainstay_plan::doctor::facts::{Existing, HostFacts, OwnPort, Reading, Server, Stage};
 use mainstay_ports::clock::wall_now_ms;
 use std::fmt::Display;
 use std::path::Path;
@@ -82,12 +82,8 @@ impl Seen {
 pub(crate) async fn gather(seen: &Seen, node: &Node, writing: bool) -> HostFacts {
     let spec = seen.spec();
     let layout = NodeLayout::new(spec.node_dir(node));
-    let answers = seen.standing(node).await;
-    let stage = match (&answers, there(&layout.node_cert())) {
-        (Ok(_), _) => Stage::Running,
-        (Err(_), Ok(false)) => Stage::New,
-        (Err(_), _) => Stage::Joined,
-    };
+    let ports = ports::own(spec, node);
+    let (stage, asked) = stage(seen, node, &layout, &ports).await;
     let agent = if stage == Stage::Running { seen.agent_pid(node) } else { None };
     let owners = places::Owners::of(&layout, node.witness, agent);
     let server = if node.witness { Err("a witness has none".to_owned()) } else { server(spec) };
@@ -98,13 +94,14 @@ pub(crate) async fn gather(seen: &Seen, node: &Node, writing: bool) -> HostFacts
     HostFacts {
         node: node.name.clone(),
         stage,
+        asked,
         config: seen.target.config.display().to_string(),
         now: i64::try_from(wall_now_ms() / 1000).unwrap_or(i64::MAX),
         system: system::read(&seen.target, node, &owners, agent).await,
         server,
         user: owners.reach(layout.dir()),
-        places: places::read(&layout, node.witness, stage, &owners),
-        ports: ports::own(spec, node),
+        places: places::read(spec, node, &layout, stage, &owners),
+        ports,
         memory: memory::read(),
         volume: disk::read(layout.dir(), writing),
         data: if node.witness { Ok(Existing::Nothing) } else { places::data(&layout.data()) },
@@ -112,6 +109,18 @@ pub(crate) async fn gather(seen: &Seen, node: &Node, writing: bool) -> HostFacts
         peers: network::peers(seen, node, stage).await,
         collations,
         runbook: None,
+    }
+}
+
+/// How far the node is. Without a certificate to ask with nobody knows whether its agent answers, only whether somebody listens there.
+async fn stage(seen: &Seen, node: &Node, layout: &NodeLayout, ports: &[OwnPort]) -> (Stage, Reading<()>) {
+    let answer = seen.standing(node).await.map(drop);
+    let listens = ports.iter().any(|port| port.port == node.agent_port && port.busy == Ok(true));
+    match (answer, there(&layout.node_cert())) {
+        (Ok(()), _) => (Stage::Running, Ok(())),
+        (Err(_), Ok(false)) => (Stage::New, Ok(())),
+        (Err(why), _) if seen.agents.is_err() && listens => (Stage::Running, Err(why)),
+        (Err(_), _) => (Stage::Joined, Ok(())),
     }
 }
 

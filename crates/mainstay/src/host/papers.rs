@@ -18,6 +18,10 @@ pub(super) fn read(spec: &Spec, node: &Node, layout: &NodeLayout) -> Vec<Paper> 
     }];
     for (purpose, (role, hosts)) in Member::node(spec, node).purposes() {
         let Some((cert, key)) = files(layout, purpose) else { continue };
+        // Where proxies run elsewhere the node needs none of its own; one that is there is looked at.
+        if purpose == "proxy" && !spec.proxy.on_nodes && !cert.exists() {
+            continue;
+        }
         // Other nodes' hosts may stand in it, since proxies pass clients on; this node's must.
         let needed = if hosts.is_empty() { None } else { Some(node.host.as_str()) };
         let wanted = Identity { cluster: cluster.clone(), role };

@@ -4,6 +4,7 @@ use super::why;
 use crate::local::place::check_reachable;
 use crate::local::{node_dir, user};
 use mainstay_model::layout::NodeLayout;
+use mainstay_model::spec::{Node, Spec};
 use mainstay_plan::doctor::facts::{Existing, Found, Place, Reading, Stage};
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt as _;
@@ -51,11 +52,15 @@ impl Owners {
 }
 
 /// The node's directories, and its keys once it has joined.
-pub(super) fn read(layout: &NodeLayout, witness: bool, stage: Stage, owners: &Owners) -> Vec<Place> {
+pub(super) fn read(spec: &Spec, node: &Node, layout: &NodeLayout, stage: Stage, owners: &Owners) -> Vec<Place> {
+    let witness = node.witness;
     let mut list = node_dir::wanted(layout, witness);
     let directories = list.len();
     if stage > Stage::New {
-        list.extend([(layout.node_key(), 0o600, false), (layout.proxy_key(), 0o600, false)]);
+        list.push((layout.node_key(), 0o600, false));
+        if spec.proxy.on_nodes || layout.proxy_key().exists() {
+            list.push((layout.proxy_key(), 0o600, false));
+        }
         if !witness {
             list.extend([layout.server_key(), layout.replication_key()].map(|path| (path, 0o600, true)));
         }
@@ -126,14 +131,18 @@ mod tests {
     fn places_are_looked_at_without_following_links() {
         let home = tempfile::tempdir().unwrap();
         let layout = NodeLayout::new(home.path().join("db1"));
+        let text = "[cluster]\nname = \"a\"\n[[node]]\nname = \"w\"\nhost = \"h\"\nwitness = true\n[[node]]\nname = \"d\"\nhost = \"i\"\n";
+        let spec = mainstay_model::config::parse(text, &[]).unwrap();
+        let (witness, data) = (&spec.nodes[0], &spec.nodes[1]);
         let owners = Owners::of(&layout, true, None);
-        assert!(read(&layout, true, Stage::New, &owners).iter().all(|place| place.found == Ok(None)));
+        assert!(read(&spec, witness, &layout, Stage::New, &owners).iter().all(|place| place.found == Ok(None)));
         std::fs::create_dir(layout.dir()).unwrap();
         std::os::unix::fs::symlink(home.path(), layout.agent()).unwrap();
-        let places = read(&layout, true, Stage::New, &owners);
+        let places = read(&spec, witness, &layout, Stage::New, &owners);
         let kinds: Vec<bool> =
             places.iter().filter_map(|place| Some(place.found.as_ref().unwrap().as_ref()?.right_kind)).collect();
         assert_eq!(kinds, [true, false]);
-        assert!(read(&layout, false, Stage::Joined, &owners).len() > read(&layout, false, Stage::New, &owners).len());
+        let count = |stage: Stage| read(&spec, data, &layout, stage, &owners).len();
+        assert!(count(Stage::Joined) > count(Stage::New));
     }
 }

@@ -75,14 +75,12 @@ mod tests {
     use std::net::TcpListener;
 
     #[test]
-    fn a_listener_is_seen_and_a_free_port_is_not() {
+    fn a_listener_is_seen() {
         for host in ["127.0.0.1", "0.0.0.0", "::1"] {
             // A host without IPv6 has nothing to see there.
             let Ok(listener) = TcpListener::bind((host, 0)) else { continue };
             let bound = listener.local_addr().unwrap();
             assert!(listening().unwrap().contains(&(bound.ip(), bound.port())), "{bound}");
-            drop(listener);
-            assert!(!listening().unwrap().contains(&(bound.ip(), bound.port())), "{bound}");
         }
     }
 

@@ -26,6 +26,8 @@ pub struct HostFacts {
     pub node: NodeId,
     /// How far it is.
     pub stage: Stage,
+    /// Was its agent asked? If it could not be, and somebody listens on its port, it is taken for running.
+    pub asked: Reading<()>,
     /// The file, as commands are to name it.
     pub config: String,
     /// The wall clock, in seconds since 1970.

@@ -64,7 +64,11 @@ pub(super) fn system(node: &Node, facts: &HostFacts, found: &mut Findings) {
 fn agent(facts: &HostFacts, found: &mut Findings) {
     match facts.stage {
         Stage::New => {}
-        Stage::Running => found.fine("agent", format!("the agent of {} answers", facts.node)),
+        Stage::Running => {
+            if found.read("agent", "the agent's answer", &facts.asked).is_some() {
+                found.fine("agent", format!("the agent of {} answers", facts.node));
+            }
+        }
         Stage::Joined => {
             let mend = match facts.system.keeper {
                 Keeper::Supervisor => ["mainstay up, for this cluster".to_owned(), String::from("mainstay status")],

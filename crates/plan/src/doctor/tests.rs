@@ -34,6 +34,7 @@ fn well() -> HostFacts {
     HostFacts {
         node: "db1".parse().unwrap(),
         stage: Stage::Running,
+        asked: Ok(()),
         config: "/etc/mainstay/mainstay.toml".into(),
         now: 1_800_000_000,
         system: System {
@@ -249,6 +250,7 @@ fn one_thing_that_is_wrong_makes_one_finding() {
 
 /// Every fact that is read can fail, and must then be seen.
 const UNREAD: &[(Change, &str)] = &[
+    (|host| host.asked = no(), "agent"),
     (|host| host.system.kernel = no(), "kernel"),
     (|host| host.system.libc = no(), "libc"),
     (|host| host.system.keeper = Keeper::Systemd(no()), "unit"),

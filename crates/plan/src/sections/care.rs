@@ -2,6 +2,7 @@
 
 use super::Draft;
 use crate::backup::{forecast, schedule};
+use crate::by_hand::{AS_SERVER, programs};
 use crate::cells;
 use crate::day::Day;
 use crate::objectives::span;
@@ -55,12 +56,16 @@ fn by_own_tools(draft: &Draft<'_>, names: &Names<'_>) -> String {
     format!(
         "# once: a role, and a line for it (BACKUP_HOST is the address of that host)\n{} -c 'create role backup login replication' -c '\\password backup'\n\
          mainstay set 'postgres.hba+=hostssl replication backup BACKUP_HOST/32 scram-sha-256'\n\
-         # always running there (a service that is started again), the password in ~/.pgpass\n\
-         pg_receivewal -d \"{} user=backup sslmode=require target_session_attrs=read-write\" -D /backup/wal -Z 1 --synchronous\n\
-         # on schedule there\n{}\n# is it whole?\ntar -xzf /backup/base/NEWEST/base.tar.gz -C /scratch && cp /backup/base/NEWEST/backup_manifest /scratch && pg_verifybackup -n /scratch",
+         # on that host, as root: what is stored there belongs to the user of servers, who reads it in a restore\n\
+         install -d -o postgres -g postgres -m 700 /backup /backup/wal /backup/base\n\
+         install -o postgres -m 600 /dev/stdin /backup/.pgpass <<< '*:*:*:backup:PASSWORD'\n\
+         # always running there (a service that is started again)\n\
+         {AS_SERVER} pg_receivewal -d \"{} user=backup sslmode=require passfile=/backup/.pgpass target_session_attrs=read-write\" -D /backup/wal -Z 1 --synchronous -w\n\
+         # on schedule there\n{}\n# is it whole?\nmkdir /scratch && tar -xzf /backup/base/NEWEST/base.tar.gz -C /scratch && cp /backup/base/NEWEST/backup_manifest /scratch && {}/pg_verifybackup -n /scratch",
         draft.facts.spec.data_nodes().next().map(|_| names.superuser()).unwrap_or_default(),
         names.any_host(),
-        base_backup(names)
+        base_backup(names),
+        programs(draft.facts)
     )
 }
 

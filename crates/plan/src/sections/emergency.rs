@@ -63,7 +63,7 @@ pub(super) fn appendix(draft: &Draft<'_>) -> Section {
     }
     section.blocks.push(Block::Code {
         caption: "Restore by hand".to_owned(),
-        text: crate::scenarios::restore_commands(draft.facts),
+        text: crate::by_hand::restore_commands(draft.facts),
     });
     section
 }
