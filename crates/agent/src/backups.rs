@@ -133,7 +133,7 @@ impl Backups {
         let held = held.map_err(|error| format!("the store does not answer: {error}"))?;
         let mut state = parse(held.as_ref());
         if let Some(running) = &state.running {
-            self.may_replace(running, lock)?;
+            self.may_replace(running, self.unless_alive(running, lock))?;
             state.failed = Some(given_up(running, GONE));
         }
         let token = entropy().map_err(|error| error.to_string())?;
@@ -174,13 +174,24 @@ impl Backups {
         }
         let Ok(held) = self.store.read(BACKUP_KEY, STORE_TIMEOUT).await else { return };
         let mut state = parse(held.as_ref());
-        let gone = |running: &mut BackupRunning| self.may_replace(running, lock).is_ok();
+        let gone = |running: &mut BackupRunning| self.may_replace(running, self.unless_alive(running, lock)).is_ok();
         let Some(running) = state.running.take_if(gone) else { return };
         state.failed = Some(given_up(&running, GONE));
         let Ok(value) = serde_json::to_vec(&state) else { return };
         // If this does not succeed, the next time does.
         let revision = held.map(|held| held.revision);
         let _ = self.store.compare_and_set(BACKUP_KEY, revision, value, STORE_TIMEOUT).await;
+    }
+
+    /// What the store says now may be newer than what was last heard from it: then its holder was not silent, this node was.
+    fn unless_alive(
+        &self,
+        running: &BackupRunning,
+        (silent, mine): (Duration, Option<u64>),
+    ) -> (Duration, Option<u64>) {
+        let heard = parse(self.store.watch(BACKUP_KEY).borrow().as_ref()).running;
+        let same = heard.is_some_and(|heard| (heard.token, heard.beat) == (running.token, running.beat));
+        (if same { silent } else { Duration::ZERO }, mine)
     }
 
     /// Is the lock that of an agent that is gone?

@@ -4,7 +4,10 @@ use super::shelf::{Shelf, blocking, failure};
 use crate::cli::{Global, Restore};
 use crate::client::decode;
 use crate::failure::{Failure, Outcome};
-use crate::local::{engine, user};
+use crate::local::{
+    engine, node_dir, place,
+    user::{self, User},
+};
 use crate::moment;
 use crate::output::progress::Progress;
 use crate::output::table::bytes;
@@ -34,6 +37,10 @@ pub(crate) async fn run(options: Restore, global: Global) -> Outcome {
     let target = target(&options)?;
     let data = crate::target::absolute(&options.to)?;
     check_place(&data)?;
+    let owner = user::server_user()?;
+    if !options.files_only {
+        check_server(&data, owner.as_ref())?;
+    }
     let shelf = Shelf::open(&options.shelf).await?;
     let mut progress = Progress::new();
     // Up to now everything is in the archive, for certain.
@@ -47,6 +54,10 @@ pub(crate) async fn run(options: Restore, global: Global) -> Outcome {
     let bin = if options.files_only { None } else { Some(programs(&shelf, &made)?) };
     progress.say(&words(&made, &data));
     confirm(global.yes, "Make this copy? The cluster is not touched.")?;
+    // What is missing above it; the servers' user may pass.
+    if let Some(above) = data.parent() {
+        node_dir::make_parents(above)?;
+    }
     let restored = files(&shelf, &made, &data, &mut progress).await?;
     let end = match &bin {
         Some(bin) => Some(recover(bin, (&made, complete), &data, &options, &mut progress).await?),
@@ -82,6 +93,20 @@ fn check_place(data: &Path) -> Outcome {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(Failure::usage(format!("{}: {error}", data.display()))),
     }
+}
+
+/// A server must get there, and its socket must have room.
+fn check_server(data: &Path, owner: Option<&User>) -> Outcome {
+    place::check_reachable(data, owner).map_err(|failure| {
+        failure.hint("name another directory with --to, for example below /srv; nothing was changed")
+    })?;
+    let socket = data.join("mainstay_run/.s.PGSQL.5432");
+    let over = socket.as_os_str().len().saturating_sub(place::SOCKET_PATH_MOST);
+    if over == 0 {
+        return Ok(());
+    }
+    let says = format!("the path {} is {over} bytes too long: a Unix socket below it would not fit", data.display());
+    Err(Failure::usage(says).hint("name a shorter directory with --to, or write the files only: --files-only"))
 }
 
 /// What was committed a moment ago lies in a segment that is still open: the primary ends it, and it is waited until it is archived.
@@ -245,5 +270,7 @@ mod tests {
         std::fs::write(dir.path().join("x"), "").unwrap();
         assert!(check_place(dir.path()).unwrap_err().error.contains("is not empty"));
         assert!(check_place(&dir.path().join("x")).is_err());
+        check_server(&dir.path().join("y"), None).unwrap();
+        assert!(check_server(&dir.path().join("y".repeat(90)), None).unwrap_err().error.contains("too long"));
     }
 }

@@ -57,7 +57,7 @@ fn not_ours(dir: &Path, holds: &str) -> Failure {
 }
 
 /// The longest path of a Unix socket that the kernel takes, in bytes.
-const SOCKET_PATH_MOST: usize = 107;
+pub(crate) const SOCKET_PATH_MOST: usize = 107;
 
 /// Do the sockets of its nodes have room below this directory?
 ///

@@ -160,6 +160,11 @@ impl Archive {
         Archive { repository, system, size, term, by: by.to_owned(), known: BTreeSet::new() }
     }
 
+    /// What was compared with the repository and is there.
+    pub(crate) fn known(&self) -> impl Iterator<Item = LogFile> {
+        self.known.iter().copied()
+    }
+
     /// What was offered under a name that holds something else, and kept aside: one sentence each.
     pub fn conflicts(&self) -> Result<Vec<String>, VaultError> {
         let kept = self.repository.objects().list(&format!("conflicts/{}/", self.system))?;

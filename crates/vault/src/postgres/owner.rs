@@ -97,7 +97,8 @@ impl Owner {
     pub fn sweep(&mut self, pg_wal: &Path, end: Position) -> Result<Standing, VaultError> {
         let left = path_to(pg_wal, end)?;
         let swept = self.archive.sweep(pg_wal, end, &left)?;
-        self.held.files.extend(swept.pushed.iter().filter_map(|name| self.size.parse(name)));
+        // Also those that somebody else brought since the claim.
+        self.held.files.extend(self.archive.known());
         let mut problems = self.archive.conflicts()?;
         problems.extend(swept.problems.into_iter().filter(|problem| !problem.contains("nothing was overwritten")));
         let mut standing = Standing { pushed: swept.pushed.len(), problems, more: swept.more, ..Standing::default() };
@@ -292,5 +293,21 @@ mod tests {
             Owner::claim(repository.clone(), (SystemId(77), SIZE), (Term(3), "n1"), (Some(reached), &gaps)).unwrap();
         assert!(third.sweep(dir.path(), end(8)).unwrap().gaps.is_empty(), "healed");
         assert!(matches!(owner.sweep(dir.path(), end(8)), Err(VaultError::Deposed { .. })));
+    }
+
+    #[test]
+    fn what_somebody_else_brought_since_the_claim_is_no_hole() {
+        let (dir, memory) = (tempfile::tempdir().unwrap(), Memory::default());
+        let repository = Repository::create(Arc::new(memory), &[]).unwrap();
+        for number in [3, 4, 5] {
+            put(dir.path(), number);
+        }
+        let whose = (SystemId(77), SIZE);
+        let mut owner = Owner::claim(repository.clone(), whose, (Term(1), "n1"), (Some(Lsn(3 << 20)), &[])).unwrap();
+        let mut other = Archive::assist(repository, SystemId(77), SIZE, Term(1), "n2");
+        other.push(&SIZE.name(Timeline(1), 4), &segment(4)).unwrap();
+        let standing = owner.sweep(dir.path(), end(6)).unwrap();
+        assert!(standing.gaps.is_empty() && standing.problems.is_empty(), "{standing:?}");
+        assert_eq!((standing.pushed, standing.reached.unwrap().lsn), (2, Lsn(6 << 20)));
     }
 }
