@@ -53,4 +53,5 @@ pub mod status;
 pub mod transition;
 
 pub use lifecycle::{Ended, Signal};
-pub use setup::{AgentOptions, NodeRemoved, run};
+pub use setup::{AgentOptions, run};
+pub use setup_engine::NodeRemoved;

@@ -84,19 +84,6 @@ const END: Duration = Duration::from_secs(20);
 /// How long the store may take to stop.
 const STORE_END: Duration = Duration::from_secs(5);
 
-/// The node was removed from the cluster; its agent does not start.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "this node was removed from the cluster by {by} (generation {generation}). Its data are kept in {dir}. To take it in again: add it \
-     with mainstay node add, and remove the file {file}"
-)]
-pub struct NodeRemoved {
-    by: String,
-    generation: u64,
-    dir: String,
-    file: String,
-}
-
 /// What is there before the store: files, server, connections.
 struct Ground {
     options: AgentOptions,
@@ -148,18 +135,11 @@ impl Doors {
     }
 }
 
-/// Refuses to run a node that was removed.
-fn check_removed(layout: &NodeLayout) -> Result<()> {
-    let Some(removed) = Removed::load(layout)? else { return Ok(()) };
-    let (dir, file) = (layout.dir().display().to_string(), layout.removed().display().to_string());
-    Err(NodeRemoved { by: removed.by, generation: removed.generation, dir, file }.into())
-}
-
 impl Ground {
     /// The keeper stands in `kept` as soon as there is one, also when the rest fails.
     async fn lay(options: AgentOptions, kept: &mut Option<Arc<Keeper>>) -> Result<Self> {
         let (me, layout) = (options.node.clone(), options.layout.clone());
-        check_removed(&layout)?;
+        setup_engine::check_removed(&layout)?;
         let generations = Arc::new(Generations::load(layout.spec_cache(), options.spec.clone())?);
         let mut durable = durable::load(&layout.durable())?;
         let above = intent::carry_out(&layout, &me, &generations.now(), &mut durable)?;
@@ -255,7 +235,7 @@ struct Agent {
 /// Runs the agent until `signal` asks it to end, or it ends by itself.
 ///
 /// # Errors
-/// When the agent can not be set up ([`NodeRemoved`] among others), or can not make its promise durable any more.
+/// When the agent can not be set up ([`crate::NodeRemoved`] among others), or can not make its promise durable any more.
 pub async fn run(options: AgentOptions, signal: watch::Receiver<Signal>) -> Result<Ended> {
     let mut keeper = None;
     let outcome = live(options, signal, &mut keeper).await;

@@ -1,9 +1,12 @@
-//! The engine of a node, put together from its files, and what is wrong with the node said before anything is touched.
+//! The engine of a node, put together from its files, and what is wrong with the node said before anything is touched; also that the
+//! node was removed.
 
 use crate::follow;
+use crate::intent::Removed;
 use crate::setup::AgentOptions;
 use anyhow::{Context as _, Result};
 use mainstay_engine_postgres::{Finding, Postgres, PostgresOptions};
+use mainstay_model::layout::NodeLayout;
 use mainstay_model::spec::Spec;
 use mainstay_ports::process::ServerProcess;
 use std::sync::Arc;
@@ -47,4 +50,24 @@ pub(crate) async fn report(postgres: &Postgres) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The node was removed from the cluster; its agent does not start.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "this node was removed from the cluster by {by} (generation {generation}). Its data are kept in {dir}. To take it in again: add it \
+     with mainstay node add, and remove the file {file}"
+)]
+pub struct NodeRemoved {
+    by: String,
+    generation: u64,
+    dir: String,
+    file: String,
+}
+
+/// Refuses to run a node that was removed.
+pub(crate) fn check_removed(layout: &NodeLayout) -> Result<()> {
+    let Some(removed) = Removed::load(layout)? else { return Ok(()) };
+    let (dir, file) = (layout.dir().display().to_string(), layout.removed().display().to_string());
+    Err(NodeRemoved { by: removed.by, generation: removed.generation, dir, file }.into())
 }
