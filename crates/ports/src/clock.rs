@@ -17,6 +17,7 @@ pub fn boot_now() -> Moment {
 #[must_use]
 pub fn wall_now_ms() -> u64 {
     // Through the C library, as everything else on the host reads it: a clock that is set for one program alone shows here too.
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads it")]
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
