@@ -168,7 +168,9 @@ impl Api {
             .ok_or_else(|| format!("{} is not the open primary", self.me))?;
         let mut server = backup::server();
         server.host_path(socket).port(port);
-        backup::end_segment(&server).await.map(|end| SegmentEnded { end }).map_err(|error| error.to_string())
+        let timeline = self.observed.borrow().timeline;
+        let ended = backup::end_segment(&server).await;
+        ended.map(|end| SegmentEnded { end, timeline }).map_err(|error| error.to_string())
     }
 
     /// Begins a backup on this node.

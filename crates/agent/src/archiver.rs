@@ -7,11 +7,11 @@
 use crate::backups;
 use crate::generations::Generations;
 use crate::mind_loop::Question;
+use mainstay_decide::Summary;
 use mainstay_model::spec::Vault;
 use mainstay_model::vault::{ARCHIVE_KEY, ArchiveState, BACKUP_KEY, BackupMade, PROBLEMS_MAX};
-use mainstay_model::{Lsn, NodeId, Position, Revision, ServerObservation, ServerState, SystemId, Term};
+use mainstay_model::{Lsn, NodeId, Position, Revision, Room, ServerObservation, ServerState, SystemId, Term};
 use mainstay_ports::clock::{boot_now, wall_now_ms};
-use mainstay_ports::engine::Engine;
 use mainstay_ports::priority::ordinarily;
 use mainstay_ports::store::{CasOutcome, Store, Versioned};
 use mainstay_vault::keys::read_file;
@@ -19,10 +19,11 @@ use mainstay_vault::objects::Folder;
 use mainstay_vault::postgres::log::{LogFile, SegmentSize};
 use mainstay_vault::postgres::owner::{Owner, Standing, assist, given_up, segment_size};
 use mainstay_vault::repository::{Repository, VaultError};
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
@@ -68,6 +69,23 @@ pub fn open(vault: &Vault, known: Option<&str>) -> Result<Repository, VaultError
     }
 }
 
+/// A repository on the data's own volume does not fill it: with little room there nothing more is brought, and the slot bounds what waits.
+fn crowded(vault: &Vault, pg_wal: &Path) -> Option<VaultError> {
+    let place = vault.repository.as_deref()?;
+    let device = |path: &Path| std::fs::metadata(path).ok().map(|metadata| metadata.dev());
+    if device(place)? != device(pg_wal)? {
+        return None;
+    }
+    let is = rustix::fs::statvfs(pg_wal).ok()?;
+    let (free, size) = (is.f_bavail.saturating_mul(is.f_frsize), is.f_blocks.saturating_mul(is.f_frsize));
+    Room::of(free, size)?;
+    Some(VaultError::Impossible(format!(
+        "{} is on the data's own volume, where {} MiB are left: free some space, or name a repository elsewhere (`mainstay set vault.repository=…`)",
+        place.display(),
+        free >> 20
+    )))
+}
+
 /// A hole before a backup that counts keeps nothing from being restored any more.
 fn matters((_, last): &(String, String), since: Option<Lsn>, segment_size: u64) -> bool {
     let size = SegmentSize(segment_size);
@@ -87,13 +105,18 @@ pub struct Archiver {
     pub observed: watch::Receiver<ServerObservation>,
     /// Questions to the loop.
     pub questions: mpsc::Sender<Question>,
-    /// The engine, for the data's identity.
-    pub engine: Arc<dyn Engine>,
     /// The server's log.
     pub pg_wal: PathBuf,
     /// Where the state is told.
     pub store: Arc<dyn Store>,
+    /// Threads that may be in the repository at once: a volume that hangs keeps them for good, and others need the rest of the pool.
+    pub threads: Arc<Semaphore>,
+    /// The same for looks at this host's own log.
+    pub looks: Arc<Semaphore>,
 }
+
+/// How many threads may hang in a repository: another one that is named meanwhile does not wait for the first.
+pub const THREADS: usize = 2;
 
 /// What a round works with, and what it leaves for the next.
 #[derive(Default)]
@@ -130,26 +153,33 @@ impl Archiver {
             sleep(pause).await;
             pause = LOOK;
             let vault = self.generations.now().spec.vault.clone();
-            let Some(term) = self.reigns().await.filter(|_| vault.repository.is_some()) else {
+            let Some(whose) = self.reigns().await.filter(|_| vault.repository.is_some()) else {
                 hold = Hold::default();
                 pause = self.help(&vault).await;
                 continue;
             };
-            if !self.round(&vault, term, &mut hold).await {
+            if !self.round(&vault, whose, &mut hold).await {
                 pause = AGAIN;
             }
         }
     }
 
-    /// The term of which this node is the open primary now.
-    async fn reigns(&self) -> Option<Term> {
+    /// The term of which this node is the open primary now, and the data's identity.
+    async fn reigns(&self) -> Option<(SystemId, Term)> {
         if self.observed.borrow().state != ServerState::Primary {
             return None;
         }
+        let summary = self.summary().await?;
+        let term = summary.primary_of.filter(|_| summary.open)?;
+        Some((summary.record?.1.system?, term))
+    }
+
+    /// What the loop knows. The data's identity is taken from there too: this runs on the thread that renews the lease, and must not read a
+    /// volume that may have stalled.
+    async fn summary(&self) -> Option<Summary> {
         let (question, answer) = oneshot::channel();
         self.questions.send(question).await.ok()?;
-        let summary = answer.await.ok()?.summary;
-        summary.primary_of.filter(|_| summary.open)
+        Some(answer.await.ok()?.summary)
     }
 
     /// On a replica of the owner, while that misses something: brings it. Returns when to look again.
@@ -163,15 +193,20 @@ impl Archiver {
         };
         let same = vault.repository.as_ref().is_some_and(|place| place.display().to_string() == state.repository);
         let (Some(end), true, false) = (end, same, state.gaps.is_empty()) else { return LOOK };
-        let system = self.engine.has_data().await;
-        let Some(system) = system.filter(|system| Some(*system) == state.system) else { return LOOK };
+        let record = self.summary().await.and_then(|summary| summary.record).map(|(_, record)| record);
+        let system = record.and_then(|record| record.system).filter(|system| Some(*system) == state.system);
+        let (Some(system), Ok(thread)) = (system, Arc::clone(&self.threads).try_acquire_owned()) else { return AGAIN };
         let (vault, pg_wal, by) = (vault.clone(), self.pg_wal.clone(), self.me.to_string());
         let work = move || {
             let repository = open(&vault, Some(&state.id))?;
             let size = SegmentSize(state.segment_size);
             assist(repository, (system, size), (state.term, &by), (&pg_wal, end), &state.gaps)
         };
-        let work = tokio::task::spawn_blocking(move || ordinarily(work));
+        let work = tokio::task::spawn_blocking(move || {
+            let done = ordinarily(work);
+            drop(thread);
+            done
+        });
         match tokio::time::timeout(HANGS, work).await {
             Ok(Ok(Ok(0)) | Err(_)) | Err(_) => {}
             Ok(Ok(Ok(brought))) => info!(brought, "segments that the primary misses were archived from here"),
@@ -181,12 +216,12 @@ impl Archiver {
     }
 
     /// `false`: it failed.
-    async fn round(&self, vault: &Vault, term: Term, hold: &mut Hold) -> bool {
+    async fn round(&self, vault: &Vault, (system, term): (SystemId, Term), hold: &mut Hold) -> bool {
         let end = {
             let seen = self.observed.borrow();
             seen.timeline.zip(seen.end).map(|(timeline, lsn)| Position { timeline, lsn })
         };
-        let (Some(end), Some(system)) = (end, self.engine.has_data().await) else { return true };
+        let Some(end) = end else { return true };
         let shown = self.store.watch(ARCHIVE_KEY).borrow().clone();
         let before = parse(shown.as_ref()).unwrap_or_default();
         if before.term > term {
@@ -201,7 +236,12 @@ impl Archiver {
             return true;
         }
         hold.looked = boot_now().0;
-        let mut work = self.apart(vault, (system, term), end, &before, hold.owner.take());
+        let Ok(thread) = Arc::clone(&self.threads).try_acquire_owned() else {
+            // Earlier looks still hang: no more threads for it.
+            self.tell_silence(vault, (system, term), end, hold).await;
+            return false;
+        };
+        let mut work = self.apart(vault, (system, term), end, &before, (hold.owner.take(), thread));
         let round = loop {
             tokio::select! {
                 done = &mut work => break done,
@@ -237,8 +277,23 @@ impl Archiver {
             return;
         }
         let says = format!("the repository has not answered for {} s", HANGS.as_secs());
-        let (_, after) = self.after(vault, whose, end, &before, &Round::failed(VaultError::Server(says)));
+        let given_up = self.given_up(&before, end).await;
+        let round = Round { given_up, ..Round::failed(VaultError::Server(says)) };
+        let (_, after) = self.after(vault, whose, end, &before, &round);
         self.tell(shown.map(|shown| shown.revision), &before, after, hold).await;
+    }
+
+    /// What the server has let go of while the repository hangs: only this host's own files are looked at, by one thread at a time.
+    async fn given_up(&self, before: &ArchiveState, end: Position) -> Option<(String, String)> {
+        let (reached, size) = (before.archived?, SegmentSize(before.segment_size));
+        let thread = Arc::clone(&self.looks).try_acquire_owned().ok().filter(|_| size.0 > 0)?;
+        let pg_wal = self.pg_wal.clone();
+        let look = tokio::task::spawn_blocking(move || {
+            let found = given_up(&pg_wal, size, reached, end);
+            drop(thread);
+            found
+        });
+        tokio::time::timeout(STORE_TIMEOUT, look).await.ok()?.ok()?
     }
 
     /// The part that blocks.
@@ -248,14 +303,14 @@ impl Archiver {
         (system, term): (SystemId, Term),
         end: Position,
         before: &ArchiveState,
-        owner: Option<(Vault, Owner)>,
+        (owner, thread): (Option<(Vault, Owner)>, OwnedSemaphorePermit),
     ) -> tokio::task::JoinHandle<Round> {
         let (vault, pg_wal, by) = (vault.clone(), self.pg_wal.clone(), self.me.to_string());
         let pg_wal_too = pg_wal.clone();
         let same = vault.repository.as_ref().is_some_and(|place| place.display().to_string() == before.repository);
         let known = Some(before.id.clone()).filter(|id| same && !id.is_empty());
         let ours = same && before.system == Some(system);
-        let reached = before.archived.filter(|_| ours).map(|at| at.lsn);
+        let reached = before.archived.filter(|_| ours);
         let gaps = if ours { before.gaps.clone() } else { Vec::new() };
         let size = SegmentSize(before.segment_size);
         let work = move || {
@@ -273,7 +328,10 @@ impl Archiver {
             };
             match owner {
                 Ok(mut owner) => {
-                    let result = owner.sweep(&pg_wal, end);
+                    let result = match crowded(&vault, &pg_wal) {
+                        Some(error) => Err(error),
+                        None => owner.sweep(&pg_wal, end),
+                    };
                     Round { owner: Some((vault, owner)), id, result, given_up: None }
                 }
                 Err(error) => Round { id, ..Round::failed(error) },
@@ -284,7 +342,11 @@ impl Archiver {
             let lost = reached.filter(|_| round.result.is_err() && size.0 > 0);
             Round { given_up: lost.and_then(|reached| given_up(&pg_wal_too, size, reached, end)), ..round }
         };
-        tokio::task::spawn_blocking(move || ordinarily(all))
+        tokio::task::spawn_blocking(move || {
+            let round = ordinarily(all);
+            drop(thread);
+            round
+        })
     }
 
     /// The state after a round, and whether it went well.
@@ -327,7 +389,8 @@ impl Archiver {
             Err(error) => {
                 let since = state.failing.as_ref().map_or_else(wall_now_ms, |(since, _)| *since);
                 state.failing = Some((since, error.to_string()));
-                state.given_up.clone_from(&round.given_up);
+                // A look that was not possible takes nothing back.
+                state.given_up = round.given_up.clone().or(state.given_up);
                 (false, state)
             }
         }

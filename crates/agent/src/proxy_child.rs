@@ -94,7 +94,7 @@ impl ProxyChild {
                     self.watch(pid, &mut news).await;
                     // One that is not wanted any more did not crash.
                     if news.borrow().spec.proxy.on_nodes {
-                        self.ended(begun.elapsed());
+                        self.ended(begun.elapsed()).await;
                         let wait = wait_after(begun.elapsed(), &mut pause);
                         sleep(wait).await;
                     }
@@ -103,7 +103,7 @@ impl ProxyChild {
                     let begun = Instant::now();
                     self.start().await;
                     if holder(&self.layout.proxy_lock()).is_none() {
-                        self.ended(Duration::ZERO);
+                        self.ended(Duration::ZERO).await;
                         let wait = wait_after(begun.elapsed().min(COME_UP), &mut pause);
                         sleep(wait).await;
                     }
@@ -122,9 +122,12 @@ impl ProxyChild {
     }
 
     /// Notes why one that ended soon did.
-    fn ended(&self, ran: Duration) {
+    async fn ended(&self, ran: Duration) {
         if ran < LONG {
-            let why = last_error(&self.layout.proxy_log()).unwrap_or_else(|| "its log does not say why".to_owned());
+            let log = self.layout.proxy_log();
+            // A disk may have stalled: not on the thread that renews the lease.
+            let why = tokio::task::spawn_blocking(move || last_error(&log)).await.ok().flatten();
+            let why = why.unwrap_or_else(|| "its log does not say why".to_owned());
             self.down.send_replace(Some(why));
         }
     }

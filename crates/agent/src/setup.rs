@@ -49,7 +49,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::{Notify, OnceCell, mpsc, watch};
+use tokio::sync::{Notify, OnceCell, Semaphore, mpsc, watch};
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
@@ -471,9 +471,10 @@ impl Agent {
             generations: Arc::clone(&self.ground.generations),
             observed: self.observed.subscribe(),
             questions: self.questions.clone(),
-            engine: Arc::clone(&self.ground.engine),
             pg_wal: self.ground.options.layout.data().join("pg_wal"),
             store: Arc::clone(&self.store) as Arc<dyn Store>,
+            threads: Arc::new(Semaphore::new(crate::archiver::THREADS)),
+            looks: Arc::new(Semaphore::new(1)),
         }
     }
 

@@ -52,7 +52,10 @@ impl Slots {
                 continue;
             }
             let members = self.members(&snapshot);
+            // A position on another timeline may lie beyond the place where that was left: until one on this server's own is told, all is kept.
+            let timeline = self.observed.borrow().timeline;
             let archived = crate::archiver::parse(self.archive.borrow().as_ref()).and_then(|state| state.archived);
+            let archived = archived.filter(|at| Some(at.timeline) == timeline);
             tokio::select! {
                 result = self.engine.maintain_slots(&members, archived.map(|at| at.lsn)) => {
                     match &result {

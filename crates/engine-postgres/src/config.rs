@@ -221,8 +221,8 @@ const OURS: &[(&str, &str)] = &[
     ("fsync", "on"),
     ("full_page_writes", "on"),
     ("data_sync_retry", "off"),
-    // On from the start, because turning it on later needs a restart. Until a backup repository is set up nothing is kept, and the
-    // command must succeed, or the log would pile up.
+    // On from the start, because turning it on later needs a restart. The command only succeeds, or the log would pile up: the agent
+    // archives, and a slot keeps what is not archived yet (docs/adr/0023).
     ("archive_mode", "on"),
     ("archive_command", "/bin/true"),
     ("recovery_target_timeline", "latest"),

@@ -172,4 +172,7 @@ pub struct BackupBegun {
 pub struct SegmentEnded {
     /// What was committed before lies before this.
     pub end: Lsn,
+    /// On this timeline; `None`: an agent of an earlier version.
+    #[serde(default)]
+    pub timeline: Option<Timeline>,
 }

@@ -16,7 +16,7 @@ use crate::session::Session;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use mainstay_model::vault::{ArchiveAnswer, SegmentEnded};
-use mainstay_model::{Lsn, Timeline};
+use mainstay_model::{Lsn, Position, Timeline};
 use mainstay_ports::clock::boot_now;
 use mainstay_vault::postgres::restore::{Destination, Plan, Restored, Target, plan, restore, time_text};
 use mainstay_vault::postgres::scratch::{NOTHING_LATER, Scratch};
@@ -122,7 +122,9 @@ async fn end_segment(session: &Session, progress: &mut Progress) -> bool {
     while boot_now().since(since).0 < u64::try_from(SEGMENT.as_millis()).unwrap_or(u64::MAX) {
         let (answers, _) = session.agents.ask_all("/v1/archive").await;
         let reached = answers.values().filter_map(decode::<ArchiveAnswer>).filter_map(|answer| answer.state?.archived);
-        if reached.map(|at| at.lsn).max() >= Some(ended.end) {
+        // What an earlier primary archived beyond the place where its timeline was left says nothing of this one's.
+        let ours = |at: &Position| ended.timeline.is_none_or(|timeline| at.timeline == timeline);
+        if reached.filter(ours).map(|at| at.lsn).max() >= Some(ended.end) {
             progress.finish(&format!("up to {}", ended.end));
             return true;
         }

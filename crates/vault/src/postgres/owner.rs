@@ -3,7 +3,7 @@
 use crate::postgres::archive::{Archive, Held};
 use crate::postgres::log::{LogFile, SegmentSize, owner, parse_history};
 use crate::repository::{Repository, VaultError};
-use mainstay_model::{Lineage, Lsn, Position, SystemId, Term};
+use mainstay_model::{Lineage, Lsn, Position, SystemId, Term, Timeline};
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -15,6 +15,8 @@ pub struct Owner {
     size: SegmentSize,
     term: Term,
     held: Held,
+    /// How far the archive was known to reach before, until the first sweep knows this server's path.
+    reached: Option<Position>,
     /// The first segment that is not known to be there.
     next: Option<u64>,
     /// Holes before it: first and last segment.
@@ -67,18 +69,27 @@ fn path_to(pg_wal: &Path, end: Position) -> Result<Lineage, VaultError> {
     parse_history(&text).map_err(|says| damaged(&says))?.ok_or_else(|| damaged("it names no timeline"))
 }
 
+/// How far a server's log and the one that reaches to `at` are the same: what an earlier primary archived beyond the place where its
+/// timeline was left is no part of this one. `None`: nothing is known.
+fn on_path(at: Position, timeline: Timeline, left: &Lineage) -> Option<Lsn> {
+    if at.timeline == timeline {
+        return Some(at.lsn);
+    }
+    let fork = left.0.iter().find(|fork| fork.timeline == at.timeline).or_else(|| left.0.first())?;
+    Some(at.lsn.min(fork.lsn))
+}
+
 impl Owner {
     /// Takes the archive for a term. `reached`: how far it was known to reach before, but for these `gaps`.
     pub fn claim(
         repository: Repository,
         (system, size): (SystemId, SegmentSize),
         (term, by): (Term, &str),
-        (reached, gaps): (Option<Lsn>, &[(String, String)]),
+        (reached, gaps): (Option<Position>, &[(String, String)]),
     ) -> Result<Owner, VaultError> {
         let archive = Archive::claim(repository.clone(), system, size, term, by)?;
         let held = Held::list(&repository, system, size)?;
-        let next = reached.map(|lsn| size.holding(lsn));
-        Ok(Owner { repository, system, archive, size, term, held, next, gaps: numbers(size, gaps) })
+        Ok(Owner { repository, system, archive, size, term, held, reached, next: None, gaps: numbers(size, gaps) })
     }
 
     /// Of which term.
@@ -105,6 +116,9 @@ impl Owner {
         if !self.gaps.is_empty() {
             // Another server may have brought what is missing.
             self.held = Held::list(&self.repository, self.system, self.size)?;
+        }
+        if let Some(reached) = self.reached.take() {
+            self.next = on_path(reached, end.timeline, &left).map(|lsn| self.size.holding(lsn));
         }
         self.advance((end, &left), &mut standing);
         Ok(standing)
@@ -200,9 +214,9 @@ pub fn assist(
 
 /// The oldest whole segments that this server has given up although the archive misses them from `reached` on; told while the
 /// repository is out of reach, when nothing else can tell.
-pub fn given_up(pg_wal: &Path, size: SegmentSize, reached: Lsn, end: Position) -> Option<(String, String)> {
+pub fn given_up(pg_wal: &Path, size: SegmentSize, reached: Position, end: Position) -> Option<(String, String)> {
     let left = path_to(pg_wal, end).ok()?;
-    let (next, last) = (size.holding(reached), size.holding(end.lsn));
+    let (next, last) = (size.holding(on_path(reached, end.timeline, &left)?), size.holding(end.lsn));
     let files = std::fs::read_dir(pg_wal).ok()?.flatten();
     let names = files.filter_map(|entry| size.parse(&entry.file_name().to_string_lossy()));
     let oldest = names
@@ -220,7 +234,6 @@ pub fn given_up(pg_wal: &Path, size: SegmentSize, reached: Lsn, end: Position) -
 mod tests {
     use super::*;
     use crate::objects::Memory;
-    use mainstay_model::Timeline;
     use std::sync::Arc;
 
     const SIZE: SegmentSize = SegmentSize(1 << 20);
@@ -238,6 +251,10 @@ mod tests {
         std::fs::write(dir.join(SIZE.name(Timeline(1), number)), segment(number)).unwrap();
     }
 
+    fn on_first(lsn: u64) -> Position {
+        Position { timeline: Timeline(1), lsn: Lsn(lsn) }
+    }
+
     fn end(number: u64) -> Position {
         Position { timeline: Timeline(1), lsn: Lsn((number << 20) + 5) }
     }
@@ -250,10 +267,10 @@ mod tests {
             put(dir.path(), number);
         }
         assert_eq!(
-            given_up(dir.path(), SIZE, Lsn(1 << 20), end(6)),
+            given_up(dir.path(), SIZE, on_first(1 << 20), end(6)),
             Some((SIZE.name(Timeline(1), 1), SIZE.name(Timeline(1), 2)))
         );
-        assert_eq!(given_up(dir.path(), SIZE, Lsn(3 << 20), end(6)), None);
+        assert_eq!(given_up(dir.path(), SIZE, on_first(3 << 20), end(6)), None);
         assert_eq!(segment_size(dir.path()).unwrap(), Some(SIZE));
         let claim = |term, reached| {
             Owner::claim(repository.clone(), (SystemId(77), SIZE), (Term(term), "n1"), (reached, &[])).unwrap()
@@ -262,8 +279,8 @@ mod tests {
         // The open segment is not brought.
         let first = owner.sweep(dir.path(), end(5)).unwrap();
         assert_eq!((first.pushed, first.gaps.len()), (2, 0));
-        let reached = first.reached.unwrap().lsn;
-        assert_eq!(reached, Lsn(5 << 20));
+        let reached = first.reached.unwrap();
+        assert_eq!(reached, on_first(5 << 20));
         // The next owner finds 5 and 6 gone, and 7 there.
         std::fs::remove_file(dir.path().join(SIZE.name(Timeline(1), 5))).unwrap();
         put(dir.path(), 7);
@@ -303,11 +320,36 @@ mod tests {
             put(dir.path(), number);
         }
         let whose = (SystemId(77), SIZE);
-        let mut owner = Owner::claim(repository.clone(), whose, (Term(1), "n1"), (Some(Lsn(3 << 20)), &[])).unwrap();
+        let mut owner =
+            Owner::claim(repository.clone(), whose, (Term(1), "n1"), (Some(on_first(3 << 20)), &[])).unwrap();
         let mut other = Archive::assist(repository, SystemId(77), SIZE, Term(1), "n2");
         other.push(&SIZE.name(Timeline(1), 4), &segment(4)).unwrap();
         let standing = owner.sweep(dir.path(), end(6)).unwrap();
         assert!(standing.gaps.is_empty() && standing.problems.is_empty(), "{standing:?}");
         assert_eq!((standing.pushed, standing.reached.unwrap().lsn), (2, Lsn(6 << 20)));
+    }
+
+    #[test]
+    fn what_an_earlier_primary_archived_beyond_the_fork_is_not_taken_for_this_log() {
+        let (dir, memory) = (tempfile::tempdir().unwrap(), Memory::default());
+        let repository = Repository::create(Arc::new(memory), &[]).unwrap();
+        for number in [3, 4, 5, 6, 7] {
+            put(dir.path(), number);
+        }
+        let whose = (SystemId(77), SIZE);
+        let mut first = Owner::claim(repository.clone(), whose, (Term(1), "n1"), (None, &[])).unwrap();
+        let reached = first.sweep(dir.path(), end(8)).unwrap().reached.unwrap();
+        assert_eq!(reached, on_first(8 << 20));
+        // The next one left that log within segment 5, and has only the open segment 7 of its own: 5 and 6 are gone.
+        let next = tempfile::tempdir().unwrap();
+        std::fs::write(next.path().join("00000002.history"), "1\t0/500010\tno recovery target specified\n").unwrap();
+        std::fs::write(next.path().join(SIZE.name(Timeline(2), 7)), segment(7)).unwrap();
+        let at = |number: u64| Position { timeline: Timeline(2), lsn: Lsn((number << 20) + 5) };
+        let lost = Some((SIZE.name(Timeline(2), 5), SIZE.name(Timeline(2), 6)));
+        assert_eq!(given_up(next.path(), SIZE, reached, at(8)), lost);
+        let mut owner = Owner::claim(repository, whose, (Term(2), "n2"), (Some(reached), &[])).unwrap();
+        let standing = owner.sweep(next.path(), at(8)).unwrap();
+        assert_eq!(standing.gaps, lost.into_iter().collect::<Vec<_>>());
+        assert_eq!(standing.reached, Some(Position { timeline: Timeline(2), lsn: Lsn(8 << 20) }));
     }
 }
