@@ -351,7 +351,13 @@ fn stored(manifest: &Manifest) -> u64 {
 fn made_text(made: &Made) -> String {
     let kind = if made.manifest.base.is_some() { "incremental" } else { "full" };
     let bytes: u64 = made.manifest.files.iter().map(|file| file.size).sum();
-    format!("{} ({kind}): {bytes} bytes, {} in the repository", made.manifest.label, stored(&made.manifest))
+    let corrupt = match made.manifest.corrupt.len() {
+        0 => String::new(),
+        count => format!("; DAMAGED BLOCKS: {count}, the server held them so"),
+    };
+    let remark = made.remark.as_ref().map(|remark| format!("; {remark}")).unwrap_or_default();
+    let (label, stored) = (&made.manifest.label, stored(&made.manifest));
+    format!("{label} ({kind}): {bytes} bytes, {stored} in the repository{corrupt}{remark}")
 }
 
 fn record(state: &mut BackupState, running: &BackupRunning, made: &Made) {
@@ -392,9 +398,13 @@ fn run(job: Job) -> Result<Made, VaultError> {
         }
     })?;
     // From here on it counts, whatever happens.
-    let (removed, remark) = match keep_to(&repository, &manifest, &job.vault) {
+    let kept = match spared(&manifest) {
+        Some(why) => Err(why),
+        None => keep_to(&repository, &manifest, &job.vault).map_err(|error| error.to_string()),
+    };
+    let (removed, remark) = match kept {
         Ok(removed) => (removed, None),
-        Err(error) => (Vec::new(), Some(format!("the retention was not applied: {error}"))),
+        Err(why) => (Vec::new(), Some(format!("the retention was not applied: {why}"))),
     };
     Ok(Made { manifest, repository: repository.id().to_owned(), removed, remark })
 }
@@ -411,6 +421,12 @@ fn base(
     }
     let system = runtime.block_on(backup::system(&options.server))?;
     Ok(backup::list(repository, system)?.into_iter().rev().find(|manifest| manifest.base.is_none()))
+}
+
+/// Why nothing may be removed now.
+fn spared(newest: &Manifest) -> Option<String> {
+    let count = newest.corrupt.len();
+    (count > 0).then(|| format!("{count} blocks of the newest backup are damaged, older ones may hold them whole"))
 }
 
 /// Removes what the retention does not keep.
