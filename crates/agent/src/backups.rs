@@ -30,7 +30,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, MissedTickBehavior, sleep};
+use tokio::time::{Instant, MissedTickBehavior, sleep, timeout};
 use tracing::warn;
 
 const STORE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -40,7 +40,7 @@ const BEAT: Duration = Duration::from_secs(2);
 const STALE: Duration = Duration::from_secs(60);
 /// How long the archive may take to get the log that a backup needs.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// How often the primary is asked to end its segment, while a backup waits for that.
+/// How often the primary is asked to end its segment, until it has, while a backup waits for that; and how long it may take.
 const NUDGE: Duration = Duration::from_secs(5);
 /// How often it is looked whether the lock is that of an agent that is gone.
 const TIDY: Duration = Duration::from_secs(10);
@@ -279,7 +279,7 @@ impl Backups {
         let thread = std::thread::Builder::new().name("backup".to_owned());
         // Nobody waits any more if the agent ends.
         let started = thread.spawn(move || drop(done.send(ordinarily(|| run(job)))));
-        let (mut nudged, mut pulse) = (Instant::now(), Pulse::new(Instant::now()));
+        let (mut nudged, mut ended, mut pulse) = (Instant::now(), None, Pulse::new(Instant::now()));
         let result = loop {
             if let Err(error) = &started {
                 break Err(format!("no thread: {error}"));
@@ -299,8 +299,8 @@ impl Backups {
             // The limit may be changed while it runs.
             watch.rate.store(rate(&self.generations.now().spec.vault), Ordering::Relaxed);
             if watch.stopped.load(Ordering::Relaxed) && nudged.elapsed() >= NUDGE {
+                ended = self.nudge(ended).await;
                 nudged = Instant::now();
-                self.nudge().await;
             }
         };
         // Only the thread's own is left: it tells whether it lives.
@@ -329,18 +329,24 @@ impl Backups {
         let _ = self.store.compare_and_set(BACKUP_KEY, revision, value, STORE_TIMEOUT).await;
     }
 
-    /// An idle primary would never end the segment that the backup waits for.
-    async fn nudge(&self) {
+    /// An idle primary would never end the segment that the backup waits for. Tells which primary has ended it: what a replica had when its
+    /// copy ended was the primary's before, so once is enough, unless another takes over.
+    async fn nudge(&self, ended: Option<NodeId>) -> Option<NodeId> {
         let record: Option<Record> =
             self.store.watch(RECORD_KEY).borrow().as_ref().and_then(|held| serde_json::from_slice(&held.value).ok());
-        let Some(primary) = record.and_then(|record| record.holder) else { return };
-        if primary == self.me {
-            return;
+        let Some(primary) = record.and_then(|record| record.holder) else { return ended };
+        if primary == self.me || ended.as_ref() == Some(&primary) {
+            return ended;
         }
-        let Ok(body) = serde_json::to_vec(&AgentQuestion::EndSegment) else { return };
-        if let Err(error) = self.peers.request(&primary, Channel::Ask, body, STORE_TIMEOUT).await {
-            warn!(%primary, %error, "a backup waits for the log, and the primary can not be asked to end its segment");
-        }
+        let body = serde_json::to_vec(&AgentQuestion::EndSegment).ok()?;
+        let asked = timeout(NUDGE, self.peers.request(&primary, Channel::Ask, body, STORE_TIMEOUT)).await;
+        let why = match asked {
+            Ok(Ok(_)) => return Some(primary),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "it does not answer".to_owned(),
+        };
+        warn!(%primary, %why, "a backup waits for the log, and the primary can not be asked to end its segment");
+        None
     }
 
     /// Gives the lock back and says what became of it.
