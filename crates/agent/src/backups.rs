@@ -1,7 +1,8 @@
 //! Makes backups on this node when it is asked to, one in the cluster at a time: the lock, and how it goes, stand in the store.
 //!
 //! The copy runs in a thread with a runtime of its own, at ordinary priority: it must not take time from what keeps the lease.
-//! The lock of an agent that is gone is taken over when it has given no sign of life for a while, by the clock of whoever waits.
+//! The lock of an agent that is gone is taken over when it has given no sign of life for a while, by the clock of whoever waits. A backup that
+//! hangs is left behind and its lock given back; until its thread ends, this process begins no other.
 
 use crate::api::AgentQuestion;
 use crate::archiver;
@@ -25,11 +26,11 @@ use mainstay_vault::postgres::manifest::Manifest;
 use mainstay_vault::repository::{Repository, VaultError};
 use mainstay_vault::retention::{self, Policy};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, MissedTickBehavior, sleep};
+use tokio::time::{Instant, MissedTickBehavior, sleep, timeout};
 use tracing::warn;
 
 const STORE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -39,15 +40,19 @@ const BEAT: Duration = Duration::from_secs(2);
 const STALE: Duration = Duration::from_secs(60);
 /// How long the archive may take to get the log that a backup needs.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// How often the primary is asked to end its segment, while a backup waits for that.
+/// How often the primary is asked to end its segment, until it has, while a backup waits for that; and how long it may take.
 const NUDGE: Duration = Duration::from_secs(5);
 /// How often it is looked whether the lock is that of an agent that is gone.
 const TIDY: Duration = Duration::from_secs(10);
+/// A backup that gets nowhere for so long is left behind.
+const HANGS: Duration = Duration::from_secs(600);
 const GONE: &str = "its agent ended before it was done";
 /// Writing the outcome is tried so often.
 const TRIES: u32 = 60;
 /// What was begun before this and never became a backup is removed. Milliseconds.
 const UNFINISHED_MS: u64 = 24 * 3600 * 1000;
+const LEFT: &str = "an earlier backup of this agent hangs, in the repository or the server's files; no other begins here before it ends. Mend what it \
+                    waits for, or restart this agent";
 
 /// An order, and where to say what became of it.
 pub type Order = (BackupWish, oneshot::Sender<Result<BackupBegun, String>>);
@@ -78,6 +83,38 @@ pub struct Backups {
     pub events: mpsc::Sender<Event>,
 }
 
+/// What this process knows beside the store.
+#[derive(Default)]
+struct Own {
+    /// The lock that it took last.
+    token: Option<u64>,
+    /// Lives as long as the last backup's threads.
+    thread: Weak<Watch>,
+}
+
+/// How far a backup has come, and since when.
+struct Pulse {
+    seen: (u64, u64, bool),
+    since: Instant,
+}
+
+impl Pulse {
+    fn new(now: Instant) -> Pulse {
+        Pulse { seen: (0, 0, false), since: now }
+    }
+
+    /// It gets nowhere: for how long. Whoever waits for the log gives up by itself first, and may read back what came until then.
+    fn hangs(&mut self, watch: &Watch, now: Instant) -> Option<Duration> {
+        let of = Ordering::Relaxed;
+        let seen = (watch.total.load(of), watch.done.load(of), watch.stopped.load(of));
+        if seen != self.seen {
+            *self = Pulse { seen, since: now };
+        }
+        let limit = if seen.2 { PATIENCE + HANGS } else { HANGS };
+        (now.duration_since(self.since) >= limit).then_some(limit)
+    }
+}
+
 /// What the thread works with.
 struct Job {
     vault: Vault,
@@ -100,18 +137,15 @@ impl Backups {
     pub async fn keep(self, mut orders: mpsc::Receiver<Order>) {
         let this = Arc::new(self);
         let mut shown = this.store.watch(BACKUP_KEY);
-        let (mut alive, mut mine) = (Instant::now(), None);
+        let (mut alive, mut own) = (Instant::now(), Own::default());
         let mut looked = tokio::time::interval(TIDY);
         looked.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                _ = looked.tick() => this.tidy((alive.elapsed(), mine)).await,
+                _ = looked.tick() => this.tidy((alive.elapsed(), own.token)).await,
                 order = orders.recv() => {
                     let Some((wish, reply)) = order else { return };
-                    let begun = Arc::clone(&this).begin(&wish, (alive.elapsed(), mine)).await;
-                    if let Ok(begun) = &begun {
-                        mine = Some(begun.token);
-                    }
+                    let begun = Arc::clone(&this).begin(&wish, alive.elapsed(), &mut own).await;
                     // Whoever asked may have gone.
                     let _ = reply.send(begun);
                 }
@@ -127,14 +161,17 @@ impl Backups {
     }
 
     /// Takes the lock and begins.
-    async fn begin(self: Arc<Self>, wish: &BackupWish, lock: (Duration, Option<u64>)) -> Result<BackupBegun, String> {
+    async fn begin(self: Arc<Self>, wish: &BackupWish, silent: Duration, own: &mut Own) -> Result<BackupBegun, String> {
         let (job, term) = self.job(wish)?;
         let held = self.store.read(BACKUP_KEY, STORE_TIMEOUT).await;
         let held = held.map_err(|error| format!("the store does not answer: {error}"))?;
         let mut state = parse(held.as_ref());
         if let Some(running) = &state.running {
-            self.may_replace(running, self.unless_alive(running, lock))?;
+            self.may_replace(running, self.unless_alive(running, (silent, own.token)))?;
             state.failed = Some(given_up(running, GONE));
+        }
+        if own.thread.strong_count() > 0 {
+            return Err(LEFT.to_owned());
         }
         let token = entropy().map_err(|error| error.to_string())?;
         state.running = Some(BackupRunning {
@@ -161,6 +198,7 @@ impl Backups {
             }
             CasOutcome::Unavailable(why) => return Err(format!("the store does not answer: {why}")),
         }
+        *own = Own { token: Some(token), thread: Arc::downgrade(&job.watch) };
         let begun = BackupBegun { token, node: self.me.clone() };
         tokio::spawn(async move { self.carry_out(job, token).await });
         Ok(begun)
@@ -241,7 +279,7 @@ impl Backups {
         let thread = std::thread::Builder::new().name("backup".to_owned());
         // Nobody waits any more if the agent ends.
         let started = thread.spawn(move || drop(done.send(ordinarily(|| run(job)))));
-        let mut nudged = Instant::now();
+        let (mut nudged, mut ended, mut pulse) = (Instant::now(), None, Pulse::new(Instant::now()));
         let result = loop {
             if let Err(error) = &started {
                 break Err(format!("no thread: {error}"));
@@ -253,13 +291,20 @@ impl Backups {
                 },
                 () = sleep(BEAT) => self.beat(token, &watch).await,
             }
+            if let Some(limit) = pulse.hangs(&watch, Instant::now()) {
+                // It may come back: then it shall end, and remove nothing.
+                watch.stop.store(true, Ordering::Relaxed);
+                break Err(hung(limit, &watch));
+            }
             // The limit may be changed while it runs.
             watch.rate.store(rate(&self.generations.now().spec.vault), Ordering::Relaxed);
             if watch.stopped.load(Ordering::Relaxed) && nudged.elapsed() >= NUDGE {
+                ended = self.nudge(ended).await;
                 nudged = Instant::now();
-                self.nudge().await;
             }
         };
+        // Only the thread's own is left: it tells whether it lives.
+        drop(watch);
         self.finish(token, result).await;
     }
 
@@ -284,18 +329,24 @@ impl Backups {
         let _ = self.store.compare_and_set(BACKUP_KEY, revision, value, STORE_TIMEOUT).await;
     }
 
-    /// An idle primary would never end the segment that the backup waits for.
-    async fn nudge(&self) {
+    /// An idle primary would never end the segment that the backup waits for. Tells which primary has ended it: what a replica had when its
+    /// copy ended was the primary's before, so once is enough, unless another takes over.
+    async fn nudge(&self, ended: Option<NodeId>) -> Option<NodeId> {
         let record: Option<Record> =
             self.store.watch(RECORD_KEY).borrow().as_ref().and_then(|held| serde_json::from_slice(&held.value).ok());
-        let Some(primary) = record.and_then(|record| record.holder) else { return };
-        if primary == self.me {
-            return;
+        let Some(primary) = record.and_then(|record| record.holder) else { return ended };
+        if primary == self.me || ended.as_ref() == Some(&primary) {
+            return ended;
         }
-        let Ok(body) = serde_json::to_vec(&AgentQuestion::EndSegment) else { return };
-        if let Err(error) = self.peers.request(&primary, Channel::Ask, body, STORE_TIMEOUT).await {
-            warn!(%primary, %error, "a backup waits for the log, and the primary can not be asked to end its segment");
-        }
+        let body = serde_json::to_vec(&AgentQuestion::EndSegment).ok()?;
+        let asked = timeout(NUDGE, self.peers.request(&primary, Channel::Ask, body, STORE_TIMEOUT)).await;
+        let why = match asked {
+            Ok(Ok(_)) => return Some(primary),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "it does not answer".to_owned(),
+        };
+        warn!(%primary, %why, "a backup waits for the log, and the primary can not be asked to end its segment");
+        None
     }
 
     /// Gives the lock back and says what became of it.
@@ -334,6 +385,16 @@ fn rate(vault: &Vault) -> u64 {
     vault.backup_mb_s.saturating_mul(1 << 20)
 }
 
+fn hung(limit: Duration, watch: &Watch) -> String {
+    let (done, total) = (watch.done.load(Ordering::Relaxed), watch.total.load(Ordering::Relaxed));
+    let at = if watch.stopped.load(Ordering::Relaxed) {
+        "everything was copied, and its log or the repository is waited for".to_owned()
+    } else {
+        format!("{done} of {total} bytes are copied")
+    };
+    format!("no progress for {} minutes: {at}; is the repository reachable, and the disk well?", limit.as_secs() / 60)
+}
+
 fn given_up(running: &BackupRunning, why: &str) -> BackupFailed {
     BackupFailed {
         token: running.token,
@@ -351,7 +412,13 @@ fn stored(manifest: &Manifest) -> u64 {
 fn made_text(made: &Made) -> String {
     let kind = if made.manifest.base.is_some() { "incremental" } else { "full" };
     let bytes: u64 = made.manifest.files.iter().map(|file| file.size).sum();
-    format!("{} ({kind}): {bytes} bytes, {} in the repository", made.manifest.label, stored(&made.manifest))
+    let corrupt = match made.manifest.corrupt.len() {
+        0 => String::new(),
+        count => format!("; DAMAGED BLOCKS: {count}, the server held them so"),
+    };
+    let remark = made.remark.as_ref().map(|remark| format!("; {remark}")).unwrap_or_default();
+    let (label, stored) = (&made.manifest.label, stored(&made.manifest));
+    format!("{label} ({kind}): {bytes} bytes, {stored} in the repository{corrupt}{remark}")
 }
 
 fn record(state: &mut BackupState, running: &BackupRunning, made: &Made) {
@@ -392,9 +459,14 @@ fn run(job: Job) -> Result<Made, VaultError> {
         }
     })?;
     // From here on it counts, whatever happens.
-    let (removed, remark) = match keep_to(&repository, &manifest, &job.vault) {
+    let left = job.watch.stop.load(Ordering::Relaxed);
+    let kept = match spared(&manifest, left) {
+        Some(why) => Err(why),
+        None => keep_to(&repository, &manifest, &job.vault).map_err(|error| error.to_string()),
+    };
+    let (removed, remark) = match kept {
         Ok(removed) => (removed, None),
-        Err(error) => (Vec::new(), Some(format!("the retention was not applied: {error}"))),
+        Err(why) => (Vec::new(), Some(format!("the retention was not applied: {why}"))),
     };
     Ok(Made { manifest, repository: repository.id().to_owned(), removed, remark })
 }
@@ -411,6 +483,15 @@ fn base(
     }
     let system = runtime.block_on(backup::system(&options.server))?;
     Ok(backup::list(repository, system)?.into_iter().rev().find(|manifest| manifest.base.is_none()))
+}
+
+/// Why nothing may be removed now.
+fn spared(newest: &Manifest, left: bool) -> Option<String> {
+    if left {
+        return Some("this backup was given up before it ended".to_owned());
+    }
+    let count = newest.corrupt.len();
+    (count > 0).then(|| format!("{count} blocks of the newest backup are damaged, older ones may hold them whole"))
 }
 
 /// Removes what the retention does not keep.
@@ -437,4 +518,26 @@ fn policy(vault: &Vault) -> Policy {
     let days = i64::try_from(vault.keep_days).unwrap_or(i64::MAX);
     let span = days.saturating_mul(86_400).saturating_mul(1_000_000);
     Policy { count: usize::try_from(vault.keep).unwrap_or(usize::MAX), span: (days > 0).then_some(span) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backup_that_gets_nowhere_is_given_up_and_a_slow_one_is_not() {
+        let (watch, begun) = (Watch::default(), Instant::now());
+        let at = |seconds| begun + Duration::from_secs(seconds);
+        let mut pulse = Pulse::new(begun);
+        assert_eq!(pulse.hangs(&watch, at(599)), None);
+        watch.done.store(1, Ordering::Relaxed);
+        assert_eq!(pulse.hangs(&watch, at(600)), None);
+        assert_eq!(pulse.hangs(&watch, at(1199)), None);
+        assert_eq!(pulse.hangs(&watch, at(1200)), Some(HANGS));
+        assert!(hung(HANGS, &watch).starts_with("no progress for 10 minutes: "));
+        watch.stopped.store(true, Ordering::Relaxed);
+        assert_eq!(pulse.hangs(&watch, at(1200)), None);
+        assert_eq!(pulse.hangs(&watch, at(1200) + PATIENCE + Duration::from_secs(1)), None, "it gives up by itself");
+        assert_eq!(pulse.hangs(&watch, at(1200) + PATIENCE + HANGS), Some(PATIENCE + HANGS));
+    }
 }

@@ -26,6 +26,7 @@
 //! | `archive-lagging` | warning | the log can not be archived, or is archived late |
 //! | `archive-conflict` | critical | the archive holds other content under a name of the log, or the log is damaged |
 //! | `backup-overdue` | warning | a backup should have begun long ago, by the schedule |
+//! | `backup-corrupt` | critical | the newest backup holds blocks that were damaged on the server |
 //! | `archive-gap` | critical | a part of the log is neither archived nor on the primary any more |
 
 use crate::schedule;
@@ -229,6 +230,18 @@ impl Look<'_> {
 
     fn backups(&self, list: &mut List) {
         let (state, now) = (&self.beside.backup, self.beside.now_ms);
+        if let Some(made) = state.last.as_ref().filter(|made| made.corrupt > 0) {
+            let evidence = format!(
+                "the newest backup, {}, holds {} damaged blocks: the data of {} had them so",
+                made.label, made.corrupt, made.node
+            );
+            let hint = format!(
+                "no backup is removed meanwhile; `mainstay verify` names the blocks. Are they whole on another node: make that one the primary, \
+                 `mainstay reinit {}`; else restore a copy of before. Then make a full backup",
+                made.node
+            );
+            list.dated(("backup-corrupt", "critical"), evidence, hint, Some(made.ended_ms));
+        }
         // One that runs now is the one that was missing.
         let due = schedule::due(&self.spec.vault, state, now).filter(|_| state.running.is_none());
         let Some((incremental, since)) = due.filter(|(_, at)| now.saturating_sub(*at) > LATE_MS) else { return };
@@ -522,5 +535,21 @@ mod tests {
         assert_eq!(told(at(8, 3)), None, "an hour is no trouble");
         let late = told(at(8, 4)).unwrap();
         assert!(late.contains("full backup is due") && late.contains("no room"), "{late}");
+    }
+
+    #[test]
+    fn damage_in_the_newest_backup_is_told() {
+        use mainstay_model::vault::BackupState;
+        let told = |corrupt| {
+            let last =
+                crate::schedule::tests::made(1).map(|made| mainstay_model::vault::BackupMade { corrupt, ..made });
+            let beside = Beside { backup: BackupState { last, ..BackupState::default() }, ..Beside::default() };
+            let found = merge(&spec(), String::new(), &BTreeMap::new(), &beside).problems;
+            found.into_iter().find(|problem| problem.name == "backup-corrupt")
+        };
+        assert_eq!(told(0), None);
+        let damaged = told(3).unwrap();
+        assert_eq!(damaged.severity, "critical");
+        assert!(damaged.evidence.contains("holds 3 damaged blocks"), "{}", damaged.evidence);
     }
 }

@@ -109,12 +109,12 @@ impl Schedule {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use mainstay_model::vault::BackupMade;
     use mainstay_model::{Position, SystemId};
 
-    fn made(begun_ms: u64) -> Option<BackupMade> {
+    pub(crate) fn made(begun_ms: u64) -> Option<BackupMade> {
         Some(BackupMade {
             token: 1,
             label: "a".to_owned(),
