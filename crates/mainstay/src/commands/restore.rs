@@ -13,6 +13,7 @@ use crate::output::progress::Progress;
 use crate::output::table::bytes;
 use crate::output::{self, confirm};
 use crate::session::Session;
+use crate::target::{self, absolute};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use mainstay_model::vault::{ArchiveAnswer, SegmentEnded};
@@ -35,13 +36,14 @@ const LOOK: Duration = Duration::from_millis(300);
 /// When the moment can not be had (the nearest one is named), the directory is not empty, or the recovery fails.
 pub(crate) async fn run(options: Restore, global: Global) -> Outcome {
     let target = target(&options)?;
-    let data = crate::target::absolute(&options.to)?;
+    let data = absolute(&options.to)?;
     check_place(&data)?;
     let owner = user::server_user()?;
     if !options.files_only {
         check_server(&data, owner.as_ref())?;
     }
     let shelf = Shelf::open(&options.shelf).await?;
+    check_apart(&data, &taken(&shelf, &options)?)?;
     let mut progress = Progress::new();
     // Up to now everything is in the archive, for certain.
     let complete = match &shelf.session {
@@ -93,6 +95,41 @@ fn check_place(data: &Path) -> Outcome {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(Failure::usage(format!("{}: {error}", data.display()))),
     }
+}
+
+/// The directories that belong to the repository and to the cluster's nodes.
+fn taken(shelf: &Shelf, options: &Restore) -> Outcome<Vec<PathBuf>> {
+    let named = options.shelf.repository.as_deref().map(absolute).transpose()?;
+    // With a repository that is named no cluster is needed, and yet one may be on this host.
+    let spec = shelf.spec.clone().or_else(|| target::Target::find(&options.shelf.which).ok().map(|found| found.spec));
+    let nodes = spec.iter().flat_map(|spec| spec.nodes.iter().map(|node| spec.node_dir(node)));
+    Ok(nodes.chain(spec.iter().filter_map(|spec| spec.vault.repository.clone())).chain(named).collect())
+}
+
+/// The path without links, as far as it is there.
+fn settled(path: &Path) -> PathBuf {
+    let there = path.ancestors().find_map(|above| Some((above.canonicalize().ok()?, path.strip_prefix(above).ok()?)));
+    there.map_or_else(|| path.to_owned(), |(above, rest)| above.components().chain(rest.components()).collect())
+}
+
+/// A copy inside the cluster or the repository would be taken for a part of it: backed up, archived, or removed with it.
+fn check_apart(data: &Path, taken: &[PathBuf]) -> Outcome {
+    let refuse = |says: String| {
+        Err(Failure::usage(says)
+            .hint("name a directory outside of clusters and repositories, for example below /srv; nothing was changed"))
+    };
+    let place = settled(data);
+    if let Some(whose) = taken.iter().find(|whose| place.starts_with(settled(whose))) {
+        return refuse(format!("{} lies in {}, which the cluster uses", data.display(), whose.display()));
+    }
+    for above in place.ancestors() {
+        for (mark, what) in [("PG_VERSION", "a database's directory"), ("vault.json", "a repository")] {
+            if above.join(mark).symlink_metadata().is_ok() {
+                return refuse(format!("{} lies in {}, which is {what}", data.display(), above.display()));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A server must get there, and its socket must have room.
@@ -274,5 +311,26 @@ mod tests {
         assert!(check_place(&dir.path().join("x")).is_err());
         check_server(&dir.path().join("y"), None).unwrap();
         assert!(check_server(&dir.path().join("y".repeat(90)), None).unwrap_err().error.contains("too long"));
+    }
+
+    #[test]
+    fn no_copy_is_made_inside_a_cluster_or_a_repository() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for name in ["n1/data", "old/base", "vault/backups"] {
+            std::fs::create_dir_all(at(name)).unwrap();
+        }
+        std::os::unix::fs::symlink(at("n1"), at("link")).unwrap();
+        std::fs::write(at("old/PG_VERSION"), "17").unwrap();
+        std::fs::write(at("vault/vault.json"), "{}").unwrap();
+        let taken = [at("n1"), at("gone")];
+        for inside in ["n1", "n1/data/new", "link/new/deep", "gone/new", "old/base/new", "vault/backups/new"] {
+            let failure = check_apart(&at(inside), &taken).unwrap_err();
+            assert_eq!(failure.status, crate::failure::USAGE, "{inside}");
+            assert!(failure.error.contains("lies in") && failure.hint.is_some(), "{inside}: {}", failure.error);
+        }
+        for apart in ["n1.copy", "new/deep", "n2"] {
+            check_apart(&at(apart), &taken).unwrap();
+        }
     }
 }
