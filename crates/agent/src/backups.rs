@@ -59,6 +59,22 @@ const LEFT: &str = "an earlier backup of this agent hangs, in the repository or 
 /// An order, and where to say what became of it.
 pub type Order = (BackupWish, oneshot::Sender<Result<BackupBegun, String>>);
 
+/// Gives an order, and never waits for its turn: a node without data takes none.
+///
+/// # Errors
+/// Why it is not taken.
+pub fn order(
+    orders: &mpsc::Sender<Order>,
+    wish: BackupWish,
+) -> Result<oneshot::Receiver<Result<BackupBegun, String>>, String> {
+    let (reply, answer) = oneshot::channel();
+    let why = |error| match error {
+        mpsc::error::TrySendError::Full(_) => "this node does not get to the backups that it was asked for; ask again",
+        mpsc::error::TrySendError::Closed(_) => "this node makes no backups: it holds no data",
+    };
+    orders.try_send((wish, reply)).map(|()| answer).map_err(|error| why(error).to_owned())
+}
+
 /// The state in the store.
 #[must_use]
 pub fn parse(versioned: Option<&Versioned>) -> BackupState {

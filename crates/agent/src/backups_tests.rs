@@ -33,3 +33,13 @@ fn a_clock_that_differs_from_the_primarys_tells_no_age() {
     told.hear(None, 0);
     assert_eq!(told.off(900 * hour, 0), None, "this node archives by itself");
 }
+
+#[test]
+fn who_takes_no_orders_says_so_at_once() {
+    let wish = BackupWish::default;
+    let (orders, queue) = mpsc::channel(1);
+    assert!(order(&orders, wish()).is_ok());
+    assert!(order(&orders, wish()).unwrap_err().contains("ask again"));
+    drop(queue);
+    assert!(order(&orders, wish()).unwrap_err().contains("holds no data"));
+}

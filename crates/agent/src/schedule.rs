@@ -3,7 +3,7 @@
 //! What was missed while nobody could make one is made up for as soon as there is a primary again; the clock decides only when, never who.
 
 use crate::api::AgentQuestion;
-use crate::backups::{Order, parse};
+use crate::backups::{self, Order, parse};
 use crate::generations::Generations;
 use crate::mind_loop::Question;
 use mainstay_model::cron::Cron;
@@ -123,10 +123,10 @@ impl Schedule {
                 Err(error) => warn!(%node, %error, "a backup is due, and this replica does not begin it"),
             }
         }
-        let (reply, answer) = oneshot::channel();
-        if self.orders.send((wish.clone(), reply)).await.is_err() {
-            return;
-        }
+        let answer = match backups::order(&self.orders, wish.clone()) {
+            Ok(answer) => answer,
+            Err(why) => return warn!(%why, "a backup is due and can not begin"),
+        };
         match answer.await {
             Ok(Ok(_)) => info!(incremental = wish.incremental, "a backup was due and has begun here"),
             Ok(Err(why)) => warn!(%why, "a backup is due and can not begin"),
