@@ -176,10 +176,15 @@ impl Api {
     /// Begins a backup on this node.
     async fn backup(&self, mut wish: BackupWish, caller: &Caller) -> Result<BackupBegun, (StatusCode, String)> {
         wish.by = who(&wish.by, caller);
-        let (reply, answer) = oneshot::channel();
-        let gone = || (StatusCode::SERVICE_UNAVAILABLE, "this node makes no backups: it holds no data".to_owned());
-        self.backups.send((wish, reply)).await.map_err(|_| gone())?;
-        let begun = tokio::time::timeout(BACKUP_TIMEOUT, answer).await.ok().and_then(Result::ok).ok_or_else(gone)?;
+        let away = |why: &str| (StatusCode::SERVICE_UNAVAILABLE, why.to_owned());
+        if self.generations.now().spec.node(&self.me).is_some_and(|node| node.witness) {
+            return Err(away("this node makes no backups: it holds no data"));
+        }
+        let answer = backups::order(&self.backups, wish).map_err(|why| away(&why))?;
+        let begun = tokio::time::timeout(BACKUP_TIMEOUT, answer).await.ok().and_then(Result::ok);
+        let begun = begun.ok_or_else(|| {
+            away("this node does not say whether the backup began; `mainstay archive status` shows it")
+        })?;
         begun.map_err(|why| (StatusCode::CONFLICT, why))
     }
 

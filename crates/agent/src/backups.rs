@@ -15,7 +15,7 @@ use mainstay_model::vault::{
     BackupWish,
 };
 use mainstay_model::{Event, NodeId, Record, ServerObservation, ServerState, Term};
-use mainstay_ports::clock::wall_now_ms;
+use mainstay_ports::clock::{boot_now, wall_now_ms};
 use mainstay_ports::engine::Engine;
 use mainstay_ports::peer::{Channel, Peers};
 use mainstay_ports::priority::ordinarily;
@@ -51,11 +51,29 @@ const GONE: &str = "its agent ended before it was done";
 const TRIES: u32 = 60;
 /// What was begun before this and never became a backup is removed. Milliseconds.
 const UNFINISHED_MS: u64 = 24 * 3600 * 1000;
+/// Clocks that differ by more than this tell no age. Milliseconds.
+const CLOCK_MS: u64 = 3_600_000;
 const LEFT: &str = "an earlier backup of this agent hangs, in the repository or the server's files; no other begins here before it ends. Mend what it \
                     waits for, or restart this agent";
 
 /// An order, and where to say what became of it.
 pub type Order = (BackupWish, oneshot::Sender<Result<BackupBegun, String>>);
+
+/// Gives an order, and never waits for its turn: a node without data takes none.
+///
+/// # Errors
+/// Why it is not taken.
+pub fn order(
+    orders: &mpsc::Sender<Order>,
+    wish: BackupWish,
+) -> Result<oneshot::Receiver<Result<BackupBegun, String>>, String> {
+    let (reply, answer) = oneshot::channel();
+    let why = |error| match error {
+        mpsc::error::TrySendError::Full(_) => "this node does not get to the backups that it was asked for; ask again",
+        mpsc::error::TrySendError::Closed(_) => "this node makes no backups: it holds no data",
+    };
+    orders.try_send((wish, reply)).map(|()| answer).map_err(|error| why(error).to_owned())
+}
 
 /// The state in the store.
 #[must_use]
@@ -90,6 +108,31 @@ struct Own {
     token: Option<u64>,
     /// Lives as long as the last backup's threads.
     thread: Weak<Watch>,
+    /// What the primary's clock said.
+    told: Told,
+}
+
+/// What another host's clock said last, as far as this process heard it say so.
+#[derive(Clone, Copy, Default)]
+struct Told {
+    wall_ms: Option<u64>,
+    /// By the clock that nobody sets; none: it was said before this process listened.
+    heard_ms: Option<u64>,
+}
+
+impl Told {
+    fn hear(&mut self, wall_ms: Option<u64>, boot_ms: u64) {
+        if self.wall_ms != wall_ms {
+            let heard_ms = self.wall_ms.and(Some(boot_ms));
+            *self = Told { wall_ms, heard_ms };
+        }
+    }
+
+    /// By how much the own clock differs from it, milliseconds, if that is too much to tell the age of anything.
+    fn off(self, wall_ms: u64, boot_ms: u64) -> Option<u64> {
+        let theirs = self.wall_ms? + boot_ms.saturating_sub(self.heard_ms?);
+        Some(theirs.abs_diff(wall_ms)).filter(|off| *off > CLOCK_MS)
+    }
 }
 
 /// How far a backup has come, and since when.
@@ -122,6 +165,7 @@ struct Job {
     incremental: bool,
     options: Options,
     watch: Arc<Watch>,
+    told: Told,
 }
 
 /// What the thread made.
@@ -136,7 +180,8 @@ impl Backups {
     /// Runs for ever.
     pub async fn keep(self, mut orders: mpsc::Receiver<Order>) {
         let this = Arc::new(self);
-        let mut shown = this.store.watch(BACKUP_KEY);
+        let (mut shown, mut archive) = (this.store.watch(BACKUP_KEY), this.store.watch(ARCHIVE_KEY));
+        archive.mark_changed();
         let (mut alive, mut own) = (Instant::now(), Own::default());
         let mut looked = tokio::time::interval(TIDY);
         looked.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -148,6 +193,14 @@ impl Backups {
                     let begun = Arc::clone(&this).begin(&wish, alive.elapsed(), &mut own).await;
                     // Whoever asked may have gone.
                     let _ = reply.send(begun);
+                }
+                changed = archive.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let state: Option<ArchiveState> = archiver::parse(archive.borrow_and_update().as_ref());
+                    let told = state.filter(|state| state.node.as_ref() != Some(&this.me));
+                    own.told.hear(told.and_then(|state| state.archived_ms), boot_now().0);
                 }
                 changed = shown.changed() => {
                     if changed.is_err() {
@@ -162,7 +215,7 @@ impl Backups {
 
     /// Takes the lock and begins.
     async fn begin(self: Arc<Self>, wish: &BackupWish, silent: Duration, own: &mut Own) -> Result<BackupBegun, String> {
-        let (job, term) = self.job(wish)?;
+        let (job, term) = self.job(wish, own.told)?;
         let held = self.store.read(BACKUP_KEY, STORE_TIMEOUT).await;
         let held = held.map_err(|error| format!("the store does not answer: {error}"))?;
         let mut state = parse(held.as_ref());
@@ -198,7 +251,7 @@ impl Backups {
             }
             CasOutcome::Unavailable(why) => return Err(format!("the store does not answer: {why}")),
         }
-        *own = Own { token: Some(token), thread: Arc::downgrade(&job.watch) };
+        (own.token, own.thread) = (Some(token), Arc::downgrade(&job.watch));
         let begun = BackupBegun { token, node: self.me.clone() };
         tokio::spawn(async move { self.carry_out(job, token).await });
         Ok(begun)
@@ -242,7 +295,7 @@ impl Backups {
     }
 
     /// What is to be done, if it can be.
-    fn job(&self, wish: &BackupWish) -> Result<(Job, Term), String> {
+    fn job(&self, wish: &BackupWish, told: Told) -> Result<(Job, Term), String> {
         let vault = self.generations.now().spec.vault.clone();
         let place = vault.repository.as_ref().map(|place| place.display().to_string());
         let place = place.ok_or("no repository is named: mainstay set vault.repository=/a/folder")?;
@@ -268,7 +321,7 @@ impl Backups {
         };
         let watch = Arc::new(Watch::default());
         watch.rate.store(rate(&vault), Ordering::Relaxed);
-        let job = Job { vault, known: archive.id, incremental: wish.incremental, options, watch };
+        let job = Job { vault, known: archive.id, incremental: wish.incremental, options, watch, told };
         Ok((job, archive.term))
     }
 
@@ -460,7 +513,8 @@ fn run(job: Job) -> Result<Made, VaultError> {
     })?;
     // From here on it counts, whatever happens.
     let left = job.watch.stop.load(Ordering::Relaxed);
-    let kept = match spared(&manifest, left) {
+    let off = job.told.off(wall_now_ms(), boot_now().0).filter(|_| job.vault.keep_days > 0);
+    let kept = match spared(&manifest, left, off) {
         Some(why) => Err(why),
         None => keep_to(&repository, &manifest, &job.vault).map_err(|error| error.to_string()),
     };
@@ -486,9 +540,13 @@ fn base(
 }
 
 /// Why nothing may be removed now.
-fn spared(newest: &Manifest, left: bool) -> Option<String> {
+fn spared(newest: &Manifest, left: bool, off_ms: Option<u64>) -> Option<String> {
     if left {
         return Some("this backup was given up before it ended".to_owned());
+    }
+    if let Some(off) = off_ms {
+        let says = "this host's clock and the primary's differ by";
+        return Some(format!("{says} {} minutes, so the age of a backup is not known", off / 60_000));
     }
     let count = newest.corrupt.len();
     (count > 0).then(|| format!("{count} blocks of the newest backup are damaged, older ones may hold them whole"))
@@ -521,23 +579,5 @@ fn policy(vault: &Vault) -> Policy {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_backup_that_gets_nowhere_is_given_up_and_a_slow_one_is_not() {
-        let (watch, begun) = (Watch::default(), Instant::now());
-        let at = |seconds| begun + Duration::from_secs(seconds);
-        let mut pulse = Pulse::new(begun);
-        assert_eq!(pulse.hangs(&watch, at(599)), None);
-        watch.done.store(1, Ordering::Relaxed);
-        assert_eq!(pulse.hangs(&watch, at(600)), None);
-        assert_eq!(pulse.hangs(&watch, at(1199)), None);
-        assert_eq!(pulse.hangs(&watch, at(1200)), Some(HANGS));
-        assert!(hung(HANGS, &watch).starts_with("no progress for 10 minutes: "));
-        watch.stopped.store(true, Ordering::Relaxed);
-        assert_eq!(pulse.hangs(&watch, at(1200)), None);
-        assert_eq!(pulse.hangs(&watch, at(1200) + PATIENCE + Duration::from_secs(1)), None, "it gives up by itself");
-        assert_eq!(pulse.hangs(&watch, at(1200) + PATIENCE + HANGS), Some(PATIENCE + HANGS));
-    }
-}
+#[path = "backups_tests.rs"]
+mod tests;

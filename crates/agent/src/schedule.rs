@@ -3,12 +3,12 @@
 //! What was missed while nobody could make one is made up for as soon as there is a primary again; the clock decides only when, never who.
 
 use crate::api::AgentQuestion;
-use crate::backups::{Order, parse};
+use crate::backups::{self, Order, parse};
 use crate::generations::Generations;
 use crate::mind_loop::Question;
 use mainstay_model::cron::Cron;
 use mainstay_model::spec::Vault;
-use mainstay_model::vault::{BACKUP_KEY, BackupState, BackupWish};
+use mainstay_model::vault::{BACKUP_KEY, BackupMade, BackupState, BackupWish};
 use mainstay_model::{NodeId, ServerObservation};
 use mainstay_ports::clock::wall_now_ms;
 use mainstay_ports::peer::{Channel, Peers};
@@ -24,6 +24,8 @@ const LOOK: Duration = Duration::from_secs(10);
 const AGAIN: Duration = Duration::from_secs(600);
 const TIMEOUT: Duration = Duration::from_secs(8);
 const MINUTE_MS: u64 = 60_000;
+/// What began later than now by more than this was dated by a clock that was wrong. Milliseconds.
+const AHEAD_MS: u64 = 60 * MINUTE_MS;
 
 /// Begins backups.
 pub struct Schedule {
@@ -50,28 +52,53 @@ fn wanted(text: Option<&str>, now_ms: u64) -> Option<u64> {
 /// What should have begun and has not: whether it is an incremental one, and since when, milliseconds since 1970. A full one comes first.
 #[must_use]
 pub fn due(vault: &Vault, state: &BackupState, system_now_ms: u64) -> Option<(bool, u64)> {
-    let begun = |made: &Option<mainstay_model::vault::BackupMade>| made.as_ref().map_or(0, |made| made.begun_ms);
+    // One that is dated far ahead would hold up all others until then.
+    let latest = system_now_ms.saturating_add(AHEAD_MS);
+    let begun =
+        |made: &Option<BackupMade>| made.as_ref().map(|made| made.begun_ms).filter(|at| *at <= latest).unwrap_or(0);
     let full = wanted(vault.full_at.as_deref(), system_now_ms).filter(|at| begun(&state.last_full) < *at);
     let any = wanted(vault.incremental_at.as_deref(), system_now_ms).filter(|at| begun(&state.last) < *at);
     full.map(|at| (false, at)).or_else(|| any.map(|at| (true, at)))
 }
 
+/// The last attempt.
+struct Tried {
+    at: Instant,
+    /// For what.
+    due: (bool, u64),
+    /// The newest backup of its kind before.
+    newest: Option<u64>,
+}
+
+impl Tried {
+    /// One that succeeded and is dated by a host whose clock is wrong is not made again and again.
+    fn again(&self, due: (bool, u64), state: &BackupState) -> bool {
+        let served = self.due == due && newest(state, due.0) != self.newest;
+        self.at.elapsed() >= AGAIN && !served
+    }
+}
+
+fn newest(state: &BackupState, incremental: bool) -> Option<u64> {
+    let made = if incremental { &state.last } else { &state.last_full };
+    made.as_ref().map(|made| made.token)
+}
+
 impl Schedule {
     /// Runs for ever.
     pub async fn keep(self) {
-        let mut tried: Option<Instant> = None;
+        let mut tried: Option<Tried> = None;
         loop {
             sleep(LOOK).await;
             let vault = self.generations.now().spec.vault.clone();
             let state = parse(self.store.watch(BACKUP_KEY).borrow().as_ref());
             let due = due(&vault, &state, wall_now_ms()).filter(|_| vault.repository.is_some());
-            let rested = tried.is_none_or(|tried| tried.elapsed() >= AGAIN);
-            let Some((incremental, _)) = due.filter(|_| rested && state.running.is_none()) else { continue };
+            let due = due.filter(|due| tried.as_ref().is_none_or(|tried| tried.again(*due, &state)));
+            let Some(due) = due.filter(|_| state.running.is_none()) else { continue };
             if !self.reigns().await {
                 continue;
             }
-            tried = Some(Instant::now());
-            self.begin(&BackupWish { incremental, by: "the schedule".to_owned() }).await;
+            tried = Some(Tried { at: Instant::now(), due, newest: newest(&state, due.0) });
+            self.begin(&BackupWish { incremental: due.0, by: "the schedule".to_owned() }).await;
         }
     }
 
@@ -96,10 +123,10 @@ impl Schedule {
                 Err(error) => warn!(%node, %error, "a backup is due, and this replica does not begin it"),
             }
         }
-        let (reply, answer) = oneshot::channel();
-        if self.orders.send((wish.clone(), reply)).await.is_err() {
-            return;
-        }
+        let answer = match backups::order(&self.orders, wish.clone()) {
+            Ok(answer) => answer,
+            Err(why) => return warn!(%why, "a backup is due and can not begin"),
+        };
         match answer.await {
             Ok(Ok(_)) => info!(incremental = wish.incremental, "a backup was due and has begun here"),
             Ok(Err(why)) => warn!(%why, "a backup is due and can not begin"),
@@ -111,7 +138,6 @@ impl Schedule {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use mainstay_model::vault::BackupMade;
     use mainstay_model::{Position, SystemId};
 
     pub(crate) fn made(begun_ms: u64) -> Option<BackupMade> {
@@ -150,5 +176,13 @@ pub(crate) mod tests {
         assert_eq!(due(&vault, &since(hours(100), hours(7)), now), None);
         assert_eq!(due(&vault, &since(hours(100), hours(8)), now).map(|due| due.0), Some(true));
         assert_eq!(due(&vault, &since(hours(200), hours(7)), now).map(|due| due.0), Some(false));
+        let ahead = |minutes| now + minutes * MINUTE_MS;
+        assert_eq!(due(&vault, &since(hours(100), ahead(60)), now), None, "a clock may be a little off");
+        assert_eq!(due(&vault, &since(hours(100), ahead(61)), now).map(|due| due.0), Some(true));
+        assert_eq!(due(&vault, &since(ahead(61), hours(7)), now).map(|due| due.0), Some(false));
+        let tried = Tried { at: Instant::now() - AGAIN, due: (false, 7), newest: None };
+        assert!(tried.again((false, 7), &none), "it failed");
+        assert!(!tried.again((false, 7), &since(ahead(61), ahead(61))), "it is there, however it is dated");
+        assert!(tried.again((false, 8), &since(ahead(61), ahead(61))));
     }
 }
