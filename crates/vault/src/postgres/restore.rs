@@ -58,6 +58,8 @@ pub struct Plan {
     pub log: Vec<(Timeline, u64)>,
     /// The log without a hole ends here.
     pub reaches: Lsn,
+    /// Why other backups could not be considered.
+    pub unreadable: Vec<String>,
 }
 
 /// Where a restore goes.
@@ -99,8 +101,12 @@ pub fn plan(
     target: Target,
     timeline: Option<Timeline>,
 ) -> Result<Plan, VaultError> {
-    let backups = backup::list(repository, system)?;
-    let none = || VaultError::Impossible(format!("{} holds no backup of the database {system}", repository.place()));
+    let (backups, unreadable) = backup::readable(repository, system)?;
+    let unreadable: Vec<String> = unreadable.iter().map(ToString::to_string).collect();
+    // What can not be had may lie in one of these.
+    let but = || unreadable.iter().map(|says| format!("; a backup can not be read: {says}")).collect::<String>();
+    let none =
+        || VaultError::Impossible(format!("{} holds no backup of the database {system}{}", repository.place(), but()));
     let size = SegmentSize(backups.last().ok_or_else(none)?.server.segment_size);
     let held = Held::list(repository, system, size)?;
     let newest = held.timelines().last().copied().unwrap_or(Timeline(1));
@@ -110,8 +116,11 @@ pub fn plan(
         backups.iter().filter(|backup| path.contains(backup.stop, timeline, Lsn(u64::MAX))).collect();
     let Some(first) = on_path.first() else {
         let has: Vec<String> = backups.iter().map(|backup| backup.stop.timeline.to_string()).collect();
-        let says =
-            format!("no backup lies on the path to timeline {timeline}; there are backups on {}", has.join(", "));
+        let says = format!(
+            "no backup lies on the path to timeline {timeline}; there are backups on {}{}",
+            has.join(", "),
+            but()
+        );
         return Err(VaultError::Impossible(says));
     };
     let fits = |backup: &&&Manifest| match target {
@@ -121,12 +130,15 @@ pub fn plan(
     };
     let Some(base) = on_path.iter().rev().find(fits) else {
         let (time, lsn) = (time_text(first.ended), first.stop.lsn);
-        let says = format!("that is before the end of the first backup: the earliest moment is {time}, position {lsn}");
+        let says = format!(
+            "that is before the end of the first backup: the earliest moment is {time}, position {lsn}{}",
+            but()
+        );
         return Err(VaultError::Impossible(says));
     };
     let (log, hole) = reach(&held, size, base, timeline, &path);
     let reaches = Lsn(log.last().map_or(0, |(_, number)| (number + 1) * size.0));
-    let plan = Plan { base: (*base).clone(), target, timeline, path, log, reaches };
+    let plan = Plan { base: (*base).clone(), target, timeline, path, log, reaches, unreadable };
     plan.refuse_impossible(repository, size, hole)?;
     Ok(plan)
 }
