@@ -10,6 +10,9 @@ use ring::hkdf::{HKDF_SHA256, KeyType, Salt};
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use x25519_dalek::{PublicKey, StaticSecret};
 
@@ -147,9 +150,45 @@ impl WriteKey {
 /// A file with the secret key, or with the public one alone: then this host writes and does not read.
 pub fn read_file(file: Option<&Path>) -> Result<(Option<SecretKey>, Option<WriteKey>), VaultError> {
     let Some(file) = file else { return Ok((None, None)) };
-    let text = std::fs::read_to_string(file).map_err(|error| VaultError::file(file, error))?;
-    match WriteKey::parse(&text) {
-        Ok(writer) => Ok((None, Some(writer))),
-        Err(_) => SecretKey::parse(&text).map(|secret| (Some(secret.clone()), Some(secret.public()))),
+    let wrong = |error| VaultError::file(file, error);
+    let mut open = File::open(file).map_err(wrong)?;
+    let mut text = String::new();
+    open.read_to_string(&mut text).map_err(wrong)?;
+    if let Ok(writer) = WriteKey::parse(&text) {
+        return Ok((None, Some(writer)));
+    }
+    let secret = SecretKey::parse(&text)?;
+    let mode = open.metadata().map_err(wrong)?.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        let shown = file.display();
+        let says = format!("{shown} can be read by others than its owner (mode {mode:o}): run `chmod 600 {shown}`");
+        return Err(VaultError::Crypto(says));
+    }
+    let public = secret.public();
+    Ok((Some(secret), Some(public)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_key_that_others_can_read_is_refused_and_a_public_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, secret) = (dir.path().join("vault.key"), SecretKey::generate().unwrap());
+        let write = |text: &str, mode: u32| {
+            std::fs::write(&file, text).unwrap();
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+            read_file(Some(&file))
+        };
+        for mode in [0o640, 0o604, 0o660] {
+            let error = write(&secret.to_text(), mode).unwrap_err().to_string();
+            assert!(error.contains("chmod 600") && !error.contains(SECRET_TAG), "{error}");
+        }
+        for mode in [0o600, 0o400] {
+            assert!(write(&secret.to_text(), mode).unwrap().0.is_some());
+        }
+        let (read, writer) = write(&secret.public().to_text(), 0o644).unwrap();
+        assert!(read.is_none() && writer == Some(secret.public()));
     }
 }

@@ -55,7 +55,8 @@ fn note(report: &mut Report, result: Result<(), VaultError>) -> Result<bool, Vau
 /// Reads everything of one database back.
 pub fn verify(repository: &Repository, system: SystemId) -> Result<Report, VaultError> {
     let mut report = Report::default();
-    let backups = backup::list(repository, system)?;
+    let (backups, unreadable) = backup::readable(repository, system)?;
+    report.problems.extend(unreadable.iter().map(ToString::to_string));
     let Some(size) = backups.last().map(|backup| SegmentSize(backup.server.segment_size)) else {
         report.problems.push(format!("there is no backup of the database {system}"));
         return Ok(report);

@@ -26,19 +26,23 @@ pub(crate) async fn list(options: Backups, global: Global) -> Outcome {
     // A repository that was named comes without the cluster's retention.
     let policy = shelf.spec.as_ref().map(|spec| retention_of(&spec.vault));
     let work = move || {
-        let all = backup::list(&repository, system)?;
+        let (all, unreadable) = backup::readable(&repository, system)?;
+        let unreadable: Vec<String> = unreadable.iter().map(ToString::to_string).collect();
+        // Nothing is removed as long as one can not be read, so there is nothing to say about why one is kept.
+        let policy = policy.filter(|_| unreadable.is_empty());
         let now = i64::try_from(wall_now_ms()).unwrap_or(i64::MAX).saturating_mul(1000);
         let verdict = policy.map(|policy| retention::examine(&repository, system, policy, now)).transpose()?;
-        Ok((all, verdict))
+        Ok((all, verdict, unreadable))
     };
-    let (all, verdict) = blocking(work).await?;
+    let (all, verdict, unreadable) = blocking(work).await?;
+    warn(&unreadable);
     if global.json {
         let rows: Vec<Value> = all.iter().map(|manifest| object(manifest, verdict.as_ref())).collect();
         let place = shelf.repository.place();
-        output::object(&json!({ "repository": place, "system": system, "backups": rows }));
+        output::object(&json!({ "repository": place, "system": system, "backups": rows, "unreadable": unreadable }));
         return Ok(());
     }
-    if all.is_empty() {
+    if all.is_empty() && unreadable.is_empty() {
         output::line(&format!("{} holds no backup yet: make one with `mainstay backup`.", shelf.repository.place()));
         return Ok(());
     }
@@ -47,9 +51,20 @@ pub(crate) async fn list(options: Backups, global: Global) -> Outcome {
     let head = ["BACKUP", "KIND", "ENDED", "DATABASE", "STORED", "LOG FROM", "TO"];
     output::line(render(&head, &rows, output::width()).trim_end());
     if options.why {
-        all.iter().for_each(|manifest| output::line(&why(manifest, verdict.as_ref())));
+        if unreadable.is_empty() {
+            all.iter().for_each(|manifest| output::line(&why(manifest, verdict.as_ref())));
+        } else {
+            output::line("Nothing is removed as long as a backup can not be read.");
+        }
     }
     Ok(())
+}
+
+/// Says which backups are there and can not be read.
+pub(super) fn warn(unreadable: &[String]) {
+    for says in unreadable {
+        output::errline(&paint(Colour::Yellow, &format!("a backup can not be read: {says}")));
+    }
 }
 
 /// What the file says is to be kept.

@@ -1,5 +1,6 @@
 //! `mainstay restore`: a copy of the database as it was at a moment, in a new directory beside the cluster, recovered and checked.
 
+use super::backups::warn;
 use super::shelf::{Shelf, blocking, failure};
 use crate::cli::{Global, Restore};
 use crate::client::decode;
@@ -52,6 +53,7 @@ pub(crate) async fn run(options: Restore, global: Global) -> Outcome {
     };
     let (repository, system, timeline) = (shelf.repository.clone(), shelf.system, options.timeline.map(Timeline));
     let made = blocking(move || plan(&repository, system, target, timeline)).await?;
+    warn(&made.unreadable);
     // Found before anything is written.
     let bin = if options.files_only { None } else { Some(programs(&shelf, &made)?) };
     progress.say(&words(&made, &data));

@@ -429,17 +429,32 @@ async fn commit(
 
 /// The backups of a database, oldest first, read and checked. One that is damaged or sealed for another key is an error.
 pub fn list(repository: &Repository, system: SystemId) -> Result<Vec<Manifest>, VaultError> {
+    let (all, unreadable) = readable(repository, system)?;
+    unreadable.into_iter().next().map_or(Ok(all), Err)
+}
+
+/// Those that can be read, oldest first, and why others can not: one that is damaged takes nothing from the others.
+/// Whoever removes anything must not take these for all there are.
+pub fn readable(repository: &Repository, system: SystemId) -> Result<(Vec<Manifest>, Vec<VaultError>), VaultError> {
     let entries = repository.objects().list(&format!("backups/{system}/"))?;
-    let mut all = Vec::new();
+    let (mut all, mut unreadable) = (Vec::new(), Vec::new());
     for entry in entries.iter().filter(|entry| entry.key.last() == "manifest") {
-        let (_, text) = repository.get(&entry.key)?;
-        let read: Manifest =
-            serde_json::from_slice(&text).map_err(|e| VaultError::Damaged(format!("{}: {e}", entry.key)))?;
-        if read.format != 1 || read.system != system {
-            return Err(VaultError::Damaged(format!("{} is not what its name says", entry.key)));
+        match read(repository, system, &entry.key) {
+            Ok(manifest) => all.push(manifest),
+            Err(error @ VaultError::Damaged(_)) => unreadable.push(error),
+            // A store out of reach, or the wrong key: that says nothing about this one.
+            Err(error) => return Err(error),
         }
-        all.push(read);
     }
     all.sort_by_key(|manifest| (manifest.stop.lsn, manifest.ended));
-    Ok(all)
+    Ok((all, unreadable))
+}
+
+fn read(repository: &Repository, system: SystemId, key: &Key) -> Result<Manifest, VaultError> {
+    let (_, text) = repository.get(key)?;
+    let read: Manifest = serde_json::from_slice(&text).map_err(|e| VaultError::Damaged(format!("{key}: {e}")))?;
+    if read.format != 1 || read.system != system {
+        return Err(VaultError::Damaged(format!("{key} is not what its name says")));
+    }
+    Ok(read)
 }

@@ -5,6 +5,7 @@ pub mod backup;
 mod control;
 mod copy;
 pub(crate) mod fetch;
+mod hand;
 pub mod log;
 pub mod manifest;
 pub mod owner;

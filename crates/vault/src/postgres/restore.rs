@@ -8,6 +8,7 @@ use crate::hex;
 use crate::postgres::archive::{Held, lineage};
 use crate::postgres::backup;
 use crate::postgres::fetch::fetch;
+use crate::postgres::hand::{hand_over, take, take_below};
 use crate::postgres::log::{LogFile, SegmentSize, check_segment, owner};
 use crate::postgres::manifest::{Extent, Manifest, NO_FILE};
 use crate::postgres::pages;
@@ -17,7 +18,7 @@ use mainstay_model::{Lineage, Lsn, SystemId, Timeline};
 use rustix::fs::{Mode, OFlags};
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt, chown, symlink};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -57,6 +58,8 @@ pub struct Plan {
     pub log: Vec<(Timeline, u64)>,
     /// The log without a hole ends here.
     pub reaches: Lsn,
+    /// Why other backups could not be considered.
+    pub unreadable: Vec<String>,
 }
 
 /// Where a restore goes.
@@ -98,8 +101,12 @@ pub fn plan(
     target: Target,
     timeline: Option<Timeline>,
 ) -> Result<Plan, VaultError> {
-    let backups = backup::list(repository, system)?;
-    let none = || VaultError::Impossible(format!("{} holds no backup of the database {system}", repository.place()));
+    let (backups, unreadable) = backup::readable(repository, system)?;
+    let unreadable: Vec<String> = unreadable.iter().map(ToString::to_string).collect();
+    // What can not be had may lie in one of these.
+    let but = || unreadable.iter().map(|says| format!("; a backup can not be read: {says}")).collect::<String>();
+    let none =
+        || VaultError::Impossible(format!("{} holds no backup of the database {system}{}", repository.place(), but()));
     let size = SegmentSize(backups.last().ok_or_else(none)?.server.segment_size);
     let held = Held::list(repository, system, size)?;
     let newest = held.timelines().last().copied().unwrap_or(Timeline(1));
@@ -109,8 +116,11 @@ pub fn plan(
         backups.iter().filter(|backup| path.contains(backup.stop, timeline, Lsn(u64::MAX))).collect();
     let Some(first) = on_path.first() else {
         let has: Vec<String> = backups.iter().map(|backup| backup.stop.timeline.to_string()).collect();
-        let says =
-            format!("no backup lies on the path to timeline {timeline}; there are backups on {}", has.join(", "));
+        let says = format!(
+            "no backup lies on the path to timeline {timeline}; there are backups on {}{}",
+            has.join(", "),
+            but()
+        );
         return Err(VaultError::Impossible(says));
     };
     let fits = |backup: &&&Manifest| match target {
@@ -120,12 +130,15 @@ pub fn plan(
     };
     let Some(base) = on_path.iter().rev().find(fits) else {
         let (time, lsn) = (time_text(first.ended), first.stop.lsn);
-        let says = format!("that is before the end of the first backup: the earliest moment is {time}, position {lsn}");
+        let says = format!(
+            "that is before the end of the first backup: the earliest moment is {time}, position {lsn}{}",
+            but()
+        );
         return Err(VaultError::Impossible(says));
     };
     let (log, hole) = reach(&held, size, base, timeline, &path);
     let reaches = Lsn(log.last().map_or(0, |(_, number)| (number + 1) * size.0));
-    let plan = Plan { base: (*base).clone(), target, timeline, path, log, reaches };
+    let plan = Plan { base: (*base).clone(), target, timeline, path, log, reaches, unreadable };
     plan.refuse_impossible(repository, size, hole)?;
     Ok(plan)
 }
@@ -244,6 +257,11 @@ pub fn restore(repository: &Repository, plan: &Plan, to: &Destination) -> Result
         work.extent(extent)?;
     }
     work.cut_one(control)?;
+    if let Some(owner) = to.owner {
+        // The data directory last: before, nobody comes to the rest.
+        let spaces: Vec<PathBuf> = work.spaces().collect();
+        spaces.iter().chain([&to.data]).try_for_each(|top| hand_over(top, owner))?;
+    }
     work.sync()?;
     let mut done = *work.written.lock().unwrap_or_else(PoisonError::into_inner);
     done.log = plan.log.len();
@@ -251,16 +269,10 @@ pub fn restore(repository: &Repository, plan: &Plan, to: &Destination) -> Result
 }
 
 impl Work<'_> {
-    fn own(&self, path: &Path) -> Result<(), VaultError> {
-        let Some((user, group)) = self.to.owner else { return Ok(()) };
-        chown(path, Some(user), Some(group)).map_err(|e| VaultError::file(path, e))
-    }
-
     fn directory(&self, path: &Path, mode: u32) -> Result<(), VaultError> {
         let made = DirBuilder::new().recursive(true).mode(mode).create(path);
         made.map_err(|e| VaultError::file(path, e))?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(|e| VaultError::file(path, e))?;
-        self.own(path)
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(|e| VaultError::file(path, e))
     }
 
     /// An empty place, or an old copy whose start is made impossible before anything else of it is touched.
@@ -272,23 +284,27 @@ impl Work<'_> {
             let says = format!("{text:?} can not be restored into: take an absolute path without ', % and \\");
             return Err(VaultError::Impossible(says));
         }
-        let occupied = std::fs::read_dir(data).is_ok_and(|mut entries| entries.next().is_some());
-        if occupied && !self.to.delta {
-            let says =
-                format!("{} is not empty; restore into an empty directory, or ask for a delta restore", data.display());
-            return Err(VaultError::Impossible(says));
-        }
+        let tops: Vec<PathBuf> = [data.clone()].into_iter().chain(self.spaces()).collect();
+        self.check_empty(&tops)?;
         if data.join("postmaster.pid").exists() {
             let says = format!("{} has a postmaster.pid: a server may run there; stop it first", data.display());
             return Err(VaultError::Impossible(says));
         }
-        let gone = |path: PathBuf| match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(VaultError::file(&path, error)),
-            _ => Ok(()),
-        };
-        gone(data.join(CONTROL))?;
-        self.directory(data, 0o700)?;
-        if occupied {
+        tops.iter().try_for_each(|top| take(top))?;
+        // Once more, now that nobody else can change it.
+        self.check_empty(&tops)?;
+        let control = data.join(CONTROL);
+        // Through a link it would be another's.
+        if control.parent().is_some_and(|dir| dir.symlink_metadata().is_ok_and(|found| found.is_dir())) {
+            match std::fs::remove_file(&control) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(VaultError::file(&control, error));
+                }
+                _ => {}
+            }
+        }
+        if self.to.delta {
+            tops.iter().try_for_each(|top| take_below(top))?;
             self.clear(data)?;
         }
         for (path, mode) in &self.base.directories {
@@ -324,15 +340,35 @@ impl Work<'_> {
         Ok(())
     }
 
-    fn link(&self, number: u32) -> Result<(), VaultError> {
+    /// Nothing is written over what is there, unless that was asked for.
+    fn check_empty(&self, tops: &[PathBuf]) -> Result<(), VaultError> {
+        let occupied = |top: &&PathBuf| std::fs::read_dir(top).is_ok_and(|mut entries| entries.next().is_some());
+        match tops.iter().find(occupied).filter(|_| !self.to.delta) {
+            Some(top) => Err(VaultError::Impossible(format!(
+                "{} is not empty; restore into an empty directory, or ask for a delta restore",
+                top.display()
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// Where a tablespace goes.
+    fn space(&self, number: u32) -> PathBuf {
         let beside = || {
             let mut name = self.to.data.as_os_str().to_owned();
             name.push(format!(".tablespace-{number}"));
             PathBuf::from(name)
         };
-        let target = self.to.tablespaces.get(&number).cloned().unwrap_or_else(beside);
+        self.to.tablespaces.get(&number).cloned().unwrap_or_else(beside)
+    }
+
+    fn spaces(&self) -> impl Iterator<Item = PathBuf> {
+        self.base.tablespaces.keys().map(|number| self.space(*number))
+    }
+
+    fn link(&self, number: u32) -> Result<(), VaultError> {
+        let target = self.space(number);
         self.directory(&self.to.data.join("pg_tblspc"), 0o700)?;
-        self.directory(&target, 0o700)?;
         let link = self.to.data.join(format!("pg_tblspc/{number}"));
         match symlink(&target, &link) {
             Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(VaultError::file(&link, error)),
@@ -353,9 +389,7 @@ impl Work<'_> {
             .mode(file.mode)
             .custom_flags(i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or(0))
             .open(&path);
-        let opened = opened.map_err(|e| VaultError::file(&path, e))?;
-        self.own(&path)?;
-        Ok((opened, path))
+        Ok((opened.map_err(|e| VaultError::file(&path, e))?, path))
     }
 
     fn count(&self, written: u64, kept: u64) {
@@ -428,9 +462,7 @@ impl Work<'_> {
     fn write_new(&self, name: &str, content: &[u8]) -> Result<(), VaultError> {
         let path = self.to.data.join(name);
         std::fs::write(&path, content).map_err(|e| VaultError::file(&path, e))?;
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
-            .map_err(|e| VaultError::file(&path, e))?;
-        self.own(&path)
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(|e| VaultError::file(&path, e))
     }
 
     /// Gives every file the size that it had.

@@ -4,8 +4,12 @@ use crate::postgres::backup::Session;
 use crate::postgres::restore::Plan;
 use crate::repository::VaultError;
 use mainstay_model::Lsn;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use std::fmt::Write;
-use std::os::unix::fs::{DirBuilderExt, chown};
+use std::fs::File;
+use std::io::{ErrorKind, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt, fchown};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -15,7 +19,7 @@ use tokio_postgres::Config;
 pub struct Scratch {
     child: tokio::process::Child,
     socket: PathBuf,
-    log: PathBuf,
+    log: File,
     /// Recovery took so long.
     pub recovery: Duration,
 }
@@ -51,6 +55,8 @@ fn config(plan: &Plan, data: &Path, socket: &Path) -> String {
     ];
     all.extend(plan.base.server.settings.clone());
     all.extend(plan.settings(data));
+    // What the source loads may not be here, and may act on its own.
+    all.push(("shared_preload_libraries".into(), String::new()));
     all.iter().fold(String::new(), |mut text, (name, value)| {
         let _ = writeln!(text, "{name} = '{}'", quoted(value));
         text
@@ -58,8 +64,12 @@ fn config(plan: &Plan, data: &Path, socket: &Path) -> String {
 }
 
 /// What the server said why it ended.
-fn tail(log: &Path) -> String {
-    let text = std::fs::read_to_string(log).unwrap_or_default();
+fn tail(log: &File) -> String {
+    // Only its end: a recovery may say much.
+    let len = log.metadata().map_or(0, |found| found.len());
+    let mut bytes = vec![0; usize::try_from(len.min(1 << 20)).unwrap_or(0)];
+    let read = log.read_at(&mut bytes, len.saturating_sub(1 << 20)).unwrap_or(0);
+    let text = String::from_utf8_lossy(bytes.get(..read).unwrap_or_default());
     let says = |line: &&str| {
         ["FATAL", "PANIC", "last completed transaction", "invalid value"].iter().any(|w| line.contains(w))
     };
@@ -70,6 +80,73 @@ fn tail(log: &Path) -> String {
         said.push_str(NOTHING_LATER);
     }
     said
+}
+
+/// The restored directory. It belongs to the server's user, who may have put a link wherever the superuser is about to write: so
+/// nothing in it is opened by its path, no link is followed, and every file is a new one.
+struct Place<'a> {
+    dir: OwnedFd,
+    path: &'a Path,
+    user: Option<(u32, u32)>,
+}
+
+impl Place<'_> {
+    fn open(path: &Path, user: Option<(u32, u32)>) -> Result<Place<'_>, VaultError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let dir = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| VaultError::file(path, e.into()))?;
+        Ok(Place { dir, path, user })
+    }
+
+    fn wrong(&self, name: &str, error: std::io::Error) -> VaultError {
+        VaultError::file(&self.path.join(name), error)
+    }
+
+    fn own(&self, name: &str, file: &OwnedFd) -> Result<(), VaultError> {
+        let Some((uid, gid)) = self.user else { return Ok(()) };
+        fchown(file, Some(uid), Some(gid)).map_err(|e| self.wrong(name, e))
+    }
+
+    /// A new file in the place of what was there. What is written to it later goes to its end.
+    fn file(&self, name: &str, text: &str) -> Result<File, VaultError> {
+        match rustix::fs::unlinkat(&self.dir, name, AtFlags::empty()) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(self.wrong(name, error.into())),
+            _ => {}
+        }
+        let new = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened =
+            rustix::fs::openat(&self.dir, name, OFlags::RDWR | OFlags::APPEND | new, Mode::from_raw_mode(0o600));
+        let opened = opened.map_err(|e| self.wrong(name, e.into()))?;
+        self.own(name, &opened)?;
+        let mut file = File::from(opened);
+        file.write_all(text.as_bytes()).map_err(|e| self.wrong(name, e))?;
+        Ok(file)
+    }
+
+    fn directory(&self, name: &str) -> Result<(), VaultError> {
+        match rustix::fs::mkdirat(&self.dir, name, Mode::from_raw_mode(0o700)) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(self.wrong(name, error.into())),
+            _ => {}
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = rustix::fs::openat(&self.dir, name, flags, Mode::empty());
+        self.own(name, &opened.map_err(|e| self.wrong(name, e.into()))?)
+    }
+
+    /// What was set on the source with ALTER SYSTEM overrides the configuration with which the copy starts: it is put aside.
+    fn disarm(&self) -> Result<(), VaultError> {
+        const SET: &str = "postgresql.auto.conf";
+        let armed = match rustix::fs::statat(&self.dir, SET, AtFlags::SYMLINK_NOFOLLOW) {
+            // Empty: put aside by an earlier start.
+            Ok(found) => found.st_size > 0 || FileType::from_raw_mode(found.st_mode) != FileType::RegularFile,
+            Err(error) if error.kind() == ErrorKind::NotFound => false,
+            Err(error) => return Err(self.wrong(SET, error.into())),
+        };
+        if armed {
+            let aside = format!("{SET}.restored");
+            rustix::fs::renameat(&self.dir, SET, &self.dir, aside).map_err(|e| self.wrong(SET, e.into()))?;
+        }
+        self.file(SET, "").map(drop)
+    }
 }
 
 impl Scratch {
@@ -83,23 +160,14 @@ impl Scratch {
         patience: Duration,
     ) -> Result<Scratch, VaultError> {
         let socket = data.join("mainstay_run");
-        let made = std::fs::DirBuilder::new().mode(0o700).recursive(true).create(&socket);
-        made.map_err(|e| VaultError::file(&socket, e))?;
-        let written = [
-            ("mainstay_scratch.conf", config(plan, data, &socket)),
-            ("mainstay_scratch_hba.conf", "local all all trust\n".to_owned()),
-            ("mainstay_scratch.log", String::new()),
-        ];
-        for (name, text) in written {
-            let path = data.join(name);
-            std::fs::write(&path, text).map_err(|e| VaultError::file(&path, e))?;
-            if let Some((uid, gid)) = user {
-                chown(&path, Some(uid), Some(gid)).map_err(|e| VaultError::file(&path, e))?;
-                chown(&socket, Some(uid), Some(gid)).map_err(|e| VaultError::file(&socket, e))?;
-            }
-        }
-        let log = data.join("mainstay_scratch.log");
-        let out = std::fs::OpenOptions::new().append(true).open(&log).map_err(|e| VaultError::file(&log, e))?;
+        let place = Place::open(data, user)?;
+        place.directory("mainstay_run")?;
+        place.file("mainstay_scratch.conf", &config(plan, data, &socket))?;
+        place.file("mainstay_scratch_hba.conf", "local all all trust\n")?;
+        place.disarm()?;
+        let log = place.file("mainstay_scratch.log", "")?;
+        let gone = |e| VaultError::file(&data.join("mainstay_scratch.log"), e);
+        let (out, err) = (log.try_clone().map_err(gone)?, log.try_clone().map_err(gone)?);
         let mut command = tokio::process::Command::new(bin.join("postgres"));
         command
             .arg("-D")
@@ -107,7 +175,7 @@ impl Scratch {
             .arg("-c")
             .arg(format!("config_file={}", data.join("mainstay_scratch.conf").display()));
         command.current_dir(data).env_clear().env("LC_ALL", "C").stdin(Stdio::null()).kill_on_drop(true);
-        command.stdout(out.try_clone().map_err(|e| VaultError::file(&log, e))?).stderr(out);
+        command.stdout(out).stderr(err);
         if let Some((uid, gid)) = user {
             command.uid(uid).gid(gid);
         }
@@ -170,5 +238,43 @@ impl Scratch {
         let ended = tokio::time::timeout(Duration::from_secs(60), self.child.wait()).await;
         let slow = |_| VaultError::Server("the copy does not stop within 60 s".into());
         ended.map_err(slow)?.map(drop).map_err(|e| VaultError::Server(e.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_link_in_the_copy_is_followed_and_what_the_source_had_set_is_put_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let (data, other) = (dir.path().join("copy"), dir.path().join("other"));
+        std::fs::create_dir(&data).unwrap();
+        std::fs::write(&other, "another's").unwrap();
+        for name in ["mainstay_scratch.conf", "mainstay_run", "postgresql.auto.conf"] {
+            std::os::unix::fs::symlink(&other, data.join(name)).unwrap();
+        }
+        let place = Place::open(&data, None).unwrap();
+        place.file("mainstay_scratch.conf", "port = '1'\n").unwrap();
+        assert!(place.directory("mainstay_run").is_err());
+        place.disarm().unwrap();
+        assert_eq!(std::fs::read_to_string(&other).unwrap(), "another's");
+        assert!(data.join("mainstay_scratch.conf").symlink_metadata().unwrap().is_file());
+        std::fs::remove_file(data.join("mainstay_run")).unwrap();
+        place.directory("mainstay_run").unwrap();
+        place.directory("mainstay_run").unwrap();
+
+        let (set, aside) = (data.join("postgresql.auto.conf"), data.join("postgresql.auto.conf.restored"));
+        std::fs::write(&set, "listen_addresses = '*'\n").unwrap();
+        // The second start finds what the first put aside.
+        for _ in 0..2 {
+            place.disarm().unwrap();
+            assert_eq!(std::fs::read_to_string(&set).unwrap(), "");
+            assert_eq!(std::fs::read_to_string(&aside).unwrap(), "listen_addresses = '*'\n");
+        }
+        let log = place.file("mainstay_scratch.log", "FATAL: no\n").unwrap();
+        assert_eq!(tail(&log), "FATAL: no");
+        std::os::unix::fs::symlink(&data, dir.path().join("link")).unwrap();
+        assert!(Place::open(&dir.path().join("link"), None).is_err());
     }
 }

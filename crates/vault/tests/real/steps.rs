@@ -2,7 +2,7 @@
 
 use crate::support::*;
 use mainstay_vault::objects::{Fault, Objects};
-use mainstay_vault::postgres::backup::list;
+use mainstay_vault::postgres::backup::{list, readable};
 use mainstay_vault::postgres::restore::{Destination, Target, plan, restore};
 use mainstay_vault::repository::VaultError;
 use std::os::unix::fs::FileExt;
@@ -170,6 +170,23 @@ async fn p34_what_retention_leaves_can_be_restored_and_every_damage_is_found() {
         assert!(!verify(&repository, system).unwrap().problems.is_empty(), "{name}");
         memory.tamper(&entry.key, |bytes| *bytes = good);
     }
+    // A damaged manifest takes nothing from the other backup, and nothing is removed beside it.
+    let named = mainstay_vault::objects::Key::new(format!("backups/{system}/{}/manifest", labels[2])).unwrap();
+    let whole = memory.read(&named, None).unwrap();
+    for (at, len) in [(0, whole.len()), (whole.len() / 2, whole.len()), (0, 0), (3, 9), (20, whole.len() / 2)] {
+        memory.tamper(&named, |bytes| {
+            bytes.clone_from(&whole);
+            bytes[at] ^= 4;
+            bytes.truncate(len);
+        });
+        let (good, unreadable) = readable(&repository, system).unwrap();
+        assert!(good.len() == 1 && unreadable.len() == 1, "{at} {len}: {unreadable:?}");
+        assert!(examine(&repository, system, Policy { count: 1, span: None }, now).is_err());
+        let made = plan(&repository, system, Target::Latest, None).unwrap();
+        assert!(made.base.label == labels[1] && made.unreadable.len() == 1, "{:?}", made.unreadable);
+        assert!(!verify(&repository, system).unwrap().problems.is_empty());
+    }
     memory.set_fault(Fault::Unreachable);
     assert!(verify(&repository, system).is_err(), "out of reach is not a verdict");
+    assert!(readable(&repository, system).is_err());
 }

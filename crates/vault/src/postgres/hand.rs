@@ -1,0 +1,110 @@
+//! Who owns a restored tree. The server's user may have put a link wherever the superuser is about to write; so a tree is taken out of
+//! its reach first, then filled, and handed over as the last thing.
+
+use crate::repository::VaultError;
+use rustix::fs::{Mode, OFlags};
+use std::fs::{DirBuilder, FileType, Permissions};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, fchown, lchown};
+use std::path::Path;
+
+fn me() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+/// The directory, made if it is not there: ours, and nobody else's to look into.
+pub(crate) fn take(path: &Path) -> Result<(), VaultError> {
+    let wrong = |e: std::io::Error| VaultError::file(path, e);
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(wrong)?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let dir = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| match error {
+        rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP => {
+            VaultError::Impossible(format!("{} is a link: name the directory itself", path.display()))
+        }
+        other => wrong(other.into()),
+    })?;
+    if rustix::fs::fstat(&dir).map_err(|e| wrong(e.into()))?.st_uid != me() {
+        fchown(&dir, Some(me()), None).map_err(wrong)?;
+    }
+    rustix::fs::fchmod(&dir, Mode::from_raw_mode(0o700)).map_err(|e| wrong(e.into()))
+}
+
+/// All below a directory that is taken. Only directories and files remain, and those files only that lie nowhere else as well: what is
+/// written to them changes nothing outside.
+pub(crate) fn take_below(top: &Path) -> Result<(), VaultError> {
+    // A directory is looked into only once it is ours: what was seen in it can not become a link any more.
+    below(top, &mut |path, kind| {
+        let found = path.symlink_metadata()?;
+        if !kind.is_dir() && (!kind.is_file() || found.nlink() > 1) {
+            return std::fs::remove_file(path);
+        }
+        if found.uid() != me() {
+            lchown(path, Some(me()), None)?;
+        }
+        if kind.is_dir() { std::fs::set_permissions(path, Permissions::from_mode(0o700)) } else { Ok(()) }
+    })
+}
+
+/// Gives a taken directory and all below it to its user, itself last; no link is followed.
+pub(crate) fn hand_over(top: &Path, (user, group): (u32, u32)) -> Result<(), VaultError> {
+    let mut all = vec![top.to_owned()];
+    below(top, &mut |path, _| {
+        all.push(path.to_owned());
+        Ok(())
+    })?;
+    // What is in a directory before the directory: whoever kept it open can do nothing there yet.
+    all.iter().rev().try_for_each(|path| lchown(path, Some(user), Some(group)).map_err(|e| VaultError::file(path, e)))
+}
+
+fn below(top: &Path, each: &mut dyn FnMut(&Path, FileType) -> std::io::Result<()>) -> Result<(), VaultError> {
+    let mut dirs = vec![top.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(&dir).map_err(|e| VaultError::file(&dir, e))? {
+            let entry = entry.map_err(|e| VaultError::file(&dir, e))?;
+            let (path, kind) = (entry.path(), entry.file_type().map_err(|e| VaultError::file(&dir, e))?);
+            each(&path, kind).map_err(|e| VaultError::file(&path, e))?;
+            if kind.is_dir() {
+                dirs.push(path);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn a_tree_is_taken_and_handed_over_without_following_links() {
+        let home = tempfile::tempdir().unwrap();
+        let (top, other) = (home.path().join("copy"), home.path().join("other"));
+        take(&top).unwrap();
+        std::fs::write(&other, "another's").unwrap();
+        std::fs::create_dir(top.join("base")).unwrap();
+        std::fs::write(top.join("base/1"), "").unwrap();
+        std::fs::hard_link(&other, top.join("base/2")).unwrap();
+        symlink(&other, top.join("backup_label")).unwrap();
+        std::fs::set_permissions(&top, Permissions::from_mode(0o755)).unwrap();
+        let root = me() == 0;
+        let them = if root { (65_533, 65_533) } else { (me(), rustix::process::getegid().as_raw()) };
+        for path in [top.clone(), top.join("base"), top.join("base/1")] {
+            lchown(path, Some(them.0), None).unwrap();
+        }
+
+        take(&top).unwrap();
+        take_below(&top).unwrap();
+        let owner = |path: &Path| path.symlink_metadata().unwrap().uid();
+        assert_eq!(top.metadata().unwrap().mode() & 0o777, 0o700);
+        assert!([top.clone(), top.join("base"), top.join("base/1")].iter().all(|path| owner(path) == me()));
+        assert!(top.join("base/2").symlink_metadata().is_err() && top.join("backup_label").symlink_metadata().is_err());
+
+        symlink(&other, top.join("link")).unwrap();
+        hand_over(&top, them).unwrap();
+        assert!([top.clone(), top.join("base/1"), top.join("link")].iter().all(|path| owner(path) == them.0));
+        assert_eq!(owner(&other), me());
+        assert_eq!(std::fs::read_to_string(&other).unwrap(), "another's");
+        symlink(&top, home.path().join("to")).unwrap();
+        assert!(take(&home.path().join("to")).unwrap_err().to_string().contains("is a link"));
+    }
+}
