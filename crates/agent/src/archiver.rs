@@ -455,6 +455,7 @@ mod tests {
         let file = |name: &str, text: String| {
             let path = dir.path().join(name);
             std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
             path
         };
         let (ours, other) = (SecretKey::generate().unwrap(), SecretKey::generate().unwrap());
