@@ -351,7 +351,7 @@ const WISHES: &[Row] = &[
     row("an unknown node to recover from", good, "recover --from db3 --dir {}", 2, &["has no node db3"]),
     row("an unknown node to ask why", good, "why --node db3 --dir {}", 2, &["has no node db3"]),
     row("an event that is none", good, "why yesterday --dir {}", 2, &["\"yesterday\" is no event", "last"]),
-    row("a time that is none", good, "history --since soon --dir {}", 2, &["\"soon\" is no time", "30m, 2h or 1d"]),
+    row("a time that is none", good, "history --since soon --dir {}", 2, &["\"soon\" is no time", "2h (before now)"]),
     row("no assignment", good, "set failover.lease_ms --dir {}", 2, &["is not KEY=VALUE", "nothing was changed"]),
     row(
         "an unknown key",

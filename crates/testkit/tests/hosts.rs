@@ -59,7 +59,9 @@ async fn writes_go_on_alone_where_availability_was_chosen() {
 #[tokio::test(flavor = "multi_thread")]
 async fn two_nodes_and_a_witness() {
     let shape = Shape { durability: Durability::Available, ..Shape::WITNESS };
-    survives(shape, &[HostFault::ServerKill, HostFault::HostKill, HostFault::LinkCut, HostFault::Switchover]).await;
+    use HostFault::{HostKill, LinkCut, MostReturn, ServerKill, Switchover};
+    // The last one leaves a witness behind in an old store, too.
+    survives(shape, &[ServerKill, HostKill, LinkCut, Switchover, MostReturn]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

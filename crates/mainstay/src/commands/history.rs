@@ -3,12 +3,12 @@
 use crate::cli::{Global, History};
 use crate::client::{nobody, with_advice};
 use crate::failure::{Failure, Outcome};
+use crate::moment;
 use crate::output::{self, Colour, paint};
-use crate::plan::changes::{Row, Told, changes, counted, loss, merge, since};
+use crate::plan::changes::{Row, Told, changes, counted, loss, merge};
 use crate::session::Session;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use mainstay_ports::clock::wall_now_ms;
 use serde::Deserialize;
 use serde_json::json;
 use std::fmt::Write as _;
@@ -24,8 +24,9 @@ struct Page {
 /// When no agent can read the history, or the time is none.
 pub(crate) async fn run(options: History, global: Global) -> Outcome {
     let zone = TimeZone::system();
-    let from = options.since.as_deref().map(|text| since(text, wall_now_ms(), &zone));
+    let from = options.since.as_deref().map(|text| moment::parse(text, Timestamp::now(), &zone));
     let from = from.transpose().map_err(|error| Failure::usage(format!("--since {error}")))?.unwrap_or(0);
+    let from = u64::try_from(from / 1000).unwrap_or(0);
     let session = Session::open(&options.which).await?;
     let events = read(&session).await?;
     let rows: Vec<Row> = changes(&events).into_iter().filter(|row| row.told.event.wall_ms >= from).collect();

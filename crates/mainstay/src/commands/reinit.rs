@@ -26,7 +26,7 @@ pub(crate) async fn run(options: Reinit, global: Global) -> Outcome {
     let known = check_now(&session, &before, &options)?;
     if session.spec().node(node).is_some_and(|node| node.witness) {
         confirm(global.yes, &format!("Let the witness {node} leave its old store and join the rebuilt one?"))?;
-        return take_in(&session, &options, global, Progress::new()).await;
+        return take_in(&session, &options, global).await;
     }
     let behind = known.lag_bytes.map(|lag| format!(", {} behind", bytes(lag))).unwrap_or_default();
     let progress = Progress::new();
@@ -87,34 +87,19 @@ fn left_behind(status: &Status, node: &NodeId) -> bool {
 }
 
 /// A witness of an older store joins the rebuilt one.
-async fn take_in(session: &Session, options: &Reinit, global: Global, mut progress: Progress) -> Outcome {
+async fn take_in(session: &Session, options: &Reinit, global: Global) -> Outcome {
     let node = &options.node;
-    let begun = boot_now();
-    progress.step(&format!("Letting {node} join the rebuilt store"));
-    let accepted = match session.command(node, Command::Reinit).await {
-        Ok(accepted) => accepted,
-        Err(failure) => {
-            progress.fail();
-            return Err(failure);
-        }
-    };
-    if options.wait == 0 {
-        progress.finish("taken up");
-        return say(global, ("Asked", node), None, &[accepted.text]);
-    }
-    wait::until(session, Duration::from_secs(options.wait), &mut progress, |status| {
+    let joined = |status: &Status| {
         let now = status.nodes.iter().find(|now| now.name == *node);
         let votes = now.is_some_and(|now| now.role == "witness" && now.healthy);
         if votes && !left_behind(status, node) {
-            Verdict::Done
-        } else {
-            Verdict::Wait(format!("{node} is {}", now.map_or("gone", |now| now.state.as_str())))
+            return Verdict::Done;
         }
-    })
-    .await?;
-    progress.finish("running");
-    let verified = [format!("{node} is a witness of the rebuilt store")];
-    say(global, ("Took in", node), Some(boot_now().since(begun).0), &verified)
+        Verdict::Wait(format!("{node} is {}", now.map_or("gone", |now| now.state.as_str())))
+    };
+    let doing = format!("Letting {node} join the rebuilt store");
+    let words = Words { doing, done: "Took in", is: "a witness of the rebuilt store" };
+    carry_out(session, options, global, Progress::new(), words, joined).await
 }
 
 async fn clone_anew(
@@ -122,11 +107,43 @@ async fn clone_anew(
     before: &Status,
     options: &Reinit,
     global: Global,
-    mut progress: Progress,
+    progress: Progress,
 ) -> Outcome {
     let node = &options.node;
-    let begun = boot_now();
-    progress.step(&format!("Cloning {node} anew"));
+    let was = before.nodes.iter().find(|known| known.name == *node).and_then(|known| known.server_pid);
+    let cloned = |status: &Status| {
+        let Some(now) = status.nodes.iter().find(|now| now.name == *node) else {
+            return Verdict::Over(Failure::failed(format!("{node} is not one of the nodes any more")));
+        };
+        // The same process: the clone has not begun.
+        if now.healthy && now.server_pid.is_some() && now.server_pid != was {
+            return Verdict::Done;
+        }
+        Verdict::Wait(format!("{node} is {}", now.state))
+    };
+    let words = Words { doing: format!("Cloning {node} anew"), done: "Cloned anew", is: "a replica" };
+    carry_out(session, options, global, progress, words, cloned).await
+}
+
+/// What is said on the way.
+struct Words {
+    doing: String,
+    done: &'static str,
+    /// What the node is in the end.
+    is: &'static str,
+}
+
+/// Gives the order, and waits until it has come about.
+async fn carry_out(
+    session: &Session,
+    options: &Reinit,
+    global: Global,
+    mut progress: Progress,
+    words: Words,
+    judge: impl FnMut(&Status) -> Verdict,
+) -> Outcome {
+    let (node, begun) = (&options.node, boot_now());
+    progress.step(&words.doing);
     let accepted = match session.command(node, Command::Reinit).await {
         Ok(accepted) => accepted,
         Err(failure) => {
@@ -138,23 +155,11 @@ async fn clone_anew(
         progress.finish("taken up");
         return say(global, ("Asked", node), None, &[accepted.text]);
     }
-    let was = before.nodes.iter().find(|known| known.name == *node).and_then(|known| known.server_pid);
-    let after = wait::until(session, Duration::from_secs(options.wait), &mut progress, |status| {
-        let Some(now) = status.nodes.iter().find(|now| now.name == *node) else {
-            return Verdict::Over(Failure::failed(format!("{node} is not one of the nodes any more")));
-        };
-        // The same process: the clone has not begun.
-        if now.healthy && now.server_pid.is_some() && now.server_pid != was {
-            Verdict::Done
-        } else {
-            Verdict::Wait(format!("{node} is {}", now.state))
-        }
-    })
-    .await?;
+    let after = wait::until(session, Duration::from_secs(options.wait), &mut progress, judge).await?;
     let state = after.nodes.iter().find(|now| now.name == *node).map(|now| now.state.clone()).unwrap_or_default();
     progress.finish(&state);
-    let verified = [format!("{node} is a replica, {state}")];
-    say(global, ("Cloned anew", node), Some(boot_now().since(begun).0), &verified)
+    let verified = [format!("{node} is {}, {state}", words.is)];
+    say(global, (words.done, node), Some(boot_now().since(begun).0), &verified)
 }
 
 fn say(global: Global, (done, node): (&str, &NodeId), took_ms: Option<u64>, verified: &[String]) -> Outcome {

@@ -157,39 +157,6 @@ pub(crate) fn find(events: &[Told], wanted: Wanted) -> Option<&Told> {
     }
 }
 
-/// `30m`, `2h`, `1d` before now, or a date, or a date with time (RFC 3339): milliseconds since 1970.
-pub(crate) fn since(text: &str, now_ms: u64, zone: &jiff::tz::TimeZone) -> Result<u64, String> {
-    let ago = text.char_indices().last().and_then(|(at, unit)| {
-        let count: u64 = text.get(..at)?.parse().ok()?;
-        let seconds = match unit {
-            's' => 1,
-            'm' => 60,
-            'h' => 3600,
-            'd' => 86_400,
-            'w' => 604_800,
-            _ => return None,
-        };
-        count.checked_mul(seconds)?.checked_mul(1000)
-    });
-    if let Some(ago) = ago {
-        return Ok(now_ms.saturating_sub(ago));
-    }
-    let moment = text.parse::<jiff::Timestamp>().ok();
-    let local = || {
-        text.parse::<jiff::civil::DateTime>()
-            .ok()
-            .and_then(|at| at.to_zoned(zone.clone()).ok())
-            .map(|at| at.timestamp())
-    };
-    let day = || {
-        text.parse::<jiff::civil::Date>().ok().and_then(|day| day.to_zoned(zone.clone()).ok()).map(|at| at.timestamp())
-    };
-    let moment = moment.or_else(local).or_else(day).and_then(|at| u64::try_from(at.as_millisecond()).ok());
-    moment.ok_or_else(|| {
-        format!("{text:?} is no time: say 30m, 2h or 1d (before now), 2026-11-26, or 2026-11-26T14:03:00")
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -274,17 +241,5 @@ mod tests {
         assert_eq!(["8", "#8", "t2", "last", "99", "t9"].map(number), [Some(8), Some(8), Some(7), Some(9), None, None]);
         assert!("yesterday".parse::<Wanted>().unwrap_err().contains("last"));
         assert_eq!((events[0].name(), told(None, 1, 4, "primary-opened").name()), ("#7".to_owned(), "t4".to_owned()));
-    }
-
-    #[test]
-    fn times_are_read_as_people_say_them() {
-        let utc = jiff::tz::TimeZone::UTC;
-        let at = |text: &str| since(text, 10_000_000_000, &utc);
-        assert_eq!(at("2h").unwrap(), 10_000_000_000 - 7_200_000);
-        assert_eq!(at("1970-01-02").unwrap(), 86_400_000);
-        assert_eq!(at("1970-01-01T01:00:00").unwrap(), 3_600_000);
-        assert_eq!(at("1970-01-01T01:00:00+01:00").unwrap(), 0);
-        assert!(at("soon").unwrap_err().contains("30m"));
-        assert!(at("99999999999999999d").is_err());
     }
 }
