@@ -55,8 +55,10 @@ pub fn open(vault: &Vault, known: Option<&str>) -> Result<Repository, VaultError
         Repository::create(Arc::new(folder), writer.as_slice())?;
     }
     let repository = Repository::open(Arc::new(Folder::existing(place)?), secret)?;
-    if writer.is_some() && !repository.encrypted() {
-        let says = format!("{} is not encrypted, and vault.key_file names a key; take another folder", place.display());
+    if let Some(writer) = writer.filter(|writer| !repository.sealed_for(writer)) {
+        let is = if repository.encrypted() { "is sealed for other keys" } else { "is not encrypted" };
+        let key = writer.fingerprint();
+        let says = format!("{} {is}, and vault.key_file names the key {key}; take another folder", place.display());
         return Err(VaultError::Impossible(says));
     }
     match known {
@@ -466,6 +468,17 @@ mod tests {
         let writer = open(&with(file("public", ours.public().to_text())), None).unwrap();
         assert!(!writer.readable());
         assert!(matches!(open(&with(file("other", other.to_text())), None), Err(VaultError::WrongKey { .. })));
+        // Somebody who can write to the volume names a reader of his own: beside ours, and instead of it.
+        let charter = dir.path().join("v/vault.json");
+        let text = std::fs::read_to_string(&charter).unwrap();
+        let (key, his) = (ours.public().to_text(), other.public().to_text());
+        for readers in [format!("{key}\", \"{his}"), his] {
+            std::fs::write(&charter, text.replace(&key, &readers)).unwrap();
+            let public = with(dir.path().join("public"));
+            let error = open(&public, None).map(drop).unwrap_err().to_string();
+            assert!(error.contains("is sealed for other keys"), "{error}");
+            assert!(open(&vault, None).is_err());
+        }
         let plain = Vault { repository: Some(dir.path().join("p")), ..Vault::default() };
         open(&plain, None).unwrap();
         let error = open(&Vault { key_file: vault.key_file, ..plain }, None).map(drop).unwrap_err().to_string();

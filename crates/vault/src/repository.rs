@@ -184,6 +184,11 @@ impl Repository {
     pub fn encrypted(&self) -> bool {
         !self.readers.is_empty()
     }
+    /// Is it sealed for the reader of this key, and for nobody else? Whoever can write to the store can name readers of his own there.
+    #[must_use]
+    pub fn sealed_for(&self, key: &WriteKey) -> bool {
+        self.readers == [*key]
+    }
     /// Can what lies in it be read, or only written and checked?
     #[must_use]
     pub fn readable(&self) -> bool {

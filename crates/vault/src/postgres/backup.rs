@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use tokio_postgres::{Client, Config, NoTls};
 
 /// Settings that a recovered server must not undercut.
-const AT_LEAST: [&str; 5] = [
+pub(crate) const AT_LEAST: [&str; 5] = [
     "max_connections",
     "max_worker_processes",
     "max_wal_senders",

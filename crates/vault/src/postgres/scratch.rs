@@ -1,10 +1,11 @@
 //! A recovered copy beside the cluster: reachable through a Unix socket only, archiving nothing, subscribing to nothing.
 
-use crate::postgres::backup::Session;
+use crate::postgres::backup::{AT_LEAST, Session};
 use crate::postgres::restore::Plan;
 use crate::repository::VaultError;
 use mainstay_model::Lsn;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs::File;
 use std::io::{ErrorKind, Write as _};
@@ -35,7 +36,14 @@ pub const NOTHING_LATER: &str =
     "; nothing later than the target is archived yet: wait for it, or restore the latest moment";
 
 fn quoted(value: &str) -> String {
-    value.replace('\'', "''")
+    value.replace('\\', "\\\\").replace('\'', "''")
+}
+
+/// What a backup may say of the copy's settings: numbers that must not be undercut, and nothing else. A manifest is only as trustworthy as
+/// whoever could seal one, and other settings run programs.
+fn at_least(settings: &BTreeMap<String, String>) -> Vec<(String, String)> {
+    let number = |(name, value): &(&String, &String)| AT_LEAST.contains(&name.as_str()) && value.parse::<u32>().is_ok();
+    settings.iter().filter(number).map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
 fn config(plan: &Plan, data: &Path, socket: &Path) -> String {
@@ -53,7 +61,7 @@ fn config(plan: &Plan, data: &Path, socket: &Path) -> String {
         ("logging_collector".into(), "off".into()),
         ("log_destination".into(), "stderr".into()),
     ];
-    all.extend(plan.base.server.settings.clone());
+    all.extend(at_least(&plan.base.server.settings));
     all.extend(plan.settings(data));
     // What the source loads may not be here, and may act on its own.
     all.push(("shared_preload_libraries".into(), String::new()));
@@ -244,6 +252,19 @@ impl Scratch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_manifest_sets_nothing_that_runs_a_program() {
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let hostile = BTreeMap::from([
+            pair("max_connections", "300"),
+            pair("recovery_end_command", "touch /tmp/x"),
+            pair("hba_file", "/tmp/hba"),
+            pair("max_wal_senders", "10'\nrecovery_end_command = 'x"),
+        ]);
+        assert_eq!(at_least(&hostile), [pair("max_connections", "300")]);
+        assert_eq!(quoted("a\\'b"), "a\\\\''b");
+    }
 
     #[test]
     fn no_link_in_the_copy_is_followed_and_what_the_source_had_set_is_put_aside() {
