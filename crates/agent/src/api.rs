@@ -44,8 +44,6 @@ use tokio::task::JoinSet;
 
 /// A node that does not answer within this counts as unreachable in a status.
 const ASK_TIMEOUT: Duration = Duration::from_millis(700);
-/// Beginning a backup asks the store a few times.
-const BACKUP_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Reasons of one node in one answer, in bytes: less than a frame between agents may have.
 const REASONS_BYTES_MAX: usize = 800 * 1024;
@@ -181,7 +179,7 @@ impl Api {
             return Err(away("this node makes no backups: it holds no data"));
         }
         let answer = backups::order(&self.backups, wish).map_err(|why| away(&why))?;
-        let begun = tokio::time::timeout(BACKUP_TIMEOUT, answer).await.ok().and_then(Result::ok);
+        let begun = tokio::time::timeout(backups::BEGIN, answer).await.ok().and_then(Result::ok);
         let begun = begun.ok_or_else(|| {
             away("this node does not say whether the backup began; `mainstay archive status` shows it")
         })?;

@@ -44,6 +44,8 @@ const PATIENCE: Duration = Duration::from_secs(600);
 const NUDGE: Duration = Duration::from_secs(5);
 /// How often it is looked whether the lock is that of an agent that is gone.
 const TIDY: Duration = Duration::from_secs(10);
+/// Beginning one asks the store a few times: whoever wants it waits so long for the answer.
+pub const BEGIN: Duration = Duration::from_secs(8);
 /// A backup that gets nowhere for so long is left behind.
 const HANGS: Duration = Duration::from_secs(600);
 const GONE: &str = "its agent ended before it was done";
@@ -106,6 +108,8 @@ pub struct Backups {
 struct Own {
     /// The lock that it took last.
     token: Option<u64>,
+    /// Somebody's lock that showed no sign of life at the last look, and its last one.
+    silent: Option<(u64, u64)>,
     /// Lives as long as the last backup's threads.
     thread: Weak<Watch>,
     /// What the primary's clock said.
@@ -187,7 +191,9 @@ impl Backups {
         looked.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                _ = looked.tick() => this.tidy((alive.elapsed(), own.token)).await,
+                _ = looked.tick() => if !this.tidy((alive.elapsed(), own.token), &mut own.silent).await {
+                    alive = Instant::now();
+                },
                 order = orders.recv() => {
                     let Some((wish, reply)) = order else { return };
                     let begun = Arc::clone(&this).begin(&wish, alive.elapsed(), &mut own).await;
@@ -257,21 +263,30 @@ impl Backups {
         Ok(begun)
     }
 
-    /// Takes the lock away from an agent that is gone, so that nobody waits for it.
-    async fn tidy(&self, lock: (Duration, Option<u64>)) {
+    /// Takes the lock away from an agent that is gone, so that nobody waits for it. `suspect`: the lock and its sign of life at the look
+    /// before. `false`: the store does not answer, so that nobody's sign of life could be heard.
+    async fn tidy(&self, lock: (Duration, Option<u64>), suspect: &mut Option<(u64, u64)>) -> bool {
+        let before = suspect.take();
         let seen = parse(self.store.watch(BACKUP_KEY).borrow().as_ref());
         if seen.running.is_none_or(|running| self.may_replace(&running, lock).is_err()) {
-            return;
+            return true;
         }
-        let Ok(held) = self.store.read(BACKUP_KEY, STORE_TIMEOUT).await else { return };
+        let Ok(held) = self.store.read(BACKUP_KEY, STORE_TIMEOUT).await else { return false };
         let mut state = parse(held.as_ref());
         let gone = |running: &mut BackupRunning| self.may_replace(running, self.unless_alive(running, lock)).is_ok();
-        let Some(running) = state.running.take_if(gone) else { return };
+        let Some(running) = state.running.take_if(gone) else { return true };
+        // A store that has just come back had no room for a sign of life: one more look, with time for several.
+        let shown = Some((running.token, running.beat));
+        if running.node != self.me && before != shown {
+            *suspect = shown;
+            return true;
+        }
         state.failed = Some(given_up(&running, GONE));
-        let Ok(value) = serde_json::to_vec(&state) else { return };
+        let Ok(value) = serde_json::to_vec(&state) else { return true };
         // If this does not succeed, the next time does.
         let revision = held.map(|held| held.revision);
         let _ = self.store.compare_and_set(BACKUP_KEY, revision, value, STORE_TIMEOUT).await;
+        true
     }
 
     /// What the store says now may be newer than what was last heard from it: then its holder was not silent, this node was.
@@ -536,7 +551,9 @@ fn base(
         return Err(VaultError::Impossible(says.to_owned()));
     }
     let system = runtime.block_on(backup::system(&options.server))?;
-    Ok(backup::list(repository, system)?.into_iter().rev().find(|manifest| manifest.base.is_none()))
+    // Others may be damaged: that is told by whoever reads them all, and nothing is removed meanwhile.
+    let (all, _) = backup::readable(repository, system)?;
+    Ok(all.into_iter().rev().find(|manifest| manifest.base.is_none()))
 }
 
 /// Why nothing may be removed now.
@@ -559,7 +576,7 @@ fn keep_to(repository: &Repository, newest: &Manifest, vault: &Vault) -> Result<
         return Err(VaultError::Impossible(says.to_owned()));
     }
     let system = newest.system;
-    let verdict = retention::examine(repository, system, policy(vault), micros(wall_now_ms()))?;
+    let verdict = retention::examine(repository, system, Policy::of(vault), micros(wall_now_ms()))?;
     retention::remove(repository, system, SegmentSize(newest.server.segment_size), &verdict)?;
     let old = retention::unfinished(repository, system, wall_now_ms().saturating_sub(UNFINISHED_MS))?;
     let left = retention::Verdict { removed: old, ..retention::Verdict::default() };
@@ -569,13 +586,6 @@ fn keep_to(repository: &Repository, newest: &Manifest, vault: &Vault) -> Result<
 
 fn micros(ms: u64) -> i64 {
     i64::try_from(ms).unwrap_or(i64::MAX).saturating_mul(1000)
-}
-
-/// What the specification says is to be kept.
-fn policy(vault: &Vault) -> Policy {
-    let days = i64::try_from(vault.keep_days).unwrap_or(i64::MAX);
-    let span = days.saturating_mul(86_400).saturating_mul(1_000_000);
-    Policy { count: usize::try_from(vault.keep).unwrap_or(usize::MAX), span: (days > 0).then_some(span) }
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use mainstay_model::{NodeId, ServerObservation};
 use mainstay_ports::clock::wall_now_ms;
 use mainstay_ports::peer::{Channel, Peers};
 use mainstay_ports::store::Store;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -22,13 +23,16 @@ use tracing::{info, warn};
 const LOOK: Duration = Duration::from_secs(10);
 /// After an attempt, whatever became of it.
 const AGAIN: Duration = Duration::from_secs(600);
-const TIMEOUT: Duration = Duration::from_secs(8);
+/// Longer than the asked agent takes to answer for sure: one that began must not be taken for one that did not.
+const TIMEOUT: Duration = backups::BEGIN.saturating_add(Duration::from_secs(3));
 const MINUTE_MS: u64 = 60_000;
 /// What began later than now by more than this was dated by a clock that was wrong. Milliseconds.
 const AHEAD_MS: u64 = 60 * MINUTE_MS;
 
 /// Begins backups.
 pub struct Schedule {
+    /// This node.
+    pub me: NodeId,
     /// What the operator wants.
     pub generations: Arc<Generations>,
     /// The last probe.
@@ -68,6 +72,8 @@ struct Tried {
     due: (bool, u64),
     /// The newest backup of its kind before.
     newest: Option<u64>,
+    /// So many attempts came to nothing before it.
+    before: usize,
 }
 
 impl Tried {
@@ -94,45 +100,66 @@ impl Schedule {
             let due = due(&vault, &state, wall_now_ms()).filter(|_| vault.repository.is_some());
             let due = due.filter(|due| tried.as_ref().is_none_or(|tried| tried.again(*due, &state)));
             let Some(due) = due.filter(|_| state.running.is_none()) else { continue };
-            if !self.reigns().await {
-                continue;
-            }
-            tried = Some(Tried { at: Instant::now(), due, newest: newest(&state, due.0) });
-            self.begin(&BackupWish { incremental: due.0, by: "the schedule".to_owned() }).await;
+            let Some(confirming) = self.reigns().await else { continue };
+            let newest = newest(&state, due.0);
+            let before = tried.filter(|tried| tried.newest == newest).map_or(0, |tried| tried.before.saturating_add(1));
+            tried = Some(Tried { at: Instant::now(), due, newest, before });
+            self.begin(&BackupWish { incremental: due.0, by: "the schedule".to_owned() }, &confirming, before).await;
         }
     }
 
-    async fn reigns(&self) -> bool {
+    /// Who confirms commits, if this node is the open primary.
+    async fn reigns(&self) -> Option<BTreeSet<NodeId>> {
         let (question, answer) = oneshot::channel();
-        if self.questions.send(question).await.is_err() {
-            return false;
-        }
-        answer.await.is_ok_and(|snapshot| snapshot.summary.open && snapshot.summary.primary_of.is_some())
+        self.questions.send(question).await.ok()?;
+        let summary = answer.await.ok()?.summary;
+        let confirming = summary.setting.map(|setting| setting.copies.into_keys().collect()).unwrap_or_default();
+        (summary.open && summary.primary_of.is_some()).then_some(confirming)
     }
 
-    /// On a replica that streams; on this node if none takes it up.
-    async fn begin(&self, wish: &BackupWish) {
+    /// On a replica that streams, one that no commit waits for if there is one; on this node if none takes it up. One that took it up
+    /// before, and failed, comes last.
+    async fn begin(&self, wish: &BackupWish, confirming: &BTreeSet<NodeId>, before: usize) {
         let replicas: Vec<NodeId> = {
             let seen = self.observed.borrow();
             seen.walsenders.iter().filter(|sender| sender.streaming).map(|sender| sender.node.clone()).collect()
         };
         let Ok(body) = serde_json::to_vec(&AgentQuestion::Backup(wish.clone())) else { return };
-        for node in replicas {
+        for node in in_turn(replicas, &self.me, confirming, before) {
+            if node == self.me {
+                if self.begin_here(wish).await {
+                    return;
+                }
+                continue;
+            }
             match self.peers.request(&node, Channel::Ask, body.clone(), TIMEOUT).await {
                 Ok(_) => return info!(%node, incremental = wish.incremental, "a backup was due and has begun"),
                 Err(error) => warn!(%node, %error, "a backup is due, and this replica does not begin it"),
             }
         }
-        let answer = match backups::order(&self.orders, wish.clone()) {
-            Ok(answer) => answer,
-            Err(why) => return warn!(%why, "a backup is due and can not begin"),
-        };
-        match answer.await {
-            Ok(Ok(_)) => info!(incremental = wish.incremental, "a backup was due and has begun here"),
-            Ok(Err(why)) => warn!(%why, "a backup is due and can not begin"),
-            Err(_) => {}
-        }
     }
+
+    async fn begin_here(&self, wish: &BackupWish) -> bool {
+        let answer = match backups::order(&self.orders, wish.clone()) {
+            Ok(answer) => answer.await.unwrap_or_else(|_| Err("this agent ends".to_owned())),
+            Err(why) => Err(why),
+        };
+        match &answer {
+            Ok(_) => info!(incremental = wish.incremental, "a backup was due and has begun here"),
+            Err(why) => warn!(%why, "a backup is due and can not begin here"),
+        }
+        answer.is_ok()
+    }
+}
+
+/// Replicas first, those that confirm commits after the others, and this node last; whoever had its turn in an attempt that came to nothing
+/// goes to the end.
+fn in_turn(mut replicas: Vec<NodeId>, me: &NodeId, confirming: &BTreeSet<NodeId>, before: usize) -> Vec<NodeId> {
+    replicas.sort_unstable_by_key(|node| (confirming.contains(node), node.clone()));
+    replicas.push(me.clone());
+    let turn = before % replicas.len();
+    replicas.rotate_left(turn);
+    replicas
 }
 
 #[cfg(test)]
@@ -180,9 +207,23 @@ pub(crate) mod tests {
         assert_eq!(due(&vault, &since(hours(100), ahead(60)), now), None, "a clock may be a little off");
         assert_eq!(due(&vault, &since(hours(100), ahead(61)), now).map(|due| due.0), Some(true));
         assert_eq!(due(&vault, &since(ahead(61), hours(7)), now).map(|due| due.0), Some(false));
-        let tried = Tried { at: Instant::now() - AGAIN, due: (false, 7), newest: None };
+        let tried = Tried { at: Instant::now() - AGAIN, due: (false, 7), newest: None, before: 0 };
         assert!(tried.again((false, 7), &none), "it failed");
         assert!(!tried.again((false, 7), &since(ahead(61), ahead(61))), "it is there, however it is dated");
         assert!(tried.again((false, 8), &since(ahead(61), ahead(61))));
+    }
+
+    #[test]
+    fn a_replica_that_failed_gives_others_their_turn() {
+        let node = |name: &str| NodeId::new(name).unwrap();
+        let none = BTreeSet::new();
+        let all = |before| in_turn(vec![node("db3"), node("db1")], &node("db2"), &none, before);
+        assert_eq!(all(0), [node("db1"), node("db3"), node("db2")]);
+        assert_eq!(all(1), [node("db3"), node("db2"), node("db1")]);
+        assert_eq!(all(3), all(0));
+        assert_eq!(in_turn(Vec::new(), &node("db2"), &none, 5), [node("db2")]);
+        let confirming = BTreeSet::from([node("db1")]);
+        let first = in_turn(vec![node("db3"), node("db1")], &node("db2"), &confirming, 0);
+        assert_eq!(first, [node("db3"), node("db1"), node("db2")], "no commit waits for db3");
     }
 }

@@ -493,6 +493,7 @@ impl Agent {
 
     fn schedule(&self) -> Schedule {
         Schedule {
+            me: self.me.clone(),
             generations: Arc::clone(&self.ground.generations),
             observed: self.observed.subscribe(),
             questions: self.questions.clone(),

@@ -21,6 +21,16 @@ pub struct Policy {
     pub span: Option<i64>,
 }
 
+impl Policy {
+    /// What the specification says is to be kept.
+    #[must_use]
+    pub fn of(vault: &mainstay_model::spec::Vault) -> Policy {
+        let days = i64::try_from(vault.keep_days).unwrap_or(i64::MAX);
+        let span = days.saturating_mul(86_400_000_000);
+        Policy { count: usize::try_from(vault.keep).unwrap_or(usize::MAX), span: (days > 0).then_some(span) }
+    }
+}
+
 /// Why an object is kept, or that it is not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verdict {

@@ -24,7 +24,7 @@ pub(crate) async fn list(options: Backups, global: Global) -> Outcome {
     let shelf = Shelf::open(&options.shelf).await?;
     let (repository, system) = (shelf.repository.clone(), shelf.system);
     // A repository that was named comes without the cluster's retention.
-    let policy = shelf.spec.as_ref().map(|spec| retention_of(&spec.vault));
+    let policy = shelf.spec.as_ref().map(|spec| Policy::of(&spec.vault));
     let work = move || {
         let (all, unreadable) = backup::readable(&repository, system)?;
         let unreadable: Vec<String> = unreadable.iter().map(ToString::to_string).collect();
@@ -65,13 +65,6 @@ pub(super) fn warn(unreadable: &[String]) {
     for says in unreadable {
         output::errline(&paint(Colour::Yellow, &format!("a backup can not be read: {says}")));
     }
-}
-
-/// What the file says is to be kept.
-fn retention_of(vault: &mainstay_model::spec::Vault) -> Policy {
-    let days = i64::try_from(vault.keep_days).unwrap_or(i64::MAX);
-    let span = days.saturating_mul(86_400_000_000);
-    Policy { count: usize::try_from(vault.keep).unwrap_or(usize::MAX), span: (days > 0).then_some(span) }
 }
 
 fn kind(manifest: &Manifest) -> &'static str {
