@@ -12,8 +12,6 @@ use mainstay_model::vault::{ArchiveAnswer, ArchiveState, BackupState};
 use mainstay_ports::clock::wall_now_ms;
 use mainstay_vault::keys::SecretKey;
 use serde_json::json;
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 /// Runs what was asked for.
@@ -115,7 +113,10 @@ fn key(options: &ArchiveKey, global: Global) -> Outcome {
     let public = PathBuf::from(public);
     let secret = SecretKey::generate().map_err(|error| Failure::failed(error.to_string()))?;
     write(&file, &secret.to_text(), 0o600)?;
-    write(&public, &format!("{}\n", secret.public().to_text()), 0o644)?;
+    // Both or none: a secret key without its word on what it is for would only be in the way of the next attempt.
+    write(&public, &format!("{}\n", secret.public().to_text()), 0o644).inspect_err(|_| {
+        let _ = std::fs::remove_file(&file);
+    })?;
     if global.json {
         output::object(&json!({ "key_file": file, "public": public, "fingerprint": secret.public().fingerprint() }));
         return Ok(());
@@ -125,12 +126,9 @@ fn key(options: &ArchiveKey, global: Global) -> Outcome {
     Ok(())
 }
 
-/// A new file; one that is there is never overwritten.
+/// A new file, durable before anything is sealed with it; one that is there is never overwritten.
 fn write(path: &Path, text: &str, mode: u32) -> Outcome {
-    let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
-    let written = made.and_then(|mut file| {
-        file.write_all(text.as_bytes())?;
-        file.sync_all()
-    });
-    written.map_err(|error| Failure::failed(format!("{} can not be made: {error}", path.display())))
+    mainstay_net::write_file(path, text.as_bytes(), mode, None, false).map_err(|error| {
+        Failure::failed(error.to_string()).hint("nothing was made; name a new file in a directory that is there")
+    })
 }

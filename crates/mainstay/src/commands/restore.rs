@@ -6,7 +6,7 @@ use crate::cli::{Global, Restore};
 use crate::client::decode;
 use crate::failure::{Failure, Outcome};
 use crate::local::{
-    engine, node_dir, place,
+    engine, machine, node_dir, place,
     user::{self, User},
 };
 use crate::moment;
@@ -57,6 +57,7 @@ pub(crate) async fn run(options: Restore, global: Global) -> Outcome {
     // Found before anything is written.
     let bin = if options.files_only { None } else { Some(programs(&shelf, &made)?) };
     progress.say(&words(&made, &data));
+    check_room(&data, &made)?;
     confirm(global.yes, "Make this copy? The cluster is not touched.")?;
     // What is missing above it; the servers' user may pass.
     if let Some(above) = data.parent() {
@@ -187,6 +188,31 @@ fn programs(shelf: &Shelf, made: &Plan) -> Outcome<PathBuf> {
         .hint(format!("install PostgreSQL {major} here, or write the files only: --files-only")))
 }
 
+/// How much the files and the log take, bytes.
+fn sizes(made: &Plan) -> (u64, u64) {
+    let files = made.base.files.iter().map(|file| file.size).sum();
+    (files, made.log.len() as u64 * made.base.server.segment_size)
+}
+
+/// Beside the files and the log: what the recovery itself writes.
+const SPARE: u64 = 512 << 20;
+
+/// A disk that is too small is found before hours of writing.
+fn check_room(data: &Path, made: &Plan) -> Outcome {
+    let (files, log) = sizes(made);
+    let needs = files.saturating_add(log).saturating_add(SPARE);
+    match machine::disk_bytes(data) {
+        Some((_, free)) if free < needs => Err(Failure::not_now(format!(
+            "the volume of {} has {} free, and the copy needs {}",
+            data.display(),
+            bytes(free),
+            bytes(needs)
+        ))
+        .hint("free space, or name a directory on another volume with --to; nothing was changed")),
+        _ => Ok(()),
+    }
+}
+
 fn words(made: &Plan, data: &Path) -> String {
     let moment = match &made.target {
         Target::Latest => "the latest moment".to_owned(),
@@ -196,8 +222,7 @@ fn words(made: &Plan, data: &Path) -> String {
         Target::Name(name) => format!("the restore point {name:?}"),
         Target::Transaction(id) => format!("transaction {id}"),
     };
-    let size: u64 = made.base.files.iter().map(|file| file.size).sum();
-    let log = made.log.len() as u64 * made.base.server.segment_size;
+    let (size, log) = sizes(made);
     format!(
         "{} as of {moment}, on timeline {}: from the backup {} ({}), and {} of the log up to {}",
         data.display(),
@@ -215,7 +240,10 @@ async fn files(shelf: &Shelf, made: &Plan, data: &Path, progress: &mut Progress)
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let to = Destination { data: data.to_owned(), owner, threads, ..Destination::default() };
     let (repository, plan) = (shelf.repository.clone(), made.clone());
-    let done = blocking(move || restore(&repository, &plan, &to)).await.inspect_err(|_| progress.fail())?;
+    let done = blocking(move || restore(&repository, &plan, &to)).await.inspect_err(|_| progress.fail());
+    let done = done.map_err(|failure| {
+        failure.hint(format!("what was written stays in {}: remove it before the next attempt", data.display()))
+    })?;
     progress.finish(&format!("{} and {} segments of the log", bytes(done.written), done.log));
     Ok(done)
 }

@@ -322,27 +322,59 @@ impl Material {
     }
 }
 
-/// Writes all of the files or none: with `replace` old ones give way, and come back if a later one can not be written.
+/// A file of the first phase, and an old one of the second.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+/// Writes all of the files or none, in two phases: everything that needs room on the disk comes first, under other names; then names change.
+/// With `replace` old ones give way, and come back if a later name can not be changed, for which they only need the names that they kept.
 ///
 /// # Errors
 /// When one exists (without `replace`) or the disk refuses; what was written is taken back.
 pub(crate) fn write_all(files: &[Wanted], replace: bool) -> Outcome {
-    let mut done: Vec<(&Wanted, Option<Vec<u8>>)> = Vec::new();
+    let (next, old) = (|file: &Wanted| beside(&file.path, ".next"), |file: &Wanted| beside(&file.path, ".old"));
+    let forget = |files: &[Wanted], place: &dyn Fn(&Wanted) -> PathBuf| {
+        // Leftovers are made anew, or are in nobody's way: there is nothing better to do about a second failure.
+        files.iter().for_each(|file| drop(std::fs::remove_file(place(file))));
+    };
     for file in files {
-        let old = if replace { std::fs::read(&file.path).ok() } else { None };
-        if let Err(error) = write_file(&file.path, &file.bytes, file.mode, file.owner, replace) {
-            for (file, old) in done.into_iter().rev() {
-                // The first failure is the one to tell; there is nothing better to do about a second one.
-                let _ = match old {
-                    Some(bytes) => write_file(&file.path, &bytes, file.mode, file.owner, true).map_err(net),
-                    None => std::fs::remove_file(&file.path).map_err(|error| Failure::failed(error.to_string())),
-                };
-            }
+        if let Err(error) = write_file(&next(file), &file.bytes, file.mode, file.owner, true) {
+            forget(files, &next);
             return Err(net(error));
         }
-        done.push((file, old));
     }
-    Ok(())
+    forget(files, &old);
+    for (count, file) in files.iter().enumerate() {
+        if let Err(error) = put_in_place(file, &next(file), &old(file), replace) {
+            for file in files.iter().take(count).rev() {
+                let back = std::fs::rename(old(file), &file.path);
+                let _ = back.or_else(|_| std::fs::remove_file(&file.path));
+            }
+            forget(files, &next);
+            forget(files, &old);
+            return Err(Failure::failed(format!("write {}: {error}", file.path.display())));
+        }
+    }
+    forget(files, &old);
+    let dirs: BTreeSet<&Path> = files.iter().filter_map(|file| file.path.parent()).collect();
+    let synced = dirs.into_iter().try_for_each(|dir| std::fs::File::open(dir)?.sync_all());
+    synced.map_err(|error| Failure::failed(format!("make the new files durable: {error}")))
+}
+
+fn put_in_place(file: &Wanted, next: &Path, old: &Path, replace: bool) -> std::io::Result<()> {
+    if !replace {
+        // Fails if one is there.
+        std::fs::hard_link(next, &file.path)?;
+        return std::fs::remove_file(next);
+    }
+    match std::fs::hard_link(&file.path, old) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    std::fs::rename(next, &file.path)
 }
 
 #[cfg(test)]
@@ -359,6 +391,13 @@ mod tests {
         assert!(write_all(&[file("a"), file("b"), missing], true).is_err());
         assert_eq!(std::fs::read_to_string(at("a")).unwrap(), "old");
         assert!(!at("b").exists());
+        // A name that can not be changed, after others were: a directory stands there.
+        std::fs::create_dir(at("d")).unwrap();
+        assert!(write_all(&[file("a"), file("b"), file("d")], true).is_err());
+        assert_eq!(std::fs::read_to_string(at("a")).unwrap(), "old");
+        assert!(!at("b").exists());
+        let left = || std::fs::read_dir(dir.path()).unwrap().count();
+        assert_eq!(left(), 2, "nothing else is left");
         assert!(write_all(&[file("b"), file("a")], false).is_err(), "nothing is overwritten unasked");
         assert!(!at("b").exists());
         write_all(&[file("a"), file("b")], true).unwrap();
