@@ -18,7 +18,7 @@
 //! | `certificate-not-taken` | warning | changed certificate files of a running agent can not be used |
 //! | `proxy-down` | warning | a node's own proxy does not stay up |
 //! | `clock-off` | warning | a node's wall clock differs by more than two seconds |
-//! | `disk-nearly-full` | warning, critical | less than 1 GB, 200 MB free on a data volume |
+//! | `disk-nearly-full` | warning, critical | little room, nearly none, on a data volume (`Room`) |
 //! | `file-older`, `file-differs` | info, warning | a node's file is not what is in force |
 //! | `restart-pending` | info | server parameters wait for a restart |
 //! | `store-no-quorum` | critical | no node knows a leader of the store |

@@ -305,7 +305,7 @@ fn keys(facts: &Facts<'_>, names: &Names<'_>) -> Vec<Scenario> {
             stop_if: "the host's clock is wrong: set it first.".into(),
             itself: "Nothing. Running servers go on; agents refuse each other, so the lease may end.".into(),
             commands: format!(
-                "# where the authority's key is\nmainstay pki list\nmainstay pki issue {replica}\nmainstay pki serve\n# on {replica} ({}), with the token that was printed\nmainstay join --again --config /etc/mainstay/mainstay.toml --node {replica} --token - --at AUTHORITY_HOST\nsystemctl reload mainstay-agent",
+                "# where the authority's key is\nmainstay pki list\nmainstay pki issue {replica}\nmainstay pki serve\n# on {replica} ({}), with the token that was printed\nmainstay join --again --config /etc/mainstay/mainstay.toml --node {replica} --token - --at AUTHORITY_HOST\n# nothing more: what runs takes it up within seconds",
                 names.host(replica)
             ),
             time: "a few minutes for each node".into(),

@@ -32,7 +32,8 @@ pub(super) fn examine(facts: &HostFacts, found: &mut Findings) {
                 "here: mainstay join --again --config {} --node {} --token - --at AUTHORITY_HOST",
                 facts.config, facts.node
             ),
-            "systemctl reload mainstay-agent".to_owned(),
+            "what runs takes it up within seconds; only after a change of authority: systemctl reload mainstay-agent"
+                .to_owned(),
         ];
         if !state.wrong.is_empty() {
             let text = format!("{}: {}", paper.path, state.wrong.join("; "));

@@ -2,6 +2,7 @@
 
 use super::facts::{Existing, HostFacts, Mount, Stage, Writing};
 use super::{Findings, Severity, bytes};
+use mainstay_model::Room;
 use mainstay_model::spec::{Node, Spec};
 
 /// File systems on other hosts, or made by a program: what they call durable is not theirs to promise.
@@ -120,7 +121,7 @@ fn space_left(spec: &Spec, node: &Node, facts: &HostFacts, (size, free): (u64, u
     let mend = [format!("du -xsh {}/* | sort -h", facts.volume.at), "enlarge the volume".to_owned()];
     let asked = &spec.requirements;
     let fresh = !node.witness && matches!(facts.data, Ok(Existing::Nothing));
-    if free < 1 << 30 || free < size / 20 {
+    if Room::of(free, size).is_some() {
         found.say(Severity::Problem, "space", text, why, mend);
     } else if fresh && !asked.is_default() && free >> 30 < asked.size_gb {
         let why = format!("[requirements] says size_gb = {}: they do not fit", asked.size_gb);
