@@ -1,11 +1,13 @@
 //! The command line: every verb with its options, help and examples. Nothing is done here.
 
 mod archive;
+mod drill;
 mod vault;
 mod verbs;
 
 pub(crate) use crate::cli_plan::*;
 pub(crate) use archive::*;
+pub(crate) use drill::*;
 pub(crate) use vault::*;
 pub(crate) use verbs::*;
 
@@ -82,6 +84,8 @@ pub(crate) enum Command {
     Init(Init),
     /// Make a plan from the requirements in the file: what it survives, its settings, its maintenance, each with its reason
     Plan(Plan),
+    /// Rehearse a failure on this cluster, and measure what clients notice
+    Drill(Drill),
     /// Write the emergency plan of this cluster, with its real names, addresses and commands
     Runbook(Runbook),
     /// Look what is amiss on this host, before or after its agent is there, and say what mends it

@@ -7,6 +7,8 @@ mod backups;
 mod connect;
 mod doctor;
 mod down;
+mod drill;
+mod drill_course;
 mod failover;
 mod guard;
 mod history;
@@ -62,6 +64,7 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Recover(options) => one_thread(recover::run(options, global)),
         Command::Init(options) => init::run(&options, global),
         Command::Plan(options) => one_thread(plan::run(options, global)),
+        Command::Drill(options) => two_threads(drill::run(options, global)),
         Command::Runbook(options) => one_thread(runbook::run(options, global)),
         Command::Doctor(options) => one_thread(doctor::run(options, global)),
         Command::Archive(options) => archive::run(options, global),
@@ -84,6 +87,16 @@ pub(crate) fn one_thread<T>(work: impl Future<Output = Outcome<T>>) -> Outcome<T
     mainstay_net::install_provider();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(|error| Failure::failed(format!("no runtime: {error}")))?.block_on(work)
+}
+
+/// Runs a command whose own clients measure time: what it asks meanwhile must not hold them up.
+fn two_threads<T>(work: impl Future<Output = Outcome<T>>) -> Outcome<T> {
+    mainstay_net::install_provider();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::failed(format!("no runtime: {error}")))?;
+    let outcome = runtime.block_on(work);
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    outcome
 }
 
 /// Runs a daemon. With no workers: everything in this thread, which costs least while idle. `raised`: above other programs, where allowed.
