@@ -76,6 +76,8 @@ struct Ward {
     directory: PathBuf,
     log: PathBuf,
     pid_file: PathBuf,
+    /// This program's place, as it was when the supervisor began: once the file there is replaced, the kernel names the old one, which is gone.
+    program: PathBuf,
     state: State,
     pause: Span,
 }
@@ -93,6 +95,8 @@ enum State {
 fn wards(target: &Target) -> Outcome<Vec<Ward>> {
     let layout = &target.layout;
     let config = layout.config().display().to_string();
+    let program = std::env::current_exe()
+        .map_err(|error| Failure::failed(format!("this program's own place is not known: {error}")))?;
     let mut wards = Vec::new();
     for node in &target.spec.nodes {
         let files: NodeLayout = layout.node(&node.name);
@@ -104,6 +108,7 @@ fn wards(target: &Target) -> Outcome<Vec<Ward>> {
             directory: files.dir().to_owned(),
             log: files.agent_log(),
             pid_file: processes::agent_pid_file(layout, &node.name),
+            program: program.clone(),
             state: State::Due(Moment(0)),
             pause: PAUSE_FIRST,
         });
@@ -117,6 +122,7 @@ fn wards(target: &Target) -> Outcome<Vec<Ward>> {
             directory: layout.dir().to_owned(),
             log: layout.log().join("proxy.log"),
             pid_file: layout.proxy_pid(),
+            program: program.clone(),
             state: State::Due(Moment(0)),
             pause: PAUSE_FIRST,
         });
@@ -155,7 +161,7 @@ impl Ward {
 
     fn spawn(&self) -> std::io::Result<Pid> {
         let log = open_log(&self.log)?;
-        let mut command = Command::new(std::env::current_exe()?);
+        let mut command = Command::new(&self.program);
         command.arg0("mainstay").arg(self.verb).args(&self.arguments).current_dir(&self.directory);
         command.env_clear();
         for name in ["PATH", "LANG", "TZ", "HOME", "MAINSTAY_LOG", "RUST_BACKTRACE"] {
