@@ -102,6 +102,11 @@ pub(crate) enum Command {
     Pki(crate::cli_keys::Pki),
     /// Take this host, a proxy or a person into a cluster
     Join(crate::cli_keys::Join),
+    /// Print a shell's completions of this program's commands
+    Completions(Completions),
+    /// Write the manual pages, for packages
+    #[command(hide = true)]
+    Manual(Manual),
     /// Run the agent of one node (daemon)
     Agent(Agent),
     /// Run the guard of one node's server (daemon; the agent starts it)
@@ -137,6 +142,26 @@ pub(crate) struct Which {
 pub(crate) struct Resume {
     #[command(flatten)]
     pub(crate) which: Which,
+}
+
+/// `completions`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:\n  mainstay completions bash > /etc/bash_completion.d/mainstay\n  \
+                        mainstay completions zsh > ~/.zfunc/_mainstay\n  \
+                        mainstay completions fish > ~/.config/fish/completions/mainstay.fish\n\n\
+                        The Debian package brings them along.")]
+pub(crate) struct Completions {
+    /// Whose: bash, elvish, fish, powershell, zsh
+    #[arg(value_enum, value_name = "SHELL", hide_possible_values = true)]
+    pub(crate) shell: clap_complete::Shell,
+}
+
+/// `manual`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Manual {
+    /// A directory that exists
+    #[arg(long, value_name = "DIR")]
+    pub(crate) to: PathBuf,
 }
 
 /// `up`.

@@ -4,6 +4,7 @@ mod agent;
 mod archive;
 mod backup;
 mod backups;
+mod completions;
 mod connect;
 mod doctor;
 mod down;
@@ -72,6 +73,8 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Connect(options) => connect::run(&options, global),
         Command::Pki(options) => pki::run(options, global),
         Command::Join(options) => join::run(options, global),
+        Command::Completions(options) => completions::print(&options),
+        Command::Manual(options) => completions::manual(&options),
         Command::Agent(options) => agent::run(&options),
         Command::Guard(options) => guard::run(&options),
         Command::Proxy(options) => proxy::run(&options),
