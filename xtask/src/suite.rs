@@ -35,6 +35,7 @@ pub(crate) fn test(root: &Path) -> Result<()> {
     }
     if packages::ensure_hosts()? {
         closing.push(virtual_hosts(root)?);
+        closing.push(apply(root)?);
         closing.push(chaos(root)?);
     }
     println!();
@@ -87,6 +88,12 @@ fn end_to_end(root: &Path) -> Result<String> {
 fn virtual_hosts(root: &Path) -> Result<String> {
     let counted = count(&run_kept("virtual hosts", &mut tests_of_built(root, &["--test", "hosts"])?)?);
     closing_line("virtual hosts", counted)
+}
+
+/// `mainstay apply` on hosts with a real sshd. They need root.
+fn apply(root: &Path) -> Result<String> {
+    let counted = count(&run_kept("apply", &mut tests_of_built(root, &["--test", "apply"])?)?);
+    closing_line("apply", counted)
 }
 
 /// Faults that overlap, from fixed seeds. They need root.

@@ -1,10 +1,12 @@
 //! The command line: every verb with its options, help and examples. Nothing is done here.
 
+mod apply;
 mod archive;
 mod vault;
 mod verbs;
 
 pub(crate) use crate::cli_plan::*;
+pub(crate) use apply::*;
 pub(crate) use archive::*;
 pub(crate) use vault::*;
 pub(crate) use verbs::*;
@@ -82,6 +84,8 @@ pub(crate) enum Command {
     Init(Init),
     /// Make a plan from the requirements in the file: what it survives, its settings, its maintenance, each with its reason
     Plan(Plan),
+    /// Carry the file out on real hosts over ssh: install, configure, start, add and remove nodes, change settings
+    Apply(Apply),
     /// Write the emergency plan of this cluster, with its real names, addresses and commands
     Runbook(Runbook),
     /// Look what is amiss on this host, before or after its agent is there, and say what mends it
@@ -114,6 +118,9 @@ pub(crate) enum Command {
     Guard(Guard),
     /// Run a proxy (daemon)
     Proxy(Proxy),
+    /// Work on one host for `apply`
+    #[command(hide = true)]
+    Host(Host),
     /// Start the daemons of a cluster on this machine, and start them again when they die
     #[command(hide = true)]
     Supervise(Supervise),
@@ -329,8 +336,14 @@ pub(crate) struct Proxy {
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Supervise {
     /// The cluster's directory
-    #[arg(long, value_name = "DIR")]
-    pub(crate) dir: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "node", conflicts_with_all = ["node", "config"])]
+    pub(crate) dir: Option<PathBuf>,
+    /// One node's agent instead, on a host without a service manager: the cluster's mainstay.toml
+    #[arg(long, value_name = "FILE", requires = "node")]
+    pub(crate) config: Option<PathBuf>,
+    /// Which node
+    #[arg(long, value_name = "NODE", requires = "config")]
+    pub(crate) node: Option<NodeId>,
     /// Become a session of its own
     #[arg(long)]
     pub(crate) detach: bool,

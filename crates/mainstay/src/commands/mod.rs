@@ -1,6 +1,7 @@
 //! One file per command, and the runtime that each needs: none for the guard, one thread for commands, few for daemons.
 
 mod agent;
+mod apply;
 mod archive;
 mod backup;
 mod backups;
@@ -11,6 +12,7 @@ mod down;
 mod failover;
 mod guard;
 mod history;
+mod host;
 mod init;
 mod join;
 mod node;
@@ -33,6 +35,7 @@ mod wait;
 mod why;
 
 pub(crate) use proxy::NAME as PROXY_NAME;
+pub(crate) use supervise::node_run_dir;
 pub(crate) use why::check_node;
 
 use crate::cli::{Cli, Command};
@@ -63,6 +66,8 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Recover(options) => one_thread(recover::run(options, global)),
         Command::Init(options) => init::run(&options, global),
         Command::Plan(options) => one_thread(plan::run(options, global)),
+        Command::Apply(options) => one_thread(apply::run(options, global)),
+        Command::Host(options) => one_thread(host::run(options.verb)),
         Command::Runbook(options) => one_thread(runbook::run(options, global)),
         Command::Doctor(options) => one_thread(doctor::run(options, global)),
         Command::Archive(options) => archive::run(options, global),
