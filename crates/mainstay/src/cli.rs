@@ -2,12 +2,14 @@
 
 mod apply;
 mod archive;
+mod drill;
 mod vault;
 mod verbs;
 
 pub(crate) use crate::cli_plan::*;
 pub(crate) use apply::*;
 pub(crate) use archive::*;
+pub(crate) use drill::*;
 pub(crate) use vault::*;
 pub(crate) use verbs::*;
 
@@ -86,6 +88,8 @@ pub(crate) enum Command {
     Plan(Plan),
     /// Carry the file out on real hosts over ssh: install, configure, start, add and remove nodes, change settings
     Apply(Apply),
+    /// Rehearse a failure on this cluster, and measure what clients notice
+    Drill(Drill),
     /// Write the emergency plan of this cluster, with its real names, addresses and commands
     Runbook(Runbook),
     /// Look what is amiss on this host, before or after its agent is there, and say what mends it
