@@ -1,9 +1,10 @@
-//! What contributors run: `cargo xtask tidy | test | sim | demo | bench | hosts | chaos | soak`.
+//! What contributors run: `cargo xtask tidy | test | sim | demo | bench | hosts | chaos | soak | deb`.
 //!
 //! Nothing here is part of the program. Each command says what it is about to do before it does it, how long each step took, and
 //! stops at the first that fails.
 
 mod bench_proxy;
+mod deb;
 mod packages;
 mod step;
 mod suite;
@@ -58,6 +59,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Makes a Debian package of the program: `target/debian/mainstay_VERSION_ARCH.deb`
+    Deb,
     /// Measures: `cargo xtask bench failover [--trials N] [--only FAULT] [--json]`
     Bench {
         /// What to measure
@@ -92,6 +95,7 @@ fn run() -> Result<ExitCode> {
         Command::Hosts { arguments } => suite::testkit(&root, "hosts", &arguments),
         Command::Chaos { arguments } => suite::testkit(&root, "chaos", &arguments),
         Command::Soak { arguments } => suite::testkit(&root, "soak", &arguments),
+        Command::Deb => suite::package(&root),
         Command::Bench { what: Bench::Proxy { arguments } } => bench_proxy::run(&root, &arguments),
         Command::Bench { what: Bench::Failover { arguments } } => suite::testkit(&root, "bench-failover", &arguments),
     }

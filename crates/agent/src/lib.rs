@@ -19,6 +19,8 @@ pub mod backups;
 pub mod certificates;
 pub mod deadline;
 pub mod door;
+mod drill_faults;
+pub mod drills;
 pub mod durable;
 pub mod evidence;
 pub mod executor;

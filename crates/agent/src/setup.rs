@@ -7,6 +7,7 @@ use crate::backups::{self, Backups};
 use crate::certificates::Certificates;
 use crate::deadline::Deadlines;
 use crate::door::{AskDoor, Late, LateApi, StoreReply};
+use crate::drills::{self, Drills};
 use crate::durable::{self, Gate};
 use crate::evidence::{self, Ports};
 use crate::executor::Hands;
@@ -250,6 +251,7 @@ async fn live(
     mut signal: watch::Receiver<Signal>,
     keeper: &mut Option<Arc<Keeper>>,
 ) -> Result<Ended> {
+    drills::end_left(&options.layout.drill());
     let ground = Ground::lay(options, keeper).await?;
     ground.mesh.serve(ground.doors.handlers(), Some(Arc::clone(&ground.doors.api) as _)).await?;
     let store = tokio::select! {
@@ -345,6 +347,7 @@ impl Agent {
             certificates: Certificates::of(layout, Arc::clone(&self.ground.mesh)),
             library: Library::default(),
             lives: Arc::clone(&self.lives),
+            drills: Drills::new(layout.drill()),
             backups: self.backups.clone(),
             gate,
         }))

@@ -2,12 +2,14 @@
 
 mod apply;
 mod archive;
+mod drill;
 mod vault;
 mod verbs;
 
 pub(crate) use crate::cli_plan::*;
 pub(crate) use apply::*;
 pub(crate) use archive::*;
+pub(crate) use drill::*;
 pub(crate) use vault::*;
 pub(crate) use verbs::*;
 
@@ -86,6 +88,8 @@ pub(crate) enum Command {
     Plan(Plan),
     /// Carry the file out on real hosts over ssh: install, configure, start, add and remove nodes, change settings
     Apply(Apply),
+    /// Rehearse a failure on this cluster, and measure what clients notice
+    Drill(Drill),
     /// Write the emergency plan of this cluster, with its real names, addresses and commands
     Runbook(Runbook),
     /// Look what is amiss on this host, before or after its agent is there, and say what mends it
@@ -106,6 +110,11 @@ pub(crate) enum Command {
     Pki(crate::cli_keys::Pki),
     /// Take this host, a proxy or a person into a cluster
     Join(crate::cli_keys::Join),
+    /// Print a shell's completions of this program's commands
+    Completions(Completions),
+    /// Write the manual pages, for packages
+    #[command(hide = true)]
+    Manual(Manual),
     /// Run the agent of one node (daemon)
     Agent(Agent),
     /// Run the guard of one node's server (daemon; the agent starts it)
@@ -144,6 +153,26 @@ pub(crate) struct Which {
 pub(crate) struct Resume {
     #[command(flatten)]
     pub(crate) which: Which,
+}
+
+/// `completions`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:\n  mainstay completions bash > /etc/bash_completion.d/mainstay\n  \
+                        mainstay completions zsh > ~/.zfunc/_mainstay\n  \
+                        mainstay completions fish > ~/.config/fish/completions/mainstay.fish\n\n\
+                        The Debian package brings them along.")]
+pub(crate) struct Completions {
+    /// Whose: bash, elvish, fish, powershell, zsh
+    #[arg(value_enum, value_name = "SHELL", hide_possible_values = true)]
+    pub(crate) shell: clap_complete::Shell,
+}
+
+/// `manual`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Manual {
+    /// A directory that exists
+    #[arg(long, value_name = "DIR")]
+    pub(crate) to: PathBuf,
 }
 
 /// `up`.

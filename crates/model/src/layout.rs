@@ -60,6 +60,7 @@ paths!(NodeLayout {
     raft => "agent/raft", "The embedded store's files.";
     spec_cache => "agent/spec.json", "The newest specification that the node has seen.";
     intent => "agent/intent.json", "What the agent does to its part of the store at its next start.";
+    drill => "agent/drill.json", "The fault of a drill that is in force: the next agent ends it, should this one not.";
     removed => "agent/removed.json", "The node was removed from the cluster: the agent does not start.";
     proxy_cert => "agent/proxy.crt", "The certificate with which the node's proxy asks for the route.";
     proxy_key => "agent/proxy.key", "Its key.";
