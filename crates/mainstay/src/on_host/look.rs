@@ -55,6 +55,7 @@ pub(crate) async fn look(task: &Task) -> Outcome<Host> {
         papers,
         store: layout.spec_cache().exists(),
         removed: layout.removed().exists(),
+        server: facts.server.as_ref().ok().map(|server| server.major),
         data: match facts.data {
             Ok(Existing::Nothing) => None,
             Ok(Existing::Database(major)) => Some(format!("a PostgreSQL {major} database")),

@@ -90,6 +90,8 @@ pub struct Host {
     pub store: bool,
     /// It was taken out of the cluster.
     pub removed: bool,
+    /// The major version of the server's programs; `None` if there are none, or for a witness.
+    pub server: Option<u64>,
     /// What lies in the data directory: empty, or in words.
     pub data: Option<String>,
     /// What a doctor says of the host.

@@ -45,10 +45,23 @@ pub(super) fn find(wanted: &Wanted<'_>, inventory: &Inventory) -> Vec<Obstacle> 
             None => found.push(Obstacle::on(&node.name, "it was not looked at", "")),
         }
     }
+    versions(wanted, inventory, &mut found);
     if found.is_empty() {
         cluster(wanted, inventory, &mut found);
     }
     found
+}
+
+/// Copies of one database are of one major version.
+fn versions(wanted: &Wanted<'_>, inventory: &Inventory, found: &mut Vec<Obstacle>) {
+    let data = wanted.spec.nodes.iter().filter(|node| !node.witness);
+    let mut known = data.filter_map(|node| Some((&node.name, inventory.host(&node.name)?.server?)));
+    let Some((first, major)) = known.next() else { return };
+    for (node, other) in known.filter(|(_, other)| *other != major) {
+        let what = format!("PostgreSQL {other} is there, and PostgreSQL {major} on {first}");
+        let mend = "install the same major version on every node, or name its programs with bin_dir under [postgres]";
+        found.push(Obstacle::on(node, what, mend));
+    }
 }
 
 fn same_host(wanted: &Wanted<'_>) -> Vec<Obstacle> {
@@ -108,6 +121,10 @@ fn on_host(wanted: &Wanted<'_>, inventory: &Inventory, node: &Node, host: &Host,
         for said in host.findings.iter().filter(|said| said.problem && blocks(&said.check)) {
             // What is missing of a node that has joined is made; its ports may be its own server's, whose agent has just died.
             if !is_new(host) && said.check != "address" {
+                continue;
+            }
+            // Whose the directories are is no question where the data in them is another's.
+            if host.data.is_some() && said.check == "directories" {
                 continue;
             }
             let mut mend = said.mend.join("\n");

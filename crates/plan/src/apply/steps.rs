@@ -224,17 +224,18 @@ fn running(wanted: &Wanted<'_>, inventory: &Inventory, in_force: &Spec, work: &m
         )]);
     }
     settings(wanted, inventory, in_force, work);
-    let configured_too = hosts().filter(|(node, host)| !first(node, host));
-    work.stage(configured_too.filter_map(|(node, host)| configured(wanted, node, host)).collect());
-    for (node, host) in hosts().filter(|(node, host)| known(node) && host.agent.is_some()) {
-        work.stage(certified(wanted, node, host).into_iter().collect());
-        work.stage(reload(wanted, inventory, node, host).into_iter().collect());
-    }
     for node in in_force.nodes.iter().filter(|node| wanted.spec.node(&node.name).is_none()) {
         work.stage(vec![because(Step::Remove(node.name.clone()), "the file does not list it")]);
         if inventory.host(&node.name).is_some() {
             work.stage(vec![because(Step::Retire(node.name.clone()), "it is taken out")]);
         }
+    }
+    // Last: a file is what is in force when it is written.
+    let configured_too = hosts().filter(|(node, host)| !first(node, host));
+    work.stage(configured_too.filter_map(|(node, host)| configured(wanted, node, host)).collect());
+    for (node, host) in hosts().filter(|(node, host)| known(node) && host.agent.is_some()) {
+        work.stage(certified(wanted, node, host).into_iter().collect());
+        work.stage(reload(wanted, inventory, node, host).into_iter().collect());
     }
 }
 

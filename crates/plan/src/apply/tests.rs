@@ -291,7 +291,7 @@ fn what_stands_in_the_way_is_told_and_nothing_is_done() {
             .join("\n"),
     };
     type Change<'a> = (&'a str, Box<dyn Fn(&mut Host)>);
-    let cases: [Change<'_>; 8] = [
+    let cases: [Change<'_>; 9] = [
         ("a PostgreSQL 15 database", Box::new(|host| host.data = Some("a PostgreSQL 15 database".into()))),
         (
             "of another cluster",
@@ -300,6 +300,7 @@ fn what_stands_in_the_way_is_told_and_nothing_is_done() {
         ("none that can be read", Box::new(|host| host.config = Some("x".into()))),
         ("the host is the node db9", Box::new(|host| host.named = Some("db9".into()))),
         ("space is amiss", Box::new(move |host| host.findings = vec![problem("space")])),
+        ("PostgreSQL 16 is there, and PostgreSQL 15 on db1", Box::new(|host| host.server = Some(16))),
         ("not beside this file", Box::new(move |host| host.papers = papers("ours", "db2"))),
         ("certificates of the node db7", Box::new(move |host| host.papers = papers("ours", "db7"))),
         (
@@ -316,6 +317,7 @@ fn what_stands_in_the_way_is_told_and_nothing_is_done() {
     ];
     for (words, change) in cases {
         let mut world = World::bare(3);
+        world.hosts.values_mut().for_each(|host| host.server = Some(15));
         change(world.host(&name(2)));
         let told = told(&world, &file);
         assert!(told.contains(words) && told.contains("db2"), "{words}: {told}");

@@ -126,7 +126,9 @@ impl Admin {
     /// When a program is missing.
     pub fn make_user(&self, host: &Host, name: &str, password: &str) -> Result<()> {
         output(&mut host.command(&["useradd", "-M", "-d", "/tmp", "-s", "/bin/sh", name]))?;
-        output(&mut host.command(&["sh", "-c", &format!("echo '{name}:{password}' | chpasswd")]))?;
+        let file = "/etc/ssh/new-password";
+        write(&host.path(file), &format!("{name}:{password}\n"), 0o600)?;
+        output(&mut host.command(&["sh", "-c", &format!("chpasswd < {file} && rm {file}")]))?;
         write(&host.path(&format!("/etc/sudoers.d/{name}")), &format!("{name} ALL=(ALL) ALL\n"), 0o440)?;
         write(&host.path(&format!("/etc/ssh/keys/{name}")), &format!("{}\n", self.key()?), 0o644)
     }

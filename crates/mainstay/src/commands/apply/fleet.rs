@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read as _;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Mutex;
@@ -71,6 +72,7 @@ pub(super) struct Fleet {
     installed: Mutex<BTreeSet<NodeId>>,
     /// Nodes on whose hosts it was put beside it by this run.
     staged: Mutex<BTreeSet<NodeId>>,
+    ways: Mutex<BTreeMap<NodeId, SocketAddr>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -109,6 +111,7 @@ impl Fleet {
             remotes: BTreeMap::new(),
             installed: Mutex::default(),
             staged: Mutex::default(),
+            ways: Mutex::default(),
         })
     }
 
@@ -266,6 +269,23 @@ impl Fleet {
         lock(&self.installed).insert(node.clone());
         lock(&self.staged).remove(node);
         Ok(())
+    }
+
+    /// Ways to the agents through the hosts' connections, for a machine that reaches hosts by ssh alone. Made once.
+    pub(super) async fn ways(&self, nodes: &[Node]) -> BTreeMap<NodeId, SocketAddr> {
+        for node in nodes.iter().filter(|node| !lock(&self.ways).contains_key(&node.name)) {
+            let Some(remote) = self.remotes.get(&node.name) else { continue };
+            // A host that does not allow it is asked directly, as before.
+            if let Ok(address) = remote.forward(&node.host, node.agent_port).await {
+                lock(&self.ways).insert(node.name.clone(), address);
+            }
+        }
+        self.known_ways()
+    }
+
+    /// Those that were made.
+    pub(super) fn known_ways(&self) -> BTreeMap<NodeId, SocketAddr> {
+        lock(&self.ways).clone()
     }
 
     /// Takes back what was put beside its place.

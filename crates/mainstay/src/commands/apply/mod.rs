@@ -13,10 +13,12 @@ mod view;
 use crate::cli::{Apply, Global};
 use crate::failure::{Failure, NOT_NOW, Outcome};
 use crate::local::processes::Lock;
+use crate::on_host::{CONFIG, PROGRAM};
 use crate::output;
 use crate::output::lines::Lines;
 use crate::target::{Target, absolute};
 use fleet::{Fleet, Program};
+use mainstay_model::NodeId;
 use mainstay_model::status::Status;
 use mainstay_plan::apply::{Obstacle, Reasoned, Work, notes, work};
 use mainstay_ports::clock::boot_now;
@@ -38,6 +40,8 @@ pub(super) struct Run {
     /// What was done.
     done: Vec<Reasoned>,
     verified: Vec<String>,
+    /// Nodes whose hosts start no agent by themselves.
+    unkept: Vec<NodeId>,
 }
 
 /// Applies the file.
@@ -61,9 +65,23 @@ pub(crate) async fn run(options: Apply, global: Global) -> Outcome {
     let program = Program::read(options.program.clone())?;
     let names: Vec<String> = target.spec.nodes.iter().map(|node| node.name.to_string()).collect();
     let fleet = Fleet::new(&options, program)?;
-    let mut run =
-        Run { target, text, options, global, fleet, lines: Lines::new(&names), done: Vec::new(), verified: Vec::new() };
-    let outcome = run.passes().await;
+    let mut run = Run {
+        target,
+        text,
+        options,
+        global,
+        fleet,
+        lines: Lines::new(&names),
+        done: Vec::new(),
+        unkept: Vec::new(),
+        verified: Vec::new(),
+    };
+    let outcome = tokio::select! {
+        outcome = run.passes() => outcome,
+        ended = super::end_signal() => ended.and_then(|()| {
+            Err(Failure::failed("interrupted").hint("what was done stays; type apply again to go on"))
+        }),
+    };
     // What was carried beside its place only to look with is taken back, whatever came of it.
     run.fleet.tidy().await;
     let status = outcome?;
@@ -91,6 +109,13 @@ impl Run {
                 }
             }
             if work.is_empty() {
+                let hosts = self
+                    .target
+                    .spec
+                    .nodes
+                    .iter()
+                    .filter_map(|node| Some((&node.name, looked.inventory.host(&node.name)?)));
+                self.unkept = hosts.filter(|(_, host)| !host.systemd).map(|(node, _)| node.clone()).collect();
                 return self.verify(pass > 0).await;
             }
             self.check_changes(&looked)?;
@@ -160,7 +185,7 @@ impl Run {
                 "cluster": self.target.spec.cluster.name, "changed": !self.done.is_empty(),
                 "steps": self.done.iter().map(shown).collect::<Vec<_>>(),
                 "primary": status.cluster.primary, "write": status.routes.write, "read": status.routes.read,
-                "problems": status.problems, "verified": self.verified,
+                "problems": status.problems, "not_started_by_the_host": self.unkept, "verified": self.verified,
                 "seconds": super::wait::seconds(took_ms),
             }));
             return;
@@ -171,6 +196,12 @@ impl Run {
             output::line(&format!("The cluster {} is as the file says ({took}).", self.target.spec.cluster.name));
         }
         output::line(&format!("Verified: {}.", self.verified.join("; ")));
+        for node in &self.unkept {
+            output::line(&format!(
+                "Note: the host of {node} has no systemd. The agent is kept as long as the host runs; let the host run this when it starts:\n  \
+                 {PROGRAM} supervise --config {CONFIG} --node {node} --detach"
+            ));
+        }
         for problem in &status.problems {
             output::line(&format!("Problem: {}: {}", problem.name, problem.evidence));
         }

@@ -22,13 +22,14 @@ const STILL: Duration = Duration::from_secs(60);
 
 /// The cluster's status: from the agents themselves, or where this machine does not reach them, as a node's host sees it.
 async fn status(target: &Target, fleet: &Fleet) -> Outcome<Status> {
-    let direct = match Agents::of(target) {
-        Ok(agents) => agents.status().await,
-        Err(failure) => Err(failure),
-    };
+    let mut agents = Agents::of(target)?;
+    agents.reach(fleet.known_ways());
+    let direct = agents.status().await;
     let Err(failure) = direct else { return direct };
     for node in fleet.nodes() {
         if let Ok(status) = fleet.ask::<Status>(node, "status", &(), QUESTION).await {
+            // They answer, and not to this machine.
+            fleet.ways(&target.spec.nodes).await;
             return Ok(status);
         }
     }

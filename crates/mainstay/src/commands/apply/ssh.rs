@@ -6,6 +6,10 @@
 
 use crate::failure::{Failure, Outcome};
 use mainstay_plan::apply::facts::Unseen;
+use rustix::fs::{FlockOperation, flock};
+use std::fs::File;
+use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
@@ -20,6 +24,8 @@ const OPEN: Duration = Duration::from_secs(45);
 /// What a program may print. Bytes.
 const OUTPUT_MAX: u64 = 8 << 20;
 const COMPLAINT_MAX: u64 = 64 << 10;
+/// A directory that is younger may be about to be locked.
+const OLD: Duration = Duration::from_secs(30);
 /// The last line of the first look.
 const READY: &str = "mainstay-ready";
 /// Stands between the password and what the program itself reads.
@@ -35,9 +41,13 @@ pub(super) struct Ssh {
     dir: Arc<PrivateDir>,
 }
 
-/// A directory that goes with its last user.
+/// A directory that goes with its last user. It is locked meanwhile, so that a later run knows one whose user was killed.
 #[derive(Debug)]
-struct PrivateDir(PathBuf);
+struct PrivateDir(PathBuf, #[expect(dead_code, reason = "held for its lock")] File);
+
+/// Where they are, and how their names begin. Short: a socket's path has at most 107 bytes, and ssh adds to it.
+const PLACE: &str = "/tmp";
+const PREFIX: &str = "mainstay-ssh-";
 
 impl Drop for PrivateDir {
     fn drop(&mut self) {
@@ -53,11 +63,36 @@ impl PrivateDir {
         rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
             .map_err(|error| Failure::failed(format!("no randomness: {error}")))?;
         let name: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        // Short: a socket's path has at most 107 bytes, and ssh adds to it.
-        let path = PathBuf::from(format!("/tmp/mainstay-{name}"));
-        let made = std::fs::DirBuilder::new().mode(0o700).create(&path);
-        made.map_err(|error| Failure::failed(format!("{}: {error}", path.display())))?;
-        Ok(Self(path))
+        let path = PathBuf::from(format!("{PLACE}/{PREFIX}{name}"));
+        let made = std::fs::DirBuilder::new().mode(0o700).create(&path).and_then(|()| File::open(&path));
+        let held = made.map_err(|error| Failure::failed(format!("{}: {error}", path.display())))?;
+        flock(&held, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|error| Failure::failed(format!("lock {}: {error}", path.display())))?;
+        sweep();
+        Ok(Self(path, held))
+    }
+}
+
+/// Removes what runs of this user left that were killed: nobody holds their lock.
+fn sweep() {
+    let me = rustix::process::geteuid().as_raw();
+    let entries = std::fs::read_dir(PLACE).into_iter().flatten().flatten().take(10_000);
+    for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX)) {
+        let ours = std::fs::symlink_metadata(entry.path()).is_ok_and(|found| found.is_dir() && found.uid() == me);
+        // One that was made a moment ago is not locked yet.
+        let old = entry
+            .metadata()
+            .and_then(|found| found.modified())
+            .is_ok_and(|time| time.elapsed().is_ok_and(|age| age > OLD));
+        if !ours || !old {
+            continue;
+        }
+        let free =
+            File::open(entry.path()).is_ok_and(|dir| flock(&dir, FlockOperation::NonBlockingLockExclusive).is_ok());
+        if free {
+            // What can not be removed is small, and in nobody's way.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
     }
 }
 
@@ -94,6 +129,8 @@ impl Ssh {
         let master = if master { "ControlMaster=yes" } else { "ControlMaster=no" };
         command.args(["-o", master, "-o", &format!("ControlPath={}", socket.display())]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        // A Ctrl-C is for us: what was carried to a host only to look with is taken back over this connection first.
+        command.process_group(0);
         command
     }
 
@@ -342,6 +379,30 @@ impl Remote {
             return Failure::failed(unseen.error).hint(unseen.hint);
         }
         Failure::failed(format!("{} ended with {status}: {}", what(words), last(err)))
+    }
+
+    /// Lets connections to a port of this machine end at that host's own port, as long as the connection lives.
+    ///
+    /// # Errors
+    /// When no port is free, or the host does not allow it.
+    pub(super) async fn forward(&self, host: &str, port: u16) -> Outcome<SocketAddr> {
+        let wrong = |error: std::io::Error| Failure::failed(format!("a port of this machine: {error}"));
+        // Free a moment ago; whoever takes it meanwhile lets the next line fail, and could not pretend to be the agent.
+        let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).map_err(wrong)?;
+        let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+        let mut command = self.ssh.command(&self.socket, false);
+        command.args(["-O", "forward", "-L", &format!("{free}:{host}:{port}"), "--", &self.host]);
+        let asked = tokio::time::timeout(OPEN, command.stdin(Stdio::null()).output()).await;
+        match asked {
+            Ok(Ok(output)) if output.status.success() => Ok(free),
+            Ok(Ok(output)) => Err(Failure::failed(format!(
+                "{} does not forward a port: {}",
+                self.host,
+                last(&String::from_utf8_lossy(&output.stderr))
+            ))),
+            Ok(Err(error)) => Err(wrong(error)),
+            Err(_) => Err(Failure::failed(format!("{} does not forward a port in time", self.host))),
+        }
     }
 
     /// Runs a program there with which lines are exchanged: `first` is written, each line that comes is shown to `answer`, and what that

@@ -111,6 +111,11 @@ impl Run {
             return Ok(None);
         }
         let mut session = Session::of(self.target.clone()).await?;
+        if session.specs.is_empty() {
+            // Agents run, and do not answer this machine: over the hosts' own connections, if they can be reached at all.
+            session.agents.reach(self.fleet.ways(&self.target.spec.nodes).await);
+            session.refresh().await;
+        }
         let until = Instant::now() + TOLD;
         // A majority may need a moment; agents that are slow to answer are waited for as well, so that two looks see the same.
         while Instant::now() < until
