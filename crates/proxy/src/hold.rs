@@ -3,6 +3,7 @@
 //! Absent: copying, and any second chance for a connection that already reached a server.
 
 use crate::options::ProxyOptions;
+use crate::pool::TlsShown;
 use crate::registry::{Registry, Ticket};
 use crate::socket::tune;
 use crate::stats::{Gauge, Stats, add};
@@ -33,7 +34,6 @@ pub(crate) enum Kind {
 }
 
 /// What all connections share.
-#[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) options: ProxyOptions,
     pub(crate) stats: Arc<Stats>,
@@ -41,6 +41,8 @@ pub(crate) struct Shared {
     /// Changes with every change of the view.
     pub(crate) news: watch::Receiver<Held>,
     pub(crate) gate: Gate,
+    /// For clients that ask for TLS and are refused; those that are served have it from their server.
+    pub(crate) tls: Option<TlsShown>,
 }
 
 /// How a search ended.

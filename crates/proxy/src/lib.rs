@@ -25,6 +25,6 @@ pub mod wire;
 
 pub use feed::{RouteReport, TimedReport, feed};
 pub use options::ProxyOptions;
-pub use proxy::{Proxy, ProxyError, run};
+pub use proxy::{Proxy, ProxyError};
 pub use stats::{Snapshot, Stats};
 pub use table::{Hearing, Held, RouteTable, Target, View};

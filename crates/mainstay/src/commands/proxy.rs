@@ -1,7 +1,7 @@
 //! `mainstay proxy`: the data plane. Asks every agent for its route over mutual TLS and lets client connections follow it. Which agents
 //! there are it learns from them: the file only tells whom to ask first.
 
-use crate::cli::Proxy;
+use crate::cli::Proxy as ProxyArguments;
 use crate::failure::{Failure, Outcome};
 use crate::target::Target;
 use mainstay_agent::door::{ClusterQuestion, ask};
@@ -16,8 +16,8 @@ use mainstay_net::mesh::Mesh;
 use mainstay_net::tls::ALPN_POSTGRES;
 use mainstay_net::{Credentials, Expect, NetError};
 use mainstay_ports::peer::{Channel, Handlers, Peers};
-use mainstay_proxy::pool::{PoolOptions, Pooled, PooledProxy, Shown};
-use mainstay_proxy::{ProxyError, ProxyOptions, Stats, TimedReport, feed};
+use mainstay_proxy::pool::{PoolOptions, Pooled, PooledProxy, Shown, TlsShown};
+use mainstay_proxy::{Proxy, ProxyError, ProxyOptions, Stats, TimedReport, feed};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -48,7 +48,7 @@ const WORKERS_MAX: usize = 8;
 ///
 /// # Errors
 /// When its addresses can not be listened on, or its certificate is missing.
-pub(crate) fn run(options: &Proxy) -> Outcome {
+pub(crate) fn run(options: &ProxyArguments) -> Outcome {
     super::start_log();
     let target = Target::read(&crate::target::absolute(&options.config)?)?;
     let workers = std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX);
@@ -70,7 +70,7 @@ struct Place {
     _lock: Option<ProxyLock>,
 }
 
-fn place(target: &Target, options: &Proxy) -> Outcome<Place> {
+fn place(target: &Target, options: &ProxyArguments) -> Outcome<Place> {
     let Some(node) = &options.node else {
         let layout = match &options.dir {
             Some(dir) => ClusterLayout::new(crate::target::absolute(dir)?),
@@ -130,7 +130,8 @@ async fn serve(file: Spec, place: Place) -> Outcome {
         Nodes { mesh, reports, stored: first, addresses: BTreeMap::new(), feeds: BTreeMap::new(), pooled: None };
     if wanted.mode == ProxyMode::Session {
         tokio::spawn(nodes.follow());
-        return mainstay_proxy::run(options, heard, stats, stop).await.map_err(failed);
+        Proxy::bind(options, stats).map_err(failed)?.showing(shown_to_clients(&credentials)).run(heard, stop).await;
+        return Ok(());
     }
     let pooling = pooling(&wanted, &credentials);
     let proxy = PooledProxy::bind(options, pooling, stats).map_err(failed)?;
@@ -138,21 +139,25 @@ async fn serve(file: Spec, place: Place) -> Outcome {
     proxy.run(heard, stop).await.map_err(failed)
 }
 
+/// What clients that ask for TLS see.
+fn shown_to_clients(credentials: &Arc<Credentials>) -> TlsShown {
+    let shown = Arc::clone(credentials);
+    Arc::new(move || {
+        let (config, certificate) = shown.clients_config();
+        Shown { config, certificate }
+    })
+}
+
 /// How clients share server connections.
 fn pooling(wanted: &mainstay_model::spec::Proxy, credentials: &Arc<Credentials>) -> PoolOptions {
     let own = Arc::clone(credentials);
-    let shown = Arc::clone(credentials);
-    let shown = move || {
-        let (config, certificate) = shown.clients_config();
-        Shown { config, certificate }
-    };
     let tls_to = move |node: &NodeId| own.client_config(Expect::Server(node.clone()), ALPN_POSTGRES).ok();
     let count = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
     PoolOptions {
         threads: count(wanted.threads),
         size: count(wanted.pool_size),
         queue: Span(wanted.queue_ms),
-        tls: Some(Arc::new(shown)),
+        tls: Some(shown_to_clients(credentials)),
         tls_to: Some(Arc::new(tls_to)),
         ..PoolOptions::default()
     }

@@ -14,6 +14,7 @@ use super::slab::{Id, Slab, Token};
 use super::statements::Statements;
 use super::stats::PoolNumbers;
 use super::upstream::CHUNK;
+use crate::accept::POLITE_MAX;
 use crate::hold::Kind;
 use crate::options::ProxyOptions;
 use crate::registry::Cut;
@@ -27,7 +28,7 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::time::{ClockId, clock_gettime};
 use std::collections::HashMap;
 use std::io::ErrorKind;
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -242,29 +243,32 @@ impl Worker {
                 }
             };
             add(&self.stats.accepted);
-            if stream.set_nonblocking(true).is_err() {
-                continue;
+            if stream.set_nonblocking(true).is_ok() {
+                self.admit(kind, stream, from.ip().is_loopback());
             }
-            tune(&stream, self.options.peer_timeout);
-            let id = self.clients.reserve();
-            let mut link = Link::new(stream.into());
-            if link.watch(&self.poll, Token::Client(id).number(), false).is_err() {
-                self.clients.free(id);
-                continue;
-            }
-            let room = self.count_client();
-            let near = from.ip().is_loopback();
-            let mut client = Client::new(id, link, kind, near, Rc::clone(&self.no_settings), self.now);
-            if !room {
-                add(&self.stats.refused_full);
-                let error = crate::hold::full(self.options.max_connections);
-                self.refuse(
-                    &mut client,
-                    &Reply::error("FATAL", error.code, &error.message, &error.detail, &error.hint),
-                );
-            }
-            self.clients.put(id, Box::new(client));
         }
+    }
+
+    fn admit(&mut self, kind: Kind, stream: TcpStream, near: bool) {
+        tune(&stream, self.options.peer_timeout);
+        let others = self.hub.clients.fetch_add(1, Ordering::Relaxed);
+        let most = u64::try_from(self.options.max_connections).unwrap_or(u64::MAX);
+        let welcome = others < most;
+        if !welcome {
+            add(&self.stats.refused_full);
+        }
+        let id = self.clients.reserve();
+        let mut link = Link::new(stream.into());
+        let polite = u64::try_from(POLITE_MAX).unwrap_or(0);
+        let room = others < most.saturating_add(polite);
+        if !room || link.watch(&self.poll, Token::Client(id).number(), false).is_err() {
+            self.hub.clients.fetch_sub(1, Ordering::Relaxed);
+            self.clients.free(id);
+            return;
+        }
+        let mut client = Client::new(id, link, kind, near, Rc::clone(&self.no_settings), self.now);
+        client.welcome = welcome;
+        self.clients.put(id, Box::new(client));
     }
 
     /// What came up meanwhile, until nothing is left.
