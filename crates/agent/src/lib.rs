@@ -19,6 +19,7 @@ pub mod backups;
 pub mod certificates;
 pub mod deadline;
 pub mod door;
+pub mod drain;
 pub mod durable;
 pub mod evidence;
 pub mod executor;

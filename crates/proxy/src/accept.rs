@@ -72,6 +72,7 @@ async fn turn_away(
     refusal: wire::Refusal,
     slot: Option<OwnedSemaphorePermit>,
 ) {
+    shared.stats.changes.error(refusal.code);
     if let Err(error) = wire::refuse(&mut client, &refusal, shared.tls.as_ref()).await {
         debug!(%error, "a client did not hear its refusal");
     }

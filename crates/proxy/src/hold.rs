@@ -135,6 +135,7 @@ pub(crate) async fn find(shared: &Shared, kind: Kind, client: &TcpStream) -> Fou
                 return Found::GaveUp(crowded(why, shared.options.max_held));
             }
             add(&shared.stats.held_total);
+            shared.stats.changes.held();
         }
         tokio::select! {
             _ = news.changed() => {}
@@ -152,6 +153,7 @@ fn note_hold(shared: &Shared, held: bool, begun: Instant) {
     if held {
         let waited = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         shared.stats.longest_hold_ms.fetch_max(waited, Ordering::Relaxed);
+        shared.stats.changes.let_go(waited.saturating_mul(1000));
     }
 }
 

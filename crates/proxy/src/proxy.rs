@@ -16,6 +16,7 @@ use mainstay_ports::clock::boot_now;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
@@ -114,7 +115,11 @@ impl Proxy {
             listeners.spawn(accept(Arc::clone(&shared), kind, listener, slots.clone()));
         }
         let stats = Arc::clone(&shared.stats);
-        let control = Control::new(&shared.options, stats, Relayed { news, registry: shared.registry.clone() });
+        let control = Control::new(
+            &shared.options,
+            stats,
+            Relayed { stats: Arc::clone(&shared.stats), news, registry: shared.registry.clone() },
+        );
         tokio::select! {
             () = control.follow(reports) => {}
             () = stop => {}
@@ -125,6 +130,7 @@ impl Proxy {
 
 /// Whole connections obey through their registry, and those who wait hear of it.
 struct Relayed {
+    stats: Arc<Stats>,
     news: watch::Sender<Held>,
     registry: Registry,
 }
@@ -136,5 +142,13 @@ impl Obey for Relayed {
 
     fn news(&self, view: &View) {
         self.news.send_replace(view.held);
+    }
+
+    fn waiting(&self) -> u64 {
+        self.stats.held.load(Ordering::Relaxed)
+    }
+
+    fn cuts_are_seen(&self) -> bool {
+        true
     }
 }

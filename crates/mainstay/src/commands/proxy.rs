@@ -16,8 +16,9 @@ use mainstay_net::mesh::Mesh;
 use mainstay_net::tls::ALPN_POSTGRES;
 use mainstay_net::{Credentials, Expect, NetError};
 use mainstay_ports::peer::{Channel, Handlers, Peers};
+use mainstay_ports::route_board::Holds;
 use mainstay_proxy::pool::{PoolOptions, Pooled, PooledProxy, Shown, TlsShown};
-use mainstay_proxy::{Proxy, ProxyError, ProxyOptions, Stats, TimedReport, feed};
+use mainstay_proxy::{Proxy, ProxyError, ProxyOptions, Standing, Stats, TimedReport, feed};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -126,17 +127,29 @@ async fn serve(file: Spec, place: Place) -> Outcome {
     let stats = Arc::new(Stats::default());
     let failed = |error: ProxyError| Failure::failed(error.to_string());
     let wanted = first.spec.proxy.clone();
-    let nodes =
-        Nodes { mesh, reports, stored: first, addresses: BTreeMap::new(), feeds: BTreeMap::new(), pooled: None };
+    let (addresses, feeds, standing) = (BTreeMap::new(), BTreeMap::new(), Standing::default());
+    let nodes = Nodes { mesh, reports, stored: first, addresses, feeds, pooled: None, standing };
     if wanted.mode == ProxyMode::Session {
-        tokio::spawn(nodes.follow());
+        let own = Arc::clone(&stats);
+        let standing = standing_of(move || own.holds())?;
+        tokio::spawn(Nodes { standing, ..nodes }.follow());
         Proxy::bind(options, stats).map_err(failed)?.showing(shown_to_clients(&credentials)).run(heard, stop).await;
         return Ok(());
     }
     let pooling = pooling(&wanted, &credentials);
     let proxy = PooledProxy::bind(options, pooling, stats).map_err(failed)?;
-    tokio::spawn(Nodes { pooled: Some(proxy.handle()), ..nodes }.follow());
+    let pooled = proxy.handle();
+    let standing = standing_of(move || pooled.holds())?;
+    tokio::spawn(Nodes { pooled: Some(proxy.handle()), standing, ..nodes }.follow());
     proxy.run(heard, stop).await.map_err(failed)
+}
+
+/// How this proxy tells agents of itself.
+fn standing_of(holds: impl Fn() -> Option<Holds> + Send + Sync + 'static) -> Outcome<Standing> {
+    let mut life = [0; 8];
+    let random = rustix::rand::getrandom(&mut life, rustix::rand::GetRandomFlags::empty());
+    random.map_err(|error| Failure::failed(format!("the system gives no random numbers: {error}")))?;
+    Ok(Standing { life: u64::from_ne_bytes(life), holds: Arc::new(holds) })
 }
 
 /// What clients that ask for TLS see.
@@ -179,6 +192,8 @@ struct Nodes {
     feeds: BTreeMap<NodeId, AbortHandle>,
     /// Who has to know who may log in.
     pooled: Option<Pooled>,
+    /// What agents are told of this proxy.
+    standing: Standing,
 }
 
 impl Nodes {
@@ -267,7 +282,7 @@ impl Nodes {
             let (mesh, node) = (Arc::clone(&mesh), asked.clone());
             async move { mesh.request(&node, Channel::Route, body, ANSWER).await }
         };
-        tokio::spawn(feed(node, ask, self.reports.clone())).abort_handle()
+        tokio::spawn(feed(node, ask, self.standing.clone(), self.reports.clone())).abort_handle()
     }
 }
 

@@ -254,6 +254,7 @@ impl Worker {
     /// Tells a client why it can not stay, and lets it go.
     pub(crate) fn refuse(&mut self, client: &mut Client, error: &Reply) {
         self.stop_waiting(client);
+        self.stats.changes.error(error.code);
         let mut out = Vec::new();
         error.encode(&mut out);
         client.link.ending |= client.write(&out).is_err();

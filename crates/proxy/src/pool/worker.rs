@@ -17,8 +17,9 @@ use super::upstream::CHUNK;
 use crate::accept::POLITE_MAX;
 use crate::hold::Kind;
 use crate::options::ProxyOptions;
-use crate::registry::Cut;
+use crate::registry::{Cut, Place};
 use crate::stats::{Stats, add};
+use crate::table::Held;
 use mainstay_model::{Moment, Span};
 use mainstay_ports::clock::boot_now;
 use mainstay_wire::WireError;
@@ -71,6 +72,8 @@ pub(crate) struct Worker {
     pub(crate) hub: Arc<Hub>,
     pub(crate) rules: Arc<Rules>,
     version: u64,
+    /// The version that the hub knows this thread to go by.
+    told: u64,
     pub(crate) options: Arc<ProxyOptions>,
     pub(crate) pooling: Arc<PoolOptions>,
     pub(crate) stats: Arc<Stats>,
@@ -131,6 +134,7 @@ impl Worker {
             hub: Arc::clone(&parts.hub),
             rules: parts.hub.rules(),
             version: 0,
+            told: 0,
             options: Arc::clone(&parts.options),
             pooling: Arc::clone(&parts.pooling),
             stats: Arc::clone(&parts.stats),
@@ -188,10 +192,23 @@ impl Worker {
             }
             self.work_off();
             self.tick();
+            self.say_what_is_held();
         }
         // Who is still here is closed with its descriptors.
         let gone = u64::try_from(self.clients.len()).unwrap_or(0);
         self.hub.clients.fetch_sub(gone, Ordering::Relaxed);
+    }
+
+    /// In a drain somebody waits for this.
+    fn say_what_is_held(&mut self) {
+        let drains = self.rules.view.held == Held::Draining;
+        if drains || self.version != self.told {
+            let works = |server: &&Server| server.is_in() && server.client.is_some() && !server.rests();
+            let primary = |server: &&Server| matches!(server.place, Place::Primary(_));
+            let under_way = if drains { self.servers.items().filter(primary).filter(works).count() } else { 0 };
+            self.hub.follows(self.thread, self.version, u64::try_from(under_way).unwrap_or(u64::MAX));
+            self.told = self.version;
+        }
     }
 
     fn event(&mut self, token: Token, flags: EventFlags) {
