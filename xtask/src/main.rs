@@ -85,6 +85,12 @@ enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// What clients of a pool notice of a change of the primary: errors, and how long they are held
+    Switchover {
+        /// Passed on: `--trials N`, `--clients N`, `--planned`, `--json`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// The longest gap between acknowledged writes when something dies
     Failover {
         /// Passed on: `--hosts` (on virtual hosts, as root), `--trials N`, `--only FAULT,FAULT`, `--json`
@@ -106,6 +112,9 @@ fn run() -> Result<ExitCode> {
         Command::Deb => suite::package(&root),
         Command::Bench { what: Bench::Proxy { arguments } } => bench_proxy::run(&root, &arguments),
         Command::Bench { what: Bench::Vault { arguments } } => bench_vault::run(&root, &arguments),
+        Command::Bench { what: Bench::Switchover { arguments } } => {
+            suite::testkit(&root, "bench-switchover", &arguments)
+        }
         Command::Bench { what: Bench::Failover { arguments } } => suite::testkit(&root, "bench-failover", &arguments),
     }
 }

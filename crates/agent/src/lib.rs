@@ -19,6 +19,7 @@ pub mod backups;
 pub mod certificates;
 pub mod deadline;
 pub mod door;
+pub mod drain;
 mod drill_faults;
 pub mod drills;
 pub mod durable;

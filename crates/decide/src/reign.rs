@@ -86,6 +86,8 @@ pub(crate) struct Reign {
     pub(crate) degraded: bool,
     pub(crate) switch: Option<Switch>,
     pub(crate) restart: Option<Restart>,
+    /// Proxies that the drain under way waits for, once something is known of them.
+    pub(crate) proxies: Option<Vec<String>>,
     pub(crate) origin: Origin,
     /// Why the server died last.
     pub(crate) death: String,
@@ -122,6 +124,7 @@ impl Reign {
             degraded: false,
             switch: None,
             restart: None,
+            proxies: None,
             origin: Origin::default(),
             death: String::new(),
             hand_at: now,

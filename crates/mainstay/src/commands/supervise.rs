@@ -140,7 +140,13 @@ fn wards(target: &Target) -> Outcome<Vec<Ward>> {
     let mut wards = Vec::new();
     for node in &target.spec.nodes {
         let files: NodeLayout = layout.node(&node.name);
-        wards.push(Ward::agent(target, &node.name, &files, processes::agent_pid_file(layout, &node.name), program.clone()));
+        wards.push(Ward::agent(
+            target,
+            &node.name,
+            &files,
+            processes::agent_pid_file(layout, &node.name),
+            program.clone(),
+        ));
     }
     if target.spec.proxy.host.is_some() {
         wards.push(Ward {
