@@ -46,6 +46,7 @@ pub mod probes;
 pub mod problems;
 pub mod proxy_child;
 pub mod record;
+pub mod restorer;
 pub mod roles;
 pub mod routes;
 pub mod schedule;

@@ -55,6 +55,9 @@ impl Mind {
         let Some(reign) = self.reign.as_mut() else { return Err("this node is not primary".to_owned()) };
         let restart = Restart { by: by.to_owned(), since: now };
         match reign.phase {
+            Phase::Serving if reign.holding() => {
+                Err("clients are kept out: a restore in place is being prepared".to_owned())
+            }
             Phase::Serving if reign.changing() => Err("a switchover or a restart is under way already".to_owned()),
             Phase::Serving if reign.opened => {
                 reign.restart = Some(restart);
@@ -204,7 +207,7 @@ impl Mind {
     /// A primary that the configuration no longer lists hands the role over as soon as somebody is fit; until then it goes on.
     pub(crate) fn plan_removed_primary(&mut self) {
         let Some(reign) = self.reign.as_ref().filter(|reign| reign.phase == Phase::Serving) else { return };
-        if self.has_data_role() || self.config.paused || !reign.opened || reign.changing() {
+        if self.has_data_role() || self.config.paused || !reign.opened || reign.changing() || reign.holding() {
             return;
         }
         let at = reign.hand_at;

@@ -60,6 +60,9 @@ impl Mind {
         if !serving {
             return Err("this node is not an open primary".to_owned());
         }
+        if self.reign.as_ref().is_some_and(crate::reign::Reign::holding) {
+            return Err("clients are kept out: a restore in place is being prepared".to_owned());
+        }
         if self.reign.as_ref().is_some_and(crate::reign::Reign::changing) {
             return Err("a switchover or a restart is under way already".to_owned());
         }

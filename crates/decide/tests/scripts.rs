@@ -96,6 +96,7 @@ fn record(words: &Words) -> Record {
         lease: words.get("lease").map(|text| Span(text.parse().unwrap())),
         lossy: words.get("lossy").map(|text| Timeline(text.parse().unwrap())),
         held: words.get("held").map(|text| Span(text.parse().unwrap())),
+        restored: None,
         reason: String::new(),
     }
 }
