@@ -142,7 +142,14 @@ async fn sabotaged(which: &str, options: &Options) -> Result<ExitCode> {
             let settings = run::Options { environment, logs: options.out.clone(), ..run::Options::default() };
             let how = match run::run(&one.plan(trial), &settings).await {
                 Ok(report) if report.verdict == Verdict::Failed => report.wrong.first().cloned(),
-                Ok(_) => None,
+                Ok(report) => {
+                    // A fault that did not happen put nothing to the test.
+                    report
+                        .invalid
+                        .iter()
+                        .for_each(|why| eprintln!("{} trial {trial} proves nothing: {why}", one.switch));
+                    None
+                }
                 Err(error) => Some(format!("{error:#}")),
             };
             if let Some(how) = how {
