@@ -52,7 +52,11 @@ pub fn false_rewinds(events: &[Event]) -> Vec<String> {
         let node = event.node.as_str();
         if event.kind == "diverged" {
             let end = event.text.strip_prefix("this log ends at ").and_then(|rest| rest.split(' ').next());
-            diverged.insert(node, (end.unwrap_or_default().to_owned(), false));
+            let end = end.unwrap_or_default().to_owned();
+            if diverged.get(node).is_some_and(|(before, claimed)| *claimed && *before == end) {
+                found.push(format!("{node} said that it was rewound, and its log to {end} diverges as before"));
+            }
+            diverged.insert(node, (end, false));
         } else if let (Some((end, claimed)), "rewound" | "cloned") = (diverged.get_mut(node), event.kind.as_str()) {
             match &event.lost {
                 None => *claimed |= event.kind == "rewound",
@@ -110,5 +114,7 @@ mod tests {
         assert!(false_rewinds(&older).is_empty());
         let lied = [diverged(), told("rewound", "in words", None), told("cloned", "anew", to(0x20))];
         assert_eq!(false_rewinds(&lied).len(), 1, "{:?}", false_rewinds(&lied));
+        let again = [diverged(), told("rewound", "in words", None), diverged()];
+        assert_eq!(false_rewinds(&again).len(), 1, "{:?}", false_rewinds(&again));
     }
 }
