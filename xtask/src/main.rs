@@ -4,7 +4,9 @@
 //! stops at the first that fails.
 
 mod bench_proxy;
+mod bench_vault;
 mod deb;
+mod measure;
 mod packages;
 mod step;
 mod suite;
@@ -77,6 +79,18 @@ enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Backups, restores and the archive of the log, beside pgBackRest and `tar | zstd`
+    Vault {
+        /// `--size MEGABYTES` (2000), `--rounds N`, `--segments N`, `--pgbackrest PROGRAM` (else the distribution's), `--json`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// What clients of a pool notice of a change of the primary: errors, and how long they are held
+    Switchover {
+        /// Passed on: `--trials N`, `--clients N`, `--planned`, `--json`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// The longest gap between acknowledged writes when something dies
     Failover {
         /// Passed on: `--hosts` (on virtual hosts, as root), `--trials N`, `--only FAULT,FAULT`, `--json`
@@ -97,6 +111,10 @@ fn run() -> Result<ExitCode> {
         Command::Soak { arguments } => suite::testkit(&root, "soak", &arguments),
         Command::Deb => suite::package(&root),
         Command::Bench { what: Bench::Proxy { arguments } } => bench_proxy::run(&root, &arguments),
+        Command::Bench { what: Bench::Vault { arguments } } => bench_vault::run(&root, &arguments),
+        Command::Bench { what: Bench::Switchover { arguments } } => {
+            suite::testkit(&root, "bench-switchover", &arguments)
+        }
         Command::Bench { what: Bench::Failover { arguments } } => suite::testkit(&root, "bench-failover", &arguments),
     }
 }

@@ -50,6 +50,27 @@ pub(crate) fn ensure() -> Result<()> {
 const SSHD: &str = "/usr/sbin/sshd";
 /// A package asks it whether it may start its service.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
+/// The newest server's programs.
+pub(crate) fn server() -> Option<PathBuf> {
+    servers().into_iter().next()
+}
+
+/// Makes sure that a program of a package is installed; says what it does.
+pub(crate) fn ensure_program(program: &str, package: &str) -> Result<()> {
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    if std::env::split_paths(&paths).any(|dir| dir.join(program).is_file()) {
+        return Ok(());
+    }
+    let by_hand = format!("apt-get install --no-install-recommends {package}");
+    if !is_root()? || !Path::new("/usr/bin/apt-get").exists() {
+        bail!("{program} is missing; on Debian or Ubuntu, as root: {by_hand}");
+    }
+    println!("{program} is missing. Now, as root:\n    {by_hand}");
+    step("packages", || {
+        apt(&["update"])?;
+        apt(&["install", "-y", "--no-install-recommends", package])
+    })
+}
 
 /// What virtual hosts are made with, and the package that brings it.
 const HOST_TOOLS: [(&str, &str); 10] = [

@@ -54,7 +54,7 @@ const fn rule(method: &'static str, path: &'static str, need: Need, body_max: us
 }
 
 /// Everything that may be called, and by whom. What is not here does not exist. A command's body can ask for more: [`need`].
-const RULES: [Rule; 15] = [
+const RULES: [Rule; 17] = [
     rule("GET", "/v1/status", Need::Read, 0),
     rule("GET", "/v1/history", Need::Read, 0),
     rule("GET", "/v1/why", Need::Read, 0),
@@ -62,6 +62,8 @@ const RULES: [Rule; 15] = [
     rule("GET", "/v1/archive", Need::Read, 0),
     rule("GET", "/v1/drill", Need::Read, 0),
     rule("GET", "/v1/standing", Need::Read, 0),
+    rule("GET", "/v1/restore", Need::Read, 0),
+    rule("POST", "/v1/restore", Need::Admin, SMALL),
     rule("POST", "/v1/command", Need::Operate, SMALL),
     rule("POST", "/v1/archive", Need::Operate, SMALL),
     rule("POST", "/v1/backup", Need::Operate, SMALL),
@@ -78,7 +80,9 @@ fn need(rule: &Rule, body: &[u8]) -> Need {
         return rule.need;
     }
     match serde_json::from_slice::<CommandWish>(body).map(|wish| wish.command) {
-        Ok(Command::Reinit | Command::Failover { accept_data_loss: true }) => Need::Admin,
+        Ok(
+            Command::Reinit | Command::Failover { accept_data_loss: true } | Command::Hold { .. } | Command::Restore(_),
+        ) => Need::Admin,
         Ok(Command::Switchover { .. } | Command::Failover { accept_data_loss: false } | Command::Restart { .. })
         | Err(_) => rule.need,
     }

@@ -26,6 +26,7 @@ use crate::membership::Members;
 use crate::mind_loop::{self, INPUTS_MAX, Parts, Question, Wish};
 use crate::no_server::NoServer;
 use crate::proxy_child::ProxyChild;
+use crate::restorer::Restorer;
 use crate::routes::Routes;
 use crate::schedule::Schedule;
 use crate::setup_engine;
@@ -231,6 +232,7 @@ struct Agent {
     ending: Ending,
     lives: Arc<Lives>,
     backups: mpsc::Sender<backups::Order>,
+    restorer: Option<Arc<Restorer>>,
 }
 
 /// Runs the agent until `signal` asks it to end, or it ends by itself.
@@ -270,7 +272,11 @@ async fn live(
     let board = Arc::new(RouteBoard::new(life));
     let me = ground.options.node.clone();
     let durable = ground.durable.clone();
+    let to_loop = (questions.clone(), wishes.clone());
+    let restorer = Restorer::of(&ground.options, &ground.generations, Arc::clone(&store) as Arc<dyn Store>, to_loop);
+    let restorer = ground.keeper.is_some().then_some(restorer);
     let agent = Agent {
+        restorer,
         routes: Routes::new(me.clone(), ground.addresses.servers.clone(), Arc::clone(&board)),
         me,
         store,
@@ -290,6 +296,9 @@ async fn live(
     if agent.ground.keeper.is_some() {
         tokio::spawn(agent.backups().keep(backup_queue));
         tokio::spawn(agent.schedule().keep());
+    }
+    if let Some(restorer) = &agent.restorer {
+        tokio::spawn(Arc::clone(restorer).keep());
     }
     tokio::spawn(history::keep(Arc::clone(&agent.store) as Arc<dyn Store>, event_queue));
     agent
@@ -349,6 +358,7 @@ impl Agent {
             lives: Arc::clone(&self.lives),
             drills: Drills::new(layout.drill()),
             backups: self.backups.clone(),
+            restorer: self.restorer.clone(),
             gate,
         }))
     }

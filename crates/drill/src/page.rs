@@ -154,11 +154,13 @@ fn picture(out: &mut String, shown: &Shown<'_>) {
         write!(out, "<svg viewBox=\"0 0 {WIDE} {high}\" role=\"img\" aria-label=\"writes, reads and roles in time\">");
     let gap = shown.seen.write;
     let (from, to) = (x(gap.from_ms), x(gap.from_ms + gap.length_ms));
+    // Inside its band if that is wide enough, else beside it, above the bars.
+    let label = if to - from > 70 { from + 8 } else { to + 4 };
     let _ = write!(
         out,
         "<rect class=\"gap\" x=\"{from}\" y=\"0\" width=\"{}\" height=\"{lanes}\"/><text x=\"{}\" y=\"{}\">{}</text>",
         (to - from).max(1),
-        to + 4,
+        label,
         HIGH / 2,
         Span(gap.length_ms)
     );

@@ -136,6 +136,9 @@ pub struct Standing {
     pub store: StoreStanding,
     /// The generation of the specification that it goes by.
     pub generation: u64,
+    /// It is the primary, and clients have been put out for a restore in place.
+    #[serde(default)]
+    pub shut: bool,
     /// Its wall clock when it answered, milliseconds since 1970; 0: an older agent, which does not tell it.
     #[serde(default)]
     pub wall_ms: u64,

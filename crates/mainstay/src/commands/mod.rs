@@ -26,6 +26,7 @@ mod recover;
 mod reinit;
 mod restart;
 mod restore;
+mod restore_in_place;
 mod runbook;
 mod set;
 mod shelf;

@@ -91,7 +91,7 @@ fn keep_node(config: &Path, node: &NodeId) -> Outcome {
         return Err(Failure::not_now(format!("another supervisor keeps the agent of {node}")));
     };
     collect_orphans();
-    let mut ward = Ward::agent(&target, node, &files, run.join("agent.pid"));
+    let mut ward = Ward::agent(&target, node, &files, run.join("agent.pid"), this_program()?);
     ward.ends_with = Some(crate::failure::NOT_NOW);
     ward.adopt(&target.config);
     let outcome = super::one_thread(watch(vec![ward], None));
@@ -110,6 +110,8 @@ struct Ward {
     directory: PathBuf,
     log: PathBuf,
     pid_file: PathBuf,
+    /// This program's place, as it was when the supervisor began: once the file there is replaced, the kernel names the old one, which is gone.
+    program: PathBuf,
     state: State,
     pause: Span,
     /// It is not started again after it ended with this status.
@@ -127,13 +129,24 @@ enum State {
     Adopted(Process),
 }
 
+fn this_program() -> Outcome<PathBuf> {
+    std::env::current_exe().map_err(|error| Failure::failed(format!("this program's own place is not known: {error}")))
+}
+
 fn wards(target: &Target) -> Outcome<Vec<Ward>> {
     let layout = &target.layout;
     let config = layout.config().display().to_string();
+    let program = this_program()?;
     let mut wards = Vec::new();
     for node in &target.spec.nodes {
         let files: NodeLayout = layout.node(&node.name);
-        wards.push(Ward::agent(target, &node.name, &files, processes::agent_pid_file(layout, &node.name)));
+        wards.push(Ward::agent(
+            target,
+            &node.name,
+            &files,
+            processes::agent_pid_file(layout, &node.name),
+            program.clone(),
+        ));
     }
     if target.spec.proxy.host.is_some() {
         wards.push(Ward {
@@ -144,6 +157,7 @@ fn wards(target: &Target) -> Outcome<Vec<Ward>> {
             directory: layout.dir().to_owned(),
             log: layout.log().join("proxy.log"),
             pid_file: layout.proxy_pid(),
+            program: program.clone(),
             state: State::Due(Moment(0)),
             pause: PAUSE_FIRST,
             ends_with: None,
@@ -157,7 +171,7 @@ fn wards(target: &Target) -> Outcome<Vec<Ward>> {
 }
 
 impl Ward {
-    fn agent(target: &Target, node: &NodeId, files: &NodeLayout, pid_file: PathBuf) -> Ward {
+    fn agent(target: &Target, node: &NodeId, files: &NodeLayout, pid_file: PathBuf, program: PathBuf) -> Ward {
         let config = target.config.display().to_string();
         Ward {
             name: format!("agent {node}"),
@@ -167,6 +181,7 @@ impl Ward {
             directory: files.dir().to_owned(),
             log: files.agent_log(),
             pid_file,
+            program,
             state: State::Due(Moment(0)),
             pause: PAUSE_FIRST,
             ends_with: None,
@@ -201,7 +216,7 @@ impl Ward {
 
     fn spawn(&self) -> std::io::Result<Pid> {
         let log = open_log(&self.log)?;
-        let mut command = Command::new(std::env::current_exe()?);
+        let mut command = Command::new(&self.program);
         command.arg0("mainstay").arg(self.verb).args(&self.arguments).current_dir(&self.directory);
         command.env_clear();
         for name in ["PATH", "LANG", "TZ", "HOME", "MAINSTAY_LOG", "RUST_BACKTRACE"] {

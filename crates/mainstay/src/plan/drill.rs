@@ -78,6 +78,10 @@ pub(crate) fn amiss(known: &Known<'_>, kind: DrillKind) -> Vec<String> {
     if synchronous && kind.moves_primary() && !replicas.iter().any(|node| node.sync) {
         why.push("no replica's confirmation counts for commits".to_owned());
     }
+    let here = |host: &str| host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+    if kind == DrillKind::IsolatePrimary && known.spec.nodes.iter().any(|node| here(&node.host)) {
+        why.push("nodes are on one host, which can not be cut from itself".to_owned());
+    }
     if let Some(running) = known.backup.and_then(|backup| backup.running.as_ref()) {
         why.push(format!("a backup runs on {}", running.node));
     }
@@ -280,6 +284,17 @@ mod tests {
         assert!(ill.error.contains("nobody could take over"), "{ill:?}");
         let lonely = refused(|_, status| status.nodes.iter_mut().for_each(|node| node.sync = false));
         assert!(lonely.error.contains("confirmation"), "{lonely:?}");
+    }
+
+    #[test]
+    fn nodes_of_one_machine_are_not_cut_from_each_other() {
+        let local = |spec: &mut Spec, _: &mut Status| {
+            spec.nodes.iter_mut().for_each(|node| "127.0.0.2".clone_into(&mut node.host));
+        };
+        with(local, |known| {
+            assert!(plan(known, wish(DrillKind::IsolatePrimary), false).unwrap_err().error.contains("on one host"));
+            plan(known, wish(DrillKind::StopServer), false).unwrap();
+        });
     }
 
     #[test]

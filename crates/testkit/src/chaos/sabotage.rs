@@ -33,6 +33,9 @@ const STRICT: Durability = Durability::Strict;
 /// The primary loses everybody, then the other nodes only.
 const PRIMARY_CUT: &[&[Fault]] =
     &[&[(200, Kind::LinkCut, Target::Primary, 7000)], &[(200, Kind::PrimaryApart, Target::Primary, 7000)]];
+/// The primary's agent is stopped for three leases: nobody extends its deadline, and nobody but its guard ends its server.
+const AGENT_STOPPED: &[&[Fault]] =
+    &[&[(200, Kind::AgentStop, Target::Primary, 9000)], &[(900, Kind::AgentStop, Target::Primary, 9000)]];
 /// A replica that missed four seconds of writes comes back as the primary's host dies: it doubts first, and must not win by that.
 const STALE_FIRST: &[Fault] =
     &[(200, Kind::LinkCut, Target::Replica(0), 4000), (3900, Kind::HostKill, Target::Primary, 7000)];
@@ -53,7 +56,8 @@ const fn of(
 
 /// Every switch.
 pub const ALL: [Sabotage; 14] = [
-    of("endless-lease", "a lease ends", ASYNC, PRIMARY_CUT),
+    // A primary whose agent lives ends its server itself: only where that is stopped the deadline alone counts.
+    of("endless-lease", "a lease ends", ASYNC, AGENT_STOPPED),
     of("no-lease-wait", "in asynchronous mode a successor waits for the lease", ASYNC, PRIMARY_CUT),
     of("local-commits", "commits wait for confirmations", STRICT, PRIMARY_CUT),
     of("durability-forgotten", "decisions know the durability that was set", STRICT, PRIMARY_CUT),
@@ -75,7 +79,7 @@ pub const ALL: [Sabotage; 14] = [
         "guard-never-kills",
         "the guard ends a server whose deadline has passed, without its agent",
         ASYNC,
-        &[&[(200, Kind::AgentStop, Target::Primary, 9000)], &[(200, Kind::AgentStop, Target::Primary, 9000)]],
+        AGENT_STOPPED,
     ),
     of("promote-early", "a candidate waits for enough recruits", STRICT, STALE_STANDS),
     of("lease-for-recruits", "the end of a lease replaces no recruits", STRICT, STALE_STANDS),
