@@ -55,9 +55,9 @@ impl Run {
         let unseen = self.fleet.connect(&nodes).await?;
         let authority = self.authority()?;
         if !unseen.is_empty() {
-            inventory.hosts.extend(unseen.into_iter().map(|(node, why)| (node, Err(why))));
             // The others are not to be named as if they were amiss.
             inventory.hosts.extend(self.fleet.nodes().map(|node| (node.clone(), Ok(Default::default()))));
+            inventory.hosts.extend(unseen.into_iter().map(|(node, why)| (node, Err(why))));
             return Ok(Looked { inventory, session: None, authority });
         }
         self.look_at(&nodes, &self.text, first, &mut inventory).await;
