@@ -12,7 +12,7 @@
 
 use crate::hex;
 use crate::keys::{SecretKey, WriteKey};
-use crate::objects::{Committed, Folder, Key, ObjectError, Objects};
+use crate::objects::{Committed, Key, ObjectError, Objects};
 use crate::seal::{self, CHUNK, Header, Sealer, Written, compressor};
 use mainstay_model::SystemId;
 use mainstay_ports::clock::wall_now_ms;
@@ -160,10 +160,10 @@ impl Repository {
         Ok(Repository { objects, id: charter.id, readers, secret })
     }
 
-    /// Opens the repository of a folder that must be there already. `key_file`: see [`crate::keys::read_file`].
+    /// Opens the repository of a folder, which must be there already, or of a bucket. `key_file`: see [`crate::keys::read_file`].
     pub fn at(place: &Path, key_file: Option<&Path>) -> Result<Repository, VaultError> {
         let (secret, _) = crate::keys::read_file(key_file)?;
-        Repository::open(Arc::new(Folder::existing(place)?), secret)
+        Repository::open(crate::objects::existing(place)?, secret)
     }
 
     /// The databases of which it holds anything.
