@@ -11,6 +11,7 @@ use crate::lifecycle::Ending;
 use crate::lives::Lives;
 use crate::mind_loop::{Question, Snapshot, Wish};
 use crate::problems::Beside;
+use crate::restorer::Restorer;
 use crate::roles::{self, Gate, refusal};
 use crate::status::{self, DatedReason, Extras, Following, LocalStatus, NodeReasons};
 use async_trait::async_trait;
@@ -24,7 +25,7 @@ use mainstay_model::layout::NodeLayout;
 use mainstay_model::spec::Spec;
 use mainstay_model::status::Status;
 use mainstay_model::vault::{
-    ARCHIVE_KEY, ArchiveAnswer, ArchiveState, BACKUP_KEY, BackupBegun, BackupWish, SegmentEnded,
+    ARCHIVE_KEY, ArchiveAnswer, ArchiveState, BACKUP_KEY, BackupBegun, BackupWish, RestoreAsk, SegmentEnded,
 };
 use mainstay_model::{Command, Event, NodeId, Reason, ServerObservation};
 use mainstay_ports::clock::{boot_now, wall_now_ms};
@@ -92,8 +93,12 @@ pub struct Api {
     pub library: Library,
     /// Who speaks under which name.
     pub lives: Arc<Lives>,
+    /// Faults of drills.
+    pub drills: Arc<crate::drills::Drills>,
     /// Orders to make a backup.
     pub backups: mpsc::Sender<backups::Order>,
+    /// Restores of the whole cluster; `None`: no data are held here.
+    pub restorer: Option<Arc<Restorer>>,
     /// Who may call what, and where changes are written down.
     pub gate: Gate,
 }
@@ -210,6 +215,7 @@ impl Api {
             proxies: self.certificates.proxies(),
             not_taken: self.certificates.refused(),
             proxy_down: self.proxy_down.borrow().clone(),
+            kept: self.restorer.as_ref().map(|restorer| restorer.kept()).unwrap_or_default(),
         };
         Some(status::local(self.me.clone(), &snapshot, self.observed.borrow().clone(), extras))
     }
@@ -288,6 +294,10 @@ impl Api {
     /// Gives an operator's command to this node's decisions.
     pub(crate) async fn command(&self, wish: CommandWish, caller: &Caller) -> Result<Accepted, (StatusCode, String)> {
         let by = who(&wish.by, caller);
+        if matches!(wish.command, Command::Restore(_)) {
+            let why = "a restored copy is handed over by the agent beside which it lies: ask with POST /v1/restore";
+            return Err((StatusCode::BAD_REQUEST, why.to_owned()));
+        }
         if wish.command == Command::Reinit
             && let Some(accepted) = self.leave_old_store(&by).await?
         {
@@ -344,8 +354,10 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/why", get(get_why))
         .route("/v1/archive", get(get_archive).post(post_archive))
         .route("/v1/backup", post(post_backup))
+        .route("/v1/restore", get(get_restore).post(post_restore))
         .route("/v1/command", post(post_command))
         .merge(api_cluster::routes())
+        .merge(crate::drills::routes())
         .with_state(api)
         .layer(axum::middleware::from_fn_with_state(gate, roles::gate))
 }
@@ -375,6 +387,36 @@ async fn post_backup(
     match api.backup(wish, &caller).await {
         Ok(begun) => (StatusCode::ACCEPTED, Json(begun)).into_response(),
         Err((code, why)) => refusal(code, &why),
+    }
+}
+
+/// Where no data are held nothing is restored.
+fn no_data() -> Response {
+    refusal(StatusCode::SERVICE_UNAVAILABLE, "this node restores nothing: it holds no data")
+}
+
+async fn get_restore(State(api): State<Arc<Api>>) -> Response {
+    match &api.restorer {
+        Some(restorer) => Json(restorer.state()).into_response(),
+        None => no_data(),
+    }
+}
+
+async fn post_restore(
+    State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
+    Json(ask): Json<RestoreAsk>,
+) -> Response {
+    let Some(restorer) = &api.restorer else { return no_data() };
+    let ask = match ask {
+        RestoreAsk::Commit { token, by } => RestoreAsk::Commit { token, by: who(&by, &caller) },
+        ask => ask,
+    };
+    match restorer.ask(ask).await {
+        Ok(state) => (StatusCode::ACCEPTED, Json(state)).into_response(),
+        Err(refused) => {
+            (StatusCode::CONFLICT, Json(json!({ "error": refused.why, "hint": refused.hint }))).into_response()
+        }
     }
 }
 

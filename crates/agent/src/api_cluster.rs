@@ -175,6 +175,7 @@ impl Api {
             copy: summary.copy,
             position: summary.position,
             server: summary.server,
+            shut: summary.shut,
             record: summary.record,
             store: self.store.standing(),
             generation: self.generations.now().generation,

@@ -259,6 +259,7 @@ mod tests {
             lease: None,
             reason: String::new(),
             lossy: None,
+            restored: None,
             held: None,
         };
         let value = serde_json::to_vec(&record).unwrap();

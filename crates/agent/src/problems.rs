@@ -27,6 +27,7 @@
 //! | `archive-conflict` | critical | the archive holds other content under a name of the log, or the log is damaged |
 //! | `backup-overdue` | warning | a backup should have begun long ago, by the schedule |
 //! | `backup-corrupt` | critical | the newest backup holds blocks that were damaged on the server |
+//! | `old-data-kept` | info | a node keeps the data of before a restore in place |
 //! | `archive-gap` | critical | a part of the log is neither archived nor on the primary any more |
 
 use crate::schedule;
@@ -412,6 +413,12 @@ impl Look<'_> {
             let evidence = format!("{name}: {}{of} MiB are free on its data volume", free >> 20);
             let hint = "free space or enlarge the volume: a server whose log finds no room ends";
             list.add(("disk-nearly-full", severity), evidence, hint);
+        }
+        for place in &answer.kept {
+            let evidence = format!("{name} keeps the data of before a restore in place: {place}");
+            let hint =
+                format!("nothing removes them but you: when nobody needs them any more, `rm -r {place}` on that host");
+            list.add(("old-data-kept", "info"), evidence, hint);
         }
         if !answer.pending_restart.is_empty() {
             let evidence = format!("{name}: waiting for a restart: {}", answer.pending_restart.join(", "));

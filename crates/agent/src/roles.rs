@@ -54,18 +54,22 @@ const fn rule(method: &'static str, path: &'static str, need: Need, body_max: us
 }
 
 /// Everything that may be called, and by whom. What is not here does not exist. A command's body can ask for more: [`need`].
-const RULES: [Rule; 13] = [
+const RULES: [Rule; 17] = [
     rule("GET", "/v1/status", Need::Read, 0),
     rule("GET", "/v1/history", Need::Read, 0),
     rule("GET", "/v1/why", Need::Read, 0),
     rule("GET", "/v1/spec", Need::Read, 0),
     rule("GET", "/v1/archive", Need::Read, 0),
+    rule("GET", "/v1/drill", Need::Read, 0),
     rule("GET", "/v1/standing", Need::Read, 0),
+    rule("GET", "/v1/restore", Need::Read, 0),
+    rule("POST", "/v1/restore", Need::Admin, SMALL),
     rule("POST", "/v1/command", Need::Operate, SMALL),
     rule("POST", "/v1/archive", Need::Operate, SMALL),
     rule("POST", "/v1/backup", Need::Operate, SMALL),
     rule("POST", "/v1/pause", Need::Operate, SMALL),
     rule("POST", "/v1/spec", Need::Admin, LARGE),
+    rule("POST", "/v1/drill", Need::Admin, SMALL),
     rule("POST", "/v1/replace", Need::Admin, SMALL),
     rule("POST", "/v1/recover", Need::Admin, SMALL),
 ];
@@ -76,7 +80,9 @@ fn need(rule: &Rule, body: &[u8]) -> Need {
         return rule.need;
     }
     match serde_json::from_slice::<CommandWish>(body).map(|wish| wish.command) {
-        Ok(Command::Reinit | Command::Failover { accept_data_loss: true }) => Need::Admin,
+        Ok(
+            Command::Reinit | Command::Failover { accept_data_loss: true } | Command::Hold { .. } | Command::Restore(_),
+        ) => Need::Admin,
         Ok(Command::Switchover { .. } | Command::Failover { accept_data_loss: false } | Command::Restart { .. })
         | Err(_) => rule.need,
     }
@@ -210,7 +216,8 @@ impl Gate {
             status: head.status.as_u16(),
             answer: said(&answer),
         });
-        if accepted {
+        // What came of a drill is told as an event of its own.
+        if accepted && asked.verb != "drill-result" {
             self.tell(&asked, caller, &answer);
         }
         Response::from_parts(head, Body::from(answer))

@@ -7,6 +7,7 @@ use crate::backups::{self, Backups};
 use crate::certificates::Certificates;
 use crate::deadline::Deadlines;
 use crate::door::{AskDoor, Late, LateApi, StoreReply};
+use crate::drills::{self, Drills};
 use crate::durable::{self, Gate};
 use crate::evidence::{self, Ports};
 use crate::executor::Hands;
@@ -25,6 +26,7 @@ use crate::membership::Members;
 use crate::mind_loop::{self, INPUTS_MAX, Parts, Question, Wish};
 use crate::no_server::NoServer;
 use crate::proxy_child::ProxyChild;
+use crate::restorer::Restorer;
 use crate::routes::Routes;
 use crate::schedule::Schedule;
 use crate::setup_engine;
@@ -230,6 +232,7 @@ struct Agent {
     ending: Ending,
     lives: Arc<Lives>,
     backups: mpsc::Sender<backups::Order>,
+    restorer: Option<Arc<Restorer>>,
 }
 
 /// Runs the agent until `signal` asks it to end, or it ends by itself.
@@ -250,6 +253,7 @@ async fn live(
     mut signal: watch::Receiver<Signal>,
     keeper: &mut Option<Arc<Keeper>>,
 ) -> Result<Ended> {
+    drills::end_left(&options.layout.drill());
     let ground = Ground::lay(options, keeper).await?;
     ground.mesh.serve(ground.doors.handlers(), Some(Arc::clone(&ground.doors.api) as _)).await?;
     let store = tokio::select! {
@@ -268,7 +272,11 @@ async fn live(
     let board = Arc::new(RouteBoard::new(life));
     let me = ground.options.node.clone();
     let durable = ground.durable.clone();
+    let to_loop = (questions.clone(), wishes.clone());
+    let restorer = Restorer::of(&ground.options, &ground.generations, Arc::clone(&store) as Arc<dyn Store>, to_loop);
+    let restorer = ground.keeper.is_some().then_some(restorer);
     let agent = Agent {
+        restorer,
         routes: Routes::new(me.clone(), ground.addresses.servers.clone(), Arc::clone(&board)),
         me,
         store,
@@ -288,6 +296,9 @@ async fn live(
     if agent.ground.keeper.is_some() {
         tokio::spawn(agent.backups().keep(backup_queue));
         tokio::spawn(agent.schedule().keep());
+    }
+    if let Some(restorer) = &agent.restorer {
+        tokio::spawn(Arc::clone(restorer).keep());
     }
     tokio::spawn(history::keep(Arc::clone(&agent.store) as Arc<dyn Store>, event_queue));
     agent
@@ -345,7 +356,9 @@ impl Agent {
             certificates: Certificates::of(layout, Arc::clone(&self.ground.mesh)),
             library: Library::default(),
             lives: Arc::clone(&self.lives),
+            drills: Drills::new(layout.drill()),
             backups: self.backups.clone(),
+            restorer: self.restorer.clone(),
             gate,
         }))
     }

@@ -141,6 +141,9 @@ pub struct LocalStatus {
     /// Why its proxy does not stay up, if so.
     #[serde(default)]
     pub proxy_down: Option<String>,
+    /// Directories in which the data of before a restore in place are kept.
+    #[serde(default)]
+    pub kept: Vec<String>,
 }
 
 /// What the parts of the agent that follow the specification and the store tell; empty until they do.
@@ -179,6 +182,8 @@ pub struct Extras {
     pub not_taken: Option<String>,
     /// Why this node's proxy does not stay up, if so.
     pub proxy_down: Option<String>,
+    /// Directories in which the data of before a restore in place are kept.
+    pub kept: Vec<String>,
 }
 
 /// One node's own status.
@@ -215,6 +220,7 @@ pub fn local(node: NodeId, snapshot: &Snapshot, observed: ServerObservation, ext
         proxies: extras.proxies,
         not_taken: extras.not_taken,
         proxy_down: extras.proxy_down,
+        kept: extras.kept,
     }
 }
 

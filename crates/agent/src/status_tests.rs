@@ -43,6 +43,7 @@ pub(crate) fn answer(name: &str, role: &str, state: &str) -> LocalStatus {
         proxies: Vec::new(),
         not_taken: None,
         proxy_down: None,
+        kept: Vec::new(),
     }
 }
 

@@ -32,7 +32,9 @@ impl Mind {
                 .is_some_and(|holder| self.is_me(Some(holder)) || (self.hears(holder) && !self.gave_way(holder)));
         let newer = record.term > term || self.durable.promise > term;
         // A node that the configuration no longer lists answers too, as long as it has its copy: the record may count it.
-        let would_answer = !newer && self.durable.copy.is_some() && self.problem.is_none() && !self.orders.doomed();
+        let void = self.position_hint().is_some_and(|end| self.is_void(end));
+        let would_answer =
+            !newer && !void && self.durable.copy.is_some() && self.problem.is_none() && !self.orders.doomed();
         let newer = newer || self.is_superseded();
         // A holder that is not primary any more does not hold others back.
         let idle = self.is_me(holder.as_ref()) && self.reign.is_none() && self.candidacy.is_none();
@@ -89,6 +91,7 @@ impl Mind {
             && !self.config.excluded.contains(&self.config.me)
             && self.durable.copy.is_some()
             && self.problem.is_none()
+            && !self.position_hint().is_some_and(|end| self.is_void(end))
     }
 
     /// A removed node that is still a member, while every data node is heard and says that it has no whole copy.
@@ -120,6 +123,14 @@ impl Mind {
             {
                 self.abdicate("this node holds the term and can not become primary", None);
             }
+            return;
+        }
+        if let Some(node) = self.restore_elsewhere() {
+            self.suspect = None;
+            self.reason(
+                "hold-back",
+                format!("the cluster is restored to an earlier moment on {node}: only that copy can be primary"),
+            );
             return;
         }
         if self.failover.is_some() {

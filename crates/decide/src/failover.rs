@@ -75,6 +75,12 @@ impl Mind {
         if self.durable.copy.is_none() {
             return refuse("has no whole copy of the data");
         }
+        if let Some(node) = self.restore_elsewhere() {
+            return Err(format!("the cluster is restored on {node}: nobody else can be primary before"));
+        }
+        if self.position_hint().is_some_and(|end| self.is_void(end)) {
+            return refuse("holds data of before the cluster was restored to an earlier moment");
+        }
         if !self.server.is(ServerState::Standby) || self.orders.killing() {
             return refuse("does not run as a standby: choose another node, or start it first");
         }

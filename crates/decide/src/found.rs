@@ -101,6 +101,7 @@ impl Mind {
             system: None,
             lease: Some(self.config.lease),
             lossy: None,
+            restored: None,
             held: None,
             reason: "the first copy".to_owned(),
         }

@@ -24,6 +24,7 @@ mod random;
 mod recruit;
 mod reign;
 mod restart;
+mod restore;
 mod server;
 pub mod summary;
 mod switchover;

@@ -13,9 +13,10 @@ use crate::peers::Peer;
 use crate::plant::Plant;
 use crate::random::Random;
 use crate::reign::{Leave, Reign};
+use crate::restore::Restoring;
 use crate::server::Server;
 use crate::view::View;
-use mainstay_model::{Durable, Moment, NodeId, Record, Revision, Span, SystemId, Term};
+use mainstay_model::{Durable, Moment, NodeId, Record, Revision, Span, SystemId, Term, Timeline};
 use std::collections::BTreeMap;
 
 /// One node's decisions. See the crate's documentation.
@@ -40,6 +41,10 @@ pub struct Mind {
     pub(crate) suspect: Option<Suspect>,
     /// A failover that an operator ordered, until the term is raised for it.
     pub(crate) failover: Option<Ordered>,
+    /// A restore in place that is to be written.
+    pub(crate) restoring: Option<Restoring>,
+    /// The restored copy that waits here: its timeline, and since when this life knows.
+    pub(crate) restore_seen: Option<(Timeline, Moment)>,
     /// The latest incarnation that a peer follows.
     pub(crate) superseded: u64,
     /// No standing before this (a random pause after a failed try).
@@ -91,6 +96,8 @@ impl Mind {
             candidacy: None,
             suspect: None,
             failover: None,
+            restoring: None,
+            restore_seen: None,
             superseded: 0,
             pause_until: Moment(0),
             asked: None,
@@ -134,6 +141,7 @@ impl Mind {
             Input::Peer(node, message) => self.on_message(&node, message),
             Input::PeerLink(node, up) => self.on_link(&node, up),
             Input::Evidence(node, evidence) => self.on_evidence(&node, evidence),
+            Input::Proxies { term, waiting, late } => self.on_proxies(term, waiting, &late),
             Input::Configured(config) => self.on_configured(*config),
             Input::Operator { id, by, command } => self.on_command(id, &by, command),
         }
@@ -146,12 +154,15 @@ impl Mind {
             self.check_system();
             self.plan_kill();
             self.plan_superseded();
+            self.plan_restoring();
             self.plan_standing_down();
             self.plan_reign();
             self.plan_leave();
             self.plan_candidate();
             self.plan_founding();
-            self.plan_server();
+            if !self.plan_adopt() {
+                self.plan_server();
+            }
             self.answer_recruit();
             self.plan_candidate();
             self.plan_stand();

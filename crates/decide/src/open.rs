@@ -77,7 +77,7 @@ impl Mind {
 
     pub(crate) fn plan_open(&mut self) {
         let Some(reign) = &self.reign else { return };
-        if reign.opened || reign.draining() || self.orders.busy() {
+        if reign.opened || reign.draining() || reign.holding() || self.orders.busy() {
             return;
         }
         let (term, open_at, flushed) = (reign.term, reign.open_at, reign.flushed.clone());

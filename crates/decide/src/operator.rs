@@ -29,6 +29,8 @@ impl Mind {
             Command::Failover { accept_data_loss } => self.on_failover(by, accept_data_loss),
             Command::Restart { in_place } => self.on_restart(by, in_place),
             Command::Reinit => self.on_reinit(by),
+            Command::Hold { for_ms } => self.on_hold(by, for_ms),
+            Command::Restore(wanted) => self.on_restore(by, *wanted),
         };
         if let Err(why) = &reply {
             self.reason("refused", format!("{by}: {why}"));

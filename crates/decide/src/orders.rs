@@ -81,6 +81,7 @@ fn kind(order: &Order) -> &'static str {
         Order::RestartInPlace => "restart-in-place",
         Order::Rewind { .. } => "rewind",
         Order::Clone { .. } => "clone",
+        Order::Adopt { .. } => "adopt",
         Order::Bootstrap { .. } => "bootstrap",
     }
 }
@@ -195,6 +196,7 @@ impl Mind {
                 self.copy_made(Some(copy));
             }
             (Order::Clone { .. }, _) => self.clone_failed(failure),
+            (Order::Adopt { copy, timeline }, _) => self.adopted_restored(copy, timeline, failure),
             (order, outcome) => self.primary_outcome(order, outcome, failure),
         }
     }
@@ -250,6 +252,7 @@ impl Mind {
             (Order::SetSync { .. }, _) => self.setting_failed(),
             (Order::Open, Outcome::Done) => self.opened(),
             (Order::Open, _) => self.open_failed(),
+            (Order::Close, _) => self.closed(failure),
             (Order::Checkpoint, _) => self.checkpointed(failure),
             (Order::StopClean { .. }, Outcome::Ended(end)) => self.stopped(end),
             (Order::StopClean { .. }, _) => self.not_stopped(failure),

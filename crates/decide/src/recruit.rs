@@ -57,7 +57,7 @@ impl Mind {
         if self.durable.promise != term || !cut || !quiet || self.problem.is_some() || self.is_superseded() {
             return None;
         }
-        let end = self.server.end.clone()?;
+        let end = self.server.end.clone().filter(|end| !self.is_void(end.position))?;
         Some(Answer { term, copy: self.durable.copy?, end })
     }
 

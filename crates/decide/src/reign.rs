@@ -86,6 +86,13 @@ pub(crate) struct Reign {
     pub(crate) degraded: bool,
     pub(crate) switch: Option<Switch>,
     pub(crate) restart: Option<Restart>,
+    /// Proxies that the drain under way waits for, once something is known of them.
+    pub(crate) proxies: Option<Vec<String>>,
+    /// Clients are kept out until then, for a restore in place that is being prepared.
+    pub(crate) held: Option<Moment>,
+    /// They have been put out; if not, when that is tried.
+    pub(crate) shut: bool,
+    pub(crate) shut_at: Moment,
     pub(crate) origin: Origin,
     /// Why the server died last.
     pub(crate) death: String,
@@ -122,6 +129,10 @@ impl Reign {
             degraded: false,
             switch: None,
             restart: None,
+            proxies: None,
+            held: None,
+            shut: false,
+            shut_at: now,
             origin: Origin::default(),
             death: String::new(),
             hand_at: now,
@@ -149,6 +160,11 @@ impl Reign {
     /// An operator's change is under way, whether or not new work is held already.
     pub(crate) fn changing(&self) -> bool {
         self.switch.is_some() || self.restart.is_some()
+    }
+
+    /// Clients are kept out for a restore in place.
+    pub(crate) fn holding(&self) -> bool {
+        self.held.is_some()
     }
 }
 
@@ -300,6 +316,7 @@ impl Mind {
 
     pub(crate) fn set_route(&mut self, term: Term, state: RouteState, until: Moment) {
         let closed_before = self.route.is_none_or(|(_, known, _)| known == RouteState::Closed);
+        let state = self.held_route(state);
         if (state == RouteState::Closed && closed_before) || self.route == Some((term, state, until)) {
             return;
         }
@@ -326,6 +343,7 @@ impl Mind {
         match phase {
             Phase::Serving => {
                 self.check_server();
+                self.plan_hold();
                 self.plan_removed_primary();
                 self.plan_switchover();
                 self.plan_restart();

@@ -406,6 +406,12 @@ impl Mind {
             self.order_kill();
             return true;
         }
+        if self.durable.diverged.is_some_and(|(_, end)| self.is_void(end)) {
+            // What was restored is another copy, block by block: the old one may be what the restore was to get rid of.
+            self.give_up_copy("the cluster was restored to an earlier moment, and this log goes beyond it");
+            self.server.retry_at = self.now;
+            return self.plan_clone();
+        }
         if self.server.rewinds >= REWINDS_MAX {
             self.give_up_copy("the rewind did not succeed");
             return self.plan_clone();

@@ -63,6 +63,8 @@ pub struct Summary {
     pub route: RouteState,
     /// Clients may enter.
     pub open: bool,
+    /// They have been put out for a restore in place, and none is left.
+    pub shut: bool,
     /// The server, as last observed.
     pub server: ServerState,
     /// How far its log reached then.
@@ -108,6 +110,7 @@ impl Mind {
             deadline: reign.and_then(|reign| reign.deadline),
             route: self.route.map_or(RouteState::Closed, |(_, state, _)| state),
             open: reign.is_some_and(|reign| reign.opened),
+            shut: reign.is_some_and(|reign| reign.holding() && reign.shut),
             server: self.server.state.unwrap_or_default(),
             position: self.position_hint(),
             order: self.orders.kind(),

@@ -25,6 +25,7 @@ pub(crate) enum Intent {
     Claim,
     Found,
     Founded,
+    Restore,
 }
 
 /// The one open write.
@@ -322,6 +323,7 @@ impl Mind {
             Intent::Early => self.early_done(),
             Intent::Claim => self.claimed(deadline),
             Intent::Release => self.released(),
+            Intent::Restore => self.restored_written(),
         }
     }
 
@@ -330,7 +332,7 @@ impl Mind {
         match intent {
             Intent::Renew | Intent::Sync | Intent::Founded => self.not_renewed(),
             Intent::Raise => self.not_raised(refused),
-            Intent::Early | Intent::Claim | Intent::Release | Intent::Found => {}
+            Intent::Early | Intent::Claim | Intent::Release | Intent::Found | Intent::Restore => {}
         }
     }
 
@@ -372,7 +374,9 @@ impl Mind {
     fn adopt_copy(&mut self) {
         let Some(record) = self.record() else { return };
         let mine = record.members.get(&self.config.me).copied();
-        let leads = self.is_me(record.leader.as_ref()) && record.state != ClaimState::Founding;
+        // Of a restore it names the copy that waits beside these data.
+        let leads =
+            self.is_me(record.leader.as_ref()) && record.state != ClaimState::Founding && record.restoring().is_none();
         let intact =
             !self.lost && self.data.is_some() && record.system == self.data && record.term >= self.durable.promise;
         if leads && intact && self.durable.copy.is_none() && self.durable.diverged.is_none() {

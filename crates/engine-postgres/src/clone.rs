@@ -230,7 +230,7 @@ impl Places {
     }
 
     fn sweep(&self) -> std::io::Result<()> {
-        tablespaces::sweep(&self.dir, &[&self.data, &self.new, &self.old, &self.gone, &self.broken])
+        tablespaces::sweep(&self.dir)
     }
 
     /// Puts the new copy in its place. Nothing is removed before it is there. `half`: the data is what a rewind left half-way, and

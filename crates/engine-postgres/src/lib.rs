@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod adopt;
 mod bootstrap;
 mod clients;
 mod clone;
@@ -139,6 +140,10 @@ impl Engine for Postgres {
 
     async fn clone_from(&self, source: &NodeId, copy: CopyId) -> Result<Option<Lost>, EngineError> {
         self.clone_source(source, copy).await
+    }
+
+    async fn adopt_restored(&self, copy: CopyId, timeline: Timeline) -> Result<(), EngineError> {
+        self.adopt(copy, timeline).await
     }
 
     async fn stop_standby(&self) -> Result<(), EngineError> {

@@ -36,9 +36,12 @@ impl Postgres {
     }
 }
 
-/// Removes the places of tablespaces beside `data` that no data directory in `dirs` points into.
-pub(crate) fn sweep(dir: &Path, dirs: &[&Path]) -> std::io::Result<()> {
-    let links = dirs.iter().flat_map(|data| std::fs::read_dir(data.join("pg_tblspc")).into_iter().flatten().flatten());
+/// Removes the places of tablespaces in `dir` that no data directory there points into, whether in use, aside, or being made.
+pub(crate) fn sweep(dir: &Path) -> std::io::Result<()> {
+    let all = std::fs::read_dir(dir)?.collect::<Result<Vec<_>, _>>()?;
+    let dirs =
+        all.iter().filter(|entry| entry.file_name().to_string_lossy().starts_with("data")).map(|entry| entry.path());
+    let links = dirs.flat_map(|data| std::fs::read_dir(data.join("pg_tblspc")).into_iter().flatten().flatten());
     let used: Vec<PathBuf> = links.filter_map(|link| std::fs::read_link(link.path()).ok()).collect();
     for place in std::fs::read_dir(dir.join(PLACES)).into_iter().flatten().flatten().map(|entry| entry.path()) {
         if !used.iter().any(|link| link.starts_with(&place)) {

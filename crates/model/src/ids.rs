@@ -113,6 +113,11 @@ impl CopyId {
     pub fn new(number: u64) -> Option<CopyId> {
         std::num::NonZeroU64::new(number).map(CopyId)
     }
+    /// Its number.
+    #[must_use]
+    pub const fn number(self) -> u64 {
+        self.0.get()
+    }
 }
 
 impl fmt::Display for CopyId {

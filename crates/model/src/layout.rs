@@ -8,6 +8,7 @@
 //! run/       its Unix socket
 //! log/       server.log, agent.log, guard.log, audit.log
 //! diverged/  logs kept before a rewind or re-clone (the agent's user only)
+//! data.before-restore-N/  the data of before a restore in place
 //! ```
 //! A cluster made by `mainstay up`:
 //! ```text
@@ -16,7 +17,13 @@
 //! Where `mainstay pki init` made the authority, `pki/` also holds `issued.jsonl` (what was issued, until when) and `tokens/`. Where a
 //! person or a proxy joined, `pki/` holds `ca.crt` and that role's certificate and key.
 
+use crate::CopyId;
 use std::path::{Path, PathBuf};
+
+/// How directories in a node's begin that hold the data of before a restore in place. Mainstay never removes them.
+pub const KEPT_PREFIX: &str = "data.before-restore-";
+/// How directories in a node's begin in which a copy for a restore in place is prepared.
+pub const RESTORED_PREFIX: &str = "data.restored-";
 
 /// One node's directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +67,7 @@ paths!(NodeLayout {
     raft => "agent/raft", "The embedded store's files.";
     spec_cache => "agent/spec.json", "The newest specification that the node has seen.";
     intent => "agent/intent.json", "What the agent does to its part of the store at its next start.";
+    drill => "agent/drill.json", "The fault of a drill that is in force: the next agent ends it, should this one not.";
     removed => "agent/removed.json", "The node was removed from the cluster: the agent does not start.";
     proxy_cert => "agent/proxy.crt", "The certificate with which the node's proxy asks for the route.";
     proxy_key => "agent/proxy.key", "Its key.";
@@ -109,6 +117,19 @@ paths!(ClusterLayout {
     supervisor_pid => "run/supervisor.pid", "The supervisor's process id.";
     proxy_pid => "run/proxy.pid", "The proxy's process id.";
 });
+
+impl NodeLayout {
+    /// Where a copy for a restore in place is prepared.
+    #[must_use]
+    pub fn restored(&self, copy: CopyId) -> PathBuf {
+        self.dir.join(format!("{RESTORED_PREFIX}{copy}"))
+    }
+    /// Where the tablespaces of a copy lie.
+    #[must_use]
+    pub fn tablespaces(&self, copy: CopyId) -> PathBuf {
+        self.dir.join("tablespaces").join(copy.to_string())
+    }
+}
 
 impl ClusterLayout {
     /// A node's directory inside it.

@@ -12,6 +12,7 @@ pub mod config_assign;
 pub mod config_check;
 pub mod config_reference;
 pub mod cron;
+pub mod drill;
 pub mod event;
 pub mod ids;
 pub mod layout;
@@ -30,7 +31,7 @@ pub mod stored_spec;
 pub mod time;
 pub mod vault;
 
-pub use command::Command;
+pub use command::{Command, Restoration};
 pub use event::{Change, Event, Lost, Reason};
 pub use ids::{ClusterName, CopyId, NodeId, SystemId, Term};
 pub use message::{Answer, Message, Presence};

@@ -74,6 +74,14 @@ pub enum Order {
         /// The new copy's id.
         copy: CopyId,
     },
+    /// Put the restored copy that lies ready into the data directory's place, the old data aside; again and again the same if it is there
+    /// already. The server ends stopped. Outcome: `Done`.
+    Adopt {
+        /// The restored copy.
+        copy: CopyId,
+        /// Its timeline, by which it is known once it is in its place.
+        timeline: Timeline,
+    },
     /// Make the cluster's first copy and start it as primary with clients out. Outcome: `Founded`.
     Bootstrap {
         /// The copy's id.

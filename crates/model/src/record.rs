@@ -97,12 +97,47 @@ pub struct Record {
     /// the release the gap that clients see began. Decides nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<Span>,
+    /// The cluster was brought back to an earlier moment, the last time that this was done: what lies behind that moment on the path of before
+    /// is void (docs/adr/0031).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored: Option<Box<Restored>>,
     /// Why the right to be primary changed hands last, for people: written by who released the term, or raised it. Decides nothing.
     #[serde(default)]
     pub reason: String,
 }
 
+/// A restore of the whole cluster in place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restored {
+    /// Where the restored copy lies; until its data are in their place nobody else can be primary.
+    pub node: NodeId,
+    /// That copy.
+    pub copy: CopyId,
+    /// The timeline that begins at the moment: higher than every number that was handed out before.
+    pub timeline: Timeline,
+    /// The path to it; its last entry is the moment. A log that is on neither is void.
+    pub lineage: Lineage,
+    /// So long after this record came the last primary's lease may still run.
+    pub wait: Span,
+    /// Which moment, and who asked for it.
+    pub what: String,
+}
+
+impl Restored {
+    /// Does a log that ends there hold anything that was made void?
+    #[must_use]
+    pub fn voids(&self, end: Position) -> bool {
+        end.timeline < self.timeline && !self.lineage.contains(end, self.timeline, Lsn(u64::MAX))
+    }
+}
+
 impl Record {
+    /// The restore in place that nobody has claimed yet: only its copy may be elected.
+    #[must_use]
+    pub fn restoring(&self) -> Option<&Restored> {
+        self.restored.as_deref().filter(|restored| restored.timeline == self.timeline)
+    }
+
     /// The record that a store rebuilt from `node` begins with: its copy is the only member, and it is to stand. `self` is the newest
     /// record that it knows, `term` the first of the new incarnation. `skip`: so many timeline numbers are left out, because members of the old
     /// store may have used them, or use them yet, and two logs under one number could not be told apart; each costs a small file at the

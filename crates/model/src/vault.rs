@@ -176,3 +176,125 @@ pub struct SegmentEnded {
     #[serde(default)]
     pub timeline: Option<Timeline>,
 }
+
+/// Which moment to go back to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestoreTarget {
+    /// All that the archive holds.
+    Latest,
+    /// The end of the newest backup.
+    Immediate,
+    /// The last commit up to this time, microseconds since 1970.
+    Time(i64),
+    /// Up to this position, inclusive.
+    Position(Lsn),
+    /// A restore point that was given a name.
+    Name(String),
+    /// Up to this transaction, inclusive.
+    Transaction(u32),
+}
+
+/// A restore of the whole cluster in place, as it is wanted of the node that is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreWish {
+    /// The moment.
+    pub target: RestoreTarget,
+    /// Along the path of this timeline; `None`: the newest that is archived.
+    #[serde(default)]
+    pub timeline: Option<Timeline>,
+    /// The open segment of the log was archived after clients were put out: what is archived is all there is.
+    #[serde(default)]
+    pub complete: bool,
+    /// How long the recovery may take, seconds.
+    pub wait_s: u64,
+}
+
+/// What `POST /v1/restore` asks for. Each step is asked for by whoever carries the restore out; one that nobody asks about any more is dropped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum RestoreAsk {
+    /// Can it be had, from what, and is there room? Changes nothing.
+    Plan(RestoreWish),
+    /// Make the copy beside the data.
+    Prepare(RestoreWish),
+    /// Make the copy that lies ready the cluster's data: everything behind the moment is void then.
+    Commit {
+        /// Which.
+        token: u64,
+        /// Who asks.
+        by: String,
+    },
+    /// Let it be; the copy is removed.
+    Drop {
+        /// Which.
+        token: u64,
+    },
+}
+
+/// What a restore in place comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestorePlan {
+    /// The backup.
+    pub backup: String,
+    /// Along the path of this timeline.
+    pub timeline: Timeline,
+    /// Bytes of the files.
+    pub files: u64,
+    /// Bytes of the log.
+    pub log: u64,
+    /// The log without a hole ends here.
+    pub reaches: Lsn,
+    /// Bytes that are free on the data's volume.
+    pub free: Option<u64>,
+    /// Bytes that are needed there.
+    pub needs: u64,
+    /// Why other backups could not be considered.
+    #[serde(default)]
+    pub unreadable: Vec<String>,
+}
+
+/// How far a restore in place is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestorePhase {
+    /// The repository is looked at.
+    #[default]
+    Planning,
+    /// It could be had.
+    Planned,
+    /// The files are written.
+    Writing,
+    /// A server recovers them.
+    Recovering,
+    /// The copy lies ready.
+    Ready,
+    /// It came to nothing; nothing of the cluster was changed.
+    Failed,
+}
+
+/// What `GET /v1/restore` answers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreState {
+    /// Which: a random number.
+    pub token: u64,
+    /// How far it is.
+    pub phase: RestorePhase,
+    /// What it comes from, once known.
+    pub plan: Option<RestorePlan>,
+    /// Bytes to write.
+    pub total: u64,
+    /// Bytes written.
+    pub done: u64,
+    /// The moment, once a server has recovered up to there.
+    pub moment: Option<Position>,
+    /// When the last commit was made that the copy holds, microseconds since 1970.
+    #[serde(default)]
+    pub last_commit: Option<i64>,
+    /// Why it came to nothing.
+    pub failure: Option<String>,
+    /// It can not be had; else: it can perhaps be had later.
+    #[serde(default)]
+    pub impossible: bool,
+}

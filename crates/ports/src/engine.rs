@@ -129,6 +129,11 @@ pub trait Engine: Send + Sync {
     /// Moves the old data directory aside and clones from the running primary `source`. The server is stopped after. `Some`: the old
     /// data held a log that had diverged; it is kept as before a rewind.
     async fn clone_from(&self, source: &NodeId, copy: CopyId) -> Result<Option<Lost>, EngineError>;
+    /// Puts the restored copy that lies ready beside the data into their place; the old data are moved aside and stay. The server is stopped
+    /// before and after. Called again once it is there, it changes nothing: the copy is known by its timeline, which no other one has.
+    async fn adopt_restored(&self, _copy: CopyId, _timeline: Timeline) -> Result<(), EngineError> {
+        Err(EngineError::Failed("this engine restores nothing in place".to_owned()))
+    }
     /// Stops a running standby in order.
     async fn stop_standby(&self) -> Result<(), EngineError>;
     /// Goes by these settings from now on: durable, the running server reloaded, access lines of an open server too. Settings that need

@@ -174,6 +174,8 @@ impl World {
             Order::RestartInPlace => self.restart_in_place(node, running),
             Order::Rewind { source } => self.rewind(node, running, crate::world::number(source)),
             Order::Clone { source, .. } => self.clone_from(node, running, crate::world::number(source)),
+            // No schedule restores in place: `decide/tests/restores.rs` does.
+            Order::Adopt { .. } => error("no restored copy lies ready"),
             Order::Bootstrap { copy, setting } => {
                 if running.step == 0 {
                     let server = &mut self.nodes[node].server;

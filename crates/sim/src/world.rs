@@ -173,6 +173,7 @@ impl World {
             system: Some(system),
             lease: Some(self.shape.lease),
             lossy: None,
+            restored: None,
             held: None,
             reason: String::new(),
         };

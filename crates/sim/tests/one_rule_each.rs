@@ -42,6 +42,7 @@ fn held(term: u64, names: &[&str], quorum: u32) -> Record {
         system: Some(SystemId(77)),
         lease: Some(Span(3000)),
         lossy: None,
+        restored: None,
         held: None,
         reason: String::new(),
     }

@@ -75,6 +75,9 @@ pub enum VaultError {
     /// What was asked for can not be had.
     #[error("{0}")]
     Impossible(String),
+    /// The log ends before the moment was met, and nothing later is archived that would prove it complete.
+    #[error("{0}; nothing later than the target is archived yet: wait for it, or restore the latest moment")]
+    NothingLater(String),
     /// A local file.
     #[error("{path}: {error}")]
     File {

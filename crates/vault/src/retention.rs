@@ -9,7 +9,7 @@ use crate::postgres::backup;
 use crate::postgres::log::{LogFile, SegmentSize, segments};
 use crate::postgres::manifest::Manifest;
 use crate::repository::{Repository, VaultError};
-use mainstay_model::{Lineage, SystemId, Timeline};
+use mainstay_model::{Lineage, Lsn, SystemId, Timeline};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What to keep.
@@ -53,8 +53,21 @@ pub fn judge(
     let mut verdict = Verdict::default();
     let mut keep = |backup: &Manifest, why: String| verdict.kept.entry(backup.label.clone()).or_default().push(why);
     let count = policy.count.max(1);
-    for (place, backup) in backups.iter().rev().take(count).enumerate() {
-        keep(backup, format!("number {} of the newest {count}", place + 1));
+    // A backup on a branch that a restore in place left counts for nothing, and stays until as many newer ones lie on the present path: neither
+    // history is thinned out by the other's backups.
+    let present = backups.last().map(|newest| newest.stop.timeline).unwrap_or_default();
+    let path = lineages.get(&present).cloned().unwrap_or_default();
+    let mut newer = 0;
+    for backup in backups.iter().rev() {
+        let on_path = path.contains(backup.stop, present, Lsn(u64::MAX));
+        if newer >= count {
+            break;
+        }
+        match on_path {
+            true => keep(backup, format!("number {} of the newest {count}", newer + 1)),
+            false => keep(backup, "of a history that was left, and not old enough yet".to_owned()),
+        }
+        newer += usize::from(on_path);
     }
     if let Some(span) = policy.span {
         let horizon = now.saturating_sub(span);
@@ -147,7 +160,7 @@ pub fn unfinished(repository: &Repository, system: SystemId, before: u64) -> Res
 mod tests {
     use super::*;
     use crate::postgres::manifest::Server;
-    use mainstay_model::{Lsn, Position};
+    use mainstay_model::Position;
 
     const SIZE: u64 = 1 << 20;
 
@@ -213,6 +226,23 @@ mod tests {
         let verdict = decide(1, None, &backups);
         assert_eq!(verdict.removed, ["b".to_owned()].into());
         assert_eq!(verdict.kept["a"], ["c is made on top of it"]);
+    }
+
+    #[test]
+    fn p34_backups_of_a_history_that_was_left_thin_out_no_other() {
+        // Restored in place to a moment of segment 60, after two backups were made that lie behind it.
+        let mut backups =
+            vec![backup("a", 1, 10, 12, 100), backup("void", 1, 70, 71, 400), backup("void-too", 1, 80, 81, 500)];
+        backups.push(backup("b", 2, 62, 63, 600));
+        let verdict = decide(2, None, &backups);
+        assert!(verdict.removed.is_empty(), "the present history has two: {verdict:?}");
+        assert_eq!(verdict.kept["a"], ["number 2 of the newest 2"]);
+        assert!(verdict.kept["void"][0].contains("a history that was left"));
+        backups.push(backup("c", 2, 90, 91, 700));
+        let verdict = decide(2, None, &backups);
+        let removed: Vec<&str> = verdict.removed.iter().map(String::as_str).collect();
+        assert_eq!(removed, ["a", "void", "void-too"]);
+        assert_eq!(verdict.kept["b"], ["number 2 of the newest 2"]);
     }
 
     #[test]

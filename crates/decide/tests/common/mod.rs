@@ -88,6 +88,8 @@ pub(crate) struct World {
     pub(crate) trace: Vec<String>,
     pub(crate) traced: bool,
     systems: u64,
+    /// Restored copies that lie ready.
+    pub(crate) prepared: BTreeMap<NodeId, (CopyId, LogEnd)>,
     /// Events, and answers to commands.
     pub(crate) events: Vec<Event>,
     replies: Vec<Result<String, String>>,
@@ -110,6 +112,7 @@ impl World {
             trace: Vec::new(),
             traced: false,
             systems: 0,
+            prepared: BTreeMap::new(),
             events: Vec::new(),
             replies: Vec::new(),
         };
@@ -232,6 +235,20 @@ impl World {
                 ));
             }
         }
+    }
+
+    /// A copy of the cluster as it was at this position of its present path lies ready on a node.
+    pub(crate) fn prepare(&mut self, node: &NodeId, back: u64, timeline: u32) -> Restoration {
+        let primary = self.primary().unwrap();
+        let now = self.nodes[&primary].db.end.clone();
+        let moment = Position { timeline: now.position.timeline, lsn: Lsn(now.position.lsn.0.saturating_sub(back)) };
+        let lineage = LogEnd { position: moment, lineage: now.lineage }.forked();
+        let copy = CopyId::new(u64::from(timeline) << 32 | 0xabc).unwrap();
+        let timeline = Timeline(timeline);
+        let end = LogEnd { position: Position { timeline, lsn: Lsn(moment.lsn.0 + 3) }, lineage: lineage.clone() };
+        self.prepared.insert(node.clone(), (copy, end));
+        let system = self.store.as_ref().unwrap().1.system.unwrap();
+        Restoration { copy, system, timeline, lineage, what: "a moment".to_owned() }
     }
 
     /// Gives one input to a node's machine now.
@@ -411,6 +428,9 @@ impl World {
         let present = self.store.as_ref().map(|(revision, _)| *revision);
         let result = if present == expected {
             let revision = Revision(present.map_or(1, |revision| revision.0 + 1));
+            if let Some(restored) = &record.restored {
+                self.acknowledged.retain(|at| !restored.voids(*at));
+            }
             self.store = Some((revision, record.clone()));
             for (other, node) in &self.nodes {
                 let watched = Input::Watched(revision, record.clone());
@@ -487,7 +507,9 @@ impl World {
                     && self.nodes[node].db.end.position == db.end.position
             };
             let confirmed = db.setting.copies.iter().filter(|(node, copy)| flushed(node, copy)).count();
-            if confirmed >= db.setting.need as usize && db.open {
+            let restored = self.store.as_ref().and_then(|(_, record)| record.restored.clone());
+            let void = restored.is_some_and(|restored| restored.voids(db.end.position));
+            if confirmed >= db.setting.need as usize && db.open && !void {
                 self.acknowledged.push(db.end.position);
                 if self.acknowledged.len() > 50 {
                     self.acknowledged.remove(0);

@@ -55,6 +55,14 @@ impl World {
                 node.data = system;
                 Outcome::Done
             }
+            Order::Adopt { copy, .. } => {
+                assert_eq!(db.state, ServerState::Down, "the server is stopped before its data are replaced");
+                match self.prepared.get(name).filter(|(ready, _)| *ready == copy) {
+                    Some((_, end)) => db.end = end.clone(),
+                    None => return not_yet("no restored copy lies here"),
+                }
+                Outcome::Done
+            }
             order => self.execute_as_primary(name, order, systems),
         }
     }
@@ -77,6 +85,10 @@ impl World {
                 db.setting = setting;
                 db.open = false;
                 Outcome::Promoted(RecoveryEnd { timeline, lsn: db.end.position.lsn })
+            }
+            Order::Close => {
+                db.open = false;
+                Outcome::Done
             }
             Order::Open => {
                 db.open = db.state == ServerState::Primary;

@@ -70,20 +70,30 @@ pub(crate) struct Verify {
 #[derive(Args, Clone, Debug)]
 #[command(
     group = ArgGroup::new("moment").args(["time", "lsn", "restore_point", "transaction", "immediate"]),
-    after_help = "A copy of the database as it was at a moment is made in a new directory, beside the cluster, which is not touched. A server recovers it\n\
-                  there, reachable through a Unix socket only, and is stopped again; then it is an ordinary data directory.\n\
+    group = ArgGroup::new("place").args(["to", "in_place"]).required(true),
+    after_help = "With --to a copy of the database as it was at a moment is made in a new directory, beside the cluster, which is not touched. A server\n\
+                  recovers it there, reachable through a Unix socket only, and is stopped again; then it is an ordinary data directory.\n\
+                  With --in-place the whole cluster goes back to the moment: WHAT WAS COMMITTED LATER IS LOST. Clients are kept out while a node prepares\n\
+                  the copy beside its data; then it leads in a new term, and the others are cloned from it. The data of before are kept on that node.\n\
                   Without a moment: the latest one. The primary ends its open segment of the log first, if an agent can be asked.\n\n\
                   Examples:\n  mainstay restore --to /srv/copy\n  mainstay restore --to /srv/copy --time 'yesterday 14:03'\n  \
                   mainstay restore --to /srv/copy --time 2026-11-26T14:03:00Z --json --yes\n  \
                   mainstay restore --to /srv/copy --time 2h --sql 'select count(*) from orders'\n  \
-                  mainstay restore --to /srv/copy --lsn 0/5000148 --repository /mnt/vault --key-file /root/vault.key"
+                  mainstay restore --to /srv/copy --lsn 0/5000148 --repository /mnt/vault --key-file /root/vault.key\n  \
+                  mainstay restore --in-place --time 'yesterday 14:03'\n  mainstay restore --in-place --lsn 0/5000148 --on db2 --yes --json"
 )]
 pub(crate) struct Restore {
     #[command(flatten)]
     pub(crate) shelf: Shelf,
     /// The new data directory: not there yet, or empty
     #[arg(long, value_name = "DIR")]
-    pub(crate) to: PathBuf,
+    pub(crate) to: Option<PathBuf>,
+    /// Take the whole cluster back
+    #[arg(long, conflicts_with_all = ["repository", "key_file", "system", "sql", "files_only"])]
+    pub(crate) in_place: bool,
+    /// In place: the node that prepares the copy and leads afterwards [default: the primary]
+    #[arg(long, value_name = "NODE", requires = "in_place")]
+    pub(crate) on: Option<mainstay_model::NodeId>,
     /// All that was committed up to this time
     #[arg(long, value_name = "TIME")]
     pub(crate) time: Option<String>,

@@ -21,7 +21,7 @@ use mainstay_model::vault::{ArchiveAnswer, SegmentEnded};
 use mainstay_model::{Lsn, Position, Timeline};
 use mainstay_ports::clock::boot_now;
 use mainstay_vault::postgres::restore::{Destination, Plan, Restored, Target, plan, restore, time_text};
-use mainstay_vault::postgres::scratch::{NOTHING_LATER, Scratch};
+use mainstay_vault::postgres::scratch::Scratch;
 use mainstay_vault::repository::VaultError;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -37,7 +37,8 @@ const LOOK: Duration = Duration::from_millis(300);
 /// When the moment can not be had (the nearest one is named), the directory is not empty, or the recovery fails.
 pub(crate) async fn run(options: Restore, global: Global) -> Outcome {
     let target = target(&options)?;
-    let data = absolute(&options.to)?;
+    let Some(to) = &options.to else { return super::restore_in_place::run(options, target, global).await };
+    let data = absolute(to)?;
     check_place(&data)?;
     let owner = user::server_user()?;
     if !options.files_only {
@@ -151,7 +152,7 @@ fn check_server(data: &Path, owner: Option<&User>) -> Outcome {
 
 /// What was committed a moment ago lies in a segment that is still open: the primary ends it, and it is waited until it is archived.
 /// A cluster that can not be asked is no reason to stop: then the archive is what there is.
-async fn end_segment(session: &Session, progress: &mut Progress) -> bool {
+pub(super) async fn end_segment(session: &Session, progress: &mut Progress) -> bool {
     progress.step("Archiving the open segment of the log");
     let ended = session.post_any("/v1/archive", &json!({})).await.ok();
     let Some(ended) = ended.and_then(|body| serde_json::from_value::<SegmentEnded>(body).ok()) else {
@@ -213,15 +214,20 @@ fn check_room(data: &Path, made: &Plan) -> Outcome {
     }
 }
 
-fn words(made: &Plan, data: &Path) -> String {
-    let moment = match &made.target {
+/// A moment as people name it.
+pub(super) fn named(target: &Target) -> String {
+    match target {
         Target::Latest => "the latest moment".to_owned(),
         Target::Immediate => "the end of the backup".to_owned(),
         Target::Time(time) => time_text(*time),
         Target::Position(lsn) => format!("position {lsn}"),
         Target::Name(name) => format!("the restore point {name:?}"),
         Target::Transaction(id) => format!("transaction {id}"),
-    };
+    }
+}
+
+fn words(made: &Plan, data: &Path) -> String {
+    let moment = named(&made.target);
     let (size, log) = sizes(made);
     format!(
         "{} as of {moment}, on timeline {}: from the backup {} ({}), and {} of the log up to {}",
@@ -270,9 +276,7 @@ async fn recover(
         let wait = Duration::from_secs(options.wait);
         let scratch = match Scratch::start(bin, made, data, owner, wait).await {
             // Nothing was committed after that time up to now, so the end of the log is that moment.
-            Err(VaultError::Impossible(says))
-                if complete && matches!(made.target, Target::Time(_)) && says.ends_with(NOTHING_LATER) =>
-            {
+            Err(VaultError::NothingLater(_)) if complete && matches!(made.target, Target::Time(_)) => {
                 let latest = Plan { target: Target::Latest, ..made.clone() };
                 Scratch::start(bin, &latest, data, owner, wait).await?
             }

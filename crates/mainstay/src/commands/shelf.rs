@@ -24,7 +24,7 @@ pub(crate) struct Shelf {
 /// An error of the vault as a command's end: what could not be reached is another thing than what can not be had.
 pub(crate) fn failure(error: &VaultError) -> Failure {
     match error {
-        VaultError::Impossible(_) => Failure::not_now(error.to_string()),
+        VaultError::Impossible(_) | VaultError::NothingLater(_) => Failure::not_now(error.to_string()),
         _ => Failure::failed(error.to_string()),
     }
 }

@@ -36,6 +36,7 @@ pub(crate) fn record(quorum: u32) -> Record {
         lease: Some(Span(3000)),
         reason: String::new(),
         lossy: None,
+        restored: None,
         held: None,
     }
 }
@@ -56,6 +57,7 @@ pub(crate) fn standing(number: u64, lsn: u64) -> Standing {
         },
         generation: 1,
         wall_ms: 0,
+        shut: false,
         libc: None,
     }
 }

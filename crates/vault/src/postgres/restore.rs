@@ -6,7 +6,7 @@
 
 use crate::hex;
 use crate::postgres::archive::{Held, lineage};
-use crate::postgres::backup;
+use crate::postgres::backup::{self, Watch};
 use crate::postgres::fetch::{Packs, fetch};
 use crate::postgres::hand::{hand_over, take, take_below};
 use crate::postgres::log::{LogFile, SegmentSize, check_segment, owner};
@@ -22,7 +22,7 @@ use std::num::NonZeroU64;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Where the fetched log lies, below the restored directory.
 pub const LOG_DIR: &str = "mainstay_log";
@@ -76,6 +76,8 @@ pub struct Destination {
     pub delta: bool,
     /// Threads.
     pub threads: usize,
+    /// How far it is, and how it is ended.
+    pub watch: Arc<Watch>,
 }
 
 /// What a restore did.
@@ -207,6 +209,13 @@ impl Plan {
         }
     }
 
+    /// What is written: the files and the log, bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        let files: u64 = self.base.files.iter().map(|file| file.size).sum();
+        files.saturating_add((self.log.len() as u64).saturating_mul(self.base.server.segment_size))
+    }
+
     /// The settings with which a server recovers to the target. It ends recovery there by itself and opens a new timeline.
     #[must_use]
     pub fn settings(&self, data: &Path) -> Vec<(String, String)> {
@@ -243,6 +252,7 @@ struct Work<'a> {
 /// Does it: files, log, `backup_label`, `recovery.signal`. The server is not started.
 pub fn restore(repository: &Repository, plan: &Plan, to: &Destination) -> Result<Restored, VaultError> {
     let work = Work { repository, packs: Packs::new(repository), base: &plan.base, to, written: Mutex::default() };
+    to.watch.total.store(plan.bytes(), Ordering::Relaxed);
     work.prepare()?;
     let control = plan.base.files.iter().position(|file| file.path == CONTROL);
     let of_control = |extent: &Extent| extent.pieces.iter().any(|piece| Some(piece.0 as usize) == control);
@@ -401,6 +411,7 @@ impl Work<'_> {
         let mut all = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         all.written += written;
         all.kept += kept;
+        self.to.watch.done.fetch_add(written + kept, Ordering::Relaxed);
     }
 
     /// Do the files hold this extent already, by its fingerprints?
@@ -457,6 +468,7 @@ impl Work<'_> {
         let (_, content) = self.repository.get(&key)?;
         check_segment(&content, self.base.system, size, timeline, number)
             .map_err(|says| VaultError::Damaged(format!("{key}: {says}")))?;
+        self.to.watch.done.fetch_add(content.len() as u64, Ordering::Relaxed);
         self.write_new(&format!("{LOG_DIR}/{}", key.last()), &content)
     }
 
@@ -513,7 +525,9 @@ impl Work<'_> {
                         if at >= count || stop.load(Ordering::Relaxed) {
                             return;
                         }
-                        if let Err(error) = one(at) {
+                        let ended = || VaultError::Impossible("the restore was ended before it was done".into());
+                        let asked = self.to.watch.stop.load(Ordering::Relaxed);
+                        if let Err(error) = if asked { Err(ended()) } else { one(at) } {
                             stop.store(true, Ordering::Relaxed);
                             failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
                         }

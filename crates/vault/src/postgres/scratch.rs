@@ -1,9 +1,10 @@
 //! A recovered copy beside the cluster: reachable through a Unix socket only, archiving nothing, subscribing to nothing.
 
 use crate::postgres::backup::{AT_LEAST, Session};
-use crate::postgres::restore::Plan;
+use crate::postgres::log::parse_history;
+use crate::postgres::restore::{LOG_DIR, Plan};
 use crate::repository::VaultError;
-use mainstay_model::Lsn;
+use mainstay_model::{Lineage, Lsn, Timeline};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -30,10 +31,6 @@ impl Drop for Scratch {
         let _ = self.child.start_kill();
     }
 }
-
-/// What an error says when the log ended before the target was met.
-pub const NOTHING_LATER: &str =
-    "; nothing later than the target is archived yet: wait for it, or restore the latest moment";
 
 fn quoted(value: &str) -> String {
     value.replace('\\', "\\\\").replace('\'', "''")
@@ -78,16 +75,23 @@ fn tail(log: &File) -> String {
     let mut bytes = vec![0; usize::try_from(len.min(1 << 20)).unwrap_or(0)];
     let read = log.read_at(&mut bytes, len.saturating_sub(1 << 20)).unwrap_or(0);
     let text = String::from_utf8_lossy(bytes.get(..read).unwrap_or_default());
+    // Those who ask whether it is there already are turned away meanwhile: that explains nothing.
+    let asked = ["the database system is starting up", "not yet accepting connections", "Consistent recovery state"];
     let says = |line: &&str| {
         ["FATAL", "PANIC", "last completed transaction", "invalid value"].iter().any(|w| line.contains(w))
+            && !asked.iter().any(|w| line.contains(w))
     };
     let lines: Vec<&str> = text.lines().filter(says).collect();
-    let mut said = lines.iter().rev().take(4).rev().copied().collect::<Vec<_>>().join("; ");
-    if said.contains("recovery ended before configured recovery target") {
-        // Whether a commit before the target is missing can not be told before a later one is archived.
-        said.push_str(NOTHING_LATER);
+    lines.iter().rev().take(4).rev().copied().collect::<Vec<_>>().join("; ")
+}
+
+/// Whether a commit before the target is missing can not be told before a later one is archived.
+fn ended(says: String) -> VaultError {
+    if says.contains("recovery ended before configured recovery target") {
+        VaultError::NothingLater(says)
+    } else {
+        VaultError::Impossible(says)
     }
-    said
 }
 
 /// The restored directory. It belongs to the server's user, who may have put a link wherever the superuser is about to write: so
@@ -157,6 +161,82 @@ impl Place<'_> {
     }
 }
 
+/// Keeps timeline numbers below `next` from being taken: the copy then ends its recovery on `next` itself. Before [`Scratch::start`].
+pub fn reserve(plan: &Plan, data: &Path, next: Timeline, user: Option<(u32, u32)>) -> Result<(), VaultError> {
+    const MOST: u32 = 10_000;
+    if next <= plan.timeline || next.0 - plan.timeline.0 > MOST {
+        return Err(VaultError::Impossible(format!("timeline {next} can not follow {}", plan.timeline)));
+    }
+    let log = data.join(LOG_DIR);
+    let place = Place::open(&log, user)?;
+    for number in plan.timeline.0 + 1..next.0 {
+        place.file(&format!("{number:08X}.history"), "# reserved: this number was handed out\n")?;
+    }
+    Ok(())
+}
+
+/// After [`Scratch::stop`]: takes out what made the directory a copy beside the cluster, so that it can become a node's data. Returns where its
+/// log ends, and the path there.
+pub fn finish(data: &Path, user: Option<(u32, u32)>) -> Result<(Timeline, Lineage), VaultError> {
+    let place = Place::open(data, user)?;
+    let set = "postgresql.auto.conf";
+    match rustix::fs::renameat(&place.dir, format!("{set}.restored"), &place.dir, set) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(place.wrong(set, error.into())),
+        _ => {}
+    }
+    for name in ["mainstay_scratch.conf", "mainstay_scratch_hba.conf", "mainstay_scratch.log"] {
+        match rustix::fs::unlinkat(&place.dir, name, AtFlags::empty()) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(place.wrong(name, error.into())),
+            _ => {}
+        }
+    }
+    for name in [LOG_DIR, "mainstay_run"] {
+        match std::fs::remove_dir_all(data.join(name)) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(place.wrong(name, error)),
+            _ => {}
+        }
+    }
+    let newest = newest_history(data)?;
+    rustix::fs::syncfs(&place.dir).map_err(|e| place.wrong(".", e.into()))?;
+    newest.ok_or_else(|| VaultError::Damaged(format!("{} names no timeline of its own", data.display())))
+}
+
+/// The highest timeline that a directory's own log has a history of.
+fn newest_history(data: &Path) -> Result<Option<(Timeline, Lineage)>, VaultError> {
+    let dir = data.join("pg_wal");
+    let mut newest = None;
+    for entry in std::fs::read_dir(&dir).map_err(|e| VaultError::file(&dir, e))? {
+        let name = entry.map_err(|e| VaultError::file(&dir, e))?.file_name();
+        let number = name.to_str().and_then(|name| u32::from_str_radix(name.strip_suffix(".history")?, 16).ok());
+        newest = newest.max(number);
+    }
+    let Some(number) = newest else { return Ok(None) };
+    let path = dir.join(format!("{number:08X}.history"));
+    let text = std::fs::read_to_string(&path).map_err(|e| VaultError::file(&path, e))?;
+    let path = parse_history(&text).map_err(|says| VaultError::Damaged(format!("{}: {says}", path.display())))?;
+    Ok(path.map(|path| (Timeline(number), path)))
+}
+
+/// Ends a server that an earlier process of this program left on a copy.
+pub fn end_left_over(data: &Path) -> Result<(), VaultError> {
+    let noted = std::fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
+    let pid = noted.lines().next().and_then(|line| line.trim().parse::<i32>().ok());
+    let Some(pid) = pid.filter(|pid| *pid > 1).and_then(rustix::process::Pid::from_raw) else { return Ok(()) };
+    // The number may be another program's by now: the server stands in its directory.
+    let place = format!("/proc/{}/cwd", pid.as_raw_nonzero());
+    let here = || std::fs::read_link(&place).is_ok_and(|at| at == data);
+    let begun = Instant::now();
+    while here() {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        if begun.elapsed() > Duration::from_secs(20) {
+            let says = format!("the server {} on {} does not end", pid.as_raw_nonzero(), data.display());
+            return Err(VaultError::Server(says));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
 impl Scratch {
     /// Starts the server on a restored directory and waits until it has recovered and opened.
     /// `user`: as whom it runs, its operating-system name and numbers.
@@ -207,7 +287,7 @@ impl Scratch {
         loop {
             if let Ok(Some(status)) = self.child.try_wait() {
                 let says = tail(&self.log);
-                return Err(VaultError::Impossible(format!("the copy did not reach the target ({status}): {says}")));
+                return Err(ended(format!("the copy did not reach the target ({status}): {says}")));
             }
             if let Ok(session) = Session::open(&self.connect()).await
                 && let Ok(row) = session.row("SELECT pg_is_in_recovery()").await

@@ -1,0 +1,575 @@
+//! Prepares a copy of the cluster as it was, beside this node's data, and hands it to the decisions (docs/adr/0031).
+//!
+//! Until it is handed over the cluster goes on as it is: what was prepared is removed when nobody asks about it any more, or by the next life of
+//! this agent. From then on the record alone says what is to be done with it, and nothing here touches it.
+
+use crate::archiver;
+use crate::generations::Generations;
+use crate::mind_loop::{Question, Wish};
+use crate::setup::{AgentOptions, entropy};
+use mainstay_model::layout::{KEPT_PREFIX, NodeLayout, RESTORED_PREFIX};
+use mainstay_model::spec::Vault;
+use mainstay_model::vault::{
+    ARCHIVE_KEY, ArchiveState, RestoreAsk, RestorePhase, RestorePlan, RestoreState, RestoreTarget, RestoreWish,
+};
+use mainstay_model::{Command, CopyId, Lineage, Record, Restoration, SystemId, Timeline};
+use mainstay_ports::priority::ordinarily;
+use mainstay_ports::store::Store;
+use mainstay_vault::postgres::backup::Watch;
+use mainstay_vault::postgres::restore::{Destination, Plan, Target, plan, restore, time_text};
+use mainstay_vault::postgres::scratch::{self, Scratch};
+use mainstay_vault::repository::VaultError;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{info, warn};
+
+/// What nobody asks about for so long is dropped.
+const FORGOTTEN: Duration = Duration::from_secs(90);
+const LOOK: Duration = Duration::from_secs(5);
+/// How long the decisions may take to answer.
+const ANSWER: Duration = Duration::from_secs(5);
+/// Beside the files and the log: what the recovery itself writes.
+const SPARE: u64 = 512 << 20;
+/// The copy's timeline is this far above the newest number: take-overs meanwhile do not make it void at once.
+const AHEAD: u32 = 16;
+
+/// Why something was not taken up.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    /// Not now, or never.
+    pub why: String,
+    /// What to do.
+    pub hint: &'static str,
+}
+
+fn refuse(why: impl Into<String>, hint: &'static str) -> Refused {
+    Refused { why: why.into(), hint }
+}
+
+/// Prepares restores in place. Shared with the API.
+pub struct Restorer {
+    /// What the operator wants.
+    pub generations: Arc<Generations>,
+    /// This node's files.
+    pub layout: NodeLayout,
+    /// To whom the server's files belong.
+    pub owner: Option<(u32, u32)>,
+    /// The store.
+    pub store: Arc<dyn Store>,
+    /// Questions to the loop.
+    pub questions: mpsc::Sender<Question>,
+    /// Commands to the loop.
+    pub wishes: mpsc::Sender<Wish>,
+    work: Mutex<Option<Work>>,
+    kept: Mutex<Vec<String>>,
+}
+
+/// One restore, from the plan on.
+pub struct Work {
+    state: RestoreState,
+    copy: CopyId,
+    watch: Arc<Watch>,
+    asked: Instant,
+    /// It was handed over: the record says what becomes of it.
+    given: bool,
+    ready: Option<Restoration>,
+    /// Ends when its thread has ended.
+    thread: watch::Receiver<bool>,
+}
+
+/// What a thread works with.
+struct Job {
+    vault: Vault,
+    known: String,
+    system: SystemId,
+    wish: RestoreWish,
+    copy: CopyId,
+    prepare: bool,
+    /// The newest timeline number that was handed out.
+    newest: Timeline,
+    bin: PathBuf,
+    watch: Arc<Watch>,
+}
+
+fn target(wanted: &RestoreTarget) -> Target {
+    match wanted.clone() {
+        RestoreTarget::Latest => Target::Latest,
+        RestoreTarget::Immediate => Target::Immediate,
+        RestoreTarget::Time(time) => Target::Time(time),
+        RestoreTarget::Position(lsn) => Target::Position(lsn),
+        RestoreTarget::Name(name) => Target::Name(name),
+        RestoreTarget::Transaction(id) => Target::Transaction(id),
+    }
+}
+
+fn words(target: &Target) -> String {
+    match target {
+        Target::Latest => "the latest archived moment".to_owned(),
+        Target::Immediate => "the end of a backup".to_owned(),
+        Target::Time(time) => time_text(*time),
+        Target::Position(lsn) => format!("position {lsn}"),
+        Target::Name(name) => format!("the restore point {name:?}"),
+        Target::Transaction(id) => format!("transaction {id}"),
+    }
+}
+
+impl Restorer {
+    /// Of this agent.
+    #[must_use]
+    pub fn of(
+        options: &AgentOptions,
+        generations: &Arc<Generations>,
+        store: Arc<dyn Store>,
+        (questions, wishes): (mpsc::Sender<Question>, mpsc::Sender<Wish>),
+    ) -> Arc<Restorer> {
+        Arc::new(Restorer {
+            generations: Arc::clone(generations),
+            layout: options.layout.clone(),
+            owner: options.server_user,
+            store,
+            questions,
+            wishes,
+            work: Mutex::default(),
+            kept: Mutex::default(),
+        })
+    }
+
+    fn work(&self) -> std::sync::MutexGuard<'_, Option<Work>> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Directories in which the data of before a restore are kept, as last seen.
+    #[must_use]
+    pub fn kept(&self) -> Vec<String> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Looks for them. On a volume that hangs this costs one thread and no answer.
+    async fn look(self: &Arc<Self>) {
+        let this = Arc::clone(self);
+        drop(
+            tokio::task::spawn_blocking(move || {
+                let Ok(entries) = std::fs::read_dir(this.layout.dir()) else { return };
+                let kept =
+                    entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(KEPT_PREFIX));
+                let mut kept: Vec<String> = kept.map(|entry| entry.path().display().to_string()).collect();
+                kept.sort();
+                *this.kept.lock().unwrap_or_else(PoisonError::into_inner) = kept;
+            })
+            .await,
+        );
+    }
+
+    /// How far it is. Whoever asks keeps it alive.
+    #[must_use]
+    pub fn state(&self) -> Option<RestoreState> {
+        let mut held = self.work();
+        let work = held.as_mut()?;
+        work.asked = Instant::now();
+        let mut state = work.state.clone();
+        state.total = work.watch.total.load(Ordering::Relaxed);
+        state.done = work.watch.done.load(Ordering::Relaxed);
+        Some(state)
+    }
+
+    /// Takes a step up.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn ask(self: &Arc<Self>, ask: RestoreAsk) -> Result<RestoreState, Refused> {
+        match ask {
+            RestoreAsk::Plan(wish) => self.begin(wish, false).await,
+            RestoreAsk::Prepare(wish) => self.begin(wish, true).await,
+            RestoreAsk::Commit { token, by } => self.commit(token, by).await,
+            RestoreAsk::Drop { token } => {
+                self.let_be(Some(token));
+                Ok(RestoreState { token, phase: RestorePhase::Failed, ..RestoreState::default() })
+            }
+        }
+    }
+
+    async fn record(&self) -> Option<Record> {
+        let (question, answer) = oneshot::channel();
+        self.questions.send(question).await.ok()?;
+        let snapshot = timeout(ANSWER, answer).await.ok()?.ok()?;
+        snapshot.summary.record.map(|(_, record)| record)
+    }
+
+    async fn begin(self: &Arc<Self>, wish: RestoreWish, prepare: bool) -> Result<RestoreState, Refused> {
+        let job = self.job(wish, prepare).await?;
+        let (token, copy, watch) = (job.copy.number(), job.copy, Arc::clone(&job.watch));
+        let phase = RestorePhase::Planning;
+        let state = RestoreState { token, phase, ..RestoreState::default() };
+        let (over, thread) = watch::channel(false);
+        {
+            let mut held = self.work();
+            let busy = held.as_ref().is_some_and(|work| !*work.thread.borrow() || work.given);
+            if busy {
+                let hint = "wait for how that ends: `mainstay history` tells; one that nobody asks about ends within two minutes";
+                return Err(refuse("a restore is being prepared on this node already", hint));
+            }
+            // One that lay ready is void with this one.
+            let before = held.take().map(|work| work.copy);
+            *held = Some(Work {
+                state: state.clone(),
+                copy,
+                watch,
+                asked: Instant::now(),
+                given: false,
+                ready: None,
+                thread,
+            });
+            drop(held);
+            if let Some(before) = before {
+                self.remove_later(before);
+            }
+        }
+        let this = Arc::clone(self);
+        let named = std::thread::Builder::new().name("restore".to_owned());
+        let started = named.spawn(move || {
+            let result = ordinarily(|| this.run(&job));
+            this.ended(&job, result);
+            over.send_replace(true);
+        });
+        if let Err(error) = started {
+            *self.work() = None;
+            return Err(refuse(format!("no thread: {error}"), "try again"));
+        }
+        Ok(state)
+    }
+
+    async fn job(&self, wish: RestoreWish, prepare: bool) -> Result<Job, Refused> {
+        let now = self.generations.now();
+        let vault = now.spec.vault.clone();
+        let place = vault.repository.as_ref().map(|place| place.display().to_string());
+        let place = place.ok_or_else(|| refuse("no repository is named", "mainstay set vault.repository=/a/folder"))?;
+        let archive: Option<ArchiveState> = archiver::parse(self.store.watch(ARCHIVE_KEY).borrow().as_ref());
+        let known = archive.filter(|archive| archive.repository == place && !archive.id.is_empty());
+        let known = known.ok_or_else(|| {
+            refuse(format!("nothing was archived to {place} yet"), "`mainstay archive status` says why")
+        })?;
+        let record = self.record().await.ok_or_else(|| refuse("the record is not known here yet", "try again"))?;
+        let system = record.system.ok_or_else(|| refuse("the cluster has no data yet", "wait for its first copy"))?;
+        let bin = mainstay_engine_postgres::find_bin_dir(now.spec.postgres.bin_dir.as_deref());
+        let bin = bin.map_err(|error| refuse(error.to_string(), "install PostgreSQL on this node"))?;
+        let number = entropy().map_err(|error| refuse(error.to_string(), "try again"))?;
+        let copy = CopyId::new(number.max(1)).ok_or_else(|| refuse("no random number", "try again"))?;
+        let watch = Arc::new(Watch::default());
+        Ok(Job { vault, known: known.id, system, wish, copy, prepare, newest: record.timeline, bin, watch })
+    }
+
+    fn note(&self, job: &Job, change: impl FnOnce(&mut RestoreState)) {
+        if let Some(work) = self.work().as_mut().filter(|work| work.copy == job.copy) {
+            change(&mut work.state);
+        }
+    }
+
+    /// The thread's work.
+    fn run(&self, job: &Job) -> Result<Option<Restoration>, VaultError> {
+        let repository = archiver::open(&job.vault, Some(&job.known))?;
+        if !repository.readable() {
+            let says = "the hosts hold the public key alone, so that they can not read what they wrote: name the file of the secret key for the time of \
+                        the restore (`mainstay set vault.key_file=FILE`, the file on every data node)";
+            return Err(VaultError::Impossible(says.to_owned()));
+        }
+        let made = plan(&repository, job.system, target(&job.wish.target), job.wish.timeline)?;
+        let shown = self.shown(&made);
+        let room = check_room(&shown, self.layout.dir());
+        let major = made.base.server.version / 10_000;
+        self.note(job, |state| state.plan = Some(shown));
+        room?;
+        check_version(&job.bin, major)?;
+        if !job.prepare {
+            self.note(job, |state| state.phase = RestorePhase::Planned);
+            return Ok(None);
+        }
+        self.note(job, |state| state.phase = RestorePhase::Writing);
+        let data = self.layout.restored(job.copy);
+        let to = Destination {
+            tablespaces: self.spaces(&made, job.copy)?,
+            data: data.clone(),
+            owner: self.owner,
+            threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            watch: Arc::clone(&job.watch),
+            ..Destination::default()
+        };
+        restore(&repository, &made, &to)?;
+        self.note(job, |state| state.phase = RestorePhase::Recovering);
+        let next = Timeline(job.newest.0.max(made.timeline.0) + AHEAD);
+        scratch::reserve(&made, &data, next, self.owner)?;
+        let last_commit = self.recover(job, &made, &data)?;
+        let (timeline, lineage) = scratch::finish(&data, self.owner)?;
+        let moment = checked((timeline, &lineage), next, &made)?;
+        self.note(job, |state| (state.moment, state.last_commit) = (Some(moment), last_commit));
+        let what = format!("{} ({moment})", words(&target(&job.wish.target)));
+        Ok(Some(Restoration { copy: job.copy, system: job.system, timeline, lineage, what }))
+    }
+
+    fn shown(&self, made: &Plan) -> RestorePlan {
+        let files = made.base.files.iter().map(|file| file.size).sum();
+        let bytes = made.bytes();
+        // Free for those without privileges: the server is one of them.
+        let free = rustix::fs::statvfs(self.layout.dir()).ok().map(|is| is.f_bavail.saturating_mul(is.f_frsize));
+        RestorePlan {
+            backup: made.base.label.clone(),
+            timeline: made.timeline,
+            files,
+            log: bytes.saturating_sub(files),
+            reaches: made.reaches,
+            free,
+            needs: bytes.saturating_add(SPARE),
+            unreadable: made.unreadable.clone(),
+        }
+    }
+
+    /// Each tablespace gets a place beside the data.
+    fn spaces(&self, made: &Plan, copy: CopyId) -> Result<BTreeMap<u32, PathBuf>, VaultError> {
+        let place = self.layout.tablespaces(copy);
+        if !made.base.tablespaces.is_empty() {
+            for dir in [place.parent(), Some(place.as_path())].into_iter().flatten() {
+                own_dir(dir, self.owner)
+                    .map_err(|error| VaultError::File { path: dir.display().to_string(), error })?;
+            }
+        }
+        Ok(made.base.tablespaces.keys().map(|number| (*number, place.join(number.to_string()))).collect())
+    }
+
+    /// A server recovers the copy to the moment and ends it there.
+    fn recover(&self, job: &Job, made: &Plan, data: &Path) -> Result<Option<i64>, VaultError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| VaultError::Server(format!("no runtime: {error}")))?;
+        let (wait, stop) = (Duration::from_secs(job.wish.wait_s), Arc::clone(&job.watch));
+        let work = async {
+            let server = match Scratch::start(&job.bin, made, data, self.owner, wait).await {
+                // Clients were put out, and all that was committed is archived: its end is that moment.
+                Err(VaultError::NothingLater(_)) if job.wish.complete && matches!(made.target, Target::Time(_)) => {
+                    let latest = Plan { target: Target::Latest, ..made.clone() };
+                    Scratch::start(&job.bin, &latest, data, self.owner, wait).await?
+                }
+                started => started?,
+            };
+            let ask = "select (extract(epoch from pg_last_xact_replay_timestamp()) * 1000000)::int8";
+            let asked = server.ask("postgres", ask).await;
+            server.stop().await?;
+            let text = asked.ok().and_then(|rows| rows.into_iter().next()?.into_iter().next()?);
+            Ok(text.and_then(|text| text.parse().ok()))
+        };
+        let ended = async {
+            while !stop.stop.load(Ordering::Relaxed) {
+                sleep(Duration::from_millis(200)).await;
+            }
+        };
+        runtime.block_on(async {
+            tokio::select! {
+                done = work => done,
+                () = ended => Err(VaultError::Impossible("the restore was ended before it was done".to_owned())),
+            }
+        })
+    }
+
+    /// What became of the thread's work.
+    fn ended(&self, job: &Job, result: Result<Option<Restoration>, VaultError>) {
+        let failed = result.is_err() && job.prepare;
+        let mut held = self.work();
+        let mine = held.as_mut().filter(|work| work.copy == job.copy);
+        let dropped = mine.is_none();
+        match (mine, result) {
+            (Some(work), Ok(ready)) => {
+                if ready.is_some() {
+                    work.state.phase = RestorePhase::Ready;
+                }
+                work.ready = ready;
+            }
+            (Some(work), Err(error)) => {
+                warn!(%error, "a restore in place can not be prepared");
+                work.state.phase = RestorePhase::Failed;
+                work.state.impossible = matches!(error, VaultError::Impossible(_) | VaultError::NothingLater(_));
+                work.state.failure = Some(error.to_string());
+            }
+            (None, _) => {}
+        }
+        drop(held);
+        if failed || (dropped && job.prepare) {
+            self.remove(job.copy);
+        }
+    }
+
+    /// Hands the copy that lies ready to the decisions.
+    async fn commit(&self, token: u64, by: String) -> Result<RestoreState, Refused> {
+        let wanted = {
+            let mut held = self.work();
+            let work = held.as_mut().filter(|work| work.state.token == token);
+            let gone = || refuse("no such copy lies ready on this node any more", "begin the restore again");
+            let work = work.ok_or_else(gone)?;
+            let ready = work.ready.clone().ok_or_else(gone)?;
+            // From here on nothing but the record decides what becomes of it: the answer may be lost.
+            work.given = true;
+            ready
+        };
+        let (reply, answer) = oneshot::channel();
+        let wish = Wish { by, command: Command::Restore(Box::new(wanted)), reply };
+        let silent = || refuse("the agent's loop does not answer", "`mainstay status` shows whether it was taken up");
+        self.wishes.send(wish).await.map_err(|_| silent())?;
+        match timeout(ANSWER, answer).await.map_err(|_| silent())?.map_err(|_| silent())? {
+            Ok(text) => info!(%text, "a restored copy was handed over"),
+            Err(why) => {
+                if let Some(work) = self.work().as_mut().filter(|work| work.state.token == token) {
+                    work.given = false;
+                }
+                return Err(refuse(why, "nothing was changed; mend it, and restore again"));
+            }
+        }
+        self.state().ok_or_else(silent)
+    }
+
+    /// Ends what goes on, and has what was made removed. `only`: if it is this one.
+    fn let_be(self: &Arc<Self>, only: Option<u64>) {
+        let work = self.work().take_if(|work| !work.given && only.is_none_or(|token| token == work.state.token));
+        let Some(work) = work else { return };
+        work.watch.stop.store(true, Ordering::Relaxed);
+        // While its thread runs, that one removes it.
+        if *work.thread.borrow() {
+            self.remove_later(work.copy);
+        }
+    }
+
+    fn remove_later(self: &Arc<Self>, copy: CopyId) {
+        let this = Arc::clone(self);
+        drop(tokio::task::spawn_blocking(move || this.remove(copy)));
+    }
+
+    /// Removes a copy that was never handed over.
+    fn remove(&self, copy: CopyId) {
+        for place in [self.layout.restored(copy), self.layout.tablespaces(copy)] {
+            let removed = scratch::end_left_over(&place).map_err(|error| error.to_string());
+            let removed = removed.and_then(|()| match std::fs::remove_dir_all(&place) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.to_string()),
+                _ => Ok(()),
+            });
+            if let Err(why) = removed {
+                warn!(place = %place.display(), %why, "what is left of a restore can not be removed");
+            }
+        }
+    }
+
+    /// Runs for ever: drops what nobody asks about, and removes what an earlier life left, once the record does not name it.
+    pub async fn keep(self: Arc<Self>) {
+        let mut swept = false;
+        loop {
+            sleep(LOOK).await;
+            self.look().await;
+            let (forgotten, committed) = {
+                let held = self.work();
+                let forgotten = held.as_ref().is_some_and(|work| work.asked.elapsed() > FORGOTTEN && !work.given);
+                (forgotten, held.as_ref().filter(|work| work.given).map(|work| work.copy))
+            };
+            if forgotten {
+                warn!("nobody asks about the restore in place any more: it is dropped");
+                self.let_be(None);
+            }
+            if swept && committed.is_none() {
+                continue;
+            }
+            let Some(record) = self.record().await else { continue };
+            let waits = record.restored.as_ref().filter(|_| record.restoring().is_some()).map(|restored| restored.copy);
+            if let Some(copy) = committed {
+                // Refused by the store after all, or in its place: both end it here.
+                self.settle(copy, &record);
+            }
+            if !swept {
+                let this = Arc::clone(&self);
+                drop(tokio::task::spawn_blocking(move || this.sweep(waits)).await);
+                swept = true;
+            }
+        }
+    }
+
+    /// A copy that was handed over is nobody's here any more once the record has taken it up, or has gone on without it.
+    fn settle(&self, copy: CopyId, record: &Record) {
+        let mut held = self.work();
+        let taken = record.restored.as_ref().is_some_and(|restored| restored.copy == copy);
+        let Some(work) = held.as_mut().filter(|work| work.copy == copy) else { return };
+        if taken {
+            *held = None;
+        } else if work.asked.elapsed() > FORGOTTEN {
+            // The write was given up long ago.
+            work.given = false;
+        }
+    }
+
+    /// Removes copies of an earlier life, but for the one that the record waits for.
+    fn sweep(&self, waits: Option<CopyId>) {
+        let Ok(entries) = std::fs::read_dir(self.layout.dir()) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let copy = name.to_str().and_then(|name| name.strip_prefix(RESTORED_PREFIX));
+            let Some(copy) = copy.and_then(|copy| CopyId::try_from(copy.to_owned()).ok()) else { continue };
+            let working = self.work().as_ref().is_some_and(|work| work.copy == copy);
+            if waits != Some(copy) && !working {
+                info!(%copy, "removing what an interrupted restore in place left");
+                self.remove(copy);
+            }
+        }
+    }
+}
+
+/// What came of the recovery must be exactly what was asked for.
+fn checked(
+    (timeline, lineage): (Timeline, &Lineage),
+    next: Timeline,
+    made: &Plan,
+) -> Result<mainstay_model::Position, VaultError> {
+    let wrong = |says: String| Err(VaultError::Server(format!("the copy is not as it was asked for: {says}")));
+    if timeline != next {
+        return wrong(format!("it ended its recovery on timeline {timeline} instead of {next}"));
+    }
+    match lineage.0.last() {
+        Some(left) if left.timeline == made.timeline => Ok(*left),
+        // A moment before the last fork of the path.
+        Some(left) if made.path.0.iter().any(|fork| fork.timeline == left.timeline && left.lsn <= fork.lsn) => {
+            Ok(*left)
+        }
+        left => wrong(format!("its timeline begins at {left:?}, which is not on the path to {}", made.timeline)),
+    }
+}
+
+fn check_room(plan: &RestorePlan, dir: &Path) -> Result<(), VaultError> {
+    match plan.free.filter(|free| *free < plan.needs) {
+        None => Ok(()),
+        Some(free) => Err(VaultError::Impossible(format!(
+            "the copy needs {} MiB beside the data, and {} MiB are free in {}: the old data are kept, so there must be room for both",
+            plan.needs >> 20,
+            free >> 20,
+            dir.display()
+        ))),
+    }
+}
+
+fn check_version(bin: &Path, major: u32) -> Result<(), VaultError> {
+    let ran = std::process::Command::new(bin.join("postgres")).arg("--version").output();
+    let text = ran.map(|ran| String::from_utf8_lossy(&ran.stdout).into_owned()).unwrap_or_default();
+    let have = text
+        .split_whitespace()
+        .nth(2)
+        .and_then(|version| version.chars().take_while(char::is_ascii_digit).collect::<String>().parse::<u32>().ok());
+    if have == Some(major) {
+        return Ok(());
+    }
+    let have = have.map_or_else(|| "none that answers".to_owned(), |have| have.to_string());
+    Err(VaultError::Impossible(format!("the backup is of PostgreSQL {major}, and this node has {have}")))
+}
+
+/// A directory that the server's user may pass.
+fn own_dir(path: &Path, owner: Option<(u32, u32)>) -> std::io::Result<()> {
+    use std::os::unix::fs::{DirBuilderExt, lchown};
+    match std::fs::DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => owner.map_or(Ok(()), |(user, group)| lchown(path, Some(user), Some(group))),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
+}
