@@ -143,6 +143,15 @@ impl Repository {
         Ok(open)
     }
 
+    /// Does the store hold a repository? Said by a store that was reached.
+    pub fn is_in(objects: &dyn Objects) -> Result<bool, VaultError> {
+        match objects.size(&Key::new(CHARTER)?) {
+            Ok(_) => Ok(true),
+            Err(ObjectError::Missing(_)) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Opens the repository of a store. Without `secret` what is sealed can be written and checked, not read.
     pub fn open(objects: Arc<dyn Objects>, secret: Option<SecretKey>) -> Result<Repository, VaultError> {
         let text = objects.read(&Key::new(CHARTER)?, None)?;
