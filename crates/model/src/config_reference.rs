@@ -182,7 +182,7 @@ pub const KEYS: &[Key] = &[
         "vault",
         "repository",
         Kind::Text,
-        "a folder, an absolute path that every data node reaches; the log is archived there",
+        "a folder, an absolute path that every data node reaches, or a bucket, s3://BUCKET/PREFIX?endpoint=…; the log is archived there",
     )
     .or("none: nothing is archived"),
     key("vault", "key_file", Kind::Text, "the key of an encrypted repository, a file on every data node")

@@ -211,7 +211,7 @@ impl Default for Proxy {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Vault {
-    /// The repository: a folder that every data node reaches under this path. `None`: nothing is archived.
+    /// The repository: a folder that every data node reaches under this path, or the address of a bucket (`s3://…`). `None`: nothing is archived.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repository: Option<PathBuf>,
     /// The key of an encrypted repository, a file on every data node.
@@ -249,6 +249,12 @@ impl Default for Vault {
 }
 
 impl Vault {
+    /// The repository's address, if it is a bucket and not a folder.
+    #[must_use]
+    pub fn bucket(&self) -> Option<&str> {
+        self.repository.as_ref()?.to_str().filter(|text| text.starts_with("s3://"))
+    }
+
     fn is_default(&self) -> bool {
         *self == Self::default()
     }
