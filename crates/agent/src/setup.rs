@@ -7,6 +7,7 @@ use crate::backups::{self, Backups};
 use crate::certificates::Certificates;
 use crate::deadline::Deadlines;
 use crate::door::{AskDoor, Late, LateApi, StoreReply};
+use crate::drill::Place;
 use crate::durable::{self, Gate};
 use crate::evidence::{self, Ports};
 use crate::executor::Hands;
@@ -495,6 +496,7 @@ impl Agent {
             observed: self.observed.subscribe(),
             engine: Arc::clone(&self.ground.engine),
             data: self.ground.options.layout.data(),
+            drill: Place { dir: self.ground.options.layout.drill(), owner: self.ground.options.server_user },
             store: Arc::clone(&self.store) as Arc<dyn Store>,
             peers: self.peers(),
             events: self.events.clone(),

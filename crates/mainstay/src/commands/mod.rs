@@ -7,6 +7,7 @@ mod backups;
 mod connect;
 mod doctor;
 mod down;
+mod drill_restore;
 mod failover;
 mod guard;
 mod history;
