@@ -82,7 +82,7 @@ fn free_port() -> Result<u16> {
 }
 
 /// As root, servers run as the user `postgres`.
-fn server_user() -> Option<(u32, u32)> {
+pub(crate) fn server_user() -> Option<(u32, u32)> {
     let id = Command::new("id").arg("-u").output().ok()?;
     if String::from_utf8_lossy(&id.stdout).trim() != "0" {
         return None;

@@ -1,9 +1,12 @@
-//! What contributors run: `cargo xtask tidy | test | sim | demo | bench | hosts | chaos | soak`.
+//! What contributors run: `cargo xtask tidy | test | sim | demo | bench | hosts | chaos | soak | deb`.
 //!
 //! Nothing here is part of the program. Each command says what it is about to do before it does it, how long each step took, and
 //! stops at the first that fails.
 
 mod bench_proxy;
+mod bench_vault;
+mod deb;
+mod measure;
 mod packages;
 mod step;
 mod suite;
@@ -58,6 +61,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Makes a Debian package of the program: `target/debian/mainstay_VERSION_ARCH.deb`
+    Deb,
     /// Measures: `cargo xtask bench failover [--trials N] [--only FAULT] [--json]`
     Bench {
         /// What to measure
@@ -71,6 +76,18 @@ enum Bench {
     /// Processor time per transaction of a pooling proxy, beside PgBouncer and HAProxy
     Proxy {
         /// `--tcp` (else the last hop is a Unix socket), `--rounds N`, `--seconds N`, `--json`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Backups, restores and the archive of the log, beside pgBackRest and `tar | zstd`
+    Vault {
+        /// `--size MEGABYTES` (2000), `--rounds N`, `--segments N`, `--pgbackrest PROGRAM` (else the distribution's), `--json`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// What clients of a pool notice of a change of the primary: errors, and how long they are held
+    Switchover {
+        /// Passed on: `--trials N`, `--clients N`, `--planned`, `--json`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
@@ -92,7 +109,12 @@ fn run() -> Result<ExitCode> {
         Command::Hosts { arguments } => suite::testkit(&root, "hosts", &arguments),
         Command::Chaos { arguments } => suite::testkit(&root, "chaos", &arguments),
         Command::Soak { arguments } => suite::testkit(&root, "soak", &arguments),
+        Command::Deb => suite::package(&root),
         Command::Bench { what: Bench::Proxy { arguments } } => bench_proxy::run(&root, &arguments),
+        Command::Bench { what: Bench::Vault { arguments } } => bench_vault::run(&root, &arguments),
+        Command::Bench { what: Bench::Switchover { arguments } } => {
+            suite::testkit(&root, "bench-switchover", &arguments)
+        }
         Command::Bench { what: Bench::Failover { arguments } } => suite::testkit(&root, "bench-failover", &arguments),
     }
 }

@@ -47,8 +47,36 @@ pub(crate) fn ensure() -> Result<()> {
     Ok(())
 }
 
+const SSHD: &str = "/usr/sbin/sshd";
+/// A package asks it whether it may start its service.
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+/// The newest server's programs.
+pub(crate) fn server() -> Option<PathBuf> {
+    servers().into_iter().next()
+}
+
+/// Makes sure that a program of a package is installed; says what it does.
+pub(crate) fn ensure_program(program: &str, package: &str) -> Result<()> {
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    if std::env::split_paths(&paths).any(|dir| dir.join(program).is_file()) {
+        return Ok(());
+    }
+    let by_hand = format!("apt-get install --no-install-recommends {package}");
+    if !is_root()? || !Path::new("/usr/bin/apt-get").exists() {
+        bail!("{program} is missing; on Debian or Ubuntu, as root: {by_hand}");
+    }
+    println!("{program} is missing. Now, as root:\n    {by_hand}");
+    step("packages", || {
+        apt(&["update"])?;
+        apt(&["install", "-y", "--no-install-recommends", package])
+    })
+}
+
 /// What virtual hosts are made with, and the package that brings it.
-const HOST_TOOLS: [(&str, &str); 7] = [
+const HOST_TOOLS: [(&str, &str); 10] = [
+    ("/usr/bin/ssh", "openssh-client"),
+    (SSHD, "openssh-server"),
+    ("/usr/bin/sudo", "sudo"),
     ("/sbin/ip", "iproute2"),
     ("/sbin/mkfs.ext4", "e2fsprogs"),
     ("/bin/mount", "mount"),
@@ -78,9 +106,30 @@ pub(crate) fn ensure_hosts() -> Result<bool> {
     println!("{} is missing. Now, as root:\n    apt-get install --no-install-recommends {0}", missing.join(" "));
     step("packages for virtual hosts", || {
         apt(&["update"])?;
-        apt(&[&["install", "-y", "--no-install-recommends"], missing.as_slice()].concat())
+        without_services(|| apt(&[&["install", "-y", "--no-install-recommends"], missing.as_slice()].concat()))
     })?;
+    if missing.contains(&"openssh-server") {
+        // Virtual hosts start their own. Nobody asked for one on this machine, now or after its next start; where no systemd is at work this
+        // fails, and there is nothing to switch off.
+        let mut disable = Command::new("systemctl");
+        let _ = disable.args(["--quiet", "disable", "ssh.service", "ssh.socket"]).output();
+    }
     Ok(true)
+}
+
+/// Installs without letting packages start what they bring. A policy that the administrator has is left as it is.
+fn without_services(install: impl FnOnce() -> Result<()>) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let policy = Path::new(POLICY);
+    if policy.exists() {
+        return install();
+    }
+    std::fs::write(policy, "#!/bin/sh\nexit 101\n").with_context(|| format!("write {POLICY}"))?;
+    let done = std::fs::set_permissions(policy, std::fs::Permissions::from_mode(0o755))
+        .with_context(|| format!("make {POLICY} runnable"))
+        .and_then(|()| install());
+    std::fs::remove_file(policy).with_context(|| format!("remove {POLICY}"))?;
+    done
 }
 
 fn has_faketime() -> bool {

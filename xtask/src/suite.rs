@@ -1,7 +1,7 @@
 //! The whole suite in its order, and the two programs that stand behind `demo` and `bench`.
 
 use crate::step::{answers, cargo, pass, run, run_kept, step};
-use crate::{packages, tidy};
+use crate::{deb, packages, tidy};
 use anyhow::{Context, Result, bail};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -28,8 +28,14 @@ pub(crate) fn test(root: &Path) -> Result<()> {
     closing.push(simulator_line(&simulator("sim", ["--seeds", SEEDS])?)?);
     closing.push(plants_line(&simulator("plants", ["--plant", "all"])?)?);
     closing.push(end_to_end(root)?);
+    if answers(Command::new("dpkg-deb").arg("--version")) {
+        deb::run(root)?;
+    } else {
+        println!("── package: this system has no dpkg-deb; left out");
+    }
     if packages::ensure_hosts()? {
         closing.push(virtual_hosts(root)?);
+        closing.push(apply(root)?);
         closing.push(chaos(root)?);
     }
     println!();
@@ -82,6 +88,12 @@ fn end_to_end(root: &Path) -> Result<String> {
 fn virtual_hosts(root: &Path) -> Result<String> {
     let counted = count(&run_kept("virtual hosts", &mut tests_of_built(root, &["--test", "hosts"])?)?);
     closing_line("virtual hosts", counted)
+}
+
+/// `mainstay apply` on hosts with a real sshd. They need root.
+fn apply(root: &Path) -> Result<String> {
+    let counted = count(&run_kept("apply", &mut tests_of_built(root, &["--test", "apply"])?)?);
+    closing_line("apply", counted)
 }
 
 /// Faults that overlap, from fixed seeds. They need root.
@@ -173,6 +185,12 @@ pub(crate) fn sim(root: &Path, arguments: &[OsString]) -> Result<ExitCode> {
 fn build(root: &Path) -> Result<()> {
     let arguments = ["build", "--release", "--package", "mainstay", "--package", END_TO_END];
     run("build", &mut cargo(root, &arguments))
+}
+
+/// Builds the program and packs it for Debian.
+pub(crate) fn package(root: &Path) -> Result<ExitCode> {
+    run("build", &mut cargo(root, &["build", "--release", "--package", "mainstay"]))?;
+    deb::run(root).map(|_| ExitCode::SUCCESS)
 }
 
 /// Builds a program whose safety rules can be broken. It has a directory of its own, so that it is never taken for the real one.

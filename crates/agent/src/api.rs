@@ -94,6 +94,8 @@ pub struct Api {
     pub library: Library,
     /// Who speaks under which name.
     pub lives: Arc<Lives>,
+    /// Faults of drills.
+    pub drills: Arc<crate::drills::Drills>,
     /// Orders to make a backup.
     pub backups: mpsc::Sender<backups::Order>,
     /// Restores of the whole cluster; `None`: no data are held here.
@@ -362,6 +364,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/restore", get(get_restore).post(post_restore))
         .route("/v1/command", post(post_command))
         .merge(api_cluster::routes())
+        .merge(crate::drills::routes())
         .with_state(api)
         .layer(axum::middleware::from_fn_with_state(gate, roles::gate))
 }

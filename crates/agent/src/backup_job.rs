@@ -2,7 +2,7 @@
 
 use crate::archiver;
 use crate::backups::Told;
-use crate::drill;
+use crate::restore_drill as drill;
 use mainstay_model::spec::Vault;
 use mainstay_model::vault::DrillDone;
 use mainstay_ports::clock::{boot_now, wall_now_ms};

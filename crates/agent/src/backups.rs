@@ -7,9 +7,9 @@
 use crate::api::AgentQuestion;
 use crate::archiver;
 use crate::backup_job::{Done, Job, Made, run};
-use crate::drill;
 use crate::generations::Generations;
 use crate::record::RECORD_KEY;
+use crate::restore_drill as drill;
 use crate::setup::entropy;
 use mainstay_model::spec::Vault;
 use mainstay_model::vault::{

@@ -160,6 +160,7 @@ impl Hands {
             Order::Rewind { .. } | Order::Clone { .. } if sabotage::on("no-rejoin") => {
                 Outcome::Failed(OrderFailure::NotYet("sabotaged".to_owned()))
             }
+            Order::Rewind { .. } if sabotage::on("false-rewind") => Outcome::Done,
             Order::Rewind { source } => replaced(self.engine.rewind(&source).await),
             Order::Adopt { copy, timeline } => done(self.engine.adopt_restored(copy, timeline).await),
             Order::Clone { source, copy } => replaced(self.engine.as_ref().clone_from(&source, copy).await),

@@ -112,9 +112,17 @@ pub fn decision_config(me: &NodeId, stored: &StoredSpec, seed: u64) -> Config {
     }
 }
 
+/// Rules of deciding that can be broken on purpose, by the names of their switches.
+const SWITCHES: [(&str, Plant); 4] = [
+    ("no-lease-wait", Plant::AsyncWithoutLeaseWait),
+    ("promote-early", Plant::EnoughQuorum),
+    ("lease-for-recruits", Plant::LeaseReplacesRecruits),
+    ("no-fast-forward", Plant::NoFastForward),
+];
+
 /// Rules of deciding that are broken on purpose; none in an ordinary build.
 fn sabotaged() -> std::collections::BTreeSet<Plant> {
-    sabotage::on("no-lease-wait").then_some(Plant::AsyncWithoutLeaseWait).into_iter().collect()
+    SWITCHES.into_iter().filter(|(switch, _)| sabotage::on(switch)).map(|(_, plant)| plant).collect()
 }
 
 /// What the engine must know of it.

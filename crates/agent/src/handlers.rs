@@ -41,8 +41,11 @@ pub struct RouteHandler(pub Arc<RouteBoard>);
 impl Handler for RouteHandler {
     async fn message(&self, _from: &Caller, _body: Vec<u8>) {}
 
-    async fn request(&self, _from: &Caller, body: Vec<u8>) -> Result<Vec<u8>, String> {
+    async fn request(&self, from: &Caller, body: Vec<u8>) -> Result<Vec<u8>, String> {
         let request = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
+        if let Caller::Proxy(name) = from {
+            self.0.heard(name, &request);
+        }
         serde_json::to_vec(&self.0.answer(request).await).map_err(|error| error.to_string())
     }
 }

@@ -1,5 +1,6 @@
 //! The loop: one task that feeds inputs to the decision and carries its outputs out, in order. It chooses nothing.
 
+use crate::drain;
 use crate::durable::DurableError;
 use crate::executor::{Executor, Hands};
 use crate::record;
@@ -8,7 +9,7 @@ use crate::status::Standing;
 use mainstay_decide::Mind;
 use mainstay_decide::io::{Input, Output};
 use mainstay_decide::summary::Summary;
-use mainstay_model::{Command, Event, Message, Moment, Reason, ServerObservation, Span};
+use mainstay_model::{Command, Event, Message, Moment, Reason, ServerObservation, Span, Term};
 use mainstay_ports::clock::{boot_now, wall_now_ms};
 use mainstay_ports::peer::{Channel, Peers};
 use mainstay_ports::store::Store;
@@ -81,6 +82,8 @@ struct Loop {
     /// Commands whose answer is due, by number.
     replies: BTreeMap<u64, oneshot::Sender<Result<String, String>>>,
     last_command: u64,
+    /// Comes before everything that waits.
+    next: Option<Input>,
 }
 
 /// Runs until `stop` turns true or the promise can not be made durable.
@@ -104,6 +107,7 @@ pub async fn run(
         standing_looked: Moment(0),
         replies: BTreeMap::new(),
         last_command: 0,
+        next: None,
     };
     the_loop.step(Input::Tick).await?;
     loop {
@@ -137,6 +141,14 @@ impl Loop {
     }
 
     async fn step(&mut self, input: Input) -> Result<(), DurableError> {
+        self.one_step(input).await?;
+        while let Some(next) = self.next.take() {
+            self.one_step(next).await?;
+        }
+        Ok(())
+    }
+
+    async fn one_step(&mut self, input: Input) -> Result<(), DurableError> {
         if let Input::Ordered(..) = &input {
             self.parts.probe_now.notify_one();
             self.parts.server_started.notify_one();
@@ -187,7 +199,11 @@ impl Loop {
             Output::Send(to, message) => self.send(&to, &message),
             Output::Deadline(term, until) => self.parts.hands.deadlines.extend(term, until),
             Output::Order(id, term, order) => self.executor.begin(id, term, order),
-            Output::Route(term, state, until) => self.parts.routes.say(term, state, until),
+            Output::Route(term, state, until) => {
+                if self.parts.routes.say(term, state, until) {
+                    self.drain(term);
+                }
+            }
             Output::Event(mut event) => {
                 // When it happened, not when the store took it.
                 event.wall_ms = wall_now_ms();
@@ -209,6 +225,15 @@ impl Loop {
             }
         }
         Ok(())
+    }
+
+    /// A drain begins: who is waited for is the next thing that the decision hears.
+    fn drain(&mut self, term: Term) {
+        let board = self.parts.routes.board();
+        self.next = drain::begin(&board, term);
+        if self.next.is_some() {
+            tokio::spawn(drain::watch(board, term, self.parts.hands.inputs.clone()));
+        }
     }
 
     fn send(&self, to: &mainstay_model::NodeId, message: &Message) {

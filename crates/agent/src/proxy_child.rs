@@ -49,7 +49,7 @@ pub struct ProxyChild {
 
 /// The process that holds this lock, if one does. Who looks shares it: two that look at once must not take each other for the proxy,
 /// whose number in the file may be that of another process by then.
-fn holder(lock: &Path) -> Option<Pid> {
+pub(crate) fn holder(lock: &Path) -> Option<Pid> {
     let file = OpenOptions::new().read(true).open(lock).ok()?;
     if flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
         return None;

@@ -36,7 +36,7 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// Beside the files and the log: what the recovery itself writes.
 const SPARE: u64 = 512 << 20;
 /// Where the copy's server is reached, in the node's directory.
-const SOCKETS: &str = "restore";
+const SOCKETS: &str = "back";
 /// The copy's timeline is this far above the newest number: take-overs meanwhile do not make it void at once.
 const AHEAD: u32 = 16;
 

@@ -54,12 +54,13 @@ const fn rule(method: &'static str, path: &'static str, need: Need, body_max: us
 }
 
 /// Everything that may be called, and by whom. What is not here does not exist. A command's body can ask for more: [`need`].
-const RULES: [Rule; 15] = [
+const RULES: [Rule; 17] = [
     rule("GET", "/v1/status", Need::Read, 0),
     rule("GET", "/v1/history", Need::Read, 0),
     rule("GET", "/v1/why", Need::Read, 0),
     rule("GET", "/v1/spec", Need::Read, 0),
     rule("GET", "/v1/archive", Need::Read, 0),
+    rule("GET", "/v1/drill", Need::Read, 0),
     rule("GET", "/v1/standing", Need::Read, 0),
     rule("GET", "/v1/restore", Need::Read, 0),
     rule("POST", "/v1/restore", Need::Admin, SMALL),
@@ -68,6 +69,7 @@ const RULES: [Rule; 15] = [
     rule("POST", "/v1/backup", Need::Operate, SMALL),
     rule("POST", "/v1/pause", Need::Operate, SMALL),
     rule("POST", "/v1/spec", Need::Admin, LARGE),
+    rule("POST", "/v1/drill", Need::Admin, SMALL),
     rule("POST", "/v1/replace", Need::Admin, SMALL),
     rule("POST", "/v1/recover", Need::Admin, SMALL),
 ];
@@ -214,7 +216,8 @@ impl Gate {
             status: head.status.as_u16(),
             answer: said(&answer),
         });
-        if accepted {
+        // What came of a drill is told as an event of its own.
+        if accepted && asked.verb != "drill-result" {
             self.tell(&asked, caller, &answer);
         }
         Response::from_parts(head, Body::from(answer))

@@ -42,14 +42,22 @@ impl Routes {
         self.publish(&said);
     }
 
-    /// The decision's word: may clients write here, for which term, until when.
-    pub fn say(&self, term: Term, state: RouteState, until: Moment) {
+    /// The board that proxies read.
+    #[must_use]
+    pub fn board(&self) -> Arc<RouteBoard> {
+        Arc::clone(&self.board)
+    }
+
+    /// The decision's word: may clients write here, for which term, until when. True: a drain begins.
+    pub fn say(&self, term: Term, state: RouteState, until: Moment) -> bool {
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         if state == RouteState::Closed {
             said.replicas.clear();
         }
+        let drains = state == RouteState::Draining && said.state != RouteState::Draining;
         (said.term, said.state, said.until) = (term, state, until);
         self.publish(&said);
+        drains
     }
 
     /// The primary's replicas as a probe saw them.

@@ -7,7 +7,7 @@ use crate::backups::{self, Backups};
 use crate::certificates::Certificates;
 use crate::deadline::Deadlines;
 use crate::door::{AskDoor, Late, LateApi, StoreReply};
-use crate::drill::Place;
+use crate::drills::{self, Drills};
 use crate::durable::{self, Gate};
 use crate::evidence::{self, Ports};
 use crate::executor::Hands;
@@ -253,6 +253,7 @@ async fn live(
     mut signal: watch::Receiver<Signal>,
     keeper: &mut Option<Arc<Keeper>>,
 ) -> Result<Ended> {
+    drills::end_left(&options.layout.drill());
     let ground = Ground::lay(options, keeper).await?;
     ground.mesh.serve(ground.doors.handlers(), Some(Arc::clone(&ground.doors.api) as _)).await?;
     let store = tokio::select! {
@@ -355,6 +356,7 @@ impl Agent {
             certificates: Certificates::of(layout, Arc::clone(&self.ground.mesh)),
             library: Library::default(),
             lives: Arc::clone(&self.lives),
+            drills: Drills::new(layout.drill()),
             backups: self.backups.clone(),
             restorer: self.restorer.clone(),
             gate,
@@ -496,7 +498,7 @@ impl Agent {
             observed: self.observed.subscribe(),
             engine: Arc::clone(&self.ground.engine),
             data: self.ground.options.layout.data(),
-            drill: Place { dir: self.ground.options.layout.drill(), owner: self.ground.options.server_user },
+            drill: crate::restore_drill::Place::of(&self.ground.options),
             store: Arc::clone(&self.store) as Arc<dyn Store>,
             peers: self.peers(),
             events: self.events.clone(),

@@ -100,6 +100,16 @@ pub enum Input {
     PeerLink(NodeId, bool),
     /// Evidence about another node.
     Evidence(NodeId, Evidence),
+    /// A planned change is near: these proxies have not confirmed yet that new work waits and that none is under way with them; those
+    /// did not answer in time and are not waited for. Nobody left: go on. Without such a word a drain takes a fixed, short time.
+    Proxies {
+        /// Of the drain of this term.
+        term: Term,
+        /// Waited for.
+        waiting: Vec<String>,
+        /// Not waited for.
+        late: Vec<String>,
+    },
     /// The operator's wishes changed: nodes, durability, times, pause. Who I am, the seed and plants stay as they were.
     Configured(Box<Config>),
     /// An operator at this node asks for something.

@@ -141,6 +141,7 @@ impl Mind {
             Input::Peer(node, message) => self.on_message(&node, message),
             Input::PeerLink(node, up) => self.on_link(&node, up),
             Input::Evidence(node, evidence) => self.on_evidence(&node, evidence),
+            Input::Proxies { term, waiting, late } => self.on_proxies(term, waiting, &late),
             Input::Configured(config) => self.on_configured(*config),
             Input::Operator { id, by, command } => self.on_command(id, &by, command),
         }

@@ -86,6 +86,8 @@ pub(crate) struct Reign {
     pub(crate) degraded: bool,
     pub(crate) switch: Option<Switch>,
     pub(crate) restart: Option<Restart>,
+    /// Proxies that the drain under way waits for, once something is known of them.
+    pub(crate) proxies: Option<Vec<String>>,
     /// Clients are kept out until then, for a restore in place that is being prepared.
     pub(crate) held: Option<Moment>,
     /// They have been put out; if not, when that is tried.
@@ -127,6 +129,7 @@ impl Reign {
             degraded: false,
             switch: None,
             restart: None,
+            proxies: None,
             held: None,
             shut: false,
             shut_at: now,

@@ -3,7 +3,6 @@
 use crate::mind::Mind;
 use crate::plant::Plant;
 use crate::reign::{Phase, Restart};
-use crate::switchover::DRAIN_MS;
 use mainstay_model::{ClaimState, NodeId, Order, OrderFailure, RouteState, ServerState, Span};
 use std::collections::BTreeSet;
 
@@ -62,6 +61,7 @@ impl Mind {
             Phase::Serving if reign.changing() => Err("a switchover or a restart is under way already".to_owned()),
             Phase::Serving if reign.opened => {
                 reign.restart = Some(restart);
+                reign.proxies = None;
                 let (term, deadline) = (reign.term, reign.deadline.unwrap_or(now));
                 self.set_route(term, RouteState::Draining, deadline);
                 self.tell("restart-begun", format!("{by} ordered a restart in place: holding new work"));
@@ -81,7 +81,8 @@ impl Mind {
     pub(crate) fn plan_restart(&mut self) {
         let Some(reign) = self.reign.as_ref().filter(|reign| reign.phase == Phase::Serving) else { return };
         let Some(restart) = &reign.restart else { return };
-        let (term, drained) = (reign.term, restart.since + Span(DRAIN_MS));
+        let (term, since) = (reign.term, restart.since);
+        let drained = reign.drained(since);
         if self.now < drained {
             self.until(drained);
             return;
@@ -89,6 +90,8 @@ impl Mind {
         if self.orders.busy() {
             return;
         }
+        self.note_drained(since);
+        let Some(reign) = &self.reign else { return };
         let keep: BTreeSet<NodeId> = reign.streams_now.keys().cloned().collect();
         if let Some(reign) = self.reign.as_mut() {
             reign.phase = Phase::Stopping;

@@ -2,11 +2,14 @@
 //! the target, which then stands like any candidate.
 
 use crate::mind::Mind;
-use crate::reign::Phase;
-use mainstay_model::{LogEnd, Moment, NodeId, Order, OrderFailure, RouteState, ServerState, Span};
+use crate::reign::{Phase, Reign};
+use mainstay_model::{LogEnd, Moment, NodeId, Order, OrderFailure, RouteState, ServerState, Span, Term};
 use std::collections::BTreeSet;
 
-pub(crate) const DRAIN_MS: u64 = 30;
+/// How long new work is held before the server is stopped when nothing is known of any proxy.
+const DRAIN_MS: u64 = 30;
+/// The same at most, while proxies say that work is under way with them. The stop ends what is left.
+const DRAIN_MAX_MS: u64 = 1000;
 const PHASE_MAX_MS: u64 = 2000;
 const STOP_MAX_MS: u64 = 4000;
 /// So long the checkpoint before the hold may take in all; the server is asked for it again and again, with pauses.
@@ -36,6 +39,17 @@ impl Switch {
     /// Since when.
     pub(crate) fn held(&self) -> Option<Moment> {
         self.held
+    }
+}
+
+impl Reign {
+    /// When a drain that began then is over.
+    pub(crate) fn drained(&self, since: Moment) -> Moment {
+        match &self.proxies {
+            None => since + Span(DRAIN_MS),
+            Some(waiting) if waiting.is_empty() => since,
+            Some(_) => since + Span(DRAIN_MAX_MS),
+        }
     }
 }
 
@@ -131,6 +145,7 @@ impl Mind {
             return;
         }
         let Some(reign) = self.reign.as_mut() else { return };
+        reign.proxies = None;
         if let Some(switch) = reign.switch.as_mut() {
             switch.held = Some(now);
         }
@@ -150,7 +165,7 @@ impl Mind {
             self.undo_switchover("the target did not catch up in time");
             return;
         }
-        let drained = since + Span(DRAIN_MS);
+        let drained = reign.drained(since);
         let seen_since = reign.observed_at.is_some_and(|at| at > since);
         let end = self.server.seen.as_ref().and_then(|seen| seen.end);
         let flush = reign.flushed.get(&switch.target).map(|(_, flush)| *flush);
@@ -164,12 +179,39 @@ impl Mind {
         if self.now < drained || !seen_since || !near || !streams || self.orders.busy() {
             return;
         }
+        self.note_drained(since);
         let keep = self.keep(&switch.target);
         if let Some(reign) = self.reign.as_mut() {
             reign.phase = Phase::Stopping;
             reign.since = self.now;
         }
         self.order(term, Order::StopClean { keep });
+    }
+
+    /// What is known of the proxies of a drain. It only makes the drain shorter or longer, within its bound.
+    pub(crate) fn on_proxies(&mut self, term: Term, waiting: Vec<String>, late: &[String]) {
+        let drains = |reign: &&mut Reign| reign.term == term && reign.phase == Phase::Serving && reign.draining();
+        let Some(reign) = self.reign.as_mut().filter(drains) else { return };
+        reign.proxies = Some(waiting);
+        if !late.is_empty() {
+            let names = late.join(", ");
+            let text =
+                format!("{names} did not confirm that new work waits: not waited for; clients there may see errors");
+            self.tell("drain-unconfirmed", text);
+        }
+    }
+
+    /// The drain ends.
+    pub(crate) fn note_drained(&mut self, since: Moment) {
+        let (now, reign) = (self.now, self.reign.as_ref());
+        let Some(waiting) = reign.and_then(|reign| reign.proxies.clone()) else { return };
+        let took = now.since(since);
+        if waiting.is_empty() {
+            self.reason("drained", format!("new work waits at the proxies, and none is under way, after {took}"));
+        } else {
+            let text = format!("work is under way with {} after {took}: the stop ends it", waiting.join(", "));
+            self.tell("drain-cut", text);
+        }
     }
 
     /// The target, and the best others that commits may still wait for.

@@ -65,6 +65,9 @@ fn position(text: &str) -> Position {
 fn lineage(text: Option<&str>) -> Lineage {
     Lineage(text.map_or_else(Vec::new, |text| text.split(',').map(position).collect()))
 }
+fn names(text: Option<&str>) -> Vec<String> {
+    text.map_or_else(Vec::new, |text| text.split(',').map(str::to_owned).collect())
+}
 fn members(text: Option<&str>) -> BTreeMap<NodeId, CopyId> {
     let one = |pair: &str| pair.split_once(':').map(|(name, id)| (node(name), copy(id))).unwrap();
     text.map_or_else(BTreeMap::new, |text| text.split(',').map(one).collect())
@@ -237,6 +240,11 @@ impl Script {
             "failover" => operator(Command::Failover { accept_data_loss: words.has("accept-data-loss") }),
             "restart" => operator(Command::Restart { in_place: words.has("in-place") }),
             "reinit" => operator(Command::Reinit),
+            "proxies" => Input::Proxies {
+                term: Term(words.number("term")),
+                waiting: names(words.get("waiting")),
+                late: names(words.get("late")),
+            },
             "configure" => Input::Configured(Box::new(self.configure(&words))),
             _ => Input::Ordered(self.order, outcome(&words)),
         }

@@ -11,7 +11,7 @@ use mainstay_model::{Lsn, Moment, NodeId, ServerObservation, ServerState, Timeli
 use mainstay_ports::clock::boot_now;
 use std::io::Write as _;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio_postgres::Statement;
@@ -112,6 +112,9 @@ struct Disk {
     /// Bytes of the whole volume; 0: not known.
     size: AtomicU64,
     owner: files::Owner,
+    /// Has a server of this node run on the data? Before, and while it is refused, nothing is written: it may be another
+    /// cluster's, or somebody else's.
+    ours: AtomicBool,
     asked: AtomicU64,
     /// When the write under way began; 0: none.
     began: AtomicU64,
@@ -154,6 +157,7 @@ impl Watch {
             // Left out of clones and rewinds by PostgreSQL's own tools, in every version.
             dir: options.layout.data().join("pg_stat_tmp"),
             owner: options.user,
+            ours: AtomicBool::new(false),
             asked: AtomicU64::new(0),
             began: AtomicU64::new(0),
             failing: Mutex::new(None),
@@ -182,6 +186,9 @@ impl Watch {
 
     /// Why no server could be started, or that none was refused.
     pub(crate) fn refused(&self, why: Option<String>) {
+        if why.is_some() {
+            self.disk.ours.store(false, Ordering::Relaxed);
+        }
         *lock(&self.refusal) = why;
     }
 }
@@ -207,7 +214,7 @@ impl Disk {
             let since = full.take().map_or(now, |(since, _)| since);
             *full = no_room.map(|why| (since, why));
         }
-        if !self.dir.exists() {
+        if !self.ours.load(Ordering::Relaxed) || !self.dir.exists() {
             self.began.store(0, Ordering::Relaxed);
             *lock(&self.failing) = None;
             return;
@@ -265,6 +272,7 @@ impl Postgres {
             seen.symptom.clone_from(&lock(&self.watch.refusal));
             return seen;
         };
+        self.watch.disk.ours.store(true, Ordering::Relaxed);
         seen.pid = Some(pid);
         seen.state = ServerState::Starting;
         self.try_door(at);
@@ -530,7 +538,8 @@ mod tests {
         let (asked, began) = (AtomicU64::new(boot_now().0), AtomicU64::new(0));
         let (home, free, size) = (place.path().to_owned(), AtomicU64::new(0), AtomicU64::new(0));
         let (failing, full) = (Mutex::new(None), Mutex::new(None));
-        let disk = Disk { home, free, size, dir: dir.clone(), owner: None, asked, began, failing, full };
+        let ours = AtomicBool::new(true);
+        let disk = Disk { home, free, size, dir: dir.clone(), owner: None, ours, asked, began, failing, full };
         // A link is refused, as any other error would be.
         std::os::unix::fs::symlink("/tmp", &dir).unwrap();
         disk.write();

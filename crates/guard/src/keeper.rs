@@ -11,6 +11,7 @@ use crate::stage::Ordinary;
 use mainstay_model::{Moment, Span, Term};
 use mainstay_ports::clock::boot_now;
 use mainstay_ports::process::{GuardStatus, ProcessError, StartCommand, StopMode};
+use mainstay_ports::sabotage;
 use rustix::process::{Signal, WaitOptions, WaitStatus, pidfd_send_signal};
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -133,7 +134,8 @@ impl Keeper {
 
     /// The deadline, for the timer.
     pub(crate) fn deadline(&self) -> Option<Moment> {
-        self.deadline.held().filter(|_| self.fence.is_none()).map(|(_, until)| until)
+        let kills = self.fence.is_none() && !sabotage::on("guard-never-kills");
+        self.deadline.held().filter(|_| kills).map(|(_, until)| until)
     }
 
     /// When the next step is due, if nothing happens before.
@@ -337,6 +339,7 @@ impl Keeper {
         let now = boot_now();
         if let (Some(_), Some((term, until))) = (&self.server, self.deadline.passed(now))
             && self.fence.is_none()
+            && !sabotage::on("guard-never-kills")
         {
             self.begin_fence(format!("the deadline {until} of term {term} passed {} ago", now.since(until)), true);
         }

@@ -1,11 +1,15 @@
 //! The command line: every verb with its options, help and examples. Nothing is done here.
 
+mod apply;
 mod archive;
+mod drill;
 mod vault;
 mod verbs;
 
 pub(crate) use crate::cli_plan::*;
+pub(crate) use apply::*;
 pub(crate) use archive::*;
+pub(crate) use drill::*;
 pub(crate) use vault::*;
 pub(crate) use verbs::*;
 
@@ -82,6 +86,10 @@ pub(crate) enum Command {
     Init(Init),
     /// Make a plan from the requirements in the file: what it survives, its settings, its maintenance, each with its reason
     Plan(Plan),
+    /// Carry the file out on real hosts over ssh: install, configure, start, add and remove nodes, change settings
+    Apply(Apply),
+    /// Rehearse a failure on this cluster, and measure what clients notice
+    Drill(Drill),
     /// Write the emergency plan of this cluster, with its real names, addresses and commands
     Runbook(Runbook),
     /// Look what is amiss on this host, before or after its agent is there, and say what mends it
@@ -102,6 +110,11 @@ pub(crate) enum Command {
     Pki(crate::cli_keys::Pki),
     /// Take this host, a proxy or a person into a cluster
     Join(crate::cli_keys::Join),
+    /// Print a shell's completions of this program's commands
+    Completions(Completions),
+    /// Write the manual pages, for packages
+    #[command(hide = true)]
+    Manual(Manual),
     /// Run the agent of one node (daemon)
     Agent(Agent),
     /// Run the guard of one node's server (daemon; the agent starts it)
@@ -109,6 +122,9 @@ pub(crate) enum Command {
     Guard(Guard),
     /// Run a proxy (daemon)
     Proxy(Proxy),
+    /// Work on one host for `apply`
+    #[command(hide = true)]
+    Host(Host),
     /// Start the daemons of a cluster on this machine, and start them again when they die
     #[command(hide = true)]
     Supervise(Supervise),
@@ -137,6 +153,26 @@ pub(crate) struct Which {
 pub(crate) struct Resume {
     #[command(flatten)]
     pub(crate) which: Which,
+}
+
+/// `completions`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:\n  mainstay completions bash > /etc/bash_completion.d/mainstay\n  \
+                        mainstay completions zsh > ~/.zfunc/_mainstay\n  \
+                        mainstay completions fish > ~/.config/fish/completions/mainstay.fish\n\n\
+                        The Debian package brings them along.")]
+pub(crate) struct Completions {
+    /// Whose: bash, elvish, fish, powershell, zsh
+    #[arg(value_enum, value_name = "SHELL", hide_possible_values = true)]
+    pub(crate) shell: clap_complete::Shell,
+}
+
+/// `manual`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Manual {
+    /// A directory that exists
+    #[arg(long, value_name = "DIR")]
+    pub(crate) to: PathBuf,
 }
 
 /// `up`.
@@ -304,8 +340,14 @@ pub(crate) struct Proxy {
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Supervise {
     /// The cluster's directory
-    #[arg(long, value_name = "DIR")]
-    pub(crate) dir: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "node", conflicts_with_all = ["node", "config"])]
+    pub(crate) dir: Option<PathBuf>,
+    /// One node's agent instead, on a host without a service manager: the cluster's mainstay.toml
+    #[arg(long, value_name = "FILE", requires = "node")]
+    pub(crate) config: Option<PathBuf>,
+    /// Which node
+    #[arg(long, value_name = "NODE", requires = "config")]
+    pub(crate) node: Option<NodeId>,
     /// Become a session of its own
     #[arg(long)]
     pub(crate) detach: bool,

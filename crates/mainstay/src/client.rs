@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::lookup_host;
@@ -71,6 +72,8 @@ impl Answer {
 /// The agents of one cluster.
 pub(crate) struct Agents {
     nodes: Vec<Node>,
+    /// Where agents are reached instead of at their own addresses.
+    through: BTreeMap<NodeId, SocketAddr>,
     credentials: Arc<Credentials>,
 }
 
@@ -80,7 +83,13 @@ impl Agents {
     /// # Errors
     /// When it can not be read: the caller may not operate this cluster.
     pub(crate) fn of(target: &Target) -> Outcome<Agents> {
-        Ok(Agents { nodes: target.spec.nodes.clone(), credentials: crate::identity::credentials(target)? })
+        let credentials = crate::identity::credentials(target)?;
+        Ok(Agents { nodes: target.spec.nodes.clone(), through: BTreeMap::new(), credentials })
+    }
+
+    /// These agents are reached through other addresses. Who answers there must be the node all the same: its certificate says so.
+    pub(crate) fn reach(&mut self, through: BTreeMap<NodeId, SocketAddr>) {
+        self.through = through;
     }
 
     /// The cluster has these nodes now.
@@ -107,7 +116,7 @@ impl Agents {
         let node = self.nodes.iter().find(|known| known.name == *node).ok_or("it is not in the file")?;
         // A change is written to the store first, which may elect a leader meanwhile.
         let limit = if method == "GET" { ANSWER } else { CHANGE };
-        ask(node, &self.credentials, (method, path), body, limit).await
+        ask((node, self.through.get(&node.name).copied()), &self.credentials, (method, path), body, limit).await
     }
 
     /// Asks every agent; returns what came within a short time after the first answer, and why the others did not.
@@ -115,8 +124,9 @@ impl Agents {
         let mut asked = JoinSet::new();
         for node in self.nodes.clone() {
             let (credentials, path) = (Arc::clone(&self.credentials), path.to_owned());
+            let through = self.through.get(&node.name).copied();
             asked.spawn(async move {
-                let answer = ask(&node, &credentials, ("GET", &path), None, ANSWER).await;
+                let answer = ask((&node, through), &credentials, ("GET", &path), None, ANSWER).await;
                 (node.name, answer)
             });
         }
@@ -156,16 +166,21 @@ impl Agents {
 }
 
 async fn ask(
-    node: &Node,
+    (node, through): (&Node, Option<SocketAddr>),
     credentials: &Credentials,
     (method, path): (&str, &str),
     body: Option<&Value>,
     limit: Duration,
 ) -> Result<Answer, String> {
     let exchange = async {
-        let host = (node.host.as_str(), node.agent_port);
-        let mut addresses = lookup_host(host).await.map_err(|error| format!("{}: {error}", node.host))?;
-        let address = addresses.next().ok_or_else(|| format!("{} has no address", node.host))?;
+        let address = match through {
+            Some(address) => address,
+            None => {
+                let host = (node.host.as_str(), node.agent_port);
+                let mut addresses = lookup_host(host).await.map_err(|error| format!("{}: {error}", node.host))?;
+                addresses.next().ok_or_else(|| format!("{} has no address", node.host))?
+            }
+        };
         let expect = Expect::Node(node.name.clone());
         http::request(credentials, address, expect, (method, path), body, limit)
             .await

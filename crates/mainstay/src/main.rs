@@ -14,6 +14,7 @@ mod host;
 mod identity;
 mod local;
 mod moment;
+mod on_host;
 mod output;
 mod plan;
 mod session;

@@ -31,7 +31,14 @@ impl Session {
     /// # Errors
     /// When there is no such cluster, or this user may not ask.
     pub(crate) async fn open(which: &Which) -> Outcome<Session> {
-        let target = Target::find(which)?;
+        Self::of(Target::find(which)?).await
+    }
+
+    /// The same for a file that has been read.
+    ///
+    /// # Errors
+    /// When this user may not ask.
+    pub(crate) async fn of(target: Target) -> Outcome<Session> {
         let agents = Agents::of(&target)?;
         let mut session = Session { target, agents, specs: BTreeMap::new() };
         session.refresh().await;

@@ -1,4 +1,4 @@
-//! Restore drills of a cluster on this machine: by hand, by the schedule, failing, and ended half-way. Starts real servers.
+//! Failures rehearsed on a cluster on this machine, as a person would. Starts real servers.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests, too")]
 
@@ -7,112 +7,78 @@ mod local;
 
 use local::Cluster;
 use serde_json::Value;
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::process::{Command, Stdio};
 
-const PATIENCE: Duration = Duration::from_secs(180);
-
-fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
-    let begun = Instant::now();
-    loop {
-        if let Some(found) = found() {
-            return found;
-        }
-        assert!(begun.elapsed() < PATIENCE, "not {what}");
-        std::thread::sleep(Duration::from_millis(100));
-    }
+/// Runs a drill that must come out as asked for; its last line.
+fn drilled(cluster: &Cluster, kind: &str, page: &Path) -> Value {
+    let answer = cluster.json(&["drill", kind, "--page", page.to_str().unwrap()]);
+    let result = &answer["result"];
+    assert_eq!(
+        (&result["met"], &result["lost"], &result["duplicated"]),
+        (&true.into(), &0.into(), &0.into()),
+        "{answer}"
+    );
+    assert!(result["acknowledged"].as_u64().unwrap() > 100 && answer["amiss"] == serde_json::json!([]), "{answer}");
+    let page = std::fs::read_to_string(page).unwrap();
+    assert!(page.contains("<svg") && page.contains(kind) && page.ends_with("</html>"));
+    result.clone()
 }
 
-impl Cluster {
-    fn sql(&self, text: &str) {
-        until(text, || self.run(&["connect", "--", "-X", "-c", text]).status.success().then_some(()));
-    }
-
-    /// Takes a step once nothing else runs and the cluster can.
-    fn once(&self, arguments: &[&str]) -> (Option<i32>, Value) {
-        until(&arguments.join(" "), || {
-            let (status, answer) = self.answer(arguments);
-            (status != Some(3)).then_some((status, answer))
-        })
-    }
-
-    fn state(&self) -> Value {
-        self.json(&["archive", "status"])["backup"].clone()
-    }
-
-    fn problem(&self, name: &str) -> bool {
-        let status = self.json(&["status"]);
-        status["problems"].as_array().unwrap().iter().any(|problem| problem["name"] == name)
-    }
-
-    fn copies(&self) -> Vec<PathBuf> {
-        let nodes = std::fs::read_dir(self.dir.join("nodes")).unwrap().flatten();
-        nodes.map(|node| node.path().join("drill")).filter(|drill| drill.exists()).collect()
-    }
+fn refused(cluster: &Cluster, arguments: &[&str], status: i32, words: &str) {
+    let (found, answer) = cluster.answer(arguments);
+    let error = answer["error"].as_str().unwrap_or_default();
+    assert!(found == Some(status) && error.contains(words), "{arguments:?}: {found:?} {answer}");
 }
 
 #[test]
-fn a_drill_proves_that_the_backups_can_be_restored_and_leaves_nothing() {
+fn failures_are_rehearsed_and_measured() {
     let cluster = Cluster::new();
-    cluster.json(&["up", "--nodes", "2", "--wait", "180"]);
+    // A program of the cluster's own, which is replaced while it runs, as an upgrade of the package does.
+    let place = tempfile::tempdir().unwrap();
+    let program = place.path().join("mainstay");
+    std::fs::copy(env!("CARGO_BIN_EXE_mainstay"), &program).unwrap();
+    let dir = cluster.dir.to_str().unwrap();
+    let up = Command::new(&program)
+        .args(["up", "--dir", dir, "--name", "orders", "--wait", "180"])
+        .stdin(Stdio::null())
+        .output();
+    let up = up.unwrap();
+    assert!(up.status.success(), "{}", String::from_utf8_lossy(&up.stderr));
+    let new = place.path().join("new");
+    std::fs::copy(env!("CARGO_BIN_EXE_mainstay"), &new).unwrap();
+    std::fs::rename(&new, &program).unwrap();
     cluster.healthy();
-    cluster.sql("create table ledger(id bigserial primary key, note text)");
-    cluster.sql("insert into ledger(note) select md5(i::text) from generate_series(1, 20000) i");
-    let (status, answer) = until("archived", || {
-        let (status, answer) = cluster.answer(&["verify", "--drill"]);
-        answer["error"].as_str().unwrap().contains("no backup yet").then_some((status, answer))
-    });
-    assert_eq!(status, Some(3), "{answer}");
-    assert_eq!(cluster.once(&["backup"]).0, Some(0));
+    let page = place.path().join("drill.html");
 
-    let (status, answer) = cluster.once(&["verify", "--drill"]);
-    assert_eq!(status, Some(0), "{answer}");
-    let drill = &answer["drill"];
-    assert!(drill["bytes"].as_u64() > Some(1 << 20) && drill["problem"].is_null(), "{answer}");
-    let checked = drill["checked"].to_string();
-    assert!(checked.contains("databases answer") && checked.contains("pg_amcheck"), "{answer}");
-    assert_eq!(cluster.copies(), Vec::<PathBuf>::new(), "the copy is removed");
-    assert_eq!(cluster.json(&["backups"])["drill"]["token"], drill["token"]);
-    assert!(!cluster.problem("drill-failed"));
-
-    // A copy that is not what it should be.
-    cluster.json(&["set", "vault.drill_query=select count(*) from ledger where id < 0"]);
-    let (status, answer) = cluster.once(&["verify", "--drill"]);
-    assert!(status == Some(1) && answer["error"].as_str().unwrap().contains("drill_query"), "{answer}");
-    assert!(cluster.problem("drill-failed"));
-    assert_eq!(cluster.copies(), Vec::<PathBuf>::new());
-
-    // The agent dies while a copy lies there: the next one removes it, and the lock is free again.
-    let begun = cluster.state()["drill"]["token"].clone();
-    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_mainstay"))
-        .args(["verify", "--drill", "--dir", cluster.dir.to_str().unwrap()])
-        .stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
-    let copy = until("a copy", || cluster.copies().first().cloned());
-    let name = copy.parent().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
-    let status = cluster.json(&["status"]);
-    let node = status["nodes"].as_array().unwrap().iter().find(|node| node["name"] == name.as_str()).unwrap().clone();
-    let agent = node["agent_pid"].as_u64().unwrap().to_string();
-    assert!(std::process::Command::new("kill").args(["-9", &agent]).status().unwrap().success());
-    command.kill().unwrap();
-    command.wait().unwrap();
-    until("removed", || cluster.copies().is_empty().then_some(()));
-    until("given up", || {
-        (cluster.state()["running"].is_null() && cluster.state()["drill"]["token"] != begun).then_some(())
-    });
-    let here = |pid: PathBuf| std::fs::read_link(pid.join("cwd")).is_ok_and(|at| at.starts_with(&copy));
-    let left = std::fs::read_dir("/proc").unwrap().flatten().any(|pid| here(pid.path()));
-    assert!(!left, "no server is left on the copy");
+    let output = cluster.run(&["drill", "kill-server"]);
+    assert_eq!(output.status.code(), Some(2), "nobody confirmed: {}", String::from_utf8_lossy(&output.stderr));
+    let dry = cluster.json(&["drill", "kill-server", "--dry-run"]);
+    let primary = dry["node"].as_str().unwrap().to_owned();
+    refused(&cluster, &["drill", "isolate-primary"], 3, "on one host");
+    refused(&cluster, &["drill", "stop-server", "--for", "1"], 2, "no longer than the lease");
+    cluster.json(&["pause"]);
+    refused(&cluster, &["drill", "kill-server"], 3, "paused");
+    cluster.json(&["resume"]);
     cluster.healthy();
 
-    // By the schedule, each minute.
-    cluster.json(&["set", "vault.drill_query=select count(*) from ledger", "vault.drill_at=* * * * *"]);
-    let state = until("held by the schedule", || {
-        let state = cluster.state();
-        (state["drill"]["by"] == "the schedule" && state["drill"]["problem"].is_null()).then_some(state)
-    });
-    assert!(state["drill_passed_ms"].as_u64() >= state["drill"]["ended_ms"].as_u64(), "{state}");
-    assert!(!cluster.problem("drill-failed"));
+    let killed = drilled(&cluster, "kill-server", &page);
+    assert_eq!(killed["from"], *primary);
+    assert!(killed["term_after"].as_u64() > killed["term"].as_u64(), "{killed}");
+    cluster.healthy();
+    // Its supervisor starts the proxy again, although the program that it was started from is gone.
+    drilled(&cluster, "lose-proxy", &page);
+
+    let list = cluster.json(&["drill", "--list"]);
+    let kinds: Vec<&str> =
+        list["results"].as_array().unwrap().iter().map(|result| result["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["kill-server", "lose-proxy"]);
+    let history = String::from_utf8(cluster.run(&["history"]).stdout).unwrap();
+    assert!(history.contains(&format!("drill kill-server on {primary}")), "{history}");
+    // What was declared is kept to: a hand-over is expected to take more than this second.
+    cluster.json(&["set", "requirements.outage_server_s=1"]);
+    refused(&cluster, &["drill", "switchover"], 3, "the declared outages would be exceeded");
+    let schema =
+        cluster.run(&["connect", "--", "-Atc", "select count(*) from pg_namespace where nspname = 'mainstay_drill'"]);
+    assert_eq!(String::from_utf8_lossy(&schema.stdout).trim(), "0");
 }

@@ -106,7 +106,7 @@ fn wrong(line: &str, verbs: &[String]) -> Option<String> {
         return missing.map(|verb| format!("no verb {group}{verb}"));
     }
     // Daemons that nobody types have no page.
-    if ["guard", "supervise"].contains(&first) {
+    if ["guard", "manual", "supervise"].contains(&first) {
         return None;
     }
     let two = format!("{first} {second}");

@@ -7,6 +7,8 @@
 //! | `GET /v1/archive` | read | – → [`crate::vault::ArchiveAnswer`] |
 //! | `POST /v1/archive` | operate | – → [`crate::vault::SegmentEnded`]: the primary ends its open segment of the log |
 //! | `POST /v1/backup` | operate | [`crate::vault::BackupWish`] → [`crate::vault::BackupBegun`] |
+//! | `GET /v1/drill` | read | – → [`crate::drill::DrillsAnswer`] |
+//! | `POST /v1/drill` | admin | [`crate::drill::DrillWish`] → [`Accepted`] |
 //! | `GET /v1/standing` | read | – → [`Standing`]; answers without the store too |
 //! | `POST /v1/command` | operate; [`Command::Reinit`] and a failover that accepts loss: admin | [`CommandWish`] → [`Accepted`] |
 //! | `POST /v1/pause` | operate | [`PauseWish`] → [`SpecAnswer`] |

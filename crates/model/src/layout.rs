@@ -8,7 +8,7 @@
 //! run/       its Unix socket
 //! log/       server.log, agent.log, guard.log, audit.log
 //! diverged/  logs kept before a rewind or re-clone (the agent's user only)
-//! drill/     the copy of a restore drill, while one is held
+//! proof/     the copy of a restore drill, while one is held
 //! data.before-restore-N/  the data of before a restore in place
 //! ```
 //! A cluster made by `mainstay up`:
@@ -68,6 +68,7 @@ paths!(NodeLayout {
     raft => "agent/raft", "The embedded store's files.";
     spec_cache => "agent/spec.json", "The newest specification that the node has seen.";
     intent => "agent/intent.json", "What the agent does to its part of the store at its next start.";
+    drill => "agent/drill.json", "The fault of a drill that is in force: the next agent ends it, should this one not.";
     removed => "agent/removed.json", "The node was removed from the cluster: the agent does not start.";
     proxy_cert => "agent/proxy.crt", "The certificate with which the node's proxy asks for the route.";
     proxy_key => "agent/proxy.key", "Its key.";
@@ -91,7 +92,7 @@ paths!(NodeLayout {
     agent_log => "log/agent.log", "The agent's log (JSON lines).";
     guard_log => "log/guard.log", "The guard's log.";
     audit_log => "log/audit.log", "Every change that was asked for at this agent (JSON lines).";
-    drill => "drill", "Where a restore drill makes its copy; removed afterwards.";
+    restore_drill => "proof", "Where a restore drill makes its copy; removed afterwards.";
     diverged => "diverged", "Logs kept before a rewind or re-clone.";
 });
 

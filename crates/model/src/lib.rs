@@ -12,6 +12,7 @@ pub mod config_assign;
 pub mod config_check;
 pub mod config_reference;
 pub mod cron;
+pub mod drill;
 pub mod event;
 pub mod ids;
 pub mod layout;

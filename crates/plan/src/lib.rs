@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod apply;
 pub mod availability;
 pub mod backup;
 mod by_hand;

@@ -3,23 +3,58 @@
 //! A proxy asks with the version it knows; the answer comes at once when there is another, else after the wait it named, so that
 //! what it knows never grows older than that. `valid_ms` is worked out when the answer is given; the proxy counts it from the
 //! *sending* of its request, which errs on the safe side.
+//!
+//! While a planned change is near, a proxy says with each question how far it has come: that is all that an agent knows of proxies. It
+//! makes a drain shorter or longer within its bound, and nothing is safe or unsafe by it.
 
 use crate::clock::boot_now;
-use mainstay_model::{Moment, Route};
+use mainstay_model::{Moment, Route, RouteState, Span, Term};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 
 /// The longest wait an agent grants, in milliseconds.
 pub const WAIT_MS_MAX: u64 = 1000;
+/// A proxy that has not asked for this long routes nothing by this agent's word.
+const GONE: Span = Span(1500);
+/// Proxies that are remembered, at most.
+const PROXIES_MAX: usize = 256;
 
 /// A proxy's question.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouteRequest {
     /// The version it knows; 0 = none.
     pub known: u64,
     /// Answer after this many milliseconds at the latest.
     pub wait_ms: u64,
+    /// Which process asks: proxies may share a certificate. 0 = it does not say.
+    #[serde(default)]
+    pub life: u64,
+    /// It holds new work for a planned change, and this is what is still under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holds: Option<Holds>,
+}
+
+/// A proxy's word in a drain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holds {
+    /// No new work goes to the primary of this epoch.
+    pub epoch: Term,
+    /// Transactions that are still open there.
+    pub under_way: u64,
+}
+
+/// What proxies have said in a drain.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Draining {
+    /// They have not said that new work waits.
+    pub silent: Vec<String>,
+    /// They have, and work is under way with them.
+    pub busy: Vec<String>,
+    /// New work waits, and nothing is under way.
+    pub done: Vec<String>,
 }
 
 /// The answer.
@@ -38,10 +73,21 @@ struct Posted {
     until: Moment,
 }
 
+/// One proxy.
+#[derive(Clone, Copy, Debug)]
+struct Heard {
+    at: Moment,
+    holds: Option<Holds>,
+}
+
 /// The newest route of one agent.
 #[derive(Debug)]
 pub struct RouteBoard {
     posted: watch::Sender<Posted>,
+    /// By name and process.
+    proxies: Mutex<BTreeMap<(String, u64), Heard>>,
+    /// Counts what proxies said in drains.
+    said: watch::Sender<u64>,
 }
 
 impl RouteBoard {
@@ -49,11 +95,57 @@ impl RouteBoard {
     #[must_use]
     pub fn new(life: u64) -> Self {
         let version = (life >> 16).max(1);
-        Self { posted: watch::Sender::new(Posted { version, ..Posted::default() }) }
+        let posted = watch::Sender::new(Posted { version, ..Posted::default() });
+        Self { posted, proxies: Mutex::default(), said: watch::Sender::new(0) }
+    }
+
+    fn proxies(&self) -> MutexGuard<'_, BTreeMap<(String, u64), Heard>> {
+        self.proxies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A proxy of this name asks.
+    pub fn heard(&self, name: &str, request: &RouteRequest) {
+        let (now, mut proxies) = (boot_now(), self.proxies());
+        if proxies.len() >= PROXIES_MAX {
+            proxies.retain(|_, heard| now.since(heard.at) < GONE);
+        }
+        let key = (name.to_owned(), request.life);
+        if proxies.len() < PROXIES_MAX || proxies.contains_key(&key) {
+            let before = proxies.insert(key, Heard { at: now, holds: request.holds });
+            drop(proxies);
+            if before.is_none_or(|before| before.holds != request.holds) {
+                self.said.send_modify(|count| *count = count.wrapping_add(1));
+            }
+        }
+    }
+
+    /// How far the proxies are that have asked lately.
+    #[must_use]
+    pub fn draining(&self, epoch: Term) -> Draining {
+        let (now, mut all) = (boot_now(), Draining::default());
+        for ((name, _), heard) in self.proxies().iter().filter(|(_, heard)| now.since(heard.at) < GONE) {
+            let list = match heard.holds.filter(|holds| holds.epoch == epoch) {
+                None => &mut all.silent,
+                Some(Holds { under_way: 0, .. }) => &mut all.done,
+                Some(_) => &mut all.busy,
+            };
+            list.push(name.clone());
+        }
+        all
+    }
+
+    /// Changes when a proxy says something else in a drain.
+    #[must_use]
+    pub fn said(&self) -> watch::Receiver<u64> {
+        self.said.subscribe()
     }
 
     /// Posts a route that holds until then at most. Only a real change wakes those who wait; a later deadline alone does not.
     pub fn publish(&self, route: Route, until: Moment) {
+        if route.state == RouteState::Draining && self.posted.borrow().route.state != RouteState::Draining {
+            // What was said in an earlier drain is no answer to this one.
+            self.proxies().values_mut().for_each(|heard| heard.holds = None);
+        }
         self.posted.send_if_modified(|posted| {
             posted.until = until;
             if posted.route == route {
@@ -97,15 +189,42 @@ mod tests {
         let first = board.now();
         let waiting = tokio::spawn({
             let (board, known) = (std::sync::Arc::clone(&board), first.version);
-            async move { board.answer(RouteRequest { known, wait_ms: 1000 }).await }
+            async move { board.answer(RouteRequest { known, wait_ms: 1000, ..RouteRequest::default() }).await }
         });
         tokio::task::yield_now().await;
         board.publish(open(3), boot_now() + Span(5000));
         let answer = waiting.await.unwrap();
         assert_eq!(answer.route.epoch, Term(3));
         assert!(answer.route.valid_ms > 4000 && answer.route.valid_ms <= 5000);
-        let again = board.answer(RouteRequest { known: answer.version, wait_ms: 10 }).await;
+        let again = board.answer(RouteRequest { known: answer.version, wait_ms: 10, ..RouteRequest::default() }).await;
         assert_eq!(again.version, answer.version);
+    }
+
+    #[test]
+    fn a_drain_knows_who_holds_new_work_and_believes_no_earlier_word() {
+        let board = RouteBoard::new(1 << 40);
+        let holds = |epoch, under_way| Some(Holds { epoch: Term(epoch), under_way });
+        let ask = |name: &str, life, holds| board.heard(name, &RouteRequest { life, holds, ..RouteRequest::default() });
+        let drain = || Route { state: RouteState::Draining, ..open(3) };
+        let mut said = board.said();
+        for (name, life, what) in [("a", 1, None), ("a", 2, holds(3, 0)), ("b", 0, holds(3, 2)), ("c", 0, holds(2, 0))]
+        {
+            ask(name, life, what);
+        }
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let wanted = Draining { silent: names(&["a", "c"]), busy: names(&["b"]), done: names(&["a"]) };
+        assert_eq!(board.draining(Term(3)), wanted);
+        assert!(said.has_changed().unwrap());
+        said.mark_unchanged();
+        ask("b", 0, holds(3, 2));
+        assert!(!said.has_changed().unwrap(), "nothing new");
+        board.publish(drain(), boot_now() + Span(5000));
+        assert_eq!(board.draining(Term(3)).silent.len(), 4, "said before this drain");
+        ask("b", 0, holds(3, 0));
+        board.publish(drain(), boot_now() + Span(6000));
+        assert_eq!(board.draining(Term(3)).done, names(&["b"]), "the same drain goes on");
+        (0..2 * PROXIES_MAX as u64).for_each(|life| ask("many", life, None));
+        assert_eq!(board.proxies().len(), PROXIES_MAX);
     }
 
     #[tokio::test]

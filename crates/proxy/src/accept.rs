@@ -62,12 +62,18 @@ fn admit(shared: &Arc<Shared>, kind: Kind, client: TcpStream, slots: &Slots, tas
     }
     add(&shared.stats.refused_full);
     if let Ok(slot) = Arc::clone(&slots.polite).try_acquire_owned() {
-        tasks.spawn(turn_away(client, full(shared.options.max_connections), Some(slot)));
+        tasks.spawn(turn_away(Arc::clone(&shared), client, full(shared.options.max_connections), Some(slot)));
     }
 }
 
-async fn turn_away(mut client: TcpStream, refusal: wire::Refusal, slot: Option<OwnedSemaphorePermit>) {
-    if let Err(error) = wire::refuse(&mut client, &refusal).await {
+async fn turn_away(
+    shared: Arc<Shared>,
+    mut client: TcpStream,
+    refusal: wire::Refusal,
+    slot: Option<OwnedSemaphorePermit>,
+) {
+    shared.stats.changes.error(refusal.code);
+    if let Err(error) = wire::refuse(&mut client, &refusal, shared.tls.as_ref()).await {
         debug!(%error, "a client did not hear its refusal");
     }
     farewell(&mut client).await;
@@ -84,7 +90,7 @@ async fn serve(shared: Arc<Shared>, kind: Kind, mut client: TcpStream, _slot: Ow
     }
     let (mut server, mut ticket) = match find(&shared, kind, &client).await {
         Found::Server(server, ticket) => (server, ticket),
-        Found::GaveUp(refusal) => return turn_away(client, refusal, None).await,
+        Found::GaveUp(refusal) => return turn_away(Arc::clone(&shared), client, refusal, None).await,
         Found::Left => return,
     };
     let stats = &shared.stats;
@@ -117,7 +123,14 @@ mod tests {
     fn shared() -> Arc<Shared> {
         let registry = Registry::new(RouteTable::new(0, Span(0)).view(Moment(1)));
         let news = tokio::sync::watch::channel(Held::Silence).1;
-        Arc::new(Shared { options: Default::default(), stats: Arc::default(), registry, news, gate: Gate::default() })
+        Arc::new(Shared {
+            options: Default::default(),
+            stats: Arc::default(),
+            registry,
+            news,
+            gate: Gate::default(),
+            tls: None,
+        })
     }
 
     #[tokio::test]

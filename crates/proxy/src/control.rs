@@ -1,10 +1,11 @@
 //! Control: turns reports and time into what may enter and stay, and tells whoever obeys.
 //! Absent: where reports come from, and connections.
 
+use crate::changes::{CUT, Change};
 use crate::feed::TimedReport;
 use crate::options::ProxyOptions;
 use crate::stats::{Stats, add};
-use crate::table::{Hearing, RouteTable, View};
+use crate::table::{Hearing, Held, RouteTable, View};
 use mainstay_model::Moment;
 use mainstay_ports::clock::boot_now;
 use std::sync::Arc;
@@ -25,6 +26,26 @@ pub(crate) trait Obey {
     fn obey(&self, view: &View, until: Moment) -> usize;
     /// The view has changed, and everything is cut that had to be.
     fn news(&self, view: &View);
+    /// Clients that are held.
+    fn waiting(&self) -> u64;
+    /// A cut is seen by a client.
+    fn cuts_are_seen(&self) -> bool;
+}
+
+/// A change is over: the one line that says what clients noticed.
+fn tell(change: &Change) {
+    let errors = serde_json::to_string(&change.errors).unwrap_or_default();
+    info!(
+        from = change.from_epoch,
+        epoch = change.epoch,
+        planned = change.planned,
+        closed_ms = change.closed_ms,
+        held = change.held,
+        longest_hold_ms = change.longest_hold_us / 1000,
+        %errors,
+        unknown_commits = change.unknown_commits,
+        "a change of the primary is over for clients"
+    );
 }
 
 /// See the module.
@@ -85,6 +106,14 @@ impl<O: Obey> Control<O> {
     fn apply(&mut self) {
         let view = self.table.view(boot_now());
         let cuts = self.obeys.obey(&view, self.table.until());
+        let draining = if view.held == Held::Draining { view.epoch.0 } else { 0 };
+        self.stats.draining.store(draining, Ordering::Release);
+        if cuts > 0 && self.obeys.cuts_are_seen() {
+            (0..cuts).for_each(|_| self.stats.changes.error(CUT));
+        }
+        if let Some(change) = self.stats.changes.look(&view, self.obeys.waiting(), boot_now()) {
+            tell(&change);
+        }
         if view == self.view {
             return;
         }

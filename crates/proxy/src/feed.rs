@@ -1,17 +1,20 @@
 //! The feed: asks one agent for its route, again and again, and dates each answer by the moment its question was sent.
 //! Absent: the transport (the caller gives it) and any judgement of what was said.
 
-use mainstay_model::{Moment, NodeId, Route};
+use mainstay_model::{Moment, NodeId, Route, RouteState};
 use mainstay_ports::clock::boot_now;
-use mainstay_ports::route_board::{RouteAnswer, RouteRequest};
+use mainstay_ports::route_board::{Holds, RouteAnswer, RouteRequest};
 use std::fmt::Display;
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tracing::debug;
 
 /// How long an agent may keep a question when nothing changed: also how often validity is renewed, in milliseconds.
 pub const WAIT_MS: u64 = 250;
+/// The same while a planned change is near: how far this proxy has come is told with each question, and work is held meanwhile.
+const WAIT_IN_DRAIN_MS: u64 = 5;
 /// An answer longer than this is not read.
 pub const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// An answer that takes longer than this is given up.
@@ -20,6 +23,27 @@ const ANSWER_TIMEOUT: Duration = Duration::from_millis(WAIT_MS + 750);
 const PACE: Duration = Duration::from_millis(2);
 const RETRY_FIRST: Duration = Duration::from_millis(20);
 const RETRY_MOST: Duration = Duration::from_millis(200);
+
+/// What a proxy says of itself when it asks.
+#[derive(Clone)]
+pub struct Standing {
+    /// Tells processes apart that share a certificate; 0 = it is not said.
+    pub life: u64,
+    /// What it holds for a planned change, if it does now.
+    pub holds: Arc<dyn Fn() -> Option<Holds> + Send + Sync>,
+}
+
+impl Default for Standing {
+    fn default() -> Self {
+        Self { life: 0, holds: Arc::new(|| None) }
+    }
+}
+
+impl std::fmt::Debug for Standing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Standing").field("life", &self.life).finish_non_exhaustive()
+    }
+}
 
 /// What one agent said.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,22 +79,24 @@ enum FeedError {
 
 /// Asks one agent for ever; ends when nobody listens to `to` any more. `ask` sends a question's bytes and returns the answer's
 /// (both JSON, see [`RouteRequest`] and [`RouteAnswer`]); when it fails the question is repeated soon.
-pub async fn feed<Ask, Answering, Failure>(node: NodeId, ask: Ask, to: mpsc::Sender<TimedReport>)
+pub async fn feed<Ask, Answering, Failure>(node: NodeId, ask: Ask, standing: Standing, to: mpsc::Sender<TimedReport>)
 where
     Ask: Fn(Vec<u8>) -> Answering,
     Answering: Future<Output = Result<Vec<u8>, Failure>>,
     Failure: Display,
 {
-    let (mut known, mut retry) = (0, RETRY_FIRST);
+    let (mut known, mut retry, mut wait_ms) = (0, RETRY_FIRST, WAIT_MS);
     while !to.is_closed() {
         let (sent, begun) = (boot_now(), tokio::time::Instant::now());
+        let request = RouteRequest { known, wait_ms, life: standing.life, holds: (standing.holds)() };
         let answer = tokio::select! {
-            answer = question(&ask, known) => answer,
+            answer = question(&ask, request) => answer,
             () = to.closed() => return,
         };
         match answer {
             Ok(RouteAnswer { version, route }) => {
                 (known, retry) = (version, RETRY_FIRST);
+                wait_ms = if route.state == RouteState::Draining { WAIT_IN_DRAIN_MS } else { WAIT_MS };
                 let report = RouteReport { from: node.clone(), route };
                 if to.send(TimedReport { report, sent }).await.is_err() {
                     return;
@@ -79,7 +105,7 @@ where
             }
             Err(error) => {
                 debug!(%node, %error, "no route from this agent; asking again");
-                known = 0;
+                (known, wait_ms) = (0, WAIT_MS);
                 tokio::time::sleep(retry).await;
                 retry = (retry * 2).min(RETRY_MOST);
             }
@@ -87,13 +113,13 @@ where
     }
 }
 
-async fn question<Ask, Answering, Failure>(ask: &Ask, known: u64) -> Result<RouteAnswer, FeedError>
+async fn question<Ask, Answering, Failure>(ask: &Ask, request: RouteRequest) -> Result<RouteAnswer, FeedError>
 where
     Ask: Fn(Vec<u8>) -> Answering,
     Answering: Future<Output = Result<Vec<u8>, Failure>>,
     Failure: Display,
 {
-    let body = serde_json::to_vec(&RouteRequest { known, wait_ms: WAIT_MS })?;
+    let body = serde_json::to_vec(&request)?;
     let answer = tokio::time::timeout(ANSWER_TIMEOUT, ask(body)).await.map_err(|_| FeedError::Late)?;
     let answer = answer.map_err(|failure| FeedError::Transport(failure.to_string()))?;
     if answer.len() > ANSWER_BYTES_MAX {
@@ -105,9 +131,8 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mainstay_model::{RouteState, Span, Term};
+    use mainstay_model::{Span, Term};
     use mainstay_ports::route_board::RouteBoard;
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     fn open(term: u64) -> Route {
@@ -134,7 +159,7 @@ mod tests {
                 }
             }
         };
-        tokio::spawn(feed(NodeId::new("db1").unwrap(), ask, to));
+        tokio::spawn(feed(NodeId::new("db1").unwrap(), ask, Standing::default(), to));
         from
     }
 
@@ -168,7 +193,7 @@ mod tests {
     async fn a_feed_that_nobody_hears_ends() {
         let (to, from) = mpsc::channel(1);
         let silent = |_| std::future::pending::<Result<Vec<u8>, String>>();
-        let task = tokio::spawn(feed(NodeId::new("db1").unwrap(), silent, to));
+        let task = tokio::spawn(feed(NodeId::new("db1").unwrap(), silent, Standing::default(), to));
         drop(from);
         tokio::time::timeout(Duration::from_secs(1), task).await.unwrap().unwrap();
     }

@@ -3,6 +3,7 @@
 //! Absent: copying, and any second chance for a connection that already reached a server.
 
 use crate::options::ProxyOptions;
+use crate::pool::TlsShown;
 use crate::registry::{Registry, Ticket};
 use crate::socket::tune;
 use crate::stats::{Gauge, Stats, add};
@@ -33,7 +34,6 @@ pub(crate) enum Kind {
 }
 
 /// What all connections share.
-#[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) options: ProxyOptions,
     pub(crate) stats: Arc<Stats>,
@@ -41,6 +41,8 @@ pub(crate) struct Shared {
     /// Changes with every change of the view.
     pub(crate) news: watch::Receiver<Held>,
     pub(crate) gate: Gate,
+    /// For clients that ask for TLS and are refused; those that are served have it from their server.
+    pub(crate) tls: Option<TlsShown>,
 }
 
 /// How a search ended.
@@ -133,6 +135,7 @@ pub(crate) async fn find(shared: &Shared, kind: Kind, client: &TcpStream) -> Fou
                 return Found::GaveUp(crowded(why, shared.options.max_held));
             }
             add(&shared.stats.held_total);
+            shared.stats.changes.held();
         }
         tokio::select! {
             _ = news.changed() => {}
@@ -150,6 +153,7 @@ fn note_hold(shared: &Shared, held: bool, begun: Instant) {
     if held {
         let waited = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         shared.stats.longest_hold_ms.fetch_max(waited, Ordering::Relaxed);
+        shared.stats.changes.let_go(waited.saturating_mul(1000));
     }
 }
 

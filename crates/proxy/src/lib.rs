@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod accept;
+mod changes;
 mod control;
 pub mod feed;
 mod hold;
@@ -23,8 +24,9 @@ mod stats;
 pub mod table;
 pub mod wire;
 
-pub use feed::{RouteReport, TimedReport, feed};
+pub use changes::Change;
+pub use feed::{RouteReport, Standing, TimedReport, feed};
 pub use options::ProxyOptions;
-pub use proxy::{Proxy, ProxyError, run};
+pub use proxy::{Proxy, ProxyError};
 pub use stats::{Snapshot, Stats};
 pub use table::{Hearing, Held, RouteTable, Target, View};

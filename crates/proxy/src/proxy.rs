@@ -6,6 +6,7 @@ use crate::control::{Control, Obey};
 use crate::feed::TimedReport;
 use crate::hold::{Gate, Kind, Shared};
 use crate::options::ProxyOptions;
+use crate::pool::TlsShown;
 use crate::registry::Registry;
 use crate::socket::listen;
 use crate::stats::Stats;
@@ -15,6 +16,7 @@ use mainstay_ports::clock::boot_now;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
@@ -42,29 +44,18 @@ pub enum ProxyError {
 }
 
 /// A proxy that listens and does not serve yet.
-#[derive(Debug)]
 pub struct Proxy {
     options: ProxyOptions,
     stats: Arc<Stats>,
+    tls: Option<TlsShown>,
     write: Vec<TcpListener>,
     read: Vec<TcpListener>,
 }
 
-/// Binds and serves until `stop` is done. See [`Proxy`].
-///
-/// # Errors
-/// When it cannot listen.
-pub async fn run<Stop>(
-    options: ProxyOptions,
-    reports: mpsc::Receiver<TimedReport>,
-    stats: Arc<Stats>,
-    stop: Stop,
-) -> Result<(), ProxyError>
-where
-    Stop: Future<Output = ()>,
-{
-    Proxy::bind(options, stats)?.run(reports, stop).await;
-    Ok(())
+impl std::fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Proxy").field("write", &self.write).field("read", &self.read).finish_non_exhaustive()
+    }
 }
 
 impl Proxy {
@@ -83,7 +74,14 @@ impl Proxy {
             addresses.iter().map(bind).collect()
         };
         let (write, read) = (bind_all(&options.write)?, bind_all(&options.read)?);
-        Ok(Self { options, stats, write, read })
+        Ok(Self { options, stats, tls: None, write, read })
+    }
+
+    /// Clients that ask for TLS and can not be served are shown this certificate and told within TLS. Without, they hear that there is
+    /// no TLS, which is not true of those that are served.
+    #[must_use]
+    pub fn showing(self, tls: TlsShown) -> Self {
+        Self { tls: Some(tls), ..self }
     }
 
     /// The addresses it listens on for writes.
@@ -109,15 +107,19 @@ impl Proxy {
         let served = Arc::new(Semaphore::new(self.options.max_connections.min(Semaphore::MAX_PERMITS)));
         let slots = Slots { served, polite: Arc::new(Semaphore::new(POLITE_MAX)) };
         let registry = Registry::new(view);
-        let shared =
-            Arc::new(Shared { options: self.options, stats: self.stats, registry, news: heard, gate: Gate::default() });
+        let (options, stats, tls, gate) = (self.options, self.stats, self.tls, Gate::default());
+        let shared = Arc::new(Shared { options, stats, registry, news: heard, gate, tls });
         let mut listeners = JoinSet::new();
         let write = self.write.into_iter().map(|listener| (Kind::Write, listener));
         for (kind, listener) in write.chain(self.read.into_iter().map(|listener| (Kind::Read, listener))) {
             listeners.spawn(accept(Arc::clone(&shared), kind, listener, slots.clone()));
         }
         let stats = Arc::clone(&shared.stats);
-        let control = Control::new(&shared.options, stats, Relayed { news, registry: shared.registry.clone() });
+        let control = Control::new(
+            &shared.options,
+            stats,
+            Relayed { stats: Arc::clone(&shared.stats), news, registry: shared.registry.clone() },
+        );
         tokio::select! {
             () = control.follow(reports) => {}
             () = stop => {}
@@ -128,6 +130,7 @@ impl Proxy {
 
 /// Whole connections obey through their registry, and those who wait hear of it.
 struct Relayed {
+    stats: Arc<Stats>,
     news: watch::Sender<Held>,
     registry: Registry,
 }
@@ -139,5 +142,13 @@ impl Obey for Relayed {
 
     fn news(&self, view: &View) {
         self.news.send_replace(view.held);
+    }
+
+    fn waiting(&self) -> u64 {
+        self.stats.held.load(Ordering::Relaxed)
+    }
+
+    fn cuts_are_seen(&self) -> bool {
+        true
     }
 }

@@ -1,5 +1,8 @@
 //! Numbers: counted with atomics, told as text for Prometheus or as JSON. Absent: a listener that serves them.
 
+use crate::changes::{Change, Changes};
+use mainstay_model::Term;
+use mainstay_ports::route_board::Holds;
 use serde::Serialize;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,6 +13,7 @@ macro_rules! numbers {
         #[derive(Debug, Default)]
         pub struct Stats {
             $(#[doc = $doc] pub(crate) $name: AtomicU64,)*
+            pub(crate) changes: Changes,
         }
 
         /// The numbers at one moment.
@@ -65,6 +69,7 @@ numbers! {
     reports_conflict "counter" "Of those, refused: a second leader for one epoch. Must stay 0.";
     epoch "gauge" "The highest epoch heard of.";
     open "gauge" "1 while new connections go to a primary.";
+    draining "gauge" "The epoch whose primary is about to be changed, while new work is held for that; else 0.";
 }
 
 fn metric(text: &mut String, name: &str, kind: &str, doc: &str, value: u64) {
@@ -75,10 +80,27 @@ fn metric(text: &mut String, name: &str, kind: &str, doc: &str, value: u64) {
 }
 
 impl Stats {
-    /// The numbers as a JSON object.
+    /// What a proxy of whole connections holds for a planned change: which of them work, it does not know.
+    #[must_use]
+    pub fn holds(&self) -> Option<Holds> {
+        let epoch = self.draining.load(Ordering::Acquire);
+        (epoch > 0).then_some(Holds { epoch: Term(epoch), under_way: 0 })
+    }
+
+    /// The last change of the primary that is over, as clients noticed it; and how many there were.
+    #[must_use]
+    pub fn changes(&self) -> (u64, Option<Change>) {
+        self.changes.last()
+    }
+
+    /// The numbers as a JSON object, with the last change of the primary as clients noticed it.
     #[must_use]
     pub fn json(&self) -> serde_json::Value {
-        serde_json::to_value(self.snapshot()).unwrap_or_default()
+        let mut value = serde_json::to_value(self.snapshot()).unwrap_or_default();
+        let (count, last) = self.changes();
+        value["changes"] = count.into();
+        value["last_change"] = serde_json::to_value(last).unwrap_or_default();
+        value
     }
 }
 

@@ -140,7 +140,8 @@ impl RouteTable {
             None if self.heard.len() >= NODES_MAX => return Hearing::Refused,
             _ => self.heard.insert(report.from.clone(), sent),
         };
-        if report.route.epoch < self.epoch {
+        let stale = self.leader.is_some() && mainstay_ports::sabotage::on("stale-route");
+        if report.route.epoch < self.epoch || stale && report.route.epoch > self.epoch {
             return Hearing::Older;
         }
         self.raise(report.route.epoch, now);

@@ -1,19 +1,21 @@
-//! The few bytes of PostgreSQL's protocol that a proxy needs to say no politely: it hears the start-up out, declines
-//! encryption, and answers with a proper error. Bounded in bytes, rounds and time, since anybody can connect.
-//! Absent: everything after the start-up.
+//! What a proxy of whole connections says itself: no, politely. It hears the start-up out, within TLS where the client asks for that and
+//! the proxy has a certificate, and answers with a proper error. Bounded in bytes, rounds and time, since anybody can connect.
+//! Absent: everything after the start-up; connections that are served carry their TLS through to the server.
 
+use crate::pool::TlsShown;
+use mainstay_wire::reply::Reply;
+use mainstay_wire::{Startup, WireError};
+use rustls::server::Acceptor;
 use std::io;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio_rustls::LazyConfigAcceptor;
 
-/// The server's own bound on a start-up packet.
-pub const STARTUP_BYTES_MAX: usize = 10_000;
 /// How long hearing out and answering may take.
-pub const POLITE: Duration = Duration::from_secs(2);
+pub const POLITE: Duration = Duration::from_secs(3);
 const REQUESTS_MAX: usize = 4;
-const CANCEL: u32 = 80_877_102;
-const SSL: u32 = 80_877_103;
-const GSSENC: u32 = 80_877_104;
+/// The first byte of a client that begins TLS without asking.
+const TLS_RECORD: u8 = 0x16;
 
 /// `cannot_connect_now`: worth a retry.
 pub const CANNOT_CONNECT_NOW: &str = "57P03";
@@ -34,84 +36,113 @@ pub struct Refusal {
 }
 
 /// What a client wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wish {
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Wish {
     /// To start a session.
     Session,
     /// To cancel a query: expects no answer.
     Cancel,
+    /// TLS first. What of it was read already.
+    Tls(Vec<u8>),
 }
 
 impl Refusal {
     /// The message's bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut body = Vec::with_capacity(256);
-        let fields = [
-            (b'S', "FATAL"),
-            (b'V', "FATAL"),
-            (b'C', self.code),
-            (b'M', &self.message),
-            (b'D', &self.detail),
-            (b'H', &self.hint),
-        ];
-        for (tag, text) in fields {
-            body.push(tag);
-            body.extend(text.bytes().filter(|byte| *byte != 0));
-            body.push(0);
-        }
-        body.push(0);
-        let length = u32::try_from(body.len() + 4).unwrap_or(u32::MAX);
-        let mut message = vec![b'E'];
-        message.extend(length.to_be_bytes());
-        message.extend(body);
-        message
+        let mut out = Vec::with_capacity(256);
+        Reply::error("FATAL", self.code, &self.message, &self.detail, &self.hint).encode(&mut out);
+        out
     }
 }
 
-/// Hears a client out and refuses it.
+/// Hears a client out and refuses it; within TLS where it asks for that and this proxy has it.
 ///
 /// # Errors
 /// When it broke off, sent something else than a start-up, or took too long; nothing was answered then.
-pub async fn refuse<S>(client: &mut S, refusal: &Refusal) -> io::Result<()>
+pub async fn refuse<S>(client: &mut S, refusal: &Refusal, tls: Option<&TlsShown>) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let polite = async {
-        if startup(client).await? == Wish::Session {
-            client.write_all(&refusal.encode()).await?;
-            client.flush().await?;
-        }
-        Ok(())
-    };
-    tokio::time::timeout(POLITE, polite).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    tokio::time::timeout(POLITE, tell(client, refusal, tls))
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
-/// Reads up to the end of the start-up packet; declines encryption as often as a client may ask.
+async fn tell<S>(client: &mut S, refusal: &Refusal, tls: Option<&TlsShown>) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut wish = startup(client, tls.is_some()).await?;
+    if let Wish::Tls(early) = wish {
+        let config = tls.ok_or(io::ErrorKind::InvalidData)?().config;
+        let mut hello = Acceptor::default();
+        // Reading nothing would be taken for the end.
+        if !early.is_empty() {
+            hello.read_tls(&mut &early[..])?;
+        }
+        let mut client = LazyConfigAcceptor::new(hello, client).await?.into_stream(config).await?;
+        wish = startup(&mut client, false).await?;
+        answer(&mut client, &wish, refusal).await?;
+        // A client may take an end without this for a cut by somebody between.
+        return client.shutdown().await;
+    }
+    answer(client, &wish, refusal).await
+}
+
+async fn answer<S>(client: &mut S, wish: &Wish, refusal: &Refusal) -> io::Result<()>
+where
+    S: AsyncWrite + Unpin,
+{
+    if *wish == Wish::Session {
+        client.write_all(&refusal.encode()).await?;
+        client.flush().await?;
+    }
+    Ok(())
+}
+
+/// Reads up to the end of the start-up packet, or to where TLS begins if `tls`; declines other encryption as often as a client may ask.
 ///
 /// # Errors
 /// As [`refuse`], except that time is not bounded here.
-pub async fn startup<S>(client: &mut S) -> io::Result<Wish>
+async fn startup<S>(client: &mut S, tls: bool) -> io::Result<Wish>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     for _ in 0..REQUESTS_MAX {
-        let (length, code) = (client.read_u32().await?, client.read_u32().await?);
-        match (length, code) {
-            (8, SSL | GSSENC) => client.write_all(b"N").await?,
-            (16, CANCEL) => return Ok(Wish::Cancel),
-            _ => {
-                let length = usize::try_from(length).unwrap_or(usize::MAX);
-                if code >> 16 != 3 || !(8..=STARTUP_BYTES_MAX).contains(&length) {
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, "not a start-up packet of PostgreSQL"));
-                }
-                let mut rest = vec![0; length - 8];
-                client.read_exact(&mut rest).await?;
-                return Ok(Wish::Session);
+        let mut head = [0; 8];
+        client.read_exact(&mut head[..1]).await?;
+        if head[0] == TLS_RECORD && tls {
+            return Ok(Wish::Tls(vec![TLS_RECORD]));
+        }
+        client.read_exact(&mut head[1..]).await?;
+        let length = head.first_chunk().map_or(0, |length| u32::from_be_bytes(*length));
+        let mut whole = head.to_vec();
+        let found = match mainstay_wire::startup(&whole).map_err(wrong)? {
+            Some((found, _)) => found,
+            None => {
+                whole.resize(usize::try_from(length).unwrap_or(usize::MAX), 0);
+                client.read_exact(&mut whole[8..]).await?;
+                let found = mainstay_wire::startup(&whole).map_err(wrong)?;
+                found.ok_or(io::ErrorKind::InvalidData)?.0
             }
+        };
+        match found {
+            // From here on nothing that comes in clear is believed: it is read as TLS.
+            Startup::Ssl if tls => {
+                client.write_all(b"S").await?;
+                return Ok(Wish::Tls(Vec::new()));
+            }
+            Startup::Ssl | Startup::Gss => client.write_all(b"N").await?,
+            Startup::Cancel { .. } => return Ok(Wish::Cancel),
+            Startup::Session { .. } => return Ok(Wish::Session),
         }
     }
     Err(io::Error::new(io::ErrorKind::InvalidData, "too many requests for encryption"))
+}
+
+fn wrong(error: WireError) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
 #[cfg(test)]
@@ -119,6 +150,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use tokio::io::duplex;
+
+    const CANCEL: u32 = 80_877_102;
+    const SSL: u32 = 80_877_103;
+    const GSSENC: u32 = 80_877_104;
 
     fn refusal() -> Refusal {
         let text = |text: &str| text.to_owned();
@@ -137,7 +172,7 @@ mod tests {
         let (mut near, mut far) = duplex(64 * 1024);
         far.write_all(input).await.unwrap();
         far.shutdown().await.unwrap();
-        let result = refuse(&mut near, &refusal()).await;
+        let result = refuse(&mut near, &refusal(), None).await;
         drop(near);
         let mut output = Vec::new();
         far.read_to_end(&mut output).await.unwrap();
@@ -180,7 +215,7 @@ mod tests {
     async fn a_client_that_dawdles_is_left() {
         let (mut near, mut far) = duplex(64);
         far.write_all(&packet(196_608, &[0; 20])[..12]).await.unwrap();
-        assert_eq!(refuse(&mut near, &refusal()).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert_eq!(refuse(&mut near, &refusal(), None).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 
     proptest! {

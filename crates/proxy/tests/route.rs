@@ -5,7 +5,7 @@ mod support;
 use mainstay_model::{NodeId, RouteState, Span};
 use mainstay_ports::clock::boot_now;
 use mainstay_ports::route_board::{RouteBoard, RouteRequest};
-use mainstay_proxy::{ProxyOptions, feed};
+use mainstay_proxy::{ProxyOptions, Standing, feed};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -268,7 +268,7 @@ async fn boards_feeds_and_proxy_work_together_and_an_ended_feed_fences() {
                 serde_json::to_vec(&board.answer(request).await)
             }
         };
-        feeds.spawn(feed(NodeId::new(&server.name).unwrap(), ask, bench.reports.clone()));
+        feeds.spawn(feed(NodeId::new(&server.name).unwrap(), ask, Standing::default(), bench.reports.clone()));
     }
     let open = |server: &Server, epoch| mainstay_model::Route {
         epoch: mainstay_model::Term(epoch),

@@ -306,6 +306,9 @@ impl World {
             Output::Route(term, state, _) => {
                 if self.nodes[node].route != state {
                     self.trace(Some(node), || format!("  route {state:?} term {term}"));
+                    if state == RouteState::Draining {
+                        self.proxies_say(node, term);
+                    }
                 }
                 self.nodes[node].route = state;
             }
@@ -319,6 +322,18 @@ impl World {
             }
             Output::Reason(reason) => self.trace(Some(node), || format!("  why {}: {}", reason.rule, reason.text)),
         }
+    }
+
+    /// Proxies confirm a drain, or not, early or late: the decision must be as safe with every such word as without.
+    fn proxies_say(&mut self, node: Node, term: Term) {
+        let names = |count: u64| (0..count).map(|number| format!("proxy{number}")).collect::<Vec<_>>();
+        if self.rng.chance(3000) {
+            return;
+        }
+        let (waiting, late) = (names(self.rng.range(0, 2)), names(self.rng.range(0, 1)));
+        self.input_in(node, 0, Input::Proxies { term, waiting, late });
+        let delay = self.rng.range(0, 1500) * MS;
+        self.input_in(node, delay, Input::Proxies { term, waiting: Vec::new(), late: Vec::new() });
     }
 
     /// Begins an agent process.

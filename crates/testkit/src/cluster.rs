@@ -65,6 +65,22 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// The same, with a proxy that shares server connections by transaction.
+    ///
+    /// # Errors
+    /// When `up` fails.
+    pub async fn pooled() -> Result<Cluster> {
+        let cluster = Cluster::temporary().await?;
+        // The proxy of a cluster on one machine reads its mode from the file when it starts.
+        cluster.run(&["down", "--yes"]).await?;
+        let path = cluster.dir.join("mainstay.toml");
+        let text = std::fs::read_to_string(&path)?;
+        anyhow::ensure!(text.contains("[proxy]"), "no table [proxy] in {}", path.display());
+        std::fs::write(&path, text.replacen("[proxy]", "[proxy]\nmode = \"transaction\"", 1))?;
+        cluster.up_again().await?;
+        Ok(cluster)
+    }
+
     /// Makes or starts a cluster.
     ///
     /// # Errors

@@ -192,6 +192,12 @@ impl Ledger {
         Ok(Ledger { config, run, begun, shared, writers })
     }
 
+    /// When it began.
+    #[must_use]
+    pub fn begun(&self) -> Instant {
+        self.begun
+    }
+
     /// How long it runs.
     #[must_use]
     pub fn now(&self) -> Duration {
@@ -295,6 +301,14 @@ impl Records {
     #[must_use]
     pub fn longest_gap(&self) -> Gap {
         longest_gap(self.acknowledged(|_| true), self.ran)
+    }
+
+    /// The longest that a client waited for an acknowledgement that came after this moment.
+    #[must_use]
+    pub fn longest_wait_after(&self, moment: Duration) -> Duration {
+        let after = self.operations.iter().filter(|operation| operation.finished >= moment);
+        let told = after.filter(|operation| operation.told == Told::Acknowledged);
+        told.map(|operation| operation.finished.saturating_sub(operation.invoked)).max().unwrap_or_default()
     }
 
     /// The same for each client on its own: the longest of them.

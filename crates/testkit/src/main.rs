@@ -4,6 +4,7 @@
 
 mod bench;
 mod bench_hosts;
+mod bench_pool;
 mod bench_table;
 mod chaos_run;
 mod demo;
@@ -26,6 +27,8 @@ enum Command {
     Demo(demo::Options),
     /// Measures the longest time without an acknowledged write, fault by fault
     BenchFailover(bench::Options),
+    /// Measures what clients of a pool notice of a change of the primary: errors, and how long they are held
+    BenchSwitchover(bench_pool::Options),
     /// Lets faults happen to clusters on virtual hosts (needs root)
     Hosts(hosts_run::Options),
     /// Saturates the processors and the data volumes: nobody may take over (needs root)
@@ -65,6 +68,7 @@ async fn work(command: &Command) -> anyhow::Result<ExitCode> {
             Command::Demo(options) => demo::run(options).await,
             Command::BenchFailover(options) if options.hosts => bench_hosts::run(options).await,
             Command::BenchFailover(options) => bench::run(options).await,
+            Command::BenchSwitchover(options) => bench_pool::run(options).await,
             Command::Hosts(options) => hosts_run::run(options).await,
             Command::Soak(options) => hosts_run::soak(options).await,
             Command::HostInit { .. } => Ok(false),

@@ -42,6 +42,8 @@ pub struct Report {
     pub gap: Gap,
     /// The longest of one client.
     pub client_gap: Gap,
+    /// The longest that a client waited for an acknowledgement that came after the fault.
+    pub longest_wait: Duration,
     /// From the fault to the healed cluster, every node a replica again.
     pub healed_after: Duration,
     /// What the data say.
@@ -60,14 +62,17 @@ pub async fn run(cluster: &Cluster, fault: Fault, settings: Settings) -> Result<
     ledger.progress(50, settings.patience).await.context("before the fault")?;
     tokio::time::sleep(settings.before).await;
     let tried = after_load(cluster, fault, settings, &whole, &ledger).await;
+    let begun = ledger.begun();
     let records = ledger.finish().await?;
     let (injected, status, healed_after) = tried?;
+    let at = injected.at.saturating_duration_since(begun);
     let verdict = records.verify().await?;
     Ok(Report {
         fault,
         injected,
         gap: records.longest_gap(),
         client_gap: records.longest_gap_of_a_client(),
+        longest_wait: records.longest_wait_after(at),
         healed_after,
         verdict,
         status,

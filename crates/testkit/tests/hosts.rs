@@ -130,6 +130,47 @@ async fn a_doctor_sees_a_cut_cable_and_a_full_volume() {
     assert!(!found.iter().any(|(name, ..)| name == "disk"), "{found:?}");
 }
 
+/// The rules of a drill on a host.
+async fn cuts(host: &Host) -> String {
+    host.run(&["ip", "rule", "show", "pref", "7420"]).await.unwrap().trim().to_owned()
+}
+
+/// `mainstay drill isolate-primary`, typed on the clients' host; and an agent that ends while its host is cut off.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drill_cuts_the_primary_off_and_ends_by_itself() {
+    let cluster = HostCluster::up(Shape::THREE).await.unwrap();
+    let before = cluster.healed(Duration::from_secs(60)).await.unwrap();
+    let (primary, host) = cluster.primary(&before).unwrap();
+    let words = ["drill", "isolate-primary", "--yes", "--json", "--page", "/tmp/drill.html"];
+    let said = cluster.run(&words, Duration::from_secs(300)).await.unwrap();
+    let answer: serde_json::Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+    let result = &answer["result"];
+    assert_eq!((&result["met"], &result["lost"]), (&true.into(), &0.into()), "{answer}");
+    assert_eq!(result["from"], primary.as_str());
+    assert_ne!(result["to"], primary.as_str(), "another node took over: {answer}");
+    // The host was away for two leases; nothing can have taken over in no time.
+    assert!(result["write_gap_ms"].as_u64().unwrap() > 300, "{answer}");
+    assert_eq!(cuts(host).await, "", "the agent joined its host again");
+    let events = cluster.history().await.unwrap();
+    assert!(events.iter().any(|event| event.kind == "drill" && event.text.contains("isolate-primary")));
+
+    // As an agent leaves it that is killed while its host is cut off.
+    let node = before.nodes.iter().find(|node| node.name == primary).unwrap();
+    let file = Path::new(&node.data_dir).with_file_name("agent").join("drill.json");
+    let left = r#"{"stopped":[],"isolated":true,"until":99999999999}"#;
+    std::fs::write(host.path(file.to_str().unwrap()), left).unwrap();
+    let rule = "ip rule add pref 7420 to 10.99.0.1 ipproto tcp dport 7420 blackhole";
+    host.run(&["sh", "-c", rule]).await.unwrap();
+    assert_ne!(cuts(host).await, "");
+    host.run(&["sh", "-c", "kill -9 $(pgrep -f ' agent --config' | head -1)"]).await.unwrap();
+    let begun = Instant::now();
+    while !cuts(host).await.is_empty() || host.path(file.to_str().unwrap()).exists() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "the next agent did not end it");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    cluster.healed(Duration::from_secs(90)).await.unwrap();
+}
+
 /// Paths below `/proc/NUMBER` of processes that name this directory.
 fn living(dir: &Path) -> Vec<PathBuf> {
     let processes = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());

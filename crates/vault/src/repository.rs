@@ -118,6 +118,11 @@ pub struct Repository {
     secret: Option<SecretKey>,
 }
 
+/// SHA-256 of some content, as a header names it.
+pub(crate) fn sum_of(content: &[u8]) -> String {
+    hex::encode(ring::digest::digest(&ring::digest::SHA256, content).as_ref())
+}
+
 const CHARTER: &str = "vault.json";
 
 impl Repository {
@@ -213,7 +218,10 @@ impl Repository {
 
     /// Writes a whole object, never over another.
     pub(crate) fn put(&self, key: &Key, header: Header, content: &[u8]) -> Result<Written, VaultError> {
-        let sum = hex::encode(ring::digest::digest(&ring::digest::SHA256, content).as_ref());
+        self.put_summed(key, header, content, sum_of(content))
+    }
+
+    fn put_summed(&self, key: &Key, header: Header, content: &[u8], sum: String) -> Result<Written, VaultError> {
         let mut sealer = self.begin(key, Header { size: Some(content.len() as u64), sum: Some(sum), ..header })?;
         let mut zstd = compressor()?;
         let mut rest = content;
@@ -240,11 +248,16 @@ impl Repository {
     }
 
     /// Writes, then reads back what is there and compares: what this returns has been in the repository when it was looked at.
-    pub(crate) fn put_checked(&self, key: &Key, header: Header, content: &[u8]) -> Result<Committed, VaultError> {
-        let written = self.put(key, header, content)?;
+    /// `sum`: [`sum_of`] the content.
+    pub(crate) fn put_checked(
+        &self,
+        key: &Key,
+        header: Header,
+        (content, sum): (&[u8], &str),
+    ) -> Result<Committed, VaultError> {
+        let written = self.put_summed(key, header, content, sum.to_owned())?;
         let there = self.check(key)?;
-        let ours = hex::encode(ring::digest::digest(&ring::digest::SHA256, content).as_ref());
-        match (written.committed, there.sum == Some(ours)) {
+        match (written.committed, there.sum.as_deref() == Some(sum)) {
             (Committed::Created, true) => Ok(Committed::Created),
             (Committed::Created, false) => Err(VaultError::Damaged(format!("{key} was read back with other content"))),
             (Committed::Exists, _) => Ok(Committed::Exists),
@@ -274,7 +287,10 @@ mod tests {
         let key = Key::new("log/1/one").unwrap();
         let writer = Repository::open(Arc::new(memory.clone()), None).unwrap();
         assert!(!writer.readable() && repository.readable());
-        assert_eq!(writer.put_checked(&key, Header::default(), &content()).unwrap(), Committed::Created);
+        assert_eq!(
+            writer.put_checked(&key, Header::default(), (&content(), &sum_of(&content()))).unwrap(),
+            Committed::Created
+        );
         assert_eq!(repository.get(&key).unwrap().1, content());
         assert!(matches!(writer.get(&key), Err(VaultError::NoKey { .. })));
         assert!(writer.check(&key).is_ok(), "checked without a key");

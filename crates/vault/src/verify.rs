@@ -4,7 +4,7 @@ use crate::hex;
 use crate::objects::Key;
 use crate::postgres::archive::{Held, check_held, gaps, lineage};
 use crate::postgres::backup;
-use crate::postgres::fetch::fetch;
+use crate::postgres::fetch::{Packs, fetch};
 use crate::postgres::log::{LogFile, SegmentSize, segments};
 use crate::postgres::manifest::Manifest;
 use crate::repository::{Repository, VaultError};
@@ -69,6 +69,7 @@ pub fn verify(repository: &Repository, system: SystemId) -> Result<Report, Vault
         };
         report.objects += u64::from(note(&mut report, look)?);
     }
+    let packs = Packs::new(repository);
     for backup in &backups {
         let mut good = true;
         for number in 0..backup.packs.len() {
@@ -80,7 +81,7 @@ pub fn verify(repository: &Repository, system: SystemId) -> Result<Report, Vault
             if !good {
                 break;
             }
-            let looked = fetch(repository, backup, extent).map(drop);
+            let looked = fetch(&packs, backup, extent).map(drop);
             good &= note(&mut report, looked)?;
         }
         let own = lineage(repository, system, size, backup.stop.timeline).and_then(|left| {

@@ -36,8 +36,15 @@ async fn a_node_that_is_not_fit_says_why_and_starts_when_it_is_put_right() {
     let layout = second.options.layout.clone();
     let data = layout.data();
 
+    let probed = data.join("pg_stat_tmp/mainstay.probe");
+    let not_written_to = || {
+        let _ = std::fs::remove_file(&probed);
+        std::thread::sleep(std::time::Duration::from_millis(2500));
+        assert!(!probed.exists(), "the disk probe writes to data that may be another's");
+        mode(&data, 0o700);
+    };
     mode(&data, 0o777);
-    refused(second, first, &["mode 777", "chmod 700"], || mode(&data, 0o700)).await;
+    refused(second, first, &["mode 777", "chmod 700"], not_written_to).await;
 
     if let Some((uid, gid)) = second.options.user {
         chown(&data, Some(0), Some(0)).unwrap();

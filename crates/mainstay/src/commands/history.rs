@@ -39,8 +39,8 @@ pub(crate) async fn run(options: History, global: Global) -> Outcome {
             output::line("Nothing has happened.");
         }
     } else {
-        rows.iter().for_each(|row| output::line(change_text(row, &zone).trim_end()));
-        let others = events.iter().filter(|told| !told.is_change()).count();
+        events.iter().filter_map(|told| shown(told, &rows, &zone)).for_each(|text| output::line(text.trim_end()));
+        let others = events.iter().filter(|told| !told.is_change() && !is_drill(told)).count();
         if rows.is_empty() {
             output::line("No change of primary.");
         }
@@ -49,6 +49,22 @@ pub(crate) async fn run(options: History, global: Global) -> Outcome {
         }
     }
     Ok(())
+}
+
+fn is_drill(told: &Told) -> bool {
+    told.event.kind == "drill"
+}
+
+/// A change of primary, or what came of a drill; `None`: neither.
+fn shown(told: &Told, rows: &[Row], zone: &TimeZone) -> Option<String> {
+    if is_drill(told) {
+        let colour = if told.event.text.contains("NOT MET") { Colour::Red } else { Colour::Cyan };
+        let text = told.event.text.split_once(": ").map_or(told.event.text.as_str(), |(_, rest)| rest);
+        let head = told.event.text.split(": ").next().unwrap_or_default();
+        let at = short(told.event.wall_ms, zone);
+        return Some(format!("{:<5} {at}  {}\n      {text}", told.name(), paint(colour, head)));
+    }
+    rows.iter().find(|row| row.told == *told).map(|row| change_text(row, zone))
 }
 
 /// The whole history that is kept, from every agent that can read it.

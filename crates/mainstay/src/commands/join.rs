@@ -12,18 +12,22 @@ use crate::output;
 use crate::target::{self, Target};
 use mainstay_model::ClusterName;
 use mainstay_model::layout::{ClusterLayout, NodeLayout};
-use mainstay_net::join::{Question, ask};
+use mainstay_net::join::{Question, Welcome, ask};
 use mainstay_net::{Identity, Issued, KeyRequest, NetError, Role, Token, pki};
 use mainstay_ports::clock::wall_now_ms;
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::io::Read as _;
+use std::io::{BufRead as _, Read as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use tokio::net::lookup_host;
 
 /// Where `pki serve` listens unless it is told otherwise.
 const PORT: u16 = 7422;
+/// `--at` this: whoever started this program carries question and answer.
+const PIPE: &str = "-";
+/// The authority's answer is not longer.
+const ANSWER_BYTES_MAX: u64 = 64 * 1024;
 /// A token is not longer than this.
 const TYPED_BYTES_MAX: u64 = 1024;
 
@@ -160,7 +164,8 @@ impl Source {
             let authority = read(&dir.join("ca.crt"))?;
             return Ok(Source::Bundle(dir, Box::new(bundle), authority));
         }
-        let text = typed(options.token.as_deref().unwrap_or_default())?;
+        let over_pipe = options.at.as_deref() == Some(PIPE);
+        let text = typed(options.token.as_deref().unwrap_or_default(), over_pipe)?;
         let token = Token::parse(&text).map_err(|error| {
             Failure::usage(error.to_string()).hint("copy the whole line that `mainstay pki issue` printed")
         })?;
@@ -176,10 +181,13 @@ impl Source {
     }
 }
 
-/// The token's text. Never the argument itself: every user of a host can read the arguments of its programs.
-fn typed(place: &str) -> Outcome<String> {
+/// The token's text. Never the argument itself: every user of a host can read the arguments of its programs. `over_pipe`: one line, since the
+/// authority's answer follows it.
+fn typed(place: &str, over_pipe: bool) -> Outcome<String> {
     let mut text = String::new();
-    let read = if place == "-" {
+    let read = if place == "-" && over_pipe {
+        std::io::stdin().lock().take(TYPED_BYTES_MAX).read_line(&mut text)
+    } else if place == "-" {
         std::io::stdin().lock().take(TYPED_BYTES_MAX).read_to_string(&mut text)
     } else if Token::parse(place).is_ok() {
         return Err(Failure::usage("--token takes a file, or `-` for standard input, not the token itself").hint(
@@ -301,7 +309,6 @@ fn from_bundle(target: &Target, member: &Member, dir: &Path, bundle: &Bundle, au
 }
 
 async fn from_token(target: &Target, member: &Member, token: &Token, at: &str) -> Outcome<Material> {
-    let address = resolve(at).await?;
     let mut keys = BTreeMap::new();
     for purpose in member.purposes().into_keys() {
         keys.insert(purpose.to_owned(), KeyRequest::create().map_err(net)?);
@@ -315,7 +322,39 @@ async fn from_token(target: &Target, member: &Member, token: &Token, at: &str) -
         name: member.name.clone(),
         requests: keys.iter().map(|(purpose, key)| (purpose.clone(), key.request_pem.clone())).collect(),
     };
-    let welcome = ask(address, (cluster, &token.fingerprint), &question).await.map_err(|error| match error {
+    let welcome = if at == PIPE {
+        carried(&question, token)?
+    } else {
+        asked(resolve(at).await?, (cluster, &token.fingerprint), &question).await?
+    };
+    let mut issued = BTreeMap::new();
+    for (purpose, key) in keys {
+        let cert = welcome.certificates.get(&purpose);
+        let cert = cert.ok_or_else(|| Failure::failed(format!("no certificate for {purpose} came back")))?;
+        issued.insert(purpose, key.with(cert.clone()).map_err(net)?);
+    }
+    Ok(Material { authority: welcome.authority, issued, verifier: welcome.verifier })
+}
+
+/// The question goes out as a line, the answer comes in as one. The keys stay here, as always.
+fn carried(question: &Question, token: &Token) -> Outcome<Welcome> {
+    output::object(question);
+    let mut line = String::new();
+    let read = std::io::stdin().lock().take(ANSWER_BYTES_MAX).read_line(&mut line);
+    read.map_err(|error| Failure::failed(format!("the authority's answer can not be read: {error}")))?;
+    let welcome: Welcome = serde_json::from_str(&line).map_err(|_| {
+        Failure::failed("no answer of the authority came back")
+            .hint("nothing was changed; whoever carried the question says why")
+    })?;
+    // Whoever carries it may be anybody: it must be the authority that the token names.
+    if pki::fingerprint(&welcome.authority).map_err(net)? != token.fingerprint {
+        return Err(Failure::failed("the answer is not of the authority that the token names"));
+    }
+    Ok(welcome)
+}
+
+async fn asked(address: SocketAddr, whom: (&ClusterName, &str), question: &Question) -> Outcome<Welcome> {
+    ask(address, whom, question).await.map_err(|error| match error {
         NetError::Join(refusal) => Failure::failed(refusal.error).hint(refusal.hint),
         other => {
             let text = other.to_string();
@@ -326,14 +365,7 @@ async fn from_token(target: &Target, member: &Member, token: &Token, at: &str) -
             };
             Failure::failed(text).hint(hint)
         }
-    })?;
-    let mut issued = BTreeMap::new();
-    for (purpose, key) in keys {
-        let cert = welcome.certificates.get(&purpose);
-        let cert = cert.ok_or_else(|| Failure::failed(format!("no certificate for {purpose} came back")))?;
-        issued.insert(purpose, key.with(cert.clone()).map_err(net)?);
-    }
-    Ok(Material { authority: welcome.authority, issued, verifier: welcome.verifier })
+    })
 }
 
 async fn resolve(at: &str) -> Outcome<SocketAddr> {

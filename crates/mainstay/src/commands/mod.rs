@@ -1,16 +1,21 @@
 //! One file per command, and the runtime that each needs: none for the guard, one thread for commands, few for daemons.
 
 mod agent;
+mod apply;
 mod archive;
 mod backup;
 mod backups;
+mod completions;
 mod connect;
 mod doctor;
 mod down;
+mod drill;
+mod drill_course;
 mod drill_restore;
 mod failover;
 mod guard;
 mod history;
+mod host;
 mod init;
 mod join;
 mod node;
@@ -34,6 +39,7 @@ mod wait;
 mod why;
 
 pub(crate) use proxy::NAME as PROXY_NAME;
+pub(crate) use supervise::node_run_dir;
 pub(crate) use why::check_node;
 
 use crate::cli::{Cli, Command};
@@ -64,6 +70,9 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Recover(options) => one_thread(recover::run(options, global)),
         Command::Init(options) => init::run(&options, global),
         Command::Plan(options) => one_thread(plan::run(options, global)),
+        Command::Apply(options) => one_thread(apply::run(options, global)),
+        Command::Host(options) => one_thread(host::run(options.verb)),
+        Command::Drill(options) => two_threads(drill::run(options, global)),
         Command::Runbook(options) => one_thread(runbook::run(options, global)),
         Command::Doctor(options) => one_thread(doctor::run(options, global)),
         Command::Archive(options) => archive::run(options, global),
@@ -74,6 +83,8 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Connect(options) => connect::run(&options, global),
         Command::Pki(options) => pki::run(options, global),
         Command::Join(options) => join::run(options, global),
+        Command::Completions(options) => completions::print(&options),
+        Command::Manual(options) => completions::manual(&options),
         Command::Agent(options) => agent::run(&options),
         Command::Guard(options) => guard::run(&options),
         Command::Proxy(options) => proxy::run(&options),
@@ -86,6 +97,16 @@ pub(crate) fn one_thread<T>(work: impl Future<Output = Outcome<T>>) -> Outcome<T
     mainstay_net::install_provider();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(|error| Failure::failed(format!("no runtime: {error}")))?.block_on(work)
+}
+
+/// Runs a command whose own clients measure time: what it asks meanwhile must not hold them up.
+fn two_threads<T>(work: impl Future<Output = Outcome<T>>) -> Outcome<T> {
+    mainstay_net::install_provider();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::failed(format!("no runtime: {error}")))?;
+    let outcome = runtime.block_on(work);
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    outcome
 }
 
 /// Runs a daemon. With no workers: everything in this thread, which costs least while idle. `raised`: above other programs, where allowed.

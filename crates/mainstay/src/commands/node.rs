@@ -32,7 +32,7 @@ pub(crate) async fn run(options: Options, global: Global) -> Outcome {
     }
 }
 
-fn checked(spec: &Spec) -> Outcome {
+pub(super) fn checked(spec: &Spec) -> Outcome {
     let problems: Vec<String> = check(spec, owned_parameters()).into_iter().map(|problem| problem.text).collect();
     if problems.is_empty() { Ok(()) } else { Err(Failure::usage(problems.join("\n")).hint("nothing was changed")) }
 }
@@ -88,7 +88,13 @@ fn say_shapes(progress: &Progress, before: &Spec, after: &Spec) {
     warnings(before, after).iter().for_each(|warning| progress.say(&format!("Note: {warning}")));
 }
 
-async fn write(session: &mut Session, spec: Spec, change: String, progress: &mut Progress) -> Outcome<Vec<String>> {
+/// Writes a generation, and waits until the nodes go by it.
+pub(super) async fn write(
+    session: &mut Session,
+    spec: Spec,
+    change: String,
+    progress: &mut Progress,
+) -> Outcome<Vec<String>> {
     progress.step("Writing the new generation");
     let stored = match session.propose(spec, change).await {
         Ok(stored) => stored,
@@ -118,7 +124,7 @@ fn next_steps(session: &Session, node: &Node) -> Vec<String> {
 }
 
 /// Waits until the node votes, and does what its role asks.
-async fn joined(
+pub(super) async fn joined(
     session: &Session,
     node: &Node,
     seconds: u64,
@@ -188,7 +194,12 @@ fn not_primary(primary: Option<&NodeId>, node: &NodeId, what: &str) -> Outcome {
 }
 
 /// Waits until neither the record nor the store counts it.
-async fn gone(session: &Session, options: &NodeRemove, progress: &mut Progress, verified: &mut Vec<String>) -> Outcome {
+pub(super) async fn gone(
+    session: &Session,
+    options: &NodeRemove,
+    progress: &mut Progress,
+    verified: &mut Vec<String>,
+) -> Outcome {
     if options.wait == 0 {
         return Ok(());
     }

@@ -39,8 +39,11 @@ pub(crate) fn run(options: Pki, global: Global) -> Outcome {
     }
 }
 
-fn init(options: &Init, global: Global) -> Outcome {
-    let target = Target::find(&options.which)?;
+/// Makes the authority beside the cluster's file, or goes on with one whose making was interrupted.
+///
+/// # Errors
+/// When something of it is there already, or the disk refuses.
+pub(super) fn make(target: &Target) -> Outcome<Keys> {
     let layout = &target.layout;
     let cluster = &target.spec.cluster.name;
     // An authority is whole as soon as `pki/` is there: it is made aside and moved there at last.
@@ -53,7 +56,13 @@ fn init(options: &Init, global: Global) -> Outcome {
     move_to(&aside.pki(), &layout.pki())?;
     // Empty by now; one that stays does no harm.
     let _ = std::fs::remove_dir(aside.dir());
-    let keys = Keys::open(layout, cluster)?;
+    Keys::open(layout, cluster)
+}
+
+fn init(options: &Init, global: Global) -> Outcome {
+    let target = Target::find(&options.which)?;
+    let keys = make(&target)?;
+    let (layout, cluster) = (&target.layout, &target.spec.cluster.name);
     let fingerprint = pki::fingerprint(keys.authority().cert_pem()).map_err(crate::local::keys::net)?;
     if global.json {
         output::object(&json!({

@@ -1,7 +1,7 @@
 //! `mainstay proxy`: the data plane. Asks every agent for its route over mutual TLS and lets client connections follow it. Which agents
 //! there are it learns from them: the file only tells whom to ask first.
 
-use crate::cli::Proxy;
+use crate::cli::Proxy as ProxyArguments;
 use crate::failure::{Failure, Outcome};
 use crate::target::Target;
 use mainstay_agent::door::{ClusterQuestion, ask};
@@ -16,8 +16,9 @@ use mainstay_net::mesh::Mesh;
 use mainstay_net::tls::ALPN_POSTGRES;
 use mainstay_net::{Credentials, Expect, NetError};
 use mainstay_ports::peer::{Channel, Handlers, Peers};
-use mainstay_proxy::pool::{PoolOptions, Pooled, PooledProxy, Shown};
-use mainstay_proxy::{ProxyError, ProxyOptions, Stats, TimedReport, feed};
+use mainstay_ports::route_board::Holds;
+use mainstay_proxy::pool::{PoolOptions, Pooled, PooledProxy, Shown, TlsShown};
+use mainstay_proxy::{Proxy, ProxyError, ProxyOptions, Standing, Stats, TimedReport, feed};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -48,7 +49,7 @@ const WORKERS_MAX: usize = 8;
 ///
 /// # Errors
 /// When its addresses can not be listened on, or its certificate is missing.
-pub(crate) fn run(options: &Proxy) -> Outcome {
+pub(crate) fn run(options: &ProxyArguments) -> Outcome {
     super::start_log();
     let target = Target::read(&crate::target::absolute(&options.config)?)?;
     let workers = std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX);
@@ -70,7 +71,7 @@ struct Place {
     _lock: Option<ProxyLock>,
 }
 
-fn place(target: &Target, options: &Proxy) -> Outcome<Place> {
+fn place(target: &Target, options: &ProxyArguments) -> Outcome<Place> {
     let Some(node) = &options.node else {
         let layout = match &options.dir {
             Some(dir) => ClusterLayout::new(crate::target::absolute(dir)?),
@@ -126,33 +127,50 @@ async fn serve(file: Spec, place: Place) -> Outcome {
     let stats = Arc::new(Stats::default());
     let failed = |error: ProxyError| Failure::failed(error.to_string());
     let wanted = first.spec.proxy.clone();
-    let nodes =
-        Nodes { mesh, reports, stored: first, addresses: BTreeMap::new(), feeds: BTreeMap::new(), pooled: None };
+    let (addresses, feeds, standing) = (BTreeMap::new(), BTreeMap::new(), Standing::default());
+    let nodes = Nodes { mesh, reports, stored: first, addresses, feeds, pooled: None, standing };
     if wanted.mode == ProxyMode::Session {
-        tokio::spawn(nodes.follow());
-        return mainstay_proxy::run(options, heard, stats, stop).await.map_err(failed);
+        let own = Arc::clone(&stats);
+        let standing = standing_of(move || own.holds())?;
+        tokio::spawn(Nodes { standing, ..nodes }.follow());
+        Proxy::bind(options, stats).map_err(failed)?.showing(shown_to_clients(&credentials)).run(heard, stop).await;
+        return Ok(());
     }
     let pooling = pooling(&wanted, &credentials);
     let proxy = PooledProxy::bind(options, pooling, stats).map_err(failed)?;
-    tokio::spawn(Nodes { pooled: Some(proxy.handle()), ..nodes }.follow());
+    let pooled = proxy.handle();
+    let standing = standing_of(move || pooled.holds())?;
+    tokio::spawn(Nodes { pooled: Some(proxy.handle()), standing, ..nodes }.follow());
     proxy.run(heard, stop).await.map_err(failed)
+}
+
+/// How this proxy tells agents of itself.
+fn standing_of(holds: impl Fn() -> Option<Holds> + Send + Sync + 'static) -> Outcome<Standing> {
+    let mut life = [0; 8];
+    let random = rustix::rand::getrandom(&mut life, rustix::rand::GetRandomFlags::empty());
+    random.map_err(|error| Failure::failed(format!("the system gives no random numbers: {error}")))?;
+    Ok(Standing { life: u64::from_ne_bytes(life), holds: Arc::new(holds) })
+}
+
+/// What clients that ask for TLS see.
+fn shown_to_clients(credentials: &Arc<Credentials>) -> TlsShown {
+    let shown = Arc::clone(credentials);
+    Arc::new(move || {
+        let (config, certificate) = shown.clients_config();
+        Shown { config, certificate }
+    })
 }
 
 /// How clients share server connections.
 fn pooling(wanted: &mainstay_model::spec::Proxy, credentials: &Arc<Credentials>) -> PoolOptions {
     let own = Arc::clone(credentials);
-    let shown = Arc::clone(credentials);
-    let shown = move || {
-        let (config, certificate) = shown.clients_config();
-        Shown { config, certificate }
-    };
     let tls_to = move |node: &NodeId| own.client_config(Expect::Server(node.clone()), ALPN_POSTGRES).ok();
     let count = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
     PoolOptions {
         threads: count(wanted.threads),
         size: count(wanted.pool_size),
         queue: Span(wanted.queue_ms),
-        tls: Some(Arc::new(shown)),
+        tls: Some(shown_to_clients(credentials)),
         tls_to: Some(Arc::new(tls_to)),
         ..PoolOptions::default()
     }
@@ -174,6 +192,8 @@ struct Nodes {
     feeds: BTreeMap<NodeId, AbortHandle>,
     /// Who has to know who may log in.
     pooled: Option<Pooled>,
+    /// What agents are told of this proxy.
+    standing: Standing,
 }
 
 impl Nodes {
@@ -262,7 +282,7 @@ impl Nodes {
             let (mesh, node) = (Arc::clone(&mesh), asked.clone());
             async move { mesh.request(&node, Channel::Route, body, ANSWER).await }
         };
-        tokio::spawn(feed(node, ask, self.reports.clone())).abort_handle()
+        tokio::spawn(feed(node, ask, self.standing.clone(), self.reports.clone())).abort_handle()
     }
 }
 

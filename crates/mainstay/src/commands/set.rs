@@ -157,6 +157,21 @@ async fn carry_out(
     mut progress: Progress,
 ) -> Outcome {
     let begun = boot_now();
+    let (stored, verified) = bring_about(session, new, differences, &mut progress).await?;
+    report(session, &stored, differences, &verified, boot_now().since(begun).0, global);
+    Ok(())
+}
+
+/// Writes the generation, and waits until it is seen to be in force. Returns it with what was verified.
+///
+/// # Errors
+/// When it is refused, or not seen to take effect.
+pub(super) async fn bring_about(
+    session: &mut Session,
+    new: Spec,
+    differences: &[Difference],
+    progress: &mut Progress,
+) -> Outcome<(StoredSpec, Vec<String>)> {
     let change = differences.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
     let durability =
         differences.iter().any(|difference| difference.key == "cluster.durability").then_some(new.cluster.durability);
@@ -170,15 +185,14 @@ async fn carry_out(
     };
     progress.finish(&format!("generation {}", stored.generation));
     let mut verified = vec![format!("generation {} is in force", stored.generation)];
-    verified.push(until_known(session, stored.generation, &mut progress).await);
+    verified.push(until_known(session, stored.generation, progress).await);
     if let Some(wanted) = durability {
-        verified.push(until_recorded(session, wanted, &mut progress).await?);
+        verified.push(until_recorded(session, wanted, progress).await?);
     }
     if differences.iter().any(|difference| difference.key.starts_with("postgres.parameters.")) {
         until_pending(session).await;
     }
-    report(session, &stored, differences, &verified, boot_now().since(begun).0, global);
-    Ok(())
+    Ok((stored, verified))
 }
 
 /// Waits until the servers have said which parameters wait for a restart, or time enough to say that none does.

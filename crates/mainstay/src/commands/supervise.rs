@@ -1,15 +1,16 @@
 //! `mainstay supervise`: stands in for the service manager on one machine. Starts an agent per node and the proxy, starts them
-//! again when they die, and ends them in order on SIGTERM.
+//! again when they die, and ends them in order on SIGTERM. On a host without a service manager it does so for that node's agent alone.
 //!
 //! Absent: any judgement about the cluster. Daemons of an earlier supervisor that still run are adopted, not started twice: the
 //! end of a supervisor costs nobody a connection.
 
 use crate::cli::Supervise;
 use crate::failure::{Failure, Outcome};
+use crate::local::node_dir;
 use crate::local::processes::{self, Lock, Process};
 use crate::target::Target;
 use mainstay_model::layout::{ClusterLayout, NodeLayout};
-use mainstay_model::{Moment, Span};
+use mainstay_model::{Moment, NodeId, Span};
 use mainstay_ports::clock::boot_now;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use std::fs::File;
@@ -31,6 +32,8 @@ const LOOK: Duration = Duration::from_millis(500);
 /// How long the proxy, and then the agents, may take to end.
 const PROXY_END: Duration = Duration::from_secs(3);
 const AGENTS_END: Duration = Duration::from_secs(40);
+/// How long an agent that hands over may take; it ends by itself before.
+const HAND_OVER: Duration = Duration::from_secs(65);
 /// A log longer than this is set aside when its daemon starts. Bytes.
 const LOG_MOST: u64 = 32 * 1024 * 1024;
 
@@ -48,20 +51,51 @@ pub(crate) fn run(options: &Supervise) -> Outcome {
         rustix::process::set_parent_process_death_signal(Some(Signal::TERM))
             .map_err(|error| Failure::failed(format!("the parent's end can not be watched: {error}")))?;
     }
-    let dir = crate::target::absolute(&options.dir)?;
+    if let (Some(config), Some(node)) = (&options.config, &options.node) {
+        return keep_node(config, node);
+    }
+    let dir = crate::target::absolute(options.dir.as_deref().unwrap_or(Path::new(".")))?;
     let target = Target::read(&ClusterLayout::new(&dir).config())?;
     let layout = &target.layout;
     let Some(_lock) = Lock::pid_file(&layout.supervisor_pid())? else {
         return Err(Failure::not_now(format!("another supervisor runs in {}", dir.display())));
     };
-    // What loses its parent comes to us, so that no remains of processes pile up where nobody else collects them.
+    collect_orphans();
+    let wards = wards(&target)?;
+    let outcome = super::one_thread(watch(wards, Some(&dir)));
+    // Removed by name while still locked: who looks in between sees no supervisor, as is true soon.
+    let _ = std::fs::remove_file(layout.supervisor_pid());
+    outcome
+}
+
+/// What loses its parent comes to us, so that no remains of processes pile up where nobody else collects them.
+fn collect_orphans() {
     if let Err(error) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
         tracing::warn!(%error, "processes without parent are left to the system");
     }
-    let wards = wards(&target)?;
-    let outcome = super::one_thread(watch(wards, &dir));
-    // Removed by name while still locked: who looks in between sees no supervisor, as is true soon.
-    let _ = std::fs::remove_file(layout.supervisor_pid());
+}
+
+/// Where the supervisor of a node of this cluster notes its number, on a host without a service manager.
+pub(crate) fn node_run_dir(target: &Target) -> PathBuf {
+    Path::new("/run/mainstay").join(target.spec.cluster.name.as_str())
+}
+
+/// Keeps the agent of one node.
+fn keep_node(config: &Path, node: &NodeId) -> Outcome {
+    let target = Target::read(&crate::target::absolute(config)?)?;
+    super::check_node(&target, Some(node))?;
+    let (files, run) = (super::agent::layout(&target, node)?, node_run_dir(&target));
+    node_dir::make_parents(&run)?;
+    let pid_file = run.join("supervisor.pid");
+    let Some(_lock) = Lock::pid_file(&pid_file)? else {
+        return Err(Failure::not_now(format!("another supervisor keeps the agent of {node}")));
+    };
+    collect_orphans();
+    let mut ward = Ward::agent(&target, node, &files, run.join("agent.pid"), this_program()?);
+    ward.ends_with = Some(crate::failure::NOT_NOW);
+    ward.adopt(&target.config);
+    let outcome = super::one_thread(watch(vec![ward], None));
+    let _ = std::fs::remove_file(pid_file);
     outcome
 }
 
@@ -76,8 +110,13 @@ struct Ward {
     directory: PathBuf,
     log: PathBuf,
     pid_file: PathBuf,
+    /// This program's place, as it was when the supervisor began: once the file there is replaced, the kernel names the old one, which is gone.
+    program: PathBuf,
     state: State,
     pause: Span,
+    /// It is not started again after it ended with this status.
+    ends_with: Option<u8>,
+    over: bool,
 }
 
 #[derive(Debug)]
@@ -90,23 +129,24 @@ enum State {
     Adopted(Process),
 }
 
+fn this_program() -> Outcome<PathBuf> {
+    std::env::current_exe().map_err(|error| Failure::failed(format!("this program's own place is not known: {error}")))
+}
+
 fn wards(target: &Target) -> Outcome<Vec<Ward>> {
     let layout = &target.layout;
     let config = layout.config().display().to_string();
+    let program = this_program()?;
     let mut wards = Vec::new();
     for node in &target.spec.nodes {
         let files: NodeLayout = layout.node(&node.name);
-        wards.push(Ward {
-            name: format!("agent {}", node.name),
-            verb: "agent",
-            arguments: vec!["--config".into(), config.clone(), "--node".into(), node.name.to_string()],
-            mark: PathBuf::from(node.name.as_str()),
-            directory: files.dir().to_owned(),
-            log: files.agent_log(),
-            pid_file: processes::agent_pid_file(layout, &node.name),
-            state: State::Due(Moment(0)),
-            pause: PAUSE_FIRST,
-        });
+        wards.push(Ward::agent(
+            target,
+            &node.name,
+            &files,
+            processes::agent_pid_file(layout, &node.name),
+            program.clone(),
+        ));
     }
     if target.spec.proxy.host.is_some() {
         wards.push(Ward {
@@ -117,8 +157,11 @@ fn wards(target: &Target) -> Outcome<Vec<Ward>> {
             directory: layout.dir().to_owned(),
             log: layout.log().join("proxy.log"),
             pid_file: layout.proxy_pid(),
+            program: program.clone(),
             state: State::Due(Moment(0)),
             pause: PAUSE_FIRST,
+            ends_with: None,
+            over: false,
         });
     }
     for ward in &mut wards {
@@ -128,6 +171,24 @@ fn wards(target: &Target) -> Outcome<Vec<Ward>> {
 }
 
 impl Ward {
+    fn agent(target: &Target, node: &NodeId, files: &NodeLayout, pid_file: PathBuf, program: PathBuf) -> Ward {
+        let config = target.config.display().to_string();
+        Ward {
+            name: format!("agent {node}"),
+            verb: "agent",
+            arguments: vec!["--config".into(), config, "--node".into(), node.to_string()],
+            mark: PathBuf::from(node.as_str()),
+            directory: files.dir().to_owned(),
+            log: files.agent_log(),
+            pid_file,
+            program,
+            state: State::Due(Moment(0)),
+            pause: PAUSE_FIRST,
+            ends_with: None,
+            over: false,
+        }
+    }
+
     /// Takes over a daemon that an earlier supervisor left.
     fn adopt(&mut self, config: &Path) {
         let Some(pid) = processes::read_pid(&self.pid_file) else { return };
@@ -155,7 +216,7 @@ impl Ward {
 
     fn spawn(&self) -> std::io::Result<Pid> {
         let log = open_log(&self.log)?;
-        let mut command = Command::new(std::env::current_exe()?);
+        let mut command = Command::new(&self.program);
         command.arg0("mainstay").arg(self.verb).args(&self.arguments).current_dir(&self.directory);
         command.env_clear();
         for name in ["PATH", "LANG", "TZ", "HOME", "MAINSTAY_LOG", "RUST_BACKTRACE"] {
@@ -187,6 +248,11 @@ impl Ward {
         };
         let signal = status.and_then(WaitStatus::terminating_signal);
         let code = status.and_then(WaitStatus::exit_status);
+        if code.is_some() && code == self.ends_with.map(i32::from) {
+            tracing::warn!(daemon = %self.name, "ended, and is not to be started again");
+            (self.state, self.over) = (State::Due(Moment(u64::MAX)), true);
+            return;
+        }
         tracing::warn!(daemon = %self.name, ?code, ?signal, "ended; starting it again");
         self.again(began, now);
     }
@@ -224,13 +290,17 @@ fn write_pid(path: &Path, pid: Pid) -> std::io::Result<()> {
     std::fs::rename(&new, path)
 }
 
-async fn watch(mut wards: Vec<Ward>, dir: &Path) -> Outcome {
+/// Without `dir`, one node's agent is kept: at the end it hands the primary's role over, and what lives on is its guard's business.
+async fn watch(mut wards: Vec<Ward>, dir: Option<&Path>) -> Outcome {
     let wrong = |error: std::io::Error| Failure::failed(format!("signals can not be waited for: {error}"));
     let mut children = signal(SignalKind::child()).map_err(wrong)?;
     let end = super::end_signal();
     tokio::pin!(end);
     loop {
         collect(&mut wards);
+        if wards.iter().all(|ward| ward.over) {
+            break;
+        }
         let now = boot_now();
         for ward in &mut wards {
             match &ward.state {
@@ -275,10 +345,11 @@ fn collect(wards: &mut [Ward]) {
 }
 
 /// Ends the proxy, then the agents (which end their servers and guards), then whatever is left.
-async fn finish(wards: &mut [Ward], dir: &Path) {
+async fn finish(wards: &mut [Ward], dir: Option<&Path>) {
     tracing::info!("asked to end");
     // Agents are asked to end at once: where every node goes there is nobody to hand the primary's role to.
-    for (verb, how, at_most) in [("proxy", Signal::TERM, PROXY_END), ("agent", Signal::INT, AGENTS_END)] {
+    let agents = if dir.is_some() { ("agent", Signal::INT, AGENTS_END) } else { ("agent", Signal::TERM, HAND_OVER) };
+    for (verb, how, at_most) in [("proxy", Signal::TERM, PROXY_END), agents] {
         let of_group = |ward: &&Ward| ward.verb == verb;
         wards.iter().filter(of_group).for_each(|ward| ward.signal(how));
         let begun = boot_now();
@@ -292,7 +363,7 @@ async fn finish(wards: &mut [Ward], dir: &Path) {
             ward.signal(Signal::KILL);
         }
     }
-    let (killed, left) = processes::kill_leftovers(dir);
+    let (killed, left) = dir.map(processes::kill_leftovers).unwrap_or_default();
     for process in killed {
         tracing::warn!(pid = %process.pid, what = %process.what, "was left over; killed");
     }

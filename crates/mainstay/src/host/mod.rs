@@ -49,14 +49,18 @@ impl Seen {
     /// # Errors
     /// When there is no such file, or it holds mistakes.
     pub(crate) async fn look(which: &crate::cli::Which) -> crate::failure::Outcome<Seen> {
-        let target = Target::find(which)?;
-        match Session::open(which).await {
+        Ok(Self::of(Target::find(which)?).await)
+    }
+
+    /// The same for a file that has been read, also one that is not on this host yet.
+    pub(crate) async fn of(target: Target) -> Seen {
+        match Session::of(target.clone()).await {
             Ok(session) => {
                 let status = session.status().await.ok();
                 let generation = session.stored().map(|stored| stored.generation);
-                Ok(Seen { target: session.target, generation, agents: Ok(session.agents), status })
+                Seen { target: session.target, generation, agents: Ok(session.agents), status }
             }
-            Err(failure) => Ok(Seen { target, generation: None, agents: Err(failure.error), status: None }),
+            Err(failure) => Seen { target, generation: None, agents: Err(failure.error), status: None },
         }
     }
 

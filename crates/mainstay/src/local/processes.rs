@@ -67,6 +67,17 @@ fn arguments(pid: Pid) -> Vec<String> {
     bytes.split(|byte| *byte == 0).take(64).map(|word| String::from_utf8_lossy(word).into_owned()).collect()
 }
 
+/// The agent of a node that goes by this file, whoever started it.
+pub(crate) fn running_agent(node: &mainstay_model::NodeId, config: &Path) -> Option<u32> {
+    let entries = std::fs::read_dir("/proc").ok()?;
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let named = |pid: i32| {
+        Process::daemon(pid, "agent", config).is_some()
+            && Process::daemon(pid, "agent", Path::new(node.as_str())).is_some()
+    };
+    pids.into_iter().find(|pid| named(*pid)).and_then(|pid| u32::try_from(pid).ok())
+}
+
 /// Every process of the cluster in this directory.
 pub(crate) fn of_cluster(dir: &Path) -> Vec<Process> {
     let real = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());

@@ -3,7 +3,7 @@
 use crate::failure::{Failure, Outcome};
 use crate::target::Target;
 use mainstay_model::spec::Proxy;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// The application's role and database.
@@ -64,6 +64,16 @@ pub(crate) fn app_password(target: &Target) -> Outcome<String> {
 /// # Errors
 /// When psql is not found, or the application's password can not be read.
 pub(crate) fn command(target: &Target, address: &Address, role: &str) -> Outcome<Command> {
+    let mut command = bare(target, address, role, &target.layout.ca_cert())?;
+    if role == APP {
+        command.env("PGPASSWORD", app_password(target)?);
+    } else {
+        command.env("PGPASSFILE", std::env::var_os("PGPASSFILE").unwrap_or_default());
+    }
+    Ok(command)
+}
+
+fn bare(target: &Target, address: &Address, role: &str, authority: &Path) -> Outcome<Command> {
     let mut command = Command::new(program(target)?);
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("PG") {
@@ -79,12 +89,7 @@ pub(crate) fn command(target: &Target, address: &Address, role: &str) -> Outcome
         .env("PGAPPNAME", "mainstay connect")
         .env("PGCONNECT_TIMEOUT", "10")
         .env("PGSSLMODE", "verify-ca")
-        .env("PGSSLROOTCERT", target.layout.ca_cert());
-    if role == APP {
-        command.env("PGPASSWORD", app_password(target)?);
-    } else {
-        command.env("PGPASSFILE", std::env::var_os("PGPASSFILE").unwrap_or_default());
-    }
+        .env("PGSSLROOTCERT", authority);
     Ok(command)
 }
 
@@ -104,7 +109,20 @@ fn program(target: &Target) -> Outcome<PathBuf> {
 /// # Errors
 /// What psql said.
 pub(crate) fn prove_write(target: &Target) -> Outcome {
-    let mut command = command(target, &Address::of(target, false), APP)?;
+    prove(command(target, &Address::of(target, false), APP)?)
+}
+
+/// The same where password and authority do not lie beside the file.
+///
+/// # Errors
+/// What psql said.
+pub(crate) fn prove_write_with(target: &Target, password: &str, authority: &Path) -> Outcome {
+    let mut command = bare(target, &Address::of(target, false), APP, authority)?;
+    command.env("PGPASSWORD", password);
+    prove(command)
+}
+
+fn prove(mut command: Command) -> Outcome {
     let output = command
         .args(["--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--command"])
         .arg("select pg_logical_emit_message(true, 'mainstay', 'writes work')")

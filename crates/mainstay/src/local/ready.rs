@@ -67,15 +67,20 @@ async fn prove(target: &Target) -> Outcome {
 
 /// What is being waited for, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Stage {
+pub(crate) enum Stage {
+    /// Agents answer.
     Agents,
+    /// A primary is open.
     Primary,
+    /// Replicas stream.
     Replicas,
+    /// A write is acknowledged.
     Write,
 }
 
 impl Stage {
-    fn words(self) -> &'static str {
+    /// In words.
+    pub(crate) fn words(self) -> &'static str {
         match self {
             Stage::Agents => "Starting the agents",
             Stage::Primary => "Waiting for a primary that takes writes",
@@ -84,7 +89,8 @@ impl Stage {
         }
     }
 
-    fn next(self) -> Stage {
+    /// The one after it.
+    pub(crate) fn next(self) -> Stage {
         match self {
             Stage::Agents => Stage::Primary,
             Stage::Primary => Stage::Replicas,
@@ -94,7 +100,7 @@ impl Stage {
 }
 
 /// How far it is, and what is missing.
-fn judge(target: &Target, status: &Status) -> (Stage, Vec<String>) {
+pub(crate) fn judge(target: &Target, status: &Status) -> (Stage, Vec<String>) {
     let silent: Vec<String> = status
         .nodes
         .iter()

@@ -130,7 +130,11 @@ impl<'a> Tokens<'a> {
         Ok(kept)
     }
 
-    fn welcome(&self, question: &Question) -> Result<(Kept, Welcome), Refusal> {
+    /// Checks the token of a question, uses it up and certifies.
+    ///
+    /// # Errors
+    /// Why the joiner is refused.
+    pub(crate) fn welcome(&self, question: &Question) -> Result<(Kept, Welcome), Refusal> {
         let kept = self.check(question)?;
         let failed = |failure: Failure| refusal(&failure.error, "look at the host of `mainstay pki serve`");
         let verifier = if kept.member.needs_verifier() { Some(self.keys.verifier().map_err(failed)?) } else { None };

@@ -2,6 +2,7 @@
 //!
 //! A closed pipe (`mainstay status | head -1`) is no error: what can not be written is dropped.
 
+pub(crate) mod lines;
 pub(crate) mod progress;
 pub(crate) mod table;
 

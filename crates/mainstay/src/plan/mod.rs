@@ -2,6 +2,7 @@
 //! the agents check each order again.
 
 pub(crate) mod changes;
+pub(crate) mod drill;
 pub(crate) mod failover;
 pub(crate) mod recover;
 pub(crate) mod restart;

@@ -64,6 +64,8 @@ pub(crate) struct Client {
     pub(crate) stage: Stage,
     /// It comes from this host.
     pub(crate) near: bool,
+    /// There is room for it. One more is heard out and told that there is none.
+    pub(crate) welcome: bool,
     /// Read and not used yet.
     pub(crate) inbox: Vec<u8>,
     /// Not taken by the client yet.
@@ -112,6 +114,7 @@ impl Client {
             kind,
             stage: Stage::Start,
             near,
+            welcome: true,
             inbox: Vec::new(),
             outbox: Vec::new(),
             pool: None,

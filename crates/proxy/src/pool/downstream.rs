@@ -98,6 +98,10 @@ impl Worker {
             b'G' | b'W' => begin_copy(server),
             b'Z' => {
                 swallow = false;
+                if server.unreplicated {
+                    // Committed by a `Sync`: the statement's own end is behind us already, but not that of the request.
+                    self.unreplicated(server, flow.cut(at..at));
+                }
                 self.ready(server, client, message);
             }
             _ => {}
@@ -140,12 +144,18 @@ impl Worker {
         if !server.unreplicated {
             return false;
         }
-        server.unreplicated = false;
         server.muted = true;
+        pop(server, b'C', server.due.front().copied());
+        self.unreplicated(server, flow.cut(at..at + seen));
+        true
+    }
+
+    /// A commit that may be lost is never shown as plain success.
+    fn unreplicated(&mut self, server: &mut Server, out: &mut Vec<u8>) {
+        server.unreplicated = false;
         if let Some(pool) = self.pools.get_mut(server.pool) {
             pool.numbers.unreplicated_commits += 1;
         }
-        pop(server, b'C', server.due.front().copied());
         let error = Reply::error(
             "ERROR",
             "08007",
@@ -153,8 +163,7 @@ impl Worker {
             "It may be lost if the primary is lost now.",
             "Look whether it took effect before you repeat it; do not cancel commits.",
         );
-        error.encode(flow.cut(at..at + seen));
-        true
+        error.encode(out);
     }
 
     /// An error: what it ends besides the request. True: it is not for the client.

@@ -13,7 +13,6 @@ use mainstay_wire::startup::STARTUP_BYTES_MAX;
 use mainstay_wire::{Startup, WireError, header, startup};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// Databases that are the proxy itself.
 const ADMIN: [&str; 2] = ["mainstay", "pgbouncer"];
@@ -75,6 +74,11 @@ impl Worker {
     }
 
     fn session(&mut self, client: &mut Client, minor: u16, parameters: Vec<(String, String)>) -> Result<(), End> {
+        // Not before its TLS is there: a client that asked for it can not read an error in clear.
+        if !client.welcome {
+            let error = crate::hold::full(self.options.max_connections);
+            return Err(fatal(error.code, &error.message, &error.detail, &error.hint));
+        }
         if self.pooling.require_tls && !client.near && !client.link.has_tls() {
             return Err(fatal(
                 "28000",
@@ -250,18 +254,13 @@ impl Worker {
     /// Tells a client why it can not stay, and lets it go.
     pub(crate) fn refuse(&mut self, client: &mut Client, error: &Reply) {
         self.stop_waiting(client);
+        self.stats.changes.error(error.code);
         let mut out = Vec::new();
         error.encode(&mut out);
         client.link.ending |= client.write(&out).is_err();
         client.stage = Stage::Closing;
         client.since = self.now;
         self.resume.push(client.id);
-    }
-
-    /// Is there room for one more?
-    pub(crate) fn count_client(&self) -> bool {
-        let most = u64::try_from(self.options.max_connections).unwrap_or(u64::MAX);
-        self.hub.clients.fetch_add(1, Ordering::Relaxed) < most
     }
 }
 

@@ -7,6 +7,7 @@ use crate::hold::Kind;
 use crate::registry::{Cut, Place, verdict};
 use crate::table::{Held, RouteTable, Target, View};
 use mainstay_model::{Moment, Span, SystemId};
+use mainstay_ports::route_board::Holds;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -78,6 +79,16 @@ pub(crate) enum Mail {
 pub(crate) struct Mailbox {
     wake: OwnedFd,
     mail: Mutex<Vec<Mail>>,
+    /// The newest version that the thread goes by.
+    follows: AtomicU64,
+    /// Transactions that it has open at the primary, while one is about to be changed.
+    under_way: AtomicU64,
+}
+
+impl Mailbox {
+    fn new(wake: OwnedFd) -> Self {
+        Self { wake, mail: Mutex::default(), follows: AtomicU64::new(0), under_way: AtomicU64::new(0) }
+    }
 }
 
 /// See the module.
@@ -90,6 +101,8 @@ pub(crate) struct Hub {
     pub(crate) clients: AtomicU64,
     pub(crate) waiting: AtomicU64,
     boxes: Vec<Mailbox>,
+    /// The version that holds new work for a planned change; 0: it is not held.
+    drains_since: AtomicU64,
     told: Mutex<Vec<Vec<PoolNumbers>>>,
     /// The timeline of each epoch's primary, as its server said.
     timelines: Mutex<BTreeMap<u64, u32>>,
@@ -110,7 +123,8 @@ impl Hub {
             stopping: AtomicBool::new(false),
             clients: AtomicU64::new(0),
             waiting: AtomicU64::new(0),
-            boxes: wakes.into_iter().map(|wake| Mailbox { wake, mail: Mutex::default() }).collect(),
+            boxes: wakes.into_iter().map(Mailbox::new).collect(),
+            drains_since: AtomicU64::new(0),
             told: Mutex::new(vec![Vec::new(); count]),
             timelines: Mutex::default(),
         }
@@ -144,8 +158,30 @@ impl Hub {
     pub(crate) fn set_view(&self, view: &View, until: Moment) {
         let now = self.rules();
         if now.view != *view || now.until != until {
+            let drained_before = now.view.held == Held::Draining;
             self.change(|rules| (rules.view, rules.until) = (view.clone(), until));
+            if view.held != Held::Draining {
+                self.drains_since.store(0, Ordering::Release);
+            } else if !drained_before || now.view.epoch != view.epoch {
+                self.drains_since.store(self.version.load(Ordering::Acquire), Ordering::Release);
+            }
         }
+    }
+
+    /// A thread goes by this version now, and has so much under way at a primary that is about to be changed.
+    pub(crate) fn follows(&self, thread: usize, version: u64, under_way: u64) {
+        if let Some(held) = self.boxes.get(thread) {
+            held.under_way.store(under_way, Ordering::Release);
+            held.follows.store(version, Ordering::Release);
+        }
+    }
+
+    /// What is held for a planned change, once every thread holds it.
+    pub(crate) fn holds(&self) -> Option<Holds> {
+        let since = self.drains_since.load(Ordering::Acquire);
+        let all = since > 0 && self.boxes.iter().all(|held| held.follows.load(Ordering::Acquire) >= since);
+        let under_way = self.boxes.iter().map(|held| held.under_way.load(Ordering::Acquire)).sum();
+        all.then(|| Holds { epoch: self.rules().view.epoch, under_way })
     }
 
     /// Takes who may log in. Roles whose verifier can not be read are left out.
@@ -215,5 +251,29 @@ mod tests {
         assert!(hub.note_timeline(3, 2) && hub.note_timeline(3, 2) && hub.note_timeline(5, 4));
         assert!(!hub.note_timeline(6, 3));
         assert!(hub.note_timeline(6, 5));
+    }
+
+    #[test]
+    fn a_drain_is_confirmed_when_every_thread_goes_by_it_and_not_by_a_word_of_before() {
+        let wake = || rustix::event::eventfd(0, rustix::event::EventfdFlags::empty()).unwrap();
+        let hub = Hub::new(vec![wake(), wake()]);
+        let follow = |thread, under_way| hub.follows(thread, hub.version.load(Ordering::Relaxed), under_way);
+        let open = View { epoch: mainstay_model::Term(3), ..hub.rules().view.clone() };
+        let drains = View { held: Held::Draining, ..open.clone() };
+        for _ in 0..2 {
+            hub.set_view(&open, Moment(9));
+            follow(0, 0);
+            follow(1, 0);
+            assert_eq!(hub.holds(), None);
+            hub.set_view(&drains, Moment(9));
+            follow(0, 2);
+            assert_eq!(hub.holds(), None, "one thread has not heard it");
+            follow(1, 1);
+            let holds = |under_way| Some(Holds { epoch: mainstay_model::Term(3), under_way });
+            assert_eq!(hub.holds(), holds(3));
+            // A later promise of the same drain is no new one.
+            hub.set_view(&drains, Moment(20));
+            assert_eq!(hub.holds(), holds(3));
+        }
     }
 }

@@ -119,6 +119,7 @@ impl Worker {
         client.wait_began_us = self.now_us;
         if let Some(pool) = self.pools.get_mut(index) {
             pool.numbers.waits += 1;
+            self.stats.changes.held();
             pool.waiting.push_back(client.id);
         }
         self.open_more(index);
@@ -129,6 +130,7 @@ impl Worker {
     pub(crate) fn stop_waiting(&mut self, client: &mut Client) {
         if client.waiting_since.take().is_some() {
             self.hub.waiting.fetch_sub(1, Ordering::Relaxed);
+            self.stats.changes.let_go(self.now_us.saturating_sub(client.wait_began_us));
             if let Some(pool) = client.pool.and_then(|index| self.pools.get_mut(index)) {
                 pool.numbers.wait_times.add(self.now_us.saturating_sub(client.wait_began_us));
             }

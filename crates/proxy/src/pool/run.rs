@@ -13,6 +13,7 @@ use crate::proxy::ProxyError;
 use crate::stats::Stats;
 use crate::table::View;
 use mainstay_model::{Moment, NodeId};
+use mainstay_ports::route_board::Holds;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt};
 use std::future::Future;
@@ -44,6 +45,12 @@ impl Pooled {
         self.0.rules().view.keep.as_ref().map(|target| target.node.clone())
     }
 
+    /// What is held for a planned change, once every thread holds it.
+    #[must_use]
+    pub fn holds(&self) -> Option<Holds> {
+        self.0.holds()
+    }
+
     /// The numbers of every pool.
     #[must_use]
     pub fn numbers(&self) -> Vec<PoolNumbers> {
@@ -66,6 +73,15 @@ impl Obey for Arc<Hub> {
     }
 
     fn news(&self, _view: &View) {}
+
+    fn waiting(&self) -> u64 {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    fn cuts_are_seen(&self) -> bool {
+        // Who works on a server that is cut hears an error, which is counted there.
+        false
+    }
 }
 
 impl PooledProxy {

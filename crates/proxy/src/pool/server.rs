@@ -176,6 +176,11 @@ impl Server {
             && !self.discarding
     }
 
+    /// It has a client that does nothing, and no transaction.
+    pub(crate) fn rests(&self) -> bool {
+        matches!(self.stage, Stage::Busy) && self.is_at_rest()
+    }
+
     /// Remembers what a `ParameterStatus` says.
     pub(crate) fn note_parameter(&mut self, message: &[u8]) {
         let Some((name, value)) = mainstay_wire::message::parameter(message) else { return };

@@ -14,10 +14,12 @@ use super::slab::{Id, Slab, Token};
 use super::statements::Statements;
 use super::stats::PoolNumbers;
 use super::upstream::CHUNK;
+use crate::accept::POLITE_MAX;
 use crate::hold::Kind;
 use crate::options::ProxyOptions;
-use crate::registry::Cut;
+use crate::registry::{Cut, Place};
 use crate::stats::{Stats, add};
+use crate::table::Held;
 use mainstay_model::{Moment, Span};
 use mainstay_ports::clock::boot_now;
 use mainstay_wire::WireError;
@@ -27,7 +29,7 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::time::{ClockId, clock_gettime};
 use std::collections::HashMap;
 use std::io::ErrorKind;
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -70,6 +72,8 @@ pub(crate) struct Worker {
     pub(crate) hub: Arc<Hub>,
     pub(crate) rules: Arc<Rules>,
     version: u64,
+    /// The version that the hub knows this thread to go by.
+    told: u64,
     pub(crate) options: Arc<ProxyOptions>,
     pub(crate) pooling: Arc<PoolOptions>,
     pub(crate) stats: Arc<Stats>,
@@ -130,6 +134,7 @@ impl Worker {
             hub: Arc::clone(&parts.hub),
             rules: parts.hub.rules(),
             version: 0,
+            told: 0,
             options: Arc::clone(&parts.options),
             pooling: Arc::clone(&parts.pooling),
             stats: Arc::clone(&parts.stats),
@@ -187,10 +192,23 @@ impl Worker {
             }
             self.work_off();
             self.tick();
+            self.say_what_is_held();
         }
         // Who is still here is closed with its descriptors.
         let gone = u64::try_from(self.clients.len()).unwrap_or(0);
         self.hub.clients.fetch_sub(gone, Ordering::Relaxed);
+    }
+
+    /// In a drain somebody waits for this.
+    fn say_what_is_held(&mut self) {
+        let drains = self.rules.view.held == Held::Draining;
+        if drains || self.version != self.told {
+            let works = |server: &&Server| server.is_in() && server.client.is_some() && !server.rests();
+            let primary = |server: &&Server| matches!(server.place, Place::Primary(_));
+            let under_way = if drains { self.servers.items().filter(primary).filter(works).count() } else { 0 };
+            self.hub.follows(self.thread, self.version, u64::try_from(under_way).unwrap_or(u64::MAX));
+            self.told = self.version;
+        }
     }
 
     fn event(&mut self, token: Token, flags: EventFlags) {
@@ -242,29 +260,32 @@ impl Worker {
                 }
             };
             add(&self.stats.accepted);
-            if stream.set_nonblocking(true).is_err() {
-                continue;
+            if stream.set_nonblocking(true).is_ok() {
+                self.admit(kind, stream, from.ip().is_loopback());
             }
-            tune(&stream, self.options.peer_timeout);
-            let id = self.clients.reserve();
-            let mut link = Link::new(stream.into());
-            if link.watch(&self.poll, Token::Client(id).number(), false).is_err() {
-                self.clients.free(id);
-                continue;
-            }
-            let room = self.count_client();
-            let near = from.ip().is_loopback();
-            let mut client = Client::new(id, link, kind, near, Rc::clone(&self.no_settings), self.now);
-            if !room {
-                add(&self.stats.refused_full);
-                let error = crate::hold::full(self.options.max_connections);
-                self.refuse(
-                    &mut client,
-                    &Reply::error("FATAL", error.code, &error.message, &error.detail, &error.hint),
-                );
-            }
-            self.clients.put(id, Box::new(client));
         }
+    }
+
+    fn admit(&mut self, kind: Kind, stream: TcpStream, near: bool) {
+        tune(&stream, self.options.peer_timeout);
+        let others = self.hub.clients.fetch_add(1, Ordering::Relaxed);
+        let most = u64::try_from(self.options.max_connections).unwrap_or(u64::MAX);
+        let welcome = others < most;
+        if !welcome {
+            add(&self.stats.refused_full);
+        }
+        let id = self.clients.reserve();
+        let mut link = Link::new(stream.into());
+        let polite = u64::try_from(POLITE_MAX).unwrap_or(0);
+        let room = others < most.saturating_add(polite);
+        if !room || link.watch(&self.poll, Token::Client(id).number(), false).is_err() {
+            self.hub.clients.fetch_sub(1, Ordering::Relaxed);
+            self.clients.free(id);
+            return;
+        }
+        let mut client = Client::new(id, link, kind, near, Rc::clone(&self.no_settings), self.now);
+        client.welcome = welcome;
+        self.clients.put(id, Box::new(client));
     }
 
     /// What came up meanwhile, until nothing is left.

@@ -5,5 +5,6 @@
 
 mod changing;
 mod hostile;
+mod refused;
 mod sharing;
 mod support;

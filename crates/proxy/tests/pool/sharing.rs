@@ -201,6 +201,57 @@ async fn who_can_not_prove_itself_stays_out_and_hears_no_more_than_that() {
 }
 
 #[tokio::test]
+async fn a_commit_whose_wait_for_replicas_was_cancelled_is_no_success() {
+    let server = Postgres::start("db1").await;
+    let bench = Bench::start(&server, PoolOptions { size: 3, ..one() }).await;
+    bench.open(&server, 1, vec![]).await;
+    let looks = bench.app().await;
+    looks.batch_execute("create table t (id int)").await.unwrap();
+    let insert = "insert into t values ($1)";
+    server.sql("alter system set synchronous_standby_names = 'nobody'").await;
+    server.sql("select pg_reload_conf()").await;
+    let waits = async |count: &str| {
+        until("the commit waits", async || {
+            server.sql("select count(*) from pg_stat_activity where wait_event = 'SyncRep'").await[0][0] == count
+        })
+        .await;
+    };
+    // The server's other processes read the setting when they get to it: from the first commit that waits, all do.
+    tokio::select! {
+        () = async { loop { server.sql("select txid_current()").await; } } => {}
+        () = waits("1") => {}
+    }
+    server.sql("select pg_terminate_backend(pid) from pg_stat_activity where wait_event = 'SyncRep'").await;
+    waits("0").await;
+    for way in ["simple", "of several", "extended", "in a transaction"] {
+        let client = bench.app().await;
+        let cancel = client.cancel_token();
+        let task = tokio::spawn(async move {
+            let outcome = match way {
+                "simple" => client.batch_execute("insert into t values (1)").await,
+                "of several" => client.batch_execute("begin; insert into t values (1); commit").await,
+                "extended" => client.execute(insert, &[&1_i32]).await.map(drop),
+                _ => {
+                    client.batch_execute("begin").await.unwrap();
+                    client.execute(insert, &[&1_i32]).await.unwrap();
+                    client.query("commit", &[]).await.map(drop)
+                }
+            };
+            (outcome, client)
+        });
+        waits("1").await;
+        cancel.cancel_query(tokio_postgres::NoTls).await.unwrap();
+        let (outcome, client) = task.await.unwrap();
+        assert_eq!(outcome.as_ref().map_err(code), Err("08007".to_owned()), "{way}");
+        // The session goes on, and what follows is not taken for more of the same.
+        assert_eq!(value(&client, "select 1").await, "1", "{way}");
+    }
+    assert_eq!(value(&looks, "select count(*) from t").await, "4", "committed all the same");
+    until("counted", async || bench.pool().unreplicated_commits == 4).await;
+    bench.end().await;
+}
+
+#[tokio::test]
 async fn a_cancel_hits_its_own_query_only() {
     let server = Postgres::start("db1").await;
     let bench = Bench::start(&server, PoolOptions { size: 2, ..one() }).await;

@@ -12,6 +12,9 @@ pub const VARIABLE: &str = mainstay_ports::sabotage::VARIABLE;
 /// Trials after which a switch that `chaos` did not notice counts as not found.
 pub const TRIALS: u64 = 3;
 
+/// A fault of a round: when it begins, what it is, whom it meets, how long it lasts. Milliseconds.
+type Fault = (u64, Kind, Target, u64);
+
 /// A rule that is broken.
 #[derive(Clone, Copy, Debug)]
 pub struct Sabotage {
@@ -22,53 +25,72 @@ pub struct Sabotage {
     /// The mode in which it shows.
     pub durability: Durability,
     /// The faults that put it to the test, round after round.
-    pub faults: &'static [(Kind, Target)],
+    pub rounds: &'static [&'static [Fault]],
 }
 
-const PRIMARY_CUT: &[(Kind, Target)] = &[(Kind::LinkCut, Target::Primary), (Kind::PrimaryApart, Target::Primary)];
 const ASYNC: Durability = Durability::Async;
 const STRICT: Durability = Durability::Strict;
+/// The primary loses everybody, then the other nodes only.
+const PRIMARY_CUT: &[&[Fault]] =
+    &[&[(200, Kind::LinkCut, Target::Primary, 7000)], &[(200, Kind::PrimaryApart, Target::Primary, 7000)]];
+/// The primary's agent is stopped for three leases: nobody extends its deadline, and nobody but its guard ends its server.
+const AGENT_STOPPED: &[&[Fault]] =
+    &[&[(200, Kind::AgentStop, Target::Primary, 9000)], &[(900, Kind::AgentStop, Target::Primary, 9000)]];
+/// A replica that missed four seconds of writes comes back as the primary's host dies: it doubts first, and must not win by that.
+const STALE_FIRST: &[Fault] =
+    &[(200, Kind::LinkCut, Target::Replica(0), 4000), (3900, Kind::HostKill, Target::Primary, 7000)];
+const STALE_STANDS: &[&[Fault]] = &[
+    STALE_FIRST,
+    &[(200, Kind::LinkCut, Target::Replica(1), 4000), (3900, Kind::HostKill, Target::Primary, 7000)],
+    STALE_FIRST,
+];
+
+const fn of(
+    switch: &'static str,
+    breaks: &'static str,
+    durability: Durability,
+    rounds: &'static [&'static [Fault]],
+) -> Sabotage {
+    Sabotage { switch, breaks, durability, rounds }
+}
 
 /// Every switch.
-pub const ALL: [Sabotage; 8] = [
-    Sabotage { switch: "endless-lease", breaks: "a lease ends", durability: ASYNC, faults: PRIMARY_CUT },
-    Sabotage {
-        switch: "no-lease-wait",
-        breaks: "in asynchronous mode a successor waits for the lease",
-        durability: ASYNC,
-        faults: PRIMARY_CUT,
-    },
-    Sabotage {
-        switch: "local-commits",
-        breaks: "commits wait for confirmations",
-        durability: STRICT,
-        faults: PRIMARY_CUT,
-    },
-    Sabotage {
-        switch: "durability-forgotten",
-        breaks: "decisions know the durability that was set",
-        durability: STRICT,
-        faults: PRIMARY_CUT,
-    },
-    Sabotage {
-        switch: "no-rejoin",
-        breaks: "an old primary comes back as a replica",
-        durability: ASYNC,
-        faults: PRIMARY_CUT,
-    },
-    Sabotage {
-        switch: "no-restart",
-        breaks: "a server that ended is started again",
-        durability: STRICT,
-        faults: &[(Kind::HostRestart, Target::Replica(0))],
-    },
-    Sabotage { switch: "silent-loss", breaks: "what is lost is reported", durability: ASYNC, faults: PRIMARY_CUT },
-    Sabotage {
-        switch: "silent-history",
-        breaks: "the history tells every change of the primary",
-        durability: STRICT,
-        faults: &[(Kind::ServerKill, Target::Primary)],
-    },
+pub const ALL: [Sabotage; 14] = [
+    // A primary whose agent lives ends its server itself: only where that is stopped the deadline alone counts.
+    of("endless-lease", "a lease ends", ASYNC, AGENT_STOPPED),
+    of("no-lease-wait", "in asynchronous mode a successor waits for the lease", ASYNC, PRIMARY_CUT),
+    of("local-commits", "commits wait for confirmations", STRICT, PRIMARY_CUT),
+    of("durability-forgotten", "decisions know the durability that was set", STRICT, PRIMARY_CUT),
+    of("no-rejoin", "an old primary comes back as a replica", ASYNC, PRIMARY_CUT),
+    of(
+        "no-restart",
+        "a server that ended is started again",
+        STRICT,
+        &[&[(200, Kind::HostRestart, Target::Replica(0), 7000)]],
+    ),
+    of("silent-loss", "what is lost is reported", ASYNC, PRIMARY_CUT),
+    of(
+        "silent-history",
+        "the history tells every change of the primary",
+        STRICT,
+        &[&[(200, Kind::ServerKill, Target::Primary, 7000)]],
+    ),
+    of(
+        "guard-never-kills",
+        "the guard ends a server whose deadline has passed, without its agent",
+        ASYNC,
+        AGENT_STOPPED,
+    ),
+    of("promote-early", "a candidate waits for enough recruits", STRICT, STALE_STANDS),
+    of("lease-for-recruits", "the end of a lease replaces no recruits", STRICT, STALE_STANDS),
+    of("no-fast-forward", "a candidate catches up with the best of its recruits first", STRICT, STALE_STANDS),
+    of(
+        "stale-route",
+        "a proxy follows the route of the highest term",
+        STRICT,
+        &[&[(200, Kind::ServerKill, Target::Primary, 7000)]],
+    ),
+    of("false-rewind", "a diverged copy is rewound before it is a replica again", ASYNC, PRIMARY_CUT),
 ];
 
 impl Sabotage {
@@ -76,16 +98,24 @@ impl Sabotage {
     #[must_use]
     pub fn plan(self, trial: u64) -> Plan {
         let shape = Shape { durability: self.durability, ..Shape::THREE };
-        let step = |(kind, target): (Kind, Target)| Step { at_ms: 200 + trial * 137, kind, target, lasts_ms: 7000 };
-        let rounds =
-            self.faults.iter().map(|fault| Round { steps: vec![step(*fault)], beyond: false, harmless: false });
+        let step = |(at_ms, kind, target, lasts_ms): &Fault| Step {
+            at_ms: at_ms + trial * 137,
+            kind: *kind,
+            target: *target,
+            lasts_ms: *lasts_ms,
+        };
+        let round = |faults: &&[Fault]| Round {
+            steps: faults.iter().map(step).collect(),
+            beyond: faults.len() > 1,
+            harmless: false,
+        };
         Plan {
             seed: trial,
             data: shape.data,
             witnesses: shape.witnesses,
             durability: shape.durability.as_str(),
             clients: 4,
-            rounds: rounds.collect(),
+            rounds: self.rounds.iter().map(round).collect(),
             shape,
         }
     }

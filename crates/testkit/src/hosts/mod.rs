@@ -20,6 +20,7 @@ mod operated;
 pub mod page;
 pub mod sampler;
 pub mod saturation;
+pub mod sshd;
 mod sweep;
 pub mod trial;
 pub(crate) mod volume;

@@ -1,9 +1,10 @@
 //! A folder as a store: one file for each object, linked into place when it is whole and on the disk.
 
 use super::{Committed, Entry, Key, ObjectError, Objects, Upload};
-use rustix::fs::{RenameFlags, renameat_with};
+use rustix::fs::{Advice, RenameFlags, renameat_with};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Write};
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -11,6 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Where unfinished objects lie.
 const UNFINISHED: &str = ".unfinished";
+/// So much is written before the disk is asked to begin.
+const BEGIN: u64 = 4 << 20;
 static COUNTER: AtomicU64 = AtomicU64::new(0);
 
 /// A folder, on this host or mounted.
@@ -104,7 +107,8 @@ impl Objects for Folder {
         let temporary = self.root.join(UNFINISHED).join(name);
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary);
         let file = file.map_err(|e| failed(&temporary, &e))?;
-        Ok(Box::new(FolderUpload { file, temporary, target: self.path(key), root: self.root.clone() }))
+        let (target, root) = (self.path(key), self.root.clone());
+        Ok(Box::new(FolderUpload { file, temporary, target, root, written: 0, begun: 0 }))
     }
 
     fn read(&self, key: &Key, range: Option<Range<u64>>) -> Result<Vec<u8>, ObjectError> {
@@ -156,6 +160,9 @@ struct FolderUpload {
     temporary: PathBuf,
     target: PathBuf,
     root: PathBuf,
+    written: u64,
+    /// Up to here the disk was asked to begin.
+    begun: u64,
 }
 
 impl Drop for FolderUpload {
@@ -167,7 +174,15 @@ impl Drop for FolderUpload {
 
 impl Upload for FolderUpload {
     fn write(&mut self, bytes: &[u8]) -> Result<(), ObjectError> {
-        self.file.write_all(bytes).map_err(|e| failed(&self.temporary, &e))
+        self.file.write_all(bytes).map_err(|e| failed(&self.temporary, &e))?;
+        self.written += bytes.len() as u64;
+        if self.written - self.begun >= BEGIN {
+            // Let the disk begin; `commit` waits for all of it.
+            let length = NonZeroU64::new(self.written - self.begun);
+            let _ = rustix::fs::fadvise(&self.file, self.begun, length, Advice::DontNeed);
+            self.begun = self.written;
+        }
+        Ok(())
     }
 
     fn commit(self: Box<Self>) -> Result<Committed, ObjectError> {

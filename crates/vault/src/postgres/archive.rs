@@ -5,16 +5,17 @@
 //! A deposed primary is refused by the term that stands in the repository; what it managed to write before lies on its timeline before
 //! the fork, or under a name that no restore of the new path asks for.
 
+use crate::Header;
 use crate::objects::{Committed, Key};
 use crate::postgres::log::{LogFile, SegmentSize, check_segment, owner, parse_history, segments};
-use crate::repository::{Repository, VaultError};
-use crate::{Header, hex};
+use crate::repository::{Repository, VaultError, sum_of};
 use mainstay_model::{Lineage, Position, SystemId, Term, Timeline};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The archive in the hands of its owner.
 pub struct Archive {
@@ -42,6 +43,18 @@ pub struct Sweep {
 
 /// So many files are brought by one sweep: what is done is told in between, and servers let go of it.
 pub const SWEEP_MAX: usize = 32;
+
+/// Files brought at once, each whole in memory; of a log with larger segments than these (bytes), one.
+const THREADS: usize = 2;
+const LARGE: u64 = 64 << 20;
+
+/// What one thread of a sweep did.
+#[derive(Default)]
+struct Brought {
+    sweep: Sweep,
+    known: BTreeSet<LogFile>,
+    failed: Option<VaultError>,
+}
 
 /// What an archive holds of one database.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -189,6 +202,12 @@ impl Archive {
     pub fn push(&mut self, name: &str, content: &[u8]) -> Result<Committed, VaultError> {
         let not = || VaultError::Impossible(format!("{name} is no file of the log"));
         let file = self.size.parse(name).ok_or_else(not)?;
+        let done = self.offer(file, name, content)?;
+        self.known.insert(file);
+        Ok(done)
+    }
+
+    fn offer(&self, file: LogFile, name: &str, content: &[u8]) -> Result<Committed, VaultError> {
         match file {
             LogFile::Segment(timeline, number) | LogFile::Partial(timeline, number) => {
                 check_segment(content, self.system, self.size, timeline, number)
@@ -206,14 +225,16 @@ impl Archive {
             Err(error) if error.is_missing() => None,
             Err(error) => return Err(error),
         };
-        let ours = hex::encode(ring::digest::digest(&ring::digest::SHA256, content).as_ref());
-        if there.is_none() && self.repository.put_checked(&key, self.header(), content)? == Committed::Created {
-            self.known.insert(file);
-            return Ok(Committed::Created);
-        }
+        let ours = sum_of(content);
+        let there = match there {
+            Some(header) => header,
+            None => match self.repository.put_checked(&key, self.header(), (content, &ours))? {
+                Committed::Created => return Ok(Committed::Created),
+                Committed::Exists => self.repository.check(&key)?,
+            },
+        };
         // Somebody has it: the same, or a second log under one name.
-        if self.repository.check(&key)?.sum.as_ref() == Some(&ours) {
-            self.known.insert(file);
+        if there.sum.as_ref() == Some(&ours) {
             return Ok(Committed::Exists);
         }
         let short = ours.get(..16).unwrap_or_default();
@@ -261,32 +282,87 @@ impl Archive {
         (end, left): (Position, &Lineage),
         wanted: impl Fn(&LogFile) -> bool,
     ) -> Result<Sweep, VaultError> {
-        let mut sweep = Sweep::default();
-        for file in self.of_path(pg_wal, end, left)? {
-            if self.known.contains(&file) || !wanted(&file) {
-                continue;
-            }
-            if sweep.pushed.len() >= SWEEP_MAX {
-                sweep.more = true;
+        let mut files = self.of_path(pg_wal, end, left)?;
+        files.retain(|file| !self.known.contains(file) && wanted(file));
+        let histories = files.partition_point(|file| matches!(file, LogFile::History(_)));
+        let (first, rest) = files.split_at(histories);
+        let threads = if self.size.0 > LARGE { 1 } else { THREADS };
+        let (slots, mut sweep, mut failed) = (AtomicUsize::new(0), Sweep::default(), None);
+        for (files, threads) in [(first, 1), (rest, threads)] {
+            if failed.is_some() {
                 break;
             }
-            let name = self.size.file_name(file);
-            let path = pg_wal.join(&name);
-            // The server recycled it meanwhile: if nobody brought it, it is a gap.
-            let Some(content) = read_settled(&path).map_err(|e| VaultError::file(&path, e))? else { continue };
-            match self.push(&name, &content) {
-                Ok(Committed::Created) => {
-                    sweep.bytes += content.len() as u64;
-                    sweep.pushed.push(name);
-                }
-                Ok(Committed::Exists) => {}
-                Err(error @ (VaultError::Damaged(_) | VaultError::Conflict { .. })) => {
-                    sweep.problems.push(error.to_string())
-                }
-                Err(error) => return Err(error),
+            let turn = AtomicUsize::new(0);
+            let brought = std::thread::scope(|scope| {
+                let work = || self.some(pg_wal, files, &turn, &slots);
+                // The last of them is this thread.
+                let others: Vec<_> = (1..threads.min(files.len())).map(|_| scope.spawn(work)).collect();
+                let mut all = vec![work()];
+                let broken = || VaultError::Server("a thread of the archive ended by a mistake of this program".into());
+                let lost = |_| Brought { failed: Some(broken()), ..Brought::default() };
+                all.extend(others.into_iter().map(|other| other.join().unwrap_or_else(lost)));
+                all
+            });
+            for mut one in brought {
+                self.known.append(&mut one.known);
+                sweep.pushed.append(&mut one.sweep.pushed);
+                sweep.problems.append(&mut one.sweep.problems);
+                sweep.bytes += one.sweep.bytes;
+                sweep.more |= one.sweep.more;
+                failed = failed.or(one.failed);
             }
         }
-        Ok(sweep)
+        sweep.pushed.sort_by_key(|name| {
+            let file = self.size.parse(name);
+            (!matches!(file, Some(LogFile::History(_))), file)
+        });
+        sweep.problems.sort();
+        failed.map_or(Ok(sweep), Err)
+    }
+
+    /// Brings files as long as there are any, and room in this sweep.
+    fn some(&self, pg_wal: &Path, files: &[LogFile], turn: &AtomicUsize, slots: &AtomicUsize) -> Brought {
+        let mut brought = Brought::default();
+        while let Some(file) = files.get(turn.fetch_add(1, Ordering::Relaxed)) {
+            if slots.fetch_add(1, Ordering::Relaxed) >= SWEEP_MAX {
+                brought.sweep.more = true;
+                return brought;
+            }
+            match self.one(pg_wal, *file, &mut brought) {
+                Ok(true) => {}
+                Ok(false) => drop(slots.fetch_sub(1, Ordering::Relaxed)),
+                Err(error) => {
+                    // Nobody else begins another.
+                    turn.store(files.len(), Ordering::Relaxed);
+                    brought.failed = Some(error);
+                    return brought;
+                }
+            }
+        }
+        brought
+    }
+
+    /// Brings one; `false`: there was nothing to bring.
+    fn one(&self, pg_wal: &Path, file: LogFile, brought: &mut Brought) -> Result<bool, VaultError> {
+        let name = self.size.file_name(file);
+        let path = pg_wal.join(&name);
+        // The server recycled it meanwhile: if nobody brought it, it is a gap.
+        let Some(content) = read_settled(&path).map_err(|e| VaultError::file(&path, e))? else { return Ok(false) };
+        match self.offer(file, &name, &content) {
+            Ok(done) => {
+                brought.known.insert(file);
+                if done == Committed::Created {
+                    brought.sweep.bytes += content.len() as u64;
+                    brought.sweep.pushed.push(name);
+                }
+                Ok(done == Committed::Created)
+            }
+            Err(error @ (VaultError::Damaged(_) | VaultError::Conflict { .. })) => {
+                brought.sweep.problems.push(error.to_string());
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use crate::postgres::copy::{Copied, Job, copy};
 use crate::postgres::log::{SegmentSize, segments};
 use crate::postgres::manifest::{Base, File, Manifest, Server};
 use crate::postgres::walk::Tree;
-use crate::repository::{Repository, VaultError};
+use crate::repository::{Repository, VaultError, sum_of};
 use mainstay_model::{Position, SystemId, Timeline};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -419,7 +419,7 @@ async fn commit(
         if let Some(base) = &base {
             repository.objects().size(base)?;
         }
-        match repository.put_checked(&key, header, &text)? {
+        match repository.put_checked(&key, header, (&text, &sum_of(&text)))? {
             Committed::Created => Ok(()),
             Committed::Exists => Err(VaultError::Backup(format!("{key} is there already"))),
         }

@@ -4,7 +4,7 @@
 
 use crate::Header;
 use crate::objects::{Committed, Key};
-use crate::postgres::fetch::fingerprints_of;
+use crate::postgres::fetch::{Packs, fingerprints_of};
 use crate::postgres::manifest::{Extent, Manifest, NO_FILE, Pack, Under};
 use crate::postgres::pages::{self, PAGE};
 use crate::postgres::walk::{CONTROL, Tree, first_page};
@@ -16,7 +16,8 @@ use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 use zstd::bulk::Compressor;
 
@@ -152,14 +153,20 @@ fn read_part(path: &Path, at: u64, into: &mut [u8]) -> Result<Option<usize>, Vau
     Ok(Some(read))
 }
 
+/// Where packs go that are full: another thread makes them durable while the next ones are filled.
+type Closing = SyncSender<(u32, Sealer)>;
+
 struct Worker<'a> {
     job: &'a Job<'a>,
+    packs: &'a Packs<'a>,
+    closing: Closing,
     pack: Option<(u32, Sealer)>,
     zstd: Compressor<'static>,
+    /// As long as a chunk; what was read last begins it.
     buffer: Vec<u8>,
+    filled: usize,
     map: Vec<u8>,
     done: Copied,
-    named: Vec<(u32, Pack)>,
 }
 
 impl Worker<'_> {
@@ -186,24 +193,25 @@ impl Worker<'_> {
     }
 
     fn read(&mut self, pieces: &[Piece], under: &[u8]) -> Result<Vec<Piece>, VaultError> {
-        self.buffer.clear();
+        self.filled = 0;
         self.map.clear();
         let mut found = Vec::new();
         for (number, at, len) in pieces {
             if *number == NO_FILE {
                 // Passed over: as the base has it.
-                self.buffer.resize(self.buffer.len() + *len as usize, 0);
+                let end = self.filled + *len as usize;
+                self.buffer.get_mut(self.filled..end).ok_or_else(too_long)?.fill(0);
+                self.filled = end;
                 let (from, blocks) = (self.map.len(), (*len as usize).div_ceil(PAGE) * 8);
                 self.map.extend_from_slice(under.get(from..from + blocks).unwrap_or_default());
                 found.push((NO_FILE, 0, *len));
                 continue;
             }
             let Some((name, _, _)) = self.job.tree.files.get(*number as usize) else { continue };
-            let (path, from) = (self.job.data.join(name), self.buffer.len());
-            self.buffer.resize(from + *len as usize, 0);
-            let read = read_part(&path, *at, self.buffer.get_mut(from..).unwrap_or_default())?;
-            self.buffer.truncate(from + read.unwrap_or(0));
-            let Some(read) = read else { continue };
+            let (path, from) = (self.job.data.join(name), self.filled);
+            let into = self.buffer.get_mut(from..from + *len as usize).ok_or_else(too_long)?;
+            let Some(read) = read_part(&path, *at, into)? else { continue };
+            self.filled = from + read;
             if let Some(first) = first_page(name).filter(|_| self.job.checksums) {
                 for page in 0..read / PAGE {
                     let offset = from + page * PAGE;
@@ -215,25 +223,20 @@ impl Worker<'_> {
                     }
                 }
             }
-            pages::fingerprints(self.buffer.get(from..).unwrap_or_default(), &mut self.map);
+            pages::fingerprints(self.buffer.get(from..self.filled).unwrap_or_default(), &mut self.map);
             if let Some(size) = self.done.sizes.get_mut(*number as usize) {
                 *size = Some(size.unwrap_or(0).max(at + read as u64));
             }
             found.push((*number, *at, u32::try_from(read).unwrap_or(0)));
         }
-        self.job.progress.fetch_add(self.buffer.len() as u64, Ordering::Relaxed);
+        self.job.progress.fetch_add(self.filled as u64, Ordering::Relaxed);
         Ok(found)
     }
 
     fn close(&mut self) -> Result<(), VaultError> {
-        let Some((number, sealer)) = self.pack.take() else { return Ok(()) };
-        let written = sealer.commit()?;
-        if written.committed != Committed::Created {
-            return Err(VaultError::Backup(format!("another backup wrote {} at the same time", self.job.prefix)));
-        }
-        let pack = Pack { name: pack_name(number), size: written.size, sum: written.sum, header: written.header_len };
-        self.named.push((number, pack));
-        Ok(())
+        let Some(full) = self.pack.take() else { return Ok(()) };
+        // Nobody takes it any more: that thread met an error, which says more than this one.
+        self.closing.send(full).map_err(|_| stopped())
     }
 
     /// Reads and stores a part: only what differs from the base, where that is less than half.
@@ -243,7 +246,7 @@ impl Worker<'_> {
             let found = self.read(&part.pieces, &[])?;
             return self.store(found, next);
         };
-        let map = fingerprints_of(self.job.repository, base, extent)?;
+        let map = fingerprints_of(self.packs, base, extent)?;
         let found = self.read(&part.pieces, &map)?;
         let changed = changed(&map, &self.map);
         let blocks = map.len() / 8;
@@ -298,7 +301,7 @@ impl Worker<'_> {
         self.ready(next)?;
         let Some((pack, sealer)) = &mut self.pack else { return Ok(()) };
         let chunk = sealer.next_chunk();
-        let (at, len) = sealer.chunk(&self.buffer, &mut self.zstd, false)?;
+        let (at, len) = sealer.chunk(self.buffer.get(..self.filled).unwrap_or_default(), &mut self.zstd, false)?;
         let (_, map) = sealer.chunk(&self.map, &mut self.zstd, false)?;
         let sum = pages::sum(&self.map);
         self.done.extents.push(Extent { pack: *pack, chunk, at, len, map, under: None, sum, pieces });
@@ -331,62 +334,101 @@ fn pace(job: &Job<'_>, since: &mut (u64, Instant, u64)) {
     }
 }
 
-fn work<'a>(
-    job: &'a Job<'a>,
-    parts: &[Part],
-    turn: &AtomicUsize,
-    next: &AtomicUsize,
-) -> Result<Worker<'a>, VaultError> {
+fn stopped() -> VaultError {
+    VaultError::Backup("it was stopped".into())
+}
+
+/// Parts are cut so that this can not be.
+fn too_long() -> VaultError {
+    VaultError::Damaged("a backup's manifest: an extent is longer than a chunk".into())
+}
+
+fn worker<'a>(job: &'a Job<'a>, packs: &'a Packs<'a>, closing: Closing) -> Result<Worker<'a>, VaultError> {
     let done = Copied { sizes: vec![None; job.tree.files.len()], ..Copied::default() };
-    let zstd = compressor()?;
-    let mut worker =
-        Worker { job, pack: None, zstd, buffer: Vec::with_capacity(CHUNK), map: Vec::new(), done, named: Vec::new() };
+    let (zstd, buffer) = (compressor()?, vec![0; CHUNK]);
+    Ok(Worker { job, packs, closing, pack: None, zstd, buffer, filled: 0, map: Vec::new(), done })
+}
+
+/// Makes full packs durable, as they come.
+fn commit(job: &Job<'_>, full: &Receiver<(u32, Sealer)>) -> Result<Vec<(u32, Pack)>, VaultError> {
+    let mut named = Vec::new();
+    for (number, sealer) in full {
+        let written = sealer.commit()?;
+        if written.committed != Committed::Created {
+            return Err(VaultError::Backup(format!("another backup wrote {} at the same time", job.prefix)));
+        }
+        let pack = Pack { name: pack_name(number), size: written.size, sum: written.sum, header: written.header_len };
+        named.push((number, pack));
+    }
+    Ok(named)
+}
+
+fn work(mut worker: Worker<'_>, parts: &[Part], turn: &AtomicUsize, next: &AtomicUsize) -> Result<Copied, VaultError> {
+    let job = worker.job;
     let mut since = (0, Instant::now(), 0);
     while let Some(part) = parts.get(turn.fetch_add(1, Ordering::Relaxed)) {
         if job.stop.load(Ordering::Relaxed) {
-            return Err(VaultError::Backup("it was stopped".into()));
+            return Err(stopped());
         }
         pace(job, &mut since);
         worker.part(part, next)?;
     }
     worker.close()?;
-    Ok(worker)
+    Ok(worker.done)
 }
 
 /// Copies everything, the control file last.
 pub(crate) fn copy(job: &Job<'_>) -> Result<Copied, VaultError> {
     let (parts, turn, next) = (parts(job.tree, job.base), AtomicUsize::new(0), AtomicUsize::new(0));
-    let mut all = Copied { sizes: vec![None; job.tree.files.len()], ..Copied::default() };
-    let mut packs = Vec::new();
-    let results = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        for _ in 0..job.threads.clamp(1, 16) {
-            scope.spawn(|| {
-                let result = work(job, &parts, &turn, &next);
-                if result.is_err() {
-                    job.stop.store(true, Ordering::Relaxed);
-                }
-                let taken = result.map(|worker| (worker.done, worker.named));
-                results.lock().unwrap_or_else(PoisonError::into_inner).push(taken);
-            });
+    let opened = Packs::new(job.repository);
+    let (closing, full) = sync_channel(1);
+    let (copied, committed) = std::thread::scope(|scope| {
+        let committing = scope.spawn(move || {
+            let committed = commit(job, &full);
+            if committed.is_err() {
+                job.stop.store(true, Ordering::Relaxed);
+            }
+            committed
+        });
+        let working: Vec<_> = (0..job.threads.clamp(1, 16))
+            .map(|_| {
+                let (closing, parts, turn, next, opened) = (closing.clone(), &parts, &turn, &next, &opened);
+                scope.spawn(move || {
+                    let result = worker(job, opened, closing).and_then(|worker| work(worker, parts, turn, next));
+                    if result.is_err() {
+                        job.stop.store(true, Ordering::Relaxed);
+                    }
+                    result
+                })
+            })
+            .collect();
+        let mut copied: Vec<_> = working.into_iter().map(joined).collect();
+        if copied.iter().all(Result::is_ok) {
+            copied.push(control(job, &opened, closing, &next));
+        } else {
+            drop(closing);
         }
+        (copied, joined(committing))
     });
-    let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut packs = committed?;
     // The error that stopped the others says more than theirs.
-    results.sort_by_key(|result| matches!(result, Err(VaultError::Backup(_))));
-    for result in results {
-        let (done, named) = result?;
-        merge(&mut all, done);
-        packs.extend(named);
+    let mut copied = copied;
+    copied.sort_by_key(|result| matches!(result, Err(VaultError::Backup(_))));
+    let mut all = Copied { sizes: vec![None; job.tree.files.len()], ..Copied::default() };
+    for done in copied {
+        merge(&mut all, done?);
     }
-    let control = control(job, &next)?;
-    merge(&mut all, control.done);
-    packs.extend(control.named);
     all.corrupt.sort();
     all.corrupt.dedup();
     packs.sort_by_key(|(number, _)| *number);
     all.packs = packs.into_iter().map(|(_, pack)| pack).collect();
     Ok(all)
+}
+
+fn joined<T>(thread: ScopedJoinHandle<'_, Result<T, VaultError>>) -> Result<T, VaultError> {
+    thread
+        .join()
+        .unwrap_or_else(|_| Err(VaultError::Backup("a thread of it ended by a mistake of this program".into())))
 }
 
 fn merge(all: &mut Copied, one: Copied) {
@@ -397,18 +439,19 @@ fn merge(all: &mut Copied, one: Copied) {
     }
 }
 
-fn control<'a>(job: &'a Job<'a>, next: &AtomicUsize) -> Result<Worker<'a>, VaultError> {
+fn control(job: &Job<'_>, opened: &Packs<'_>, closing: Closing, next: &AtomicUsize) -> Result<Copied, VaultError> {
     let missing = || VaultError::Backup(format!("{} has no {CONTROL}", job.data.display()));
     let number = job.tree.files.iter().position(|file| file.0 == CONTROL).ok_or_else(missing)?;
-    let mut worker = work(job, &[], &AtomicUsize::new(0), next)?;
+    let mut worker = worker(job, opened, closing)?;
     worker.buffer = super::control::read(&job.data.join(CONTROL))?;
+    worker.filled = worker.buffer.len();
     pages::fingerprints(&worker.buffer, &mut worker.map);
-    let len = worker.buffer.len();
+    let len = worker.filled;
     if let Some(size) = worker.done.sizes.get_mut(number) {
         *size = Some(len as u64);
     }
     let piece = (u32::try_from(number).unwrap_or(u32::MAX), 0, u32::try_from(len).unwrap_or(u32::MAX));
     worker.store(vec![piece], next)?;
     worker.close()?;
-    Ok(worker)
+    Ok(worker.done)
 }

@@ -7,7 +7,7 @@
 use crate::hex;
 use crate::postgres::archive::{Held, lineage};
 use crate::postgres::backup::{self, Watch};
-use crate::postgres::fetch::fetch;
+use crate::postgres::fetch::{Packs, fetch};
 use crate::postgres::hand::{hand_over, take, take_below};
 use crate::postgres::log::{LogFile, SegmentSize, check_segment, owner};
 use crate::postgres::manifest::{Extent, Manifest, NO_FILE};
@@ -15,9 +15,10 @@ use crate::postgres::pages;
 use crate::postgres::walk::CONTROL;
 use crate::repository::{Repository, VaultError};
 use mainstay_model::{Lineage, Lsn, SystemId, Timeline};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Advice, Mode, OFlags};
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions};
+use std::num::NonZeroU64;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -242,6 +243,7 @@ impl Plan {
 
 struct Work<'a> {
     repository: &'a Repository,
+    packs: Packs<'a>,
     base: &'a Manifest,
     to: &'a Destination,
     written: Mutex<Restored>,
@@ -249,13 +251,16 @@ struct Work<'a> {
 
 /// Does it: files, log, `backup_label`, `recovery.signal`. The server is not started.
 pub fn restore(repository: &Repository, plan: &Plan, to: &Destination) -> Result<Restored, VaultError> {
-    let work = Work { repository, base: &plan.base, to, written: Mutex::default() };
+    let work = Work { repository, packs: Packs::new(repository), base: &plan.base, to, written: Mutex::default() };
     to.watch.total.store(plan.bytes(), Ordering::Relaxed);
     work.prepare()?;
     let control = plan.base.files.iter().position(|file| file.path == CONTROL);
     let of_control = |extent: &Extent| extent.pieces.iter().any(|piece| Some(piece.0 as usize) == control);
     let (last, first): (Vec<&Extent>, Vec<&Extent>) = plan.base.extents.iter().partition(|extent| of_control(extent));
-    work.in_threads(first.len(), |at| first.get(at).map_or(Ok(()), |extent| work.extent(extent)))?;
+    // From two places of the backup in turn: threads that write into one file wait for each other.
+    let half = first.len().div_ceil(2);
+    let turn = |at: usize| first.get(if at % 2 == 0 { at / 2 } else { half + at / 2 });
+    work.in_threads(first.len(), |at| turn(at).map_or(Ok(()), |extent| work.extent(extent)))?;
     work.in_threads(plan.log.len(), |at| plan.log.get(at).map_or(Ok(()), |segment| work.segment(*segment)))?;
     work.histories(plan)?;
     work.cut()?;
@@ -428,13 +433,14 @@ impl Work<'_> {
     }
 
     fn extent(&self, extent: &Extent) -> Result<(), VaultError> {
-        let size: u64 = extent.pieces.iter().map(|piece| u64::from(piece.2)).sum();
+        let ours = extent.pieces.iter().filter(|piece| piece.0 != NO_FILE);
+        let size: u64 = ours.map(|piece| u64::from(piece.2)).sum();
         if self.to.delta && self.there(extent)? {
             self.count(0, size);
             return Ok(());
         }
-        let content = fetch(self.repository, self.base, extent)?;
-        let mut rest = content.as_slice();
+        let content = fetch(&self.packs, self.base, extent)?;
+        let (mut written, mut rest) = (0, content.as_slice());
         for (number, at, len) in &extent.pieces {
             let short = || VaultError::Damaged(format!("an extent of the backup {} is too short", self.base.label));
             let (piece, after) = rest.split_at_checked(*len as usize).ok_or_else(short)?;
@@ -443,10 +449,16 @@ impl Work<'_> {
                 continue;
             }
             let (file, path) = self.open(*number)?;
-            file.write_all_at(piece, *at).map_err(|e| VaultError::file(&path, e))?;
+            let parts = if self.to.delta { differing(&file, piece, *at) } else { vec![(0, piece)] };
+            for (from, part) in parts {
+                file.write_all_at(part, at + from).map_err(|e| VaultError::file(&path, e))?;
+                written += part.len() as u64;
+            }
+            // Let the disk begin while the next parts are read; what can not be begun is written at the end.
+            let _ = rustix::fs::fadvise(&file, *at, NonZeroU64::new(u64::from(*len)), Advice::DontNeed);
             rest = after;
         }
-        self.count(size, 0);
+        self.count(written, size - written);
         Ok(())
     }
 
@@ -525,6 +537,17 @@ impl Work<'_> {
         });
         failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     }
+}
+
+/// The parts of a piece that a file does not hold at its place, by pages: where each begins in the piece.
+fn differing<'p>(file: &File, piece: &'p [u8], at: u64) -> Vec<(u64, &'p [u8])> {
+    let mut there = vec![0; piece.len()];
+    if file.read_exact_at(&mut there, at).is_err() {
+        return vec![(0, piece)];
+    }
+    let pages = piece.chunks(pages::PAGE).zip(there.chunks(pages::PAGE)).enumerate();
+    let other = pages.filter(|(_, (wanted, is))| wanted != is);
+    other.map(|(number, (wanted, _))| ((number * pages::PAGE) as u64, wanted)).collect()
 }
 
 /// A path of a manifest must stay below its directory.

@@ -4,6 +4,7 @@
 //! It runs in the place of a backup: under the same lock, one in the cluster, in a thread of low priority. The copy is removed whatever happens,
 //! after a crash by the next life of the agent.
 
+use crate::setup::AgentOptions;
 use mainstay_model::spec::Vault;
 use mainstay_model::vault::{BackupRunning, DrillDone};
 use mainstay_model::{NodeId, Room, SystemId};
@@ -36,6 +37,12 @@ pub struct Place {
 }
 
 impl Place {
+    /// Of this agent.
+    #[must_use]
+    pub fn of(options: &AgentOptions) -> Place {
+        Place { dir: options.layout.restore_drill(), owner: options.server_user }
+    }
+
     fn copy(&self) -> PathBuf {
         self.dir.join("copy")
     }

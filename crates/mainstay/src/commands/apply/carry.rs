@@ -1,0 +1,214 @@
+//! Carrying the steps out, in the order in which they come. Nothing is chosen here.
+
+use super::Run;
+use super::fleet::together;
+use crate::cli::{Global, NodeRemove, Restart, Which};
+use crate::commands::{node, pki, restart, set};
+use crate::failure::{Failure, Outcome};
+use crate::local::keys::{Keys, Member};
+use crate::local::tokens::Tokens;
+use crate::on_host::{CONFIG, PROGRAM, Task};
+use crate::output::progress::Progress;
+use crate::session::Session;
+use mainstay_model::NodeId;
+use mainstay_model::config_assign::difference;
+use mainstay_net::join::Question;
+use mainstay_plan::apply::{Reasoned, Step, Work, kept};
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio::time::Instant;
+
+const PACKAGES: Duration = Duration::from_secs(2000);
+/// What writes a few files, or starts a process. Another run may be waited for.
+const SMALL: Duration = Duration::from_secs(100);
+/// An agent that ends in order hands over first.
+const END: Duration = Duration::from_secs(200);
+/// A token is used a moment after it is made.
+const TOKEN: Duration = Duration::from_secs(300);
+/// How long a node may take to do its part again after its agent began anew.
+const BACK: Duration = Duration::from_secs(120);
+const EACH: Duration = Duration::from_millis(200);
+
+impl Run {
+    /// Carries everything out.
+    pub(super) async fn carry_out(&mut self, work: Work, mut session: Option<Session>) -> Outcome {
+        let again = work.again;
+        for stage in work.stages {
+            self.stage(&stage, &mut session).await?;
+            self.done.extend(stage);
+        }
+        if again {
+            self.whole(Duration::from_secs(self.options.wait)).await?;
+        }
+        Ok(())
+    }
+
+    /// The steps of one stage: those of the cluster one after the other, those of hosts side by side, each host's own in order.
+    async fn stage(&mut self, stage: &[Reasoned], session: &mut Option<Session>) -> Outcome {
+        let mut by_host: BTreeMap<&NodeId, Vec<&Step>> = BTreeMap::new();
+        for Reasoned { step, .. } in stage {
+            match step {
+                Step::Authority => pki::make(&self.target).map(drop)?,
+                Step::Add(_) | Step::Await(_) | Step::Change(_) | Step::Restart | Step::Remove(_) => {
+                    self.of_cluster(step, session).await?;
+                }
+                _ => {
+                    if let Some(node) = step.node() {
+                        by_host.entry(node).or_default().push(step);
+                    }
+                }
+            }
+        }
+        let run = &*self;
+        let all = together(by_host.into_iter().map(|(node, steps)| async move {
+            for step in steps {
+                run.on_host(node, step).await?;
+            }
+            Ok::<(), Failure>(())
+        }))
+        .await;
+        // Every host was let come to its end before the first failure is told: none is left in the middle of a step.
+        all.into_iter().collect::<Result<Vec<()>, Failure>>()?;
+        let reloads =
+            stage.iter().filter_map(|each| if let Step::Reload(node) = &each.step { Some(node) } else { None });
+        for node in reloads {
+            self.until_back(node, session).await?;
+        }
+        Ok(())
+    }
+
+    async fn on_host(&self, node: &NodeId, step: &Step) -> Outcome {
+        let begun = self.lines.begin(node.as_str(), &step.words());
+        let task = self.task(node);
+        let answer = |verb: &'static str, at_most| self.fleet.ask::<serde_json::Value>(node, verb, &task, at_most);
+        let done = match step {
+            Step::Program(_) => self.fleet.install(node).await,
+            Step::Packages(_) => answer("packages", PACKAGES).await.map(drop),
+            Step::Configure(_) => answer("configure", SMALL).await.map(drop),
+            Step::Join(_) => self.join(node, false).await,
+            Step::Renew(_) => self.join(node, true).await,
+            Step::Start(_) => answer("start", SMALL).await.map(drop),
+            Step::Reload(_) => answer("reload", SMALL).await.map(drop),
+            Step::Retire(_) => answer("retire", END).await.map(drop),
+            _ => Ok(()),
+        };
+        match done {
+            Ok(()) => {
+                self.lines.done(node.as_str(), &step.words(), begun);
+                Ok(())
+            }
+            Err(failure) => {
+                self.lines.failed(node.as_str(), &step.words());
+                let hint = failure.hint.clone().unwrap_or_default();
+                let again = "what was done stays; type apply again once it is mended";
+                let hint = if hint.is_empty() { again.to_owned() } else { format!("{hint}\n{again}") };
+                Err(Failure {
+                    status: failure.status,
+                    error: format!("{node}: {}: {}", step.words(), failure.error),
+                    hint: Some(hint),
+                })
+            }
+        }
+    }
+
+    fn task(&self, node: &NodeId) -> Task {
+        Task { node: node.clone(), file: self.text.clone() }
+    }
+
+    /// The host makes its keys; what it asks to be certified, and the answer, travel over its connection.
+    async fn join(&self, node: &NodeId, again: bool) -> Outcome {
+        let spec = &self.target.spec;
+        let of = spec.node(node).ok_or_else(|| Failure::failed("it is not in the file"))?;
+        let keys = Keys::open(&self.target.layout, &spec.cluster.name)?;
+        let tokens = Tokens::of(&keys);
+        let (token, _) = tokens.issue(&Member::node(spec, of), TOKEN)?;
+        let mut words =
+            vec![PROGRAM, "join", "--config", CONFIG, "--node", node.as_str(), "--token", "-", "--at", "-", "--json"];
+        if again {
+            words.extend(["--again", "--yes"]);
+        }
+        let answer = |line: &str| {
+            let Ok(question) = serde_json::from_str::<Question>(line) else { return Ok(None) };
+            let (_, welcome) =
+                tokens.welcome(&question).map_err(|refusal| Failure::failed(refusal.error).hint(refusal.hint))?;
+            serde_json::to_string(&welcome).map(Some).map_err(|error| Failure::failed(error.to_string()))
+        };
+        self.fleet.remote(node)?.talk(&words, &token.text(), SMALL, answer).await.map(drop)
+    }
+
+    async fn of_cluster(&mut self, step: &Step, session: &mut Option<Session>) -> Outcome {
+        let session = session.as_mut().ok_or_else(|| Failure::failed("the cluster can not be asked from here"))?;
+        let (mut progress, mut verified) = (Progress::new(), Vec::new());
+        match step {
+            Step::Add(name) => {
+                let mut spec = session.spec().clone();
+                let new =
+                    self.target.spec.node(name).ok_or_else(|| Failure::failed(format!("{name} is not in the file")))?;
+                spec.nodes.push(new.clone());
+                node::checked(&spec)?;
+                let change = format!("node {name} added at {}", new.host);
+                verified = node::write(session, spec, change, &mut progress).await?;
+            }
+            Step::Await(name) => {
+                let new =
+                    self.target.spec.node(name).ok_or_else(|| Failure::failed(format!("{name} is not in the file")))?;
+                node::joined(session, new, self.options.wait, &mut progress, &mut verified).await?;
+            }
+            Step::Change(_) => {
+                let new = kept(session.spec(), &self.target.spec);
+                let differences = difference(session.spec(), &new);
+                verified = set::bring_about(session, new, &differences, &mut progress).await?.1;
+            }
+            Step::Restart => {
+                session.refresh().await;
+                if restart::pending(session).is_empty() {
+                    return Ok(());
+                }
+                drop(progress);
+                return restart::run(self.restart(), Global { yes: true, json: false }).await;
+            }
+            Step::Remove(name) => {
+                let mut spec = session.spec().clone();
+                spec.nodes.retain(|node| node.name != *name);
+                node::checked(&spec)?;
+                verified = node::write(session, spec, format!("node {name} removed"), &mut progress).await?;
+                let options = NodeRemove { which: Which::default(), node: name.clone(), wait: self.options.wait };
+                node::gone(session, &options, &mut progress, &mut verified).await?;
+            }
+            _ => {}
+        }
+        self.verified.extend(verified);
+        Ok(())
+    }
+
+    fn restart(&self) -> Restart {
+        let which = Which { config: Some(self.file()), ..Which::default() };
+        Restart { which, nodes: Vec::new(), pending: true, in_place: false, wait: self.options.wait.max(120) }
+    }
+
+    /// Waits until a node whose agent began anew does its part, before the next one's turn.
+    async fn until_back(&self, name: &NodeId, session: &mut Option<Session>) -> Outcome {
+        let Some(session) = session.as_mut() else { return Ok(()) };
+        let mut progress = Progress::new();
+        progress.step(&format!("Waiting until {name} does its part again"));
+        let until = Instant::now() + BACK;
+        loop {
+            session.refresh().await;
+            let answers = session.specs.contains_key(name);
+            let status = session.agents.status().await.ok();
+            let well = status.is_some_and(|status| {
+                status.cluster.writable && status.nodes.iter().any(|node| node.name == *name && node.healthy)
+            });
+            if answers && well {
+                progress.finish("");
+                return Ok(());
+            }
+            if Instant::now() >= until {
+                progress.fail();
+                return Err(Failure::failed(format!("{name} does not do its part {} s after its agent began anew", BACK.as_secs()))
+                    .hint("the agents of the other nodes were left as they are; mainstay status and mainstay why say what it waits for"));
+            }
+            tokio::time::sleep(EACH).await;
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! `mainstay apply`: makes real hosts as the file says, over ssh. Looks, decides (`mainstay_plan::apply`), asks, carries out, and looks again until
+//! nothing is left to do; so a run that ended anywhere is gone on with by typing it again.
+//!
+//! Begin at [`run`]. What is done on a host is done there by the same program (`mainstay host`, `on_host`); the executor here chooses nothing.
+
+mod carry;
+mod fleet;
+mod passes;
+mod password;
+mod ssh;
+mod view;
+
+use crate::cli::{Apply, Global};
+use crate::failure::{Failure, NOT_NOW, Outcome};
+use crate::local::processes::Lock;
+use crate::on_host::{CONFIG, PROGRAM};
+use crate::output;
+use crate::output::lines::Lines;
+use crate::target::{Target, absolute};
+use fleet::{Fleet, Program};
+use mainstay_model::NodeId;
+use mainstay_model::status::Status;
+use mainstay_plan::apply::{Obstacle, Reasoned, Work, notes, work};
+use mainstay_ports::clock::boot_now;
+use serde_json::json;
+use std::path::PathBuf;
+
+/// How often it looks anew at most: bare hosts take two, and one to see that nothing is left.
+const PASSES_MOST: u32 = 6;
+
+/// Everything of one run.
+pub(super) struct Run {
+    target: Target,
+    /// The file's text.
+    text: String,
+    options: Apply,
+    global: Global,
+    fleet: Fleet,
+    lines: Lines,
+    /// What was done.
+    done: Vec<Reasoned>,
+    verified: Vec<String>,
+    /// Nodes whose hosts start no agent by themselves.
+    unkept: Vec<NodeId>,
+}
+
+/// Applies the file.
+///
+/// # Errors
+/// When the file is wrong (usage), something stands in the way (not now; nothing was changed), or a step fails (it can be typed again).
+pub(crate) async fn run(options: Apply, global: Global) -> Outcome {
+    let begun = boot_now();
+    let file = absolute(&options.file)?;
+    let target = Target::read(&file).map_err(|failure| match failure.hint {
+        Some(_) => failure.hint("name the cluster's file with --file; `mainstay init` writes one"),
+        None => failure,
+    })?;
+    let text =
+        std::fs::read_to_string(&file).map_err(|error| Failure::failed(format!("{}: {error}", file.display())))?;
+    let Some(_alone) = Lock::directory(target.layout.dir())? else {
+        return Err(
+            Failure::not_now(format!("another apply works with {}", file.display())).hint("wait until it has ended")
+        );
+    };
+    let program = Program::read(options.program.clone())?;
+    let names: Vec<String> = target.spec.nodes.iter().map(|node| node.name.to_string()).collect();
+    let fleet = Fleet::new(&options, program)?;
+    let mut run = Run {
+        target,
+        text,
+        options,
+        global,
+        fleet,
+        lines: Lines::new(&names),
+        done: Vec::new(),
+        unkept: Vec::new(),
+        verified: Vec::new(),
+    };
+    let outcome = tokio::select! {
+        outcome = run.passes() => outcome,
+        ended = super::end_signal() => ended.and_then(|()| {
+            Err(Failure::failed("interrupted").hint("what was done stays; type apply again to go on"))
+        }),
+    };
+    // What was carried beside its place only to look with is taken back, whatever came of it.
+    run.fleet.tidy().await;
+    let status = outcome?;
+    run.report(&status, boot_now().since(begun).0);
+    Ok(())
+}
+
+/// A step for programs.
+fn shown(Reasoned { step, why }: &Reasoned) -> serde_json::Value {
+    json!({ "step": step.name(), "node": step.node(), "what": step.words(), "why": why })
+}
+
+impl Run {
+    async fn passes(&mut self) -> Outcome<Status> {
+        for pass in 0..PASSES_MOST {
+            let looked = self.look(pass == 0).await?;
+            let wanted = self.wanted(looked.authority.as_deref());
+            let work = match work(&wanted, &looked.inventory) {
+                Ok(work) => work,
+                Err(found) => return Err(self.refused(&found)),
+            };
+            if pass == 0 {
+                for (node, note) in notes(&wanted, &looked.inventory) {
+                    output::errline(&format!("note: {node}: {note}"));
+                }
+            }
+            if work.is_empty() {
+                let hosts = self
+                    .target
+                    .spec
+                    .nodes
+                    .iter()
+                    .filter_map(|node| Some((&node.name, looked.inventory.host(&node.name)?)));
+                self.unkept = hosts.filter(|(_, host)| !host.systemd).map(|(node, _)| node.clone()).collect();
+                return self.verify(pass > 0).await;
+            }
+            self.check_changes(&looked)?;
+            self.announce(&work);
+            if self.options.check {
+                return Err(self.checked(&work));
+            }
+            let question = format!("Do this on the hosts of the cluster {}?", self.target.spec.cluster.name);
+            output::confirm(self.global.yes, &question)?;
+            self.carry_out(work, looked.session).await?;
+        }
+        Err(Failure::failed(format!("after {PASSES_MOST} rounds there is still something to do"))
+            .hint("mainstay apply --check says what; mainstay status and mainstay why say what the cluster waits for"))
+    }
+
+    fn announce(&self, work: &Work) {
+        for stage in &work.stages {
+            // What is the same on several hosts is one line.
+            let mut told: Vec<(String, &str, Vec<&str>)> = Vec::new();
+            for Reasoned { step, why } in stage {
+                let (words, node) = (step.words(), step.node().map(|node| node.as_str()));
+                match told.iter_mut().find(|(known, reason, _)| (known, *reason) == (&words, why.as_str())) {
+                    Some((_, _, nodes)) => nodes.extend(node),
+                    None => told.push((words, why, node.into_iter().collect())),
+                }
+            }
+            for (words, why, nodes) in told {
+                let nodes = if nodes.is_empty() { String::new() } else { format!("{}: ", nodes.join(", ")) };
+                output::errline(&format!("  {nodes}{words} ({why})"));
+            }
+        }
+        if work.again {
+            output::errline("  then: wait until the cluster works, and look again");
+        }
+    }
+
+    fn refused(&self, found: &[Obstacle]) -> Failure {
+        let node = |obstacle: &Obstacle| obstacle.node.as_ref().map(|node| format!("{node}: ")).unwrap_or_default();
+        let error: Vec<String> = found.iter().map(|each| format!("{}{}", node(each), each.what)).collect();
+        let mut mend: Vec<String> = Vec::new();
+        for each in found.iter().filter(|each| !each.mend.is_empty()) {
+            let text = format!("{}{}", node(each), each.mend);
+            if !mend.contains(&text) {
+                mend.push(text);
+            }
+        }
+        let state = if self.done.is_empty() { "nothing was changed on any host" } else { "what was done before stays" };
+        Failure::not_now(format!("this stands in the way ({state}):\n{}", error.join("\n"))).hint(mend.join("\n"))
+    }
+
+    /// The end of `--check` when there is something to do.
+    fn checked(&self, work: &Work) -> Failure {
+        if self.global.json {
+            let steps: Vec<_> = work.steps().map(shown).collect();
+            output::object(
+                &json!({ "cluster": self.target.spec.cluster.name, "steps": steps, "again": work.again, "changed": false }),
+            );
+            return Failure { status: NOT_NOW, ..Failure::said() };
+        }
+        Failure::not_now("the hosts are not as the file says: nothing was changed").hint("without --check it does this")
+    }
+
+    fn report(&self, status: &Status, took_ms: u64) {
+        let took = mainstay_model::Span(took_ms);
+        if self.global.json {
+            output::object(&json!({
+                "cluster": self.target.spec.cluster.name, "changed": !self.done.is_empty(),
+                "steps": self.done.iter().map(shown).collect::<Vec<_>>(),
+                "primary": status.cluster.primary, "write": status.routes.write, "read": status.routes.read,
+                "problems": status.problems, "not_started_by_the_host": self.unkept, "verified": self.verified,
+                "seconds": super::wait::seconds(took_ms),
+            }));
+            return;
+        }
+        if self.done.is_empty() {
+            output::line(&format!("Nothing to do: every host is as the file says ({took})."));
+        } else {
+            output::line(&format!("The cluster {} is as the file says ({took}).", self.target.spec.cluster.name));
+        }
+        output::line(&format!("Verified: {}.", self.verified.join("; ")));
+        for node in &self.unkept {
+            output::line(&format!(
+                "Note: the host of {node} has no systemd. The agent is kept as long as the host runs; let the host run this when it starts:\n  \
+                 {PROGRAM} supervise --config {CONFIG} --node {node} --detach"
+            ));
+        }
+        for problem in &status.problems {
+            output::line(&format!("Problem: {}: {}", problem.name, problem.evidence));
+        }
+    }
+
+    /// The file of this run.
+    fn file(&self) -> PathBuf {
+        self.target.config.clone()
+    }
+}

@@ -1,0 +1,117 @@
+//! What there is of a node on this host. Changes nothing.
+
+use super::{CONFIG, PROGRAM, SETTINGS, Task, UNIT, UNIT_FILE, systemd, target};
+use crate::failure::{Failure, Outcome};
+use crate::host::{Seen, gather};
+use crate::local::keys::Member;
+use crate::local::processes::running_agent;
+use crate::target::Target;
+use mainstay_model::layout::NodeLayout;
+use mainstay_model::spec::Node;
+use mainstay_net::pki;
+use mainstay_plan::apply::facts::{Agent, Host, Papers, Said};
+use mainstay_plan::doctor::facts::Existing;
+use mainstay_plan::doctor::{Severity, examine};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+/// Looks.
+///
+/// # Errors
+/// When the file does not list the node.
+pub(crate) async fn look(task: &Task) -> Outcome<Host> {
+    let target = target(&task.file)?;
+    let node = target.spec.node(&task.node).cloned();
+    let node = node.ok_or_else(|| Failure::usage(format!("the file does not list {}", task.node)))?;
+    let layout = NodeLayout::new(target.spec.node_dir(&node));
+    let agent = running_agent(&node.name, Path::new(CONFIG));
+    let systemd = systemd();
+    let text = |path: &str| std::fs::read_to_string(path).ok();
+    let (config, settings) = (text(CONFIG), text(SETTINGS));
+    let config_of = Target::read(Path::new(CONFIG)).ok().map(|known| known.spec.cluster.name.to_string());
+    let papers = papers(&target, &node, &layout)?;
+    // A doctor asks the other nodes' ports, too: what they answer matters once this node has joined.
+    let seen = Seen::of(target).await;
+    let facts = gather(&seen, &node, false).await;
+    let findings =
+        examine(&seen.target.spec, &node, &facts).into_iter().filter(|finding| finding.severity != Severity::Fine);
+    let said = |finding: mainstay_plan::doctor::Finding| Said {
+        check: finding.check.to_owned(),
+        problem: finding.severity == Severity::Problem,
+        found: finding.found,
+        mend: finding.mend,
+    };
+    Ok(Host {
+        program: None,
+        config,
+        config_of,
+        named: settings
+            .and_then(|text| text.lines().find_map(|line| Some(line.strip_prefix("MAINSTAY_NODE=")?.to_owned()))),
+        systemd,
+        unit: if systemd { text(UNIT_FILE) } else { None },
+        enabled: systemd && super::service::systemctl(&["is-enabled", "--quiet", UNIT]).await.is_ok(),
+        kept: super::service::kept(&seen.target).await,
+        agent: agent.map(|pid| Agent { pid, current: is_current(pid) }),
+        papers,
+        store: layout.spec_cache().exists(),
+        removed: layout.removed().exists(),
+        server: facts.server.as_ref().ok().map(|server| server.major),
+        data: match facts.data {
+            Ok(Existing::Nothing) => None,
+            Ok(Existing::Database(major)) => Some(format!("a PostgreSQL {major} database")),
+            Ok(Existing::Other(names)) => Some(names.join(", ")),
+            Err(why) => Some(format!("what can not be read ({why})")),
+        },
+        findings: findings.map(said).collect(),
+    })
+}
+
+/// Does the process run the program that is installed?
+fn is_current(pid: u32) -> bool {
+    let file = |path: PathBuf| std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
+    let running = file(PathBuf::from(format!("/proc/{pid}/exe")));
+    running.is_some() && running == file(PathBuf::from(PROGRAM))
+}
+
+/// The certificates that `join` makes.
+fn papers(target: &Target, node: &Node, layout: &NodeLayout) -> Outcome<Papers> {
+    let member = Member::node(&target.spec, node);
+    let mut wanted = vec![layout.ca_cert()];
+    for purpose in member.purposes().into_keys() {
+        let pair = match purpose {
+            "node" => [layout.node_cert(), layout.node_key()],
+            "proxy" => [layout.proxy_cert(), layout.proxy_key()],
+            "server" => [layout.server_cert(), layout.server_key()],
+            _ => [layout.replication_cert(), layout.replication_key()],
+        };
+        wanted.extend(pair);
+    }
+    if member.needs_verifier() {
+        wanted.push(layout.app_verifier());
+    }
+    let (there, missing): (Vec<PathBuf>, Vec<PathBuf>) = wanted.into_iter().partition(|path| path.exists());
+    if there.is_empty() {
+        return Ok(Papers::None);
+    }
+    if let Some(missing) = missing.first() {
+        return Ok(Papers::Some(format!("{} is missing", missing.display())));
+    }
+    whole(layout, node.witness).map_or_else(|why| Ok(Papers::Some(why)), Ok)
+}
+
+fn whole(layout: &NodeLayout, witness: bool) -> Result<Papers, String> {
+    let read = |path: PathBuf| std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()));
+    let wrong = |error: mainstay_net::NetError| error.to_string();
+    let authority = pki::fingerprint(&read(layout.ca_cert())?).map_err(wrong)?;
+    let own = read(layout.node_cert())?;
+    let (identity, mut until) = pki::describe(&own).map_err(wrong)?;
+    let mut names = Vec::new();
+    let others = [layout.proxy_cert(), layout.server_cert(), layout.replication_cert()];
+    for path in others.into_iter().take(if witness { 1 } else { 3 }) {
+        until = until.min(pki::valid_until(&read(path)?).map_err(wrong)?);
+    }
+    if !witness {
+        names = pki::hosts(&read(layout.server_cert())?).map_err(wrong)?;
+    }
+    Ok(Papers::Whole { authority, node: identity.role.name().to_owned(), until, names })
+}

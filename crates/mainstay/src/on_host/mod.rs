@@ -1,0 +1,54 @@
+//! What `mainstay apply` does on a host, as root: looking, writing, starting. Each part is idempotent and decides nothing: which parts are needed
+//! is decided where apply runs (`mainstay_plan::apply`), from what [`look`] shows.
+
+pub(crate) mod look;
+pub(crate) mod place;
+pub(crate) mod proof;
+pub(crate) mod service;
+
+use crate::failure::{Failure, Outcome};
+use crate::local::engine::owned_parameters;
+use crate::target::Target;
+use mainstay_model::NodeId;
+use mainstay_model::layout::ClusterLayout;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// Where the program is.
+pub(crate) const PROGRAM: &str = "/usr/local/bin/mainstay";
+/// Where it is put first: the same file system, so that it can be moved in one step.
+pub(crate) const STAGED: &str = "/usr/local/bin/.mainstay.staged";
+/// The cluster's file.
+pub(crate) const CONFIG: &str = "/etc/mainstay/mainstay.toml";
+/// The agent's settings.
+pub(crate) const SETTINGS: &str = "/etc/mainstay/agent.env";
+/// The agent's unit.
+pub(crate) const UNIT_FILE: &str = "/etc/systemd/system/mainstay-agent.service";
+/// Its name.
+pub(crate) const UNIT: &str = "mainstay-agent";
+/// What it says.
+pub(crate) const UNIT_TEXT: &str =
+    include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../packaging/mainstay-agent.service"));
+
+/// A node, and the cluster's file as it is to be.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Task {
+    /// Which node.
+    pub(crate) node: NodeId,
+    /// The file's text.
+    pub(crate) file: String,
+}
+
+/// The cluster of this text, as if it lay in its place already.
+pub(super) fn target(text: &str) -> Outcome<Target> {
+    let spec = mainstay_model::config::parse(text, owned_parameters())
+        .map_err(|error| Failure::usage(format!("the file holds mistakes:\n{error}")))?;
+    let config = PathBuf::from(CONFIG);
+    let dir = config.parent().unwrap_or(Path::new("/")).to_owned();
+    Ok(Target { config, spec, layout: ClusterLayout::new(dir), identity: None })
+}
+
+/// Is systemd this host's service manager?
+pub(super) fn systemd() -> bool {
+    Path::new("/run/systemd/system").is_dir()
+}

@@ -1,0 +1,330 @@
+//! The steps and their order.
+
+use super::facts::{Host, Inventory, Papers, Wanted};
+use mainstay_model::NodeId;
+use mainstay_model::config_assign::{Difference, difference};
+use mainstay_model::spec::Spec;
+use mainstay_model::stored_spec::FileState;
+
+/// Certificates that end sooner are renewed. Seconds.
+const RENEW_BEFORE: i64 = 30 * 86_400;
+
+/// One step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Make the authority beside the file.
+    Authority,
+    /// Install the engine's packages.
+    Packages(NodeId),
+    /// Put the program in place.
+    Program(NodeId),
+    /// Write the file, the agent's settings and its unit, whatever of it differs.
+    Configure(NodeId),
+    /// Write a generation with this node.
+    Add(NodeId),
+    /// Have the keys that the host makes certified.
+    Join(NodeId),
+    /// The same over certificates that are there.
+    Renew(NodeId),
+    /// Start the agent, and let it be kept.
+    Start(NodeId),
+    /// Wait until a node that was added votes and does its part.
+    Await(NodeId),
+    /// Write a generation with the file's settings.
+    Change(Vec<String>),
+    /// Restart servers for parameters that wait for it, in an order that keeps the cluster in service.
+    Restart,
+    /// Let the agent begin anew with program and file, its server untouched.
+    Reload(NodeId),
+    /// Write a generation without this node, and wait until nothing counts on it.
+    Remove(NodeId),
+    /// End the agent of a node that was taken out; its data stay.
+    Retire(NodeId),
+}
+
+impl Step {
+    /// The node whose host it is done on.
+    #[must_use]
+    pub fn node(&self) -> Option<&NodeId> {
+        match self {
+            Self::Packages(node) | Self::Program(node) | Self::Configure(node) | Self::Add(node) => Some(node),
+            Self::Join(node) | Self::Renew(node) | Self::Start(node) | Self::Await(node) => Some(node),
+            Self::Reload(node) | Self::Remove(node) | Self::Retire(node) => Some(node),
+            Self::Authority | Self::Change(_) | Self::Restart => None,
+        }
+    }
+
+    /// Its name for programs.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Authority => "authority",
+            Self::Packages(_) => "packages",
+            Self::Program(_) => "program",
+            Self::Configure(_) => "configure",
+            Self::Add(_) => "add",
+            Self::Join(_) => "join",
+            Self::Renew(_) => "renew",
+            Self::Start(_) => "start",
+            Self::Await(_) => "await",
+            Self::Change(_) => "change",
+            Self::Restart => "restart",
+            Self::Reload(_) => "reload",
+            Self::Remove(_) => "remove",
+            Self::Retire(_) => "retire",
+        }
+    }
+
+    /// In words.
+    #[must_use]
+    pub fn words(&self) -> String {
+        match self {
+            Self::Authority => "make the cluster's authority and the application's password".into(),
+            Self::Packages(_) => "install PostgreSQL from the distribution, without a server of its own".into(),
+            Self::Program(_) => "put the program in place".into(),
+            Self::Configure(_) => "write file, settings and unit".into(),
+            Self::Add(_) => "add it to the nodes".into(),
+            Self::Join(_) => "make keys there and certify them".into(),
+            Self::Renew(_) => "make new keys there and certify them".into(),
+            Self::Start(_) => "start the agent".into(),
+            Self::Await(_) => "wait until it votes and does its part".into(),
+            Self::Change(keys) => format!("change {}", keys.join(", ")),
+            Self::Restart => "restart servers one after the other, if a parameter waits for it".into(),
+            Self::Reload(_) => "let the agent begin anew, its server untouched".into(),
+            Self::Remove(_) => "take it out of the nodes".into(),
+            Self::Retire(_) => "end its agent; its data stay".into(),
+        }
+    }
+}
+
+/// A step with its reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reasoned {
+    /// What.
+    pub step: Step,
+    /// Why.
+    pub why: String,
+}
+
+/// All steps: stages one after the other, the steps of a stage side by side on their hosts, those of one host in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// The stages.
+    pub stages: Vec<Vec<Reasoned>>,
+    /// More can be known only once these are done: look again then.
+    pub again: bool,
+}
+
+impl Work {
+    /// Is there nothing to do?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.stages.is_empty()
+    }
+
+    /// Every step, in order.
+    pub fn steps(&self) -> impl Iterator<Item = &Reasoned> {
+        self.stages.iter().flatten()
+    }
+
+    fn stage(&mut self, steps: Vec<Reasoned>) {
+        if !steps.is_empty() {
+            self.stages.push(steps);
+        }
+    }
+}
+
+fn because(step: Step, why: impl Into<String>) -> Reasoned {
+    Reasoned { step, why: why.into() }
+}
+
+/// A host on which the node has never been.
+pub(super) fn is_new(host: &Host) -> bool {
+    !host.store && !matches!(host.papers, Papers::Whole { .. })
+}
+
+/// A node of the cluster that is to be taken out.
+pub(super) fn set_aside(inventory: &Inventory, node: &NodeId) -> bool {
+    inventory.host(node).is_some_and(|host| host.removed && host.store)
+}
+
+/// What is done, given that nothing stands in the way.
+pub(super) fn order(wanted: &Wanted<'_>, inventory: &Inventory) -> Work {
+    let mut work = Work::default();
+    let began = wanted.spec.nodes.iter().filter_map(|node| inventory.host(&node.name)).any(|host| host.store);
+    if wanted.authority.is_none() {
+        work.stage(vec![because(Step::Authority, "there is none beside the file")]);
+    }
+    match &inventory.in_force {
+        Some(stored) => running(wanted, inventory, &stored.spec, &mut work),
+        None => from_the_start(wanted, inventory, began, &mut work),
+    }
+    work
+}
+
+/// Nobody tells what is in force: a new cluster, or one whose agents do not run.
+fn from_the_start(wanted: &Wanted<'_>, inventory: &Inventory, began: bool, work: &mut Work) {
+    let (mut prepared, mut started) = (Vec::new(), Vec::new());
+    for node in &wanted.spec.nodes {
+        let Some(host) = inventory.host(&node.name) else { continue };
+        // A node that the cluster does not know yet waits until the others tell what is in force.
+        if began && !host.store {
+            continue;
+        }
+        prepare(wanted, &node.name, host, &mut prepared);
+        if !began {
+            let configured = configured(wanted, &node.name, host);
+            if configured.is_some() && host.agent.is_some() {
+                let step = Step::Reload(node.name.clone());
+                // Founders' files must list the same nodes.
+                started.push(because(step, "it waits for the others with another file"));
+            }
+            prepared.extend(configured);
+        }
+        prepared.extend(certified(wanted, &node.name, host));
+        if host.agent.is_none() {
+            let why = if began { "its agent does not run" } else { "the node is new" };
+            started.push(because(Step::Start(node.name.clone()), why));
+        }
+    }
+    work.stage(prepared);
+    // In the order of the file, one after the other: the first one is the first to ask for the primary's role.
+    started.into_iter().for_each(|step| work.stage(vec![step]));
+    work.again = !work.is_empty();
+}
+
+fn running(wanted: &Wanted<'_>, inventory: &Inventory, in_force: &Spec, work: &mut Work) {
+    let hosts = || wanted.spec.nodes.iter().filter_map(|node| Some((&node.name, inventory.host(&node.name)?)));
+    let known = |node: &NodeId| in_force.node(node).is_some();
+    // An agent that runs goes by what is in force: its file follows that. One that is to be started needs its file before.
+    let first = |node: &NodeId, host: &Host| !known(node) || host.agent.is_none();
+    let mut prepared = Vec::new();
+    for (node, host) in hosts() {
+        prepare(wanted, node, host, &mut prepared);
+        if first(node, host) {
+            prepared.extend(configured(wanted, node, host));
+        }
+    }
+    work.stage(prepared);
+    let started = hosts().filter(|(node, host)| known(node) && host.agent.is_none());
+    for (node, host) in started {
+        work.stage(certified(wanted, node, host).into_iter().collect());
+        work.stage(vec![because(Step::Start(node.clone()), "its agent does not run")]);
+    }
+    for (node, host) in hosts().filter(|(node, _)| !known(node)) {
+        work.stage(vec![because(Step::Add(node.clone()), "the file lists it, and it is not in force")]);
+        work.stage(certified(wanted, node, host).into_iter().collect());
+        work.stage(vec![because(Step::Start(node.clone()), "the node is new")]);
+        work.stage(vec![because(Step::Await(node.clone()), "a node is added when the one before it does its part")]);
+    }
+    for (node, host) in hosts().filter(|(node, _)| known(node) && !inventory.voters.contains(node)) {
+        work.stage(vec![because(
+            Step::Await(node.clone()),
+            if host.agent.is_some() { "it has not come in yet" } else { "it is started" },
+        )]);
+    }
+    settings(wanted, inventory, in_force, work);
+    for node in in_force.nodes.iter().filter(|node| wanted.spec.node(&node.name).is_none()) {
+        work.stage(vec![because(Step::Remove(node.name.clone()), "the file does not list it")]);
+        if inventory.host(&node.name).is_some() {
+            work.stage(vec![because(Step::Retire(node.name.clone()), "it is taken out")]);
+        }
+    }
+    // Last: a file is what is in force when it is written.
+    let configured_too = hosts().filter(|(node, host)| !first(node, host));
+    work.stage(configured_too.filter_map(|(node, host)| configured(wanted, node, host)).collect());
+    for (node, host) in hosts().filter(|(node, host)| known(node) && host.agent.is_some()) {
+        work.stage(certified(wanted, node, host).into_iter().collect());
+        work.stage(reload(wanted, inventory, node, host).into_iter().collect());
+    }
+}
+
+/// Program and packages: nothing of the cluster sees them yet.
+fn prepare(wanted: &Wanted<'_>, node: &NodeId, host: &Host, steps: &mut Vec<Reasoned>) {
+    if wanted.packages
+        && host.findings.iter().any(|said| said.problem && ["server", "server-user"].contains(&said.check.as_str()))
+    {
+        steps.push(because(Step::Packages(node.clone()), "there is no PostgreSQL"));
+    }
+    match &host.program {
+        Some(there) if there == wanted.program => {}
+        Some(_) => steps.push(because(Step::Program(node.clone()), "the program there is another one")),
+        None => steps.push(because(Step::Program(node.clone()), "there is none")),
+    }
+}
+
+fn configured(wanted: &Wanted<'_>, node: &NodeId, host: &Host) -> Option<Reasoned> {
+    let mut why = Vec::new();
+    if host.config.as_deref() != Some(wanted.text) {
+        why.push(if host.config.is_some() { "its file is another" } else { "it has no file" });
+    }
+    if host.named.as_deref() != Some(node.as_str()) {
+        why.push("its settings do not name it");
+    }
+    if host.systemd && host.unit.as_deref() != Some(wanted.unit) {
+        why.push(if host.unit.is_some() { "its unit is another" } else { "it has no unit" });
+    }
+    (!why.is_empty()).then(|| because(Step::Configure(node.clone()), why.join(", ")))
+}
+
+/// Joins, or renews what ends soon or does not name every host.
+fn certified(wanted: &Wanted<'_>, node: &NodeId, host: &Host) -> Option<Reasoned> {
+    let (until, names) = match &host.papers {
+        Papers::None => return Some(because(Step::Join(node.clone()), "it has no certificates")),
+        Papers::Some(what) => return Some(because(Step::Renew(node.clone()), what.clone())),
+        Papers::Whole { until, names, .. } => (*until, names),
+    };
+    if until - wanted.now < RENEW_BEFORE {
+        return Some(because(Step::Renew(node.clone()), "its certificates end within 30 days"));
+    }
+    let witness = wanted.spec.node(node).is_some_and(|node| node.witness);
+    let missing = wanted.spec.nodes.iter().find(|other| !names.contains(&other.host));
+    missing.filter(|_| !witness).map(|other| {
+        because(
+            Step::Renew(node.clone()),
+            format!("its server's certificate does not name {}, through which clients come", other.host),
+        )
+    })
+}
+
+fn settings(wanted: &Wanted<'_>, inventory: &Inventory, in_force: &Spec, work: &mut Work) {
+    let changed = changes(in_force, wanted.spec);
+    let parameters = changed.iter().any(|change| change.key.starts_with("postgres.parameters."));
+    if !changed.is_empty() {
+        let keys = changed.iter().map(ToString::to_string).collect();
+        work.stage(vec![because(Step::Change(keys), "the file says so, and it is not in force")]);
+    }
+    if parameters {
+        work.stage(vec![because(Step::Restart, "parameters changed")]);
+    } else if let Some((node, names)) = inventory.waiting.iter().next() {
+        let why = format!("{} waits for it on {node}", names.join(", "));
+        work.stage(vec![because(Step::Restart, why)]);
+    }
+}
+
+/// What differs besides nodes that come and go, which have steps of their own.
+fn changes(in_force: &Spec, file: &Spec) -> Vec<Difference> {
+    difference(in_force, &kept(in_force, file))
+}
+
+/// The file's settings on the nodes that are in force.
+#[must_use]
+pub fn kept(in_force: &Spec, file: &Spec) -> Spec {
+    let mut spec = file.clone();
+    spec.nodes = in_force.nodes.iter().map(|node| file.node(&node.name).unwrap_or(node).clone()).collect();
+    spec
+}
+
+fn reload(wanted: &Wanted<'_>, inventory: &Inventory, node: &NodeId, host: &Host) -> Option<Reasoned> {
+    let agent = host.agent?;
+    let why = if host.program.as_deref() != Some(wanted.program) || !agent.current {
+        "it runs another program"
+    } else if host.config.as_deref() != Some(wanted.text) {
+        "its file is replaced"
+    } else if inventory.files.get(node).is_some_and(|state| *state != FileState::Same) {
+        "it has not read its file since that was replaced"
+    } else {
+        return None;
+    };
+    Some(because(Step::Reload(node.clone()), why))
+}

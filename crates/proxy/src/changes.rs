@@ -1,0 +1,178 @@
+//! What clients notice of a change of the primary, planned or not: who was held and for how long, and which errors they got. One report
+//! for each, when it is over. Absent: what happened in the cluster, which its own history tells.
+
+use crate::table::{Held, View};
+use mainstay_model::{Moment, Span};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// So long after the route is open again a change is over, whoever still waits.
+const OVER: Span = Span::seconds(5);
+/// And no sooner than this, so that what is let go is counted.
+const AFTER: Span = Span(200);
+/// Codes that are told apart.
+const CODES_MAX: usize = 32;
+/// The code of connections that were cut without a word, since this proxy does not look into them.
+pub(crate) const CUT: &str = "cut";
+
+/// One change.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Change {
+    /// The epoch before.
+    pub from_epoch: u64,
+    /// The epoch after.
+    pub epoch: u64,
+    /// The primary's agent said beforehand that it was near.
+    pub planned: bool,
+    /// For how long new work was not let through, in milliseconds.
+    pub closed_ms: u64,
+    /// Clients that were held.
+    pub held: u64,
+    /// The longest that one of them was held, in microseconds.
+    pub longest_hold_us: u64,
+    /// Errors that clients got from the proxy, by SQLSTATE; `cut`: connections that were cut.
+    pub errors: BTreeMap<String, u64>,
+    /// Of those, the ones that said that the outcome of a commit is not known.
+    pub unknown_commits: u64,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    begun: Option<Moment>,
+    opened: Option<Moment>,
+    now: Change,
+    last: Option<Change>,
+    count: u64,
+    epoch: u64,
+    was_open: bool,
+}
+
+/// The change under way, and the last one.
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    under_way: AtomicBool,
+    inner: Mutex<Inner>,
+}
+
+impl Changes {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn during(&self, note: impl FnOnce(&mut Change)) {
+        if self.under_way.load(Ordering::Relaxed) {
+            note(&mut self.lock().now);
+        }
+    }
+
+    /// A client begins to be held.
+    pub(crate) fn held(&self) {
+        self.during(|change| change.held += 1);
+    }
+
+    /// One that was held goes on.
+    pub(crate) fn let_go(&self, us: u64) {
+        self.during(|change| change.longest_hold_us = change.longest_hold_us.max(us));
+    }
+
+    /// A client gets an error.
+    pub(crate) fn error(&self, code: &str) {
+        self.during(|change| {
+            change.unknown_commits += u64::from(code == "08007");
+            if change.errors.len() < CODES_MAX || change.errors.contains_key(code) {
+                *change.errors.entry(code.to_owned()).or_default() += 1;
+            }
+        });
+    }
+
+    /// The route as it is now, looked at again and again; `waiting` clients are held. A report, when a change is over.
+    pub(crate) fn look(&self, view: &View, waiting: u64, now: Moment) -> Option<Change> {
+        let mut inner = self.lock();
+        let open = view.write.is_some();
+        let changed = open && view.epoch.0 != inner.epoch;
+        if inner.begun.is_none() && inner.was_open && (!open || changed) {
+            inner.begun = Some(now);
+            inner.now = Change { from_epoch: inner.epoch, ..Change::default() };
+            self.under_way.store(true, Ordering::Relaxed);
+        }
+        inner.now.planned |= view.held == Held::Draining;
+        inner.was_open |= open;
+        if open {
+            inner.epoch = view.epoch.0;
+        }
+        let begun = inner.begun?;
+        if !open {
+            inner.opened = None;
+            return None;
+        }
+        let opened = *inner.opened.get_or_insert(now);
+        let since = now.since(opened);
+        if (waiting > 0 || since < AFTER) && since < OVER {
+            return None;
+        }
+        self.under_way.store(false, Ordering::Relaxed);
+        (inner.begun, inner.opened) = (None, None);
+        let mut change = std::mem::take(&mut inner.now);
+        (change.epoch, change.closed_ms) = (view.epoch.0, opened.since(begun).0);
+        inner.count += 1;
+        inner.last = Some(change.clone());
+        Some(change)
+    }
+
+    /// The last one that is over, and how many there were.
+    pub(crate) fn last(&self) -> (u64, Option<Change>) {
+        let inner = self.lock();
+        (inner.count, inner.last.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::{RouteTable, Target};
+    use mainstay_model::{NodeId, Term};
+
+    fn view(epoch: u64, held: Held) -> View {
+        let address = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
+        let target = Target { epoch: Term(epoch), node: NodeId::new("db1").unwrap(), address };
+        let write = (held == Held::No).then_some(target);
+        View { epoch: Term(epoch), write, held, ..RouteTable::new(0, Span(0)).view(Moment(1)) }
+    }
+
+    #[test]
+    fn a_change_is_reported_once_with_what_clients_noticed() {
+        let changes = Changes::default();
+        let look = |epoch, held, waiting, at| changes.look(&view(epoch, held), waiting, Moment(at));
+        assert_eq!(look(0, Held::Silence, 0, 1), None, "the beginning is no change");
+        assert_eq!(look(1, Held::No, 0, 2), None);
+        changes.held();
+        changes.error("53300");
+        assert_eq!(look(1, Held::Draining, 0, 10), None);
+        changes.held();
+        changes.held();
+        changes.error("08007");
+        assert_eq!(look(2, Held::NoPrimary, 2, 100), None);
+        assert_eq!(look(2, Held::No, 2, 300), None);
+        changes.let_go(290_000);
+        assert_eq!(look(2, Held::No, 0, 400), None, "those let go are counted");
+        let report = look(2, Held::No, 0, 520).unwrap();
+        let errors = BTreeMap::from([("08007".to_owned(), 1)]);
+        let wanted = Change {
+            from_epoch: 1,
+            epoch: 2,
+            planned: true,
+            closed_ms: 290,
+            held: 2,
+            longest_hold_us: 290_000,
+            errors,
+            unknown_commits: 1,
+        };
+        assert_eq!(report, wanted);
+        assert_eq!((look(2, Held::No, 0, 900), changes.last()), (None, (1, Some(wanted))));
+        // Straight from one primary to the next; somebody waits for ever.
+        assert_eq!(look(3, Held::No, 7, 1000), None);
+        assert_eq!(look(3, Held::No, 7, 1000 + OVER.0).map(|change| (change.epoch, change.planned)), Some((3, false)));
+    }
+}

@@ -1,0 +1,186 @@
+//! `mainstay apply` on bare virtual hosts (needs root): whatever may come between. The long suite; CONTRIBUTING.md says when.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod apply_bed;
+
+use apply_bed::{Bed, CONFIG, FILE, address, ended, file, names};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// Stops a run of apply the hard way, wherever it is. Returns whether there was one.
+fn kill_apply(bed: &Bed) -> bool {
+    let ours = |pid: &u32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let mut words = line.split(|byte| *byte == 0);
+        let program = words.next().unwrap_or_default().to_vec();
+        program == bed.program.as_os_str().as_encoded_bytes() && words.next() == Some(b"apply")
+    };
+    let found: Vec<u32> = bed.admin.host.processes().into_iter().filter(ours).collect();
+    for pid in &found {
+        Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap();
+    }
+    !found.is_empty()
+}
+
+#[test]
+fn what_stands_in_the_way_leaves_every_host_as_it_was() {
+    let bed = Bed::new(3);
+    bed.write(&file(&[1, 2, 3], ""));
+    let refused = |words: &[&str], name: &str| {
+        let ended = bed.apply(&[]);
+        assert_eq!(ended.code, Some(3), "{}", ended.said);
+        let error = ended.answer["error"].as_str().unwrap();
+        assert!(words.iter().all(|word| error.contains(word)), "{words:?}: {error}");
+        assert!(error.contains("nothing was changed") && error.contains(&format!("{name}: ")), "{error}");
+        assert!(!bed.admin.home("orders/pki").exists());
+        (1..=3).for_each(|number| {
+            assert!(bed.bare(number) || format!("db{number}") == name, "db{number} is not as it was")
+        });
+        ended.answer["hint"].as_str().unwrap().to_owned()
+    };
+    // Nobody confirms.
+    let output = bed.command(&["apply", "--file", FILE]).stdin(Stdio::null()).output().unwrap();
+    assert_eq!(ended(&output, Duration::ZERO).code, Some(2));
+    assert!((1..=3).all(|number| bed.bare(number)));
+    // A look alone.
+    let looked = bed.apply(&["--check"]);
+    assert_eq!((looked.code, looked.answer["changed"].as_bool()), (Some(3), Some(false)));
+    assert!(looked.answer["steps"].as_array().unwrap().len() > 9 && (1..=3).all(|number| bed.bare(number)));
+
+    let (strange, own) = bed.admin.keys_of(bed.host(2)).unwrap();
+    bed.admin.know(bed.host(2), &strange).unwrap();
+    assert!(refused(&["HAS CHANGED", "10.78.0.2"], "db2").contains("in between"));
+    bed.admin.know(bed.host(2), &own).unwrap();
+
+    bed.switch.connect(bed.host(3), false).unwrap();
+    refused(&["10.78.0.3 can not be reached"], "db3");
+    bed.switch.connect(bed.host(3), true).unwrap();
+
+    let data = bed.host(1).path("/var/lib/mainstay/orders/data");
+    std::fs::create_dir_all(&data).unwrap();
+    std::fs::write(data.join("PG_VERSION"), "15\n").unwrap();
+    refused(&["a PostgreSQL 15 database"], "db1");
+    assert_eq!(std::fs::read_to_string(data.join("PG_VERSION")).unwrap(), "15\n");
+    std::fs::remove_dir_all(bed.host(1).path("/var/lib/mainstay/orders")).unwrap();
+
+    let other = "[cluster]\nname = \"bills\"\n[[node]]\nname = \"x\"\nhost = \"10.78.0.2\"\n";
+    std::fs::write(bed.host(2).path(CONFIG), other).unwrap();
+    refused(&["of bills, not of orders"], "db2");
+    std::fs::remove_file(bed.host(2).path(CONFIG)).unwrap();
+
+    let fill =
+        "fallocate -l $(($(df --output=avail -B1 /var/lib/mainstay | tail -1) - 40000000)) /var/lib/mainstay/filler";
+    assert!(bed.host(3).command(&["sh", "-c", fill]).status().unwrap().success());
+    refused(&["free"], "db3");
+    std::fs::remove_file(bed.host(3).path("/var/lib/mainstay/filler")).unwrap();
+
+    // With nothing in the way any more it goes through.
+    bed.applied(&[]);
+}
+
+#[test]
+fn sudo_with_a_password() {
+    let bed = Bed::new(3);
+    let password = "geheim'\"$x 7";
+    for host in &bed.hosts {
+        bed.admin.make_user(host, "ann", password).unwrap();
+    }
+    bed.write(&file(&[1, 2, 3], ""));
+    let secret = bed.admin.home("password");
+    std::fs::write(&secret, "wrong\n").unwrap();
+    let arguments = ["--user", "ann", "--sudo-password", "/root/password"];
+    let wrong = bed.apply(&arguments);
+    assert_eq!(wrong.code, Some(3), "{}", wrong.said);
+    assert!(wrong.answer["error"].as_str().unwrap().contains("does not take the password"), "{}", wrong.said);
+    assert!((1..=3).all(|number| bed.bare(number)));
+    let none = bed.apply(&["--user", "ann"]);
+    assert!(none.code == Some(2) && none.said.contains("there is no terminal to ask on"), "{}", none.said);
+
+    std::fs::write(&secret, format!("{password}\n")).unwrap();
+    let run = bed.start(&arguments);
+    // Whoever lists processes meanwhile, on any host, does not see it.
+    let (mut looks, mut run) = (0, run);
+    while run.try_wait().unwrap().is_none() {
+        for host in bed.hosts.iter().chain([&bed.admin.host]) {
+            for pid in host.processes() {
+                let shown =
+                    ["cmdline", "environ"].map(|name| std::fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default());
+                assert!(
+                    shown.iter().all(|bytes| !String::from_utf8_lossy(bytes).contains("geheim")),
+                    "process {pid} shows the password"
+                );
+            }
+        }
+        looks += 1;
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let first = ended(&run.wait_with_output().unwrap(), Duration::ZERO);
+    assert!(first.code == Some(0) && !first.said.contains("geheim") && looks > 20, "{looks}: {}", first.said);
+    assert_eq!(names(&bed.status()), ["db1", "db2", "db3"]);
+    let second = bed.applied(&arguments);
+    assert_eq!(second.answer["changed"], false);
+}
+
+#[test]
+fn a_run_that_is_killed_anywhere_is_gone_on_with() {
+    let bed = Bed::new(4);
+    let mut killed = 0;
+    for nodes in [&[1u8, 2, 3][..], &[1, 2, 3, 4]] {
+        bed.write(&file(nodes, ""));
+        // Each later than the one before; the steps that earlier ones took are not taken again, so all parts of the way are met.
+        for pause in [300, 700, 1100, 1500, 1900, 2300, 2800, 3300, 3900, 4500, 5200, 6000] {
+            let mut run = bed.start(&[]);
+            std::thread::sleep(Duration::from_millis(pause));
+            killed += u32::from(kill_apply(&bed));
+            run.wait().unwrap();
+        }
+        bed.applied(&[]);
+        assert_eq!(names(&bed.status()).len(), nodes.len());
+        let again = bed.applied(&[]);
+        assert_eq!(again.answer["changed"], false);
+    }
+    assert!(killed > 6, "only {killed} runs were killed");
+    let left = std::fs::read_dir(bed.admin.host.path("/tmp")).unwrap().flatten();
+    println!(
+        "{killed} killed; left in /tmp: {}",
+        left.filter(|entry| entry.file_name().to_string_lossy().starts_with("mainstay-")).count()
+    );
+}
+
+#[test]
+fn settings_change_and_a_node_goes() {
+    let bed = Bed::new(3);
+    bed.write(&file(&[1, 2, 3], ""));
+    bed.applied(&[]);
+    let changed = file(&[1, 2, 3], "max_connections = 120\n[failover]\nlease_ms = 3500\n");
+    bed.write(&changed);
+    let first = bed.applied(&[]);
+    assert!(first.said.contains("max_connections"), "{}", first.said);
+    let shown = bed.command(&["connect", "--config", FILE, "--", "-Atc", "show max_connections"]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&shown.stdout).trim(), "120");
+    assert_eq!(bed.applied(&[]).answer["changed"], false);
+
+    // An old file is not taken for a wish.
+    bed.write(&file(&[1, 2, 3], ""));
+    let old = bed.apply(&[]);
+    assert!(old.code == Some(3) && old.said.contains("generation 1 said"), "{}", old.said);
+
+    // The one that goes is no primary, whoever that is by now.
+    let primary = bed.status()["cluster"]["primary"].as_str().unwrap().to_owned();
+    let goes = if primary == "db3" { 2 } else { 3 };
+    let stays: Vec<u8> = [1, 2, 3].into_iter().filter(|number| *number != goes).collect();
+    bed.write(&changed.replace(&format!("[[node]]\nname = \"db{goes}\"\nhost = \"{}\"\n", address(goes)), ""));
+    let refused = bed.apply(&[]);
+    assert!(refused.code == Some(3) && refused.said.contains("--remove"), "{}", refused.said);
+    assert_eq!(names(&bed.status()).len(), 3);
+    bed.applied(&["--remove"]);
+    assert_eq!(names(&bed.status()), stays.iter().map(|number| format!("db{number}")).collect::<Vec<_>>());
+    assert!(bed.host(goes).path("/var/lib/mainstay/orders/data/PG_VERSION").exists(), "its data stay");
+    let runs = bed.host(goes).processes().into_iter().any(|pid| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).replace('\0', " ").contains("mainstay agent")
+    });
+    assert!(!runs, "its agent has ended");
+    assert_eq!(bed.applied(&["--remove"]).answer["changed"], false);
+}
