@@ -265,6 +265,36 @@ async fn metrics(State(health): State<Health>) -> Response {
         "Replicas that stream from this node.",
         local.observed.walsenders.iter().filter(|sender| sender.streaming).count() as u64,
     );
+    let backup = health.api.backups_state();
+    if let Some(made) = &backup.last {
+        gauge(
+            "mainstay_backup_last_seconds",
+            "When the last backup that counts ended, seconds since 1970.",
+            made.ended_ms / 1000,
+        );
+    }
+    if let Some(drill) = &backup.drill {
+        gauge(
+            "mainstay_drill_last_seconds",
+            "When the last restore drill ended, seconds since 1970.",
+            drill.ended_ms / 1000,
+        );
+        gauge(
+            "mainstay_drill_ok",
+            "1 if the last restore drill brought back a sound copy.",
+            u64::from(drill.problem.is_none()),
+        );
+        gauge("mainstay_drill_restored_bytes", "What the last restore drill wrote.", drill.bytes);
+        gauge("mainstay_drill_write_milliseconds", "How long that took.", drill.write_ms);
+        gauge("mainstay_drill_recovery_milliseconds", "How long its recovery took.", drill.recover_ms);
+    }
+    if let Some(passed) = backup.drill_passed_ms {
+        gauge(
+            "mainstay_drill_passed_seconds",
+            "When the last restore drill ended that passed, seconds since 1970.",
+            passed / 1000,
+        );
+    }
     if let Some(free) = local.observed.disk_free {
         gauge("mainstay_data_volume_free_bytes", "Free bytes on the data volume.", free);
     }

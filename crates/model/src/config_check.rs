@@ -250,12 +250,18 @@ fn vault(spec: &Spec, found: &mut Found) {
     found.bounds("vault.keep", vault.keep);
     found.bounds("vault.keep_days", vault.keep_days);
     found.bounds("vault.backup_mb_s", vault.backup_mb_s);
-    for (key, text) in [("vault.full_at", &vault.full_at), ("vault.incremental_at", &vault.incremental_at)] {
+    found.bounds("vault.drill_minutes", vault.drill_minutes);
+    let times = [
+        ("vault.full_at", &vault.full_at),
+        ("vault.incremental_at", &vault.incremental_at),
+        ("vault.drill_at", &vault.drill_at),
+    ];
+    for (key, text) in times {
         if let Some(Err(why)) = text.as_deref().map(crate::cron::Cron::parse) {
             found.add(key, format!("{key} is no time: {why}"));
         }
         if text.is_some() && vault.repository.is_none() {
-            found.add(key, format!("{key} makes backups, and no repository is named: add vault.repository"));
+            found.add(key, format!("{key} needs backups, and no repository is named: add vault.repository"));
         }
     }
     for (key, path) in [("vault.repository", &vault.repository), ("vault.key_file", &vault.key_file)] {

@@ -11,6 +11,7 @@ mod doctor;
 mod down;
 mod drill;
 mod drill_course;
+mod drill_restore;
 mod failover;
 mod guard;
 mod history;
