@@ -114,6 +114,9 @@ fn addresses(spec: &Spec, found: &mut Found) {
     for host in hosts {
         claim(host, proxy.write_port, "write_port of the proxy".into(), "proxy.write_port".into(), found);
         claim(host, proxy.read_port, "read_port of the proxy".into(), "proxy.read_port".into(), found);
+        if let Some(port) = proxy.metrics_port {
+            claim(host, port, "metrics_port of the proxy".into(), "proxy.metrics_port".into(), found);
+        }
     }
 }
 

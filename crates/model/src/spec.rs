@@ -167,6 +167,9 @@ pub struct Proxy {
     pub queue_ms: u64,
     /// Threads.
     pub threads: u32,
+    /// Where the proxy tells its numbers (plain HTTP, no secrets); `None`: nowhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics_port: Option<u16>,
 }
 
 /// What clients share.
@@ -203,6 +206,7 @@ impl Default for Proxy {
             pool_size: 20,
             queue_ms: 30_000,
             threads: 1,
+            metrics_port: None,
         }
     }
 }
