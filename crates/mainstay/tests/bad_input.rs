@@ -109,7 +109,13 @@ const FILES: &[Row] = &[
         &["there is no cluster", "{}/none/mainstay.toml", "mainstay up"],
     ),
     row("no file", nothing, "failover --config {}/x.toml", 1, &["there is no cluster", "{}/x.toml", "--config"]),
-    row("no file to apply", nothing, "apply --file {}/x.toml --check", 1, &["there is no cluster", "{}/x.toml", "--file"]),
+    row(
+        "no file to apply",
+        nothing,
+        "apply --file {}/x.toml --check",
+        1,
+        &["there is no cluster", "{}/x.toml", "--file"],
+    ),
     row(
         "a plan that is none",
         |home| {
