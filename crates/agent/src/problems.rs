@@ -28,6 +28,8 @@
 //! | `backup-overdue` | warning | a backup should have begun long ago, by the schedule |
 //! | `backup-corrupt` | critical | the newest backup holds blocks that were damaged on the server |
 //! | `old-data-kept` | info | a node keeps the data of before a restore in place |
+//! | `drill-failed` | critical | the last restore drill did not bring back a sound copy |
+//! | `drill-overdue` | warning | a restore drill should have been held long ago, by the schedule |
 //! | `archive-gap` | critical | a part of the log is neither archived nor on the primary any more |
 
 use crate::schedule;
@@ -109,6 +111,7 @@ pub fn find(
     look.store(&mut list);
     look.archive(&mut list);
     look.backups(&mut list);
+    look.drills(&mut list);
     for node in &spec.nodes {
         look.node(node, &mut list);
     }
@@ -227,6 +230,21 @@ impl Look<'_> {
             );
             list.add(("store-member-lost", "warning"), evidence, hint);
         }
+    }
+
+    fn drills(&self, list: &mut List) {
+        let (state, now) = (&self.beside.backup, self.beside.now_ms);
+        if let Some((drill, why)) = state.drill.as_ref().and_then(|drill| Some((drill, drill.problem.as_ref()?))) {
+            let on = drill.node.as_ref().map_or_else(String::new, |node| format!(" on {node}"));
+            let evidence = format!("the last restore drill{on} failed: {why}");
+            let hint = "until one passes nobody knows whether the backups can be restored: mend what it says, then `mainstay verify --drill`";
+            list.dated(("drill-failed", "critical"), evidence, hint, Some(drill.ended_ms));
+        }
+        let due = schedule::drill_due(&self.spec.vault, state, now).filter(|_| state.running.is_none());
+        let Some(since) = due.filter(|at| now.saturating_sub(*at) > LATE_MS) else { return };
+        let evidence = "a restore drill is due by the schedule and has not begun".to_owned();
+        let hint = "`mainstay archive status` shows what goes on; `mainstay verify --drill` holds one now";
+        list.dated(("drill-overdue", "warning"), evidence, hint, Some(since));
     }
 
     fn backups(&self, list: &mut List) {

@@ -114,6 +114,9 @@ fn addresses(spec: &Spec, found: &mut Found) {
     for host in hosts {
         claim(host, proxy.write_port, "write_port of the proxy".into(), "proxy.write_port".into(), found);
         claim(host, proxy.read_port, "read_port of the proxy".into(), "proxy.read_port".into(), found);
+        if let Some(port) = proxy.metrics_port {
+            claim(host, port, "metrics_port of the proxy".into(), "proxy.metrics_port".into(), found);
+        }
     }
 }
 
@@ -250,12 +253,18 @@ fn vault(spec: &Spec, found: &mut Found) {
     found.bounds("vault.keep", vault.keep);
     found.bounds("vault.keep_days", vault.keep_days);
     found.bounds("vault.backup_mb_s", vault.backup_mb_s);
-    for (key, text) in [("vault.full_at", &vault.full_at), ("vault.incremental_at", &vault.incremental_at)] {
+    found.bounds("vault.drill_minutes", vault.drill_minutes);
+    let times = [
+        ("vault.full_at", &vault.full_at),
+        ("vault.incremental_at", &vault.incremental_at),
+        ("vault.drill_at", &vault.drill_at),
+    ];
+    for (key, text) in times {
         if let Some(Err(why)) = text.as_deref().map(crate::cron::Cron::parse) {
             found.add(key, format!("{key} is no time: {why}"));
         }
         if text.is_some() && vault.repository.is_none() {
-            found.add(key, format!("{key} makes backups, and no repository is named: add vault.repository"));
+            found.add(key, format!("{key} needs backups, and no repository is named: add vault.repository"));
         }
     }
     for (key, path) in [("vault.repository", &vault.repository), ("vault.key_file", &vault.key_file)] {

@@ -167,6 +167,9 @@ pub struct Proxy {
     pub queue_ms: u64,
     /// Threads.
     pub threads: u32,
+    /// Where the proxy tells its numbers (plain HTTP, no secrets); `None`: nowhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics_port: Option<u16>,
 }
 
 /// What clients share.
@@ -203,6 +206,7 @@ impl Default for Proxy {
             pool_size: 20,
             queue_ms: 30_000,
             threads: 1,
+            metrics_port: None,
         }
     }
 }
@@ -231,6 +235,16 @@ pub struct Vault {
     /// When an incremental one is made.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub incremental_at: Option<String>,
+    /// When a restore drill is held.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drill_at: Option<String>,
+    /// A drill is ended after so many minutes.
+    pub drill_minutes: u64,
+    /// What a drill asks the copy: the first column of the first row must be true, or a number above 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drill_query: Option<String>,
+    /// In which database.
+    pub drill_database: String,
 }
 
 impl Default for Vault {
@@ -244,6 +258,10 @@ impl Default for Vault {
             backup_mb_s: 0,
             full_at: None,
             incremental_at: None,
+            drill_at: None,
+            drill_minutes: 240,
+            drill_query: None,
+            drill_database: "app".to_owned(),
         }
     }
 }

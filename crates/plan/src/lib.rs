@@ -27,5 +27,5 @@ mod sections;
 pub mod stamp;
 pub mod whatif;
 
-pub use facts::{Facts, Machine, Running};
+pub use facts::{Facts, Machine, Rehearsed, Running};
 pub use plan::{Plan, lint, plan, risks};
