@@ -249,7 +249,12 @@ fn vault(spec: &Spec, found: &mut Found) {
         if let Some(path) = path
             && !path.is_absolute()
         {
-            found.add(key, format!("{key} = {:?} must be an absolute path", path.display()));
+            let none = if path.as_os_str().is_empty() {
+                format!(" (to take it away: mainstay set --unset {key})")
+            } else {
+                String::new()
+            };
+            found.add(key, format!("{key} = {:?} must be an absolute path{none}", path.display()));
         }
     }
     if vault.key_file.is_some() && vault.repository.is_none() {
