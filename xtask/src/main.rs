@@ -1,4 +1,4 @@
-//! What contributors run: `cargo xtask tidy | test | sim | demo | bench | hosts | chaos | soak | deb`.
+//! What contributors run: `cargo xtask tidy | test | sim | demo | bench | hosts | chaos | versions | soak | deb`.
 //!
 //! Nothing here is part of the program. Each command says what it is about to do before it does it, how long each step took, and
 //! stops at the first that fails.
@@ -11,6 +11,7 @@ mod packages;
 mod step;
 mod suite;
 mod tidy;
+mod versions;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -55,6 +56,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// The tests on real servers, for each version of PostgreSQL that is here (root): `cargo xtask versions [--only 17] [--pg-bin DIR]`
+    Versions(versions::Options),
     /// Processors and disks saturated by other programs: nobody may take over (root): `cargo xtask soak --minutes 10`
     Soak {
         /// Passed on
@@ -108,6 +111,7 @@ fn run() -> Result<ExitCode> {
         Command::Demo { arguments } => suite::testkit(&root, "demo", &arguments),
         Command::Hosts { arguments } => suite::testkit(&root, "hosts", &arguments),
         Command::Chaos { arguments } => suite::testkit(&root, "chaos", &arguments),
+        Command::Versions(options) => versions::versions(&root, &options).map(|()| ExitCode::SUCCESS),
         Command::Soak { arguments } => suite::testkit(&root, "soak", &arguments),
         Command::Deb => suite::package(&root),
         Command::Bench { what: Bench::Proxy { arguments } } => bench_proxy::run(&root, &arguments),

@@ -8,51 +8,17 @@ use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use axum::{Json, Router};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use mainstay_model::ServerState;
 use mainstay_ports::clock::boot_now;
 use serde::Deserialize;
 use serde_json::json;
 use std::fmt::Write;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
-use tracing::warn;
-
-/// Connections at once; a load balancer needs a handful. More wait in the kernel's queue.
-const CONNECTIONS_MAX: usize = 64;
-/// A request's head must be here within this.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// No connection lives longer, so that idle ones do not hold the places.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Serves the endpoints until the listener fails for good.
 pub async fn serve(listener: TcpListener, health: Health) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let service = TowerToHyperService::new(router(health));
-    loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                warn!(%error, "a health check could not be accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let service = service.clone();
-        tokio::spawn(async move {
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_TIMEOUT)
-                .serve_connection(TokioIo::new(stream), service);
-            // How a health check's connection ends interests nobody.
-            let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
-            drop(place);
-        });
-    }
+    crate::plain::serve(listener, router(health)).await;
 }
 
 /// What the endpoints need.

@@ -43,6 +43,7 @@ pub mod lives;
 pub mod membership;
 pub mod mind_loop;
 pub mod no_server;
+pub mod plain;
 pub mod probes;
 pub mod problems;
 pub mod proxy_child;

@@ -21,6 +21,8 @@ pub const READERS: u32 = 2;
 const READ_EACH: Duration = Duration::from_millis(10);
 /// A client waits this long for an answer before it gives up on the connection.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long answers are waited for once all is over.
+const LAST_ANSWERS: Duration = Duration::from_secs(3);
 /// Pause after an error.
 const PAUSE: Duration = Duration::from_millis(10);
 /// How long making the table, and reading it back, may take.
@@ -248,6 +250,12 @@ impl Marker {
     }
 }
 
+/// What is under way at the end is waited for: it would count as unknown otherwise, although nothing was wrong with it.
+async fn end_is_over(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+    tokio::time::sleep(LAST_ANSWERS).await;
+}
+
 /// One client, until it is told to stop.
 async fn work(access: Access, client: u32, writes: bool, each: Duration, shared: Arc<Shared>) -> Vec<Operation> {
     let mut kept = Vec::new();
@@ -280,7 +288,7 @@ async fn work(access: Access, client: u32, writes: bool, each: Duration, shared:
         let sent_ms = shared.now_ms();
         let (told, keep) = tokio::select! {
             told = open.run(&statement, PATIENCE) => told,
-            _ = stop.wait_for(|stop| *stop) => (Told::Unknown, false),
+            () = end_is_over(&mut stop) => (Told::Unknown, false),
         };
         let ended_ms = shared.now_ms();
         // A read that was under way as all ended says nothing.

@@ -171,6 +171,10 @@ pub const KEYS: &[Key] = &[
     key("proxy", "threads", Kind::Number, "threads of a proxy, each with its part of the pools; mode transaction")
         .within(1, 64)
         .when(PROXY),
+    key("proxy", "metrics_port", Kind::Number, "where a proxy tells its numbers, plain HTTP: /metrics, /stats")
+        .within(1, 65535)
+        .or("none: it does not")
+        .when(PROXY),
     key("postgres", "bin_dir", Kind::Text, "where `postgres` and `initdb` are, an absolute path")
         .or("the newest of the distribution's")
         .when(Effect::NextStart("each agent")),
@@ -182,7 +186,7 @@ pub const KEYS: &[Key] = &[
         "vault",
         "repository",
         Kind::Text,
-        "a folder, an absolute path that every data node reaches; the log is archived there",
+        "a folder, an absolute path that every data node reaches, or a bucket, s3://BUCKET/PREFIX?endpoint=…; the log is archived there",
     )
     .or("none: nothing is archived"),
     key("vault", "key_file", Kind::Text, "the key of an encrypted repository, a file on every data node")

@@ -167,6 +167,9 @@ pub struct Proxy {
     pub queue_ms: u64,
     /// Threads.
     pub threads: u32,
+    /// Where the proxy tells its numbers (plain HTTP, no secrets); `None`: nowhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics_port: Option<u16>,
 }
 
 /// What clients share.
@@ -203,6 +206,7 @@ impl Default for Proxy {
             pool_size: 20,
             queue_ms: 30_000,
             threads: 1,
+            metrics_port: None,
         }
     }
 }
@@ -211,7 +215,7 @@ impl Default for Proxy {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Vault {
-    /// The repository: a folder that every data node reaches under this path. `None`: nothing is archived.
+    /// The repository: a folder that every data node reaches under this path, or the address of a bucket (`s3://…`). `None`: nothing is archived.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repository: Option<PathBuf>,
     /// The key of an encrypted repository, a file on every data node.
@@ -263,6 +267,12 @@ impl Default for Vault {
 }
 
 impl Vault {
+    /// The repository's address, if it is a bucket and not a folder.
+    #[must_use]
+    pub fn bucket(&self) -> Option<&str> {
+        self.repository.as_ref()?.to_str().filter(|text| text.starts_with("s3://"))
+    }
+
     fn is_default(&self) -> bool {
         *self == Self::default()
     }

@@ -3,9 +3,10 @@
 use crate::day::Day;
 use crate::report::Mark;
 use crate::whatif::WhatIf;
-use mainstay_model::NodeId;
+use mainstay_model::drill::DrillKind;
 use mainstay_model::requirements::Requirements;
 use mainstay_model::spec::Spec;
+use mainstay_model::{NodeId, Span};
 
 /// What a host showed of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +38,19 @@ pub struct Running {
     pub primary: Option<String>,
     /// When it told.
     pub on: String,
+    /// What was measured in drills: of each kind the newest that lost nothing.
+    pub rehearsed: Vec<Rehearsed>,
+}
+
+/// A time that was measured in a drill.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rehearsed {
+    /// What was rehearsed.
+    pub kind: DrillKind,
+    /// When: `2026-11-27`.
+    pub on: String,
+    /// The longest time without an acknowledged write.
+    pub gap_ms: u64,
 }
 
 /// Everything that a plan is made from.
@@ -55,6 +69,14 @@ pub struct Facts<'a> {
 }
 
 impl<'a> Facts<'a> {
+    /// What was measured for these, as the end of a sentence; empty: nothing was.
+    pub(crate) fn measured(&self, kinds: &[DrillKind]) -> String {
+        let rehearsed = self.running.map_or(&[][..], |running| &running.rehearsed);
+        let of = rehearsed.iter().filter(|drill| kinds.contains(&drill.kind));
+        of.map(|drill| format!("; measured in a drill ({}) on {}: {}", drill.kind, drill.on, Span(drill.gap_ms)))
+            .collect()
+    }
+
     /// What is asked.
     #[must_use]
     pub fn asked(&self) -> &'a Requirements {

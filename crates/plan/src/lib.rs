@@ -28,5 +28,5 @@ pub mod stamp;
 mod vaulted;
 pub mod whatif;
 
-pub use facts::{Facts, Machine, Running};
+pub use facts::{Facts, Machine, Rehearsed, Running};
 pub use plan::{Plan, lint, plan, risks};

@@ -7,6 +7,7 @@ use crate::layout::Layout;
 use crate::objectives::{Class, reached, span};
 use crate::vaulted;
 use mainstay_model::Durability;
+use mainstay_model::drill::DrillKind;
 use mainstay_model::spec::{Node, Spec};
 
 /// One thing that can happen.
@@ -105,6 +106,9 @@ pub fn scenarios(facts: &Facts<'_>) -> Vec<Scenario> {
     all
 }
 
+/// Drills that show what the end of a server or a host costs.
+const TAKE_OVERS: [DrillKind; 3] = [DrillKind::KillServer, DrillKind::StopServer, DrillKind::IsolatePrimary];
+
 fn of_class(facts: &Facts<'_>, layout: &Layout, class: Class) -> (String, String, String) {
     let found = reached(facts, layout).into_iter().find(|reached| reached.class == class);
     found.map_or_else(Default::default, |reached| (reached.outage.words(), reached.loss.words(), reached.why))
@@ -129,7 +133,7 @@ fn hosts(facts: &Facts<'_>, layout: &Layout, names: &Names<'_>) -> Vec<Scenario>
             stop_if: "another node is missing too: see \"The majority is lost\".".into(),
             itself: format!("If it was the primary: {}.", host.2),
             commands: format!("mainstay status\nmainstay history\n# its host ({replica} taken as the example) answers, its agent does not:\nssh {} systemctl status mainstay-agent\nssh {} systemctl start mainstay-agent\n# the host or its disk is gone for ever: a new host takes the name\nmainstay node replace {replica} --host NEW_ADDRESS\n# no new host:\nmainstay node remove {replica}", names.host(replica), names.host(replica)),
-            time: host.0.clone(), loss: host.1.clone(),
+            time: host.0.clone() + &facts.measured(&TAKE_OVERS), loss: host.1.clone(),
             verify: "mainstay status shows the node as streaming, and no problem".into(),
             back: "A node that returns becomes a replica by itself; what its log alone held is kept under diverged/ and named by mainstay history.".into(),
         },
@@ -140,7 +144,7 @@ fn hosts(facts: &Facts<'_>, layout: &Layout, names: &Names<'_>) -> Vec<Scenario>
             stop_if: "mainstay status shows another primary already: it has taken over.".into(),
             itself: format!("A server that gives no sign of life for {} ms is ended and replaced.", facts.spec.failover.suspicion_ms * 2),
             commands: format!("mainstay why\nmainstay why --node {primary}\n# it still answers a little: in order\nmainstay switchover --to {replica}\n# it does not: without its help\nmainstay failover --to {replica}"),
-            time: host.0.clone(), loss: host.1.clone(),
+            time: host.0.clone() + &facts.measured(&[DrillKind::StopServer]), loss: host.1.clone(),
             verify: "mainstay connect -- -c 'select pg_is_in_recovery(), now()' answers f".into(),
             back: format!("mainstay switchover --to {primary}, once it streams again"),
         },

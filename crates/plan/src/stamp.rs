@@ -72,8 +72,9 @@ impl fmt::Display for Stamp {
 mod tests {
     use super::*;
     use crate::day::Day;
-    use crate::{Facts, Running, html, markdown, runbook};
+    use crate::{Facts, Rehearsed, Running, html, markdown, runbook};
     use mainstay_model::config::parse;
+    use mainstay_model::drill::DrillKind;
 
     #[test]
     fn a_stamp_is_found_in_the_page_that_it_stands_in() {
@@ -84,12 +85,15 @@ mod tests {
             version: "15.14".into(),
             primary: None,
             on: "the cluster, today".into(),
+            rehearsed: vec![Rehearsed { kind: DrillKind::KillServer, on: "2026-11-20".into(), gap_ms: 412 }],
         };
         let today = Day::of(2026, 11, 27);
         for running in [None, Some(&running)] {
             let report = runbook::runbook(&Facts { spec: &spec, today, machines: &[], running, what_if: &[] });
             let stamp = Stamp::of(&spec, running.map(|running| running.generation));
             for page in [markdown::page(&report), html::page(&report)] {
+                let measured = page.contains("measured in a drill (kill-server) on 2026-11-20: 412 ms");
+                assert_eq!(measured, running.is_some(), "what was rehearsed stands in the page");
                 assert_eq!(Stamp::find(&page).as_ref(), Some(&stamp));
             }
         }

@@ -38,7 +38,7 @@ pub(crate) struct Options {
     /// This durability instead of a drawn one: strict, available, async
     #[arg(long)]
     durability: Option<String>,
-    /// Breaks a safety rule on purpose, or `all` of them one after the other: each must be noticed
+    /// Breaks a safety rule on purpose, several with commas, or `all` of them, one after the other: each must be noticed
     #[arg(long, conflicts_with_all = ["seeds", "hours", "only", "json"])]
     sabotage: Option<String>,
     /// Prints the plan, and ends
@@ -127,8 +127,10 @@ pub(crate) async fn chaos(options: &Options) -> Result<ExitCode> {
 
 /// Each switch must be noticed within its trials. A cluster that does not even come up is noticed too.
 async fn sabotaged(which: &str, options: &Options) -> Result<ExitCode> {
-    let chosen: Vec<_> = sabotage::ALL.iter().filter(|one| which == "all" || one.switch == which).collect();
-    if chosen.is_empty() {
+    let named: Vec<&str> = which.split(',').collect();
+    let all = sabotage::ALL.iter();
+    let chosen: Vec<_> = all.filter(|one| which == "all" || named.contains(&one.switch)).collect();
+    if which != "all" && chosen.len() != named.len() {
         let known: Vec<&str> = sabotage::ALL.iter().map(|one| one.switch).collect();
         anyhow::bail!("{which} is no switch; say all, or one of {}", known.join(", "));
     }
@@ -140,7 +142,14 @@ async fn sabotaged(which: &str, options: &Options) -> Result<ExitCode> {
             let settings = run::Options { environment, logs: options.out.clone(), ..run::Options::default() };
             let how = match run::run(&one.plan(trial), &settings).await {
                 Ok(report) if report.verdict == Verdict::Failed => report.wrong.first().cloned(),
-                Ok(_) => None,
+                Ok(report) => {
+                    // A fault that did not happen put nothing to the test.
+                    report
+                        .invalid
+                        .iter()
+                        .for_each(|why| eprintln!("{} trial {trial} proves nothing: {why}", one.switch));
+                    None
+                }
                 Err(error) => Some(format!("{error:#}")),
             };
             if let Some(how) = how {

@@ -31,8 +31,8 @@ pub(crate) struct Backup {
 pub(crate) struct Shelf {
     #[command(flatten)]
     pub(crate) which: Which,
-    /// The repository; no cluster is needed then [default: the cluster's vault.repository]
-    #[arg(long, value_name = "DIR")]
+    /// The repository, a folder or s3://BUCKET/PREFIX?…; no cluster is needed then [default: the cluster's vault.repository]
+    #[arg(long, value_name = "PLACE")]
     pub(crate) repository: Option<PathBuf>,
     /// Its secret key [default: the cluster's vault.key_file]
     #[arg(long, value_name = "FILE")]

@@ -23,6 +23,7 @@ mod pause;
 mod pki;
 mod plan;
 mod proxy;
+mod proxy_settings;
 mod recover;
 mod reinit;
 mod restart;

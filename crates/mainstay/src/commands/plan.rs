@@ -13,11 +13,12 @@ use crate::target::{Target, absolute};
 use jiff::tz::TimeZone;
 use mainstay_model::config::render;
 use mainstay_model::config_assign::difference;
+use mainstay_model::drill::{DrillKind, DrillsAnswer};
 use mainstay_model::spec::Spec;
 use mainstay_plan::day::Day;
 use mainstay_plan::refusal::Contradiction;
 use mainstay_plan::whatif::WhatIf;
-use mainstay_plan::{Facts, Machine, Running, html, lint, markdown, plan, risks};
+use mainstay_plan::{Facts, Machine, Rehearsed, Running, html, lint, markdown, plan, risks};
 use serde_json::json;
 use std::path::Path;
 
@@ -108,8 +109,25 @@ async fn ask(which: &crate::cli::Which, file: &Spec, today: Day, progress: &mut 
         version: status.cluster.version.clone(),
         primary: status.cluster.primary.as_ref().map(ToString::to_string),
         on: format!("the running cluster, {today}"),
+        rehearsed: rehearsed(&session).await,
     };
     Some((stored.spec.clone(), running))
+}
+
+/// The newest drill of each kind that came out as asked for.
+async fn rehearsed(session: &Session) -> Vec<Rehearsed> {
+    let (answers, _) = session.agents.ask_all("/v1/drill").await;
+    let answers = answers.values().filter_map(crate::client::decode::<DrillsAnswer>).map(|answer| answer.results);
+    let results = answers.max_by_key(|results| results.last().map_or(0, |last| last.at_ms)).unwrap_or_default();
+    let newest = |kind| results.iter().rev().find(|result| result.kind == kind && result.met);
+    let found = DrillKind::ALL.into_iter().filter_map(newest);
+    found
+        .map(|result| Rehearsed {
+            kind: result.kind,
+            on: super::history::time(result.at_ms, &TimeZone::system()).chars().take(10).collect(),
+            gap_ms: result.write_gap_ms,
+        })
+        .collect()
 }
 
 /// Runs the command.

@@ -6,7 +6,7 @@ use crate::session::Session;
 use crate::target::{Target, absolute};
 use mainstay_model::SystemId;
 use mainstay_model::spec::Spec;
-use mainstay_vault::objects::ObjectError;
+use mainstay_vault::objects::{ObjectError, is_bucket};
 use mainstay_vault::repository::{Repository, VaultError};
 use std::path::{Path, PathBuf};
 
@@ -57,9 +57,12 @@ impl Shelf {
         let (session, spec) = if options.repository.is_some() { (None, None) } else { cluster(options).await? };
         let vault = spec.as_ref().map(|spec| spec.vault.clone()).unwrap_or_default();
         let named = |path: &Option<PathBuf>| path.as_deref().map(absolute).transpose();
-        let place = named(&options.repository)?.or(vault.repository).ok_or_else(|| {
+        // A bucket's address is no path.
+        let bucket = options.repository.clone().filter(|place| is_bucket(place));
+        let place = if bucket.is_some() { bucket } else { named(&options.repository)? };
+        let place = place.or(vault.repository).ok_or_else(|| {
             Failure::usage("this cluster has no repository")
-                .hint("mainstay set vault.repository=/a/folder, or say --repository DIR")
+                .hint("mainstay set vault.repository=/a/folder (or s3://…), or say --repository PLACE")
         })?;
         let key = named(&options.key_file)?.or(vault.key_file);
         let wanted = options.system.map(SystemId);

@@ -92,8 +92,14 @@ pub async fn run(plan: &Plan, options: &Options) -> Result<Report> {
     }
     report.took_ms = ms(begun.elapsed());
     report.judge();
-    if let Some(dir) = options.logs.as_deref().filter(|_| report.verdict != super::Verdict::Passed) {
-        keep_logs(&cluster, &dir.join(format!("seed-{}", plan.seed)));
+    // A rule that was broken and went unnoticed is looked into as well.
+    let switch = options.environment.first().map(|(_, switch)| switch.as_str());
+    let wanted = report.verdict != super::Verdict::Passed || switch.is_some();
+    if let Some(dir) = options.logs.as_deref().filter(|_| wanted) {
+        keep_logs(
+            &cluster,
+            &dir.join(format!("{}seed-{}", switch.map_or(String::new(), |switch| format!("{switch}-")), plan.seed)),
+        );
     }
     Ok(report)
 }

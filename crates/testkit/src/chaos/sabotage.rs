@@ -33,16 +33,25 @@ const STRICT: Durability = Durability::Strict;
 /// The primary loses everybody, then the other nodes only.
 const PRIMARY_CUT: &[&[Fault]] =
     &[&[(200, Kind::LinkCut, Target::Primary, 7000)], &[(200, Kind::PrimaryApart, Target::Primary, 7000)]];
-/// The primary's agent is stopped for three leases: nobody extends its deadline, and nobody but its guard ends its server.
-const AGENT_STOPPED: &[&[Fault]] =
-    &[&[(200, Kind::AgentStop, Target::Primary, 9000)], &[(900, Kind::AgentStop, Target::Primary, 9000)]];
-/// A replica that missed four seconds of writes comes back as the primary's host dies: it doubts first, and must not win by that.
-const STALE_FIRST: &[Fault] =
-    &[(200, Kind::LinkCut, Target::Replica(0), 4000), (3900, Kind::HostKill, Target::Primary, 7000)];
+/// The primary's agent is stopped for three leases, and its server cut from the other nodes, though not from clients: nobody extends its
+/// deadline, and nobody but its guard ends its server. While replicas stream from it nobody would take over, and nothing could go wrong.
+const AGENT_STOPPED: &[&[Fault]] = &[
+    &[(200, Kind::AgentStop, Target::Primary, 9500), (400, Kind::PrimaryApart, Target::Primary, 8500)],
+    &[(900, Kind::AgentStop, Target::Primary, 9500), (1000, Kind::PrimaryApart, Target::Primary, 8500)],
+];
+/// A replica that missed four seconds of writes comes back as the primary's host dies, and stands while the other one's agent is stopped, which
+/// has confirmed them all: it must not become primary by being first.
 const STALE_STANDS: &[&[Fault]] = &[
-    STALE_FIRST,
-    &[(200, Kind::LinkCut, Target::Replica(1), 4000), (3900, Kind::HostKill, Target::Primary, 7000)],
-    STALE_FIRST,
+    &[
+        (200, Kind::LinkCut, Target::Replica(0), 4000),
+        (3800, Kind::AgentStop, Target::Replica(1), 2200),
+        (3900, Kind::HostKill, Target::Primary, 9000),
+    ],
+    &[
+        (200, Kind::LinkCut, Target::Replica(1), 4000),
+        (3800, Kind::AgentStop, Target::Replica(0), 2200),
+        (3900, Kind::HostKill, Target::Primary, 9000),
+    ],
 ];
 
 const fn of(

@@ -77,16 +77,27 @@ pub(crate) async fn run(options: Apply, global: Global) -> Outcome {
         verified: Vec::new(),
     };
     let outcome = tokio::select! {
-        outcome = run.passes() => outcome,
-        ended = super::end_signal() => ended.and_then(|()| {
-            Err(Failure::failed("interrupted").hint("what was done stays; type apply again to go on"))
-        }),
+        outcome = run.passes() => Some(outcome),
+        ended = super::end_signal() => { ended?; None }
     };
     // What was carried beside its place only to look with is taken back, whatever came of it.
     run.fleet.tidy().await;
+    let Some(outcome) = outcome else { interrupted(run) };
     let status = outcome?;
     run.report(&status, boot_now().since(begun).0);
     Ok(())
+}
+
+/// Ends this process at once: a thread of it may wait for an answer at the terminal for ever.
+fn interrupted(run: Run) -> ! {
+    let failure = Failure::failed("interrupted").hint("what was done stays; type apply again to go on");
+    let json = run.global.json;
+    drop(run);
+    failure.print();
+    if json {
+        output::object(&failure.to_json());
+    }
+    std::process::exit(i32::from(failure.status))
 }
 
 /// A step for programs.
@@ -124,7 +135,10 @@ impl Run {
                 return Err(self.checked(&work));
             }
             let question = format!("Do this on the hosts of the cluster {}?", self.target.spec.cluster.name);
-            output::confirm(self.global.yes, &question)?;
+            let yes = self.global.yes;
+            // Not in this thread: a signal is to be heard while nobody answers.
+            let asked = tokio::task::spawn_blocking(move || output::confirm(yes, &question)).await;
+            asked.map_err(|error| Failure::failed(error.to_string()))??;
             self.carry_out(work, looked.session).await?;
         }
         Err(Failure::failed(format!("after {PASSES_MOST} rounds there is still something to do"))
