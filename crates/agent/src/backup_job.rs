@@ -13,6 +13,8 @@ use mainstay_vault::repository::{Repository, VaultError};
 use mainstay_vault::retention::{self, Policy};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tracing::info;
 
 /// What was begun before this and never became a backup is removed. Milliseconds.
 const UNFINISHED_MS: u64 = 24 * 3600 * 1000;
@@ -127,6 +129,11 @@ fn keep_to(
     let verdict = retention::examine(repository, system, Policy::of(vault), micros(wall_now_ms()))?;
     retention::remove(repository, system, SegmentSize(newest.server.segment_size), &verdict)?;
     let old = retention::unfinished(repository, system, wall_now_ms().saturating_sub(UNFINISHED_MS))?;
+    // Whoever holds the lock of backups sweeps, and nobody else.
+    let pieces = retention::sweep(repository, Duration::from_millis(UNFINISHED_MS))?;
+    if pieces > 0 {
+        info!(pieces, "half-written pieces of agents that were killed are removed from the repository");
+    }
     let left = retention::Verdict { removed: old, ..retention::Verdict::default() };
     retention::remove(repository, system, SegmentSize(newest.server.segment_size), &left)?;
     Ok((verdict.removed.into_iter().collect(), verdict.damaged))

@@ -126,12 +126,13 @@ pub fn told(done: &DrillDone) -> (&'static str, String) {
 #[must_use]
 pub fn hold(repository: &Repository, vault: &Vault, job: &Job, watch: &Arc<Watch>) -> DrillDone {
     priority::lower();
+    let begun = boot_now();
     job.place.clear();
     let mut done =
         DrillDone { node: Some(job.node.clone()), by: job.by.clone(), begun_ms: wall_now_ms(), ..DrillDone::default() };
     let result = steps(repository, vault, job, watch, &mut done);
     job.place.clear();
-    let late = watch.stop.load(Ordering::Relaxed);
+    let late = u128::from(boot_now().since(begun).0) >= job.most.as_millis();
     done.problem = result.err().map(|error| match late {
         true => format!("it was ended after {} minutes (vault.drill_minutes): {error}", job.most.as_secs() / 60),
         false => error.to_string(),

@@ -189,6 +189,11 @@ pub fn unfinished(repository: &Repository, system: SystemId, before: u64) -> Res
     Ok(found)
 }
 
+/// Removes what processes that are gone left half-written longer ago than this; says how many pieces.
+pub fn sweep(repository: &Repository, age: std::time::Duration) -> Result<usize, VaultError> {
+    Ok(repository.objects().sweep_unfinished(age)?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
