@@ -13,6 +13,8 @@ use mainstay_vault::repository::{Repository, VaultError};
 use mainstay_vault::retention::{self, Policy};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tracing::info;
 
 /// What was begun before this and never became a backup is removed. Milliseconds.
 const UNFINISHED_MS: u64 = 24 * 3600 * 1000;
@@ -71,7 +73,12 @@ fn made(job: &Job) -> Result<Made, VaultError> {
         None => keep_to(&repository, &manifest, &job.vault).map_err(|error| error.to_string()),
     };
     let (removed, remark) = match kept {
-        Ok(removed) => (removed, None),
+        Ok((removed, damaged)) => {
+            let says = |all: String| {
+                format!("{all} can not be read: that stays, with what it may need; `mainstay verify` says why")
+            };
+            (removed, (!damaged.is_empty()).then(|| says(damaged.join(", "))))
+        }
         Err(why) => (Vec::new(), Some(format!("the retention was not applied: {why}"))),
     };
     Ok(Made { manifest, repository: repository.id().to_owned(), removed, remark })
@@ -90,7 +97,9 @@ fn base(
     let system = runtime.block_on(backup::system(&options.server))?;
     // Others may be damaged: that is told by whoever reads them all, and nothing is removed meanwhile.
     let (all, _) = backup::readable(repository, system)?;
-    Ok(all.into_iter().rev().find(|manifest| manifest.base.is_none()))
+    // Of the present history if there is one: timelines only rise.
+    let full = all.into_iter().filter(|manifest| manifest.base.is_none());
+    Ok(full.max_by_key(|manifest| (manifest.stop.timeline, manifest.stop.lsn)))
 }
 
 /// Why nothing may be removed now.
@@ -106,8 +115,12 @@ fn spared(newest: &Manifest, left: bool, off_ms: Option<u64>) -> Option<String> 
     (count > 0).then(|| format!("{count} blocks of the newest backup are damaged, older ones may hold them whole"))
 }
 
-/// Removes what the retention does not keep.
-fn keep_to(repository: &Repository, newest: &Manifest, vault: &Vault) -> Result<Vec<String>, VaultError> {
+/// Removes what the retention does not keep; says what, and which backups can not be read.
+fn keep_to(
+    repository: &Repository,
+    newest: &Manifest,
+    vault: &Vault,
+) -> Result<(Vec<String>, Vec<String>), VaultError> {
     if !repository.readable() {
         let says = "this host can not read the repository, so it can not tell what is needed";
         return Err(VaultError::Impossible(says.to_owned()));
@@ -116,9 +129,14 @@ fn keep_to(repository: &Repository, newest: &Manifest, vault: &Vault) -> Result<
     let verdict = retention::examine(repository, system, Policy::of(vault), micros(wall_now_ms()))?;
     retention::remove(repository, system, SegmentSize(newest.server.segment_size), &verdict)?;
     let old = retention::unfinished(repository, system, wall_now_ms().saturating_sub(UNFINISHED_MS))?;
+    // Whoever holds the lock of backups sweeps, and nobody else.
+    let pieces = retention::sweep(repository, Duration::from_millis(UNFINISHED_MS))?;
+    if pieces > 0 {
+        info!(pieces, "half-written pieces of agents that were killed are removed from the repository");
+    }
     let left = retention::Verdict { removed: old, ..retention::Verdict::default() };
     retention::remove(repository, system, SegmentSize(newest.server.segment_size), &left)?;
-    Ok(verdict.removed.into_iter().collect())
+    Ok((verdict.removed.into_iter().collect(), verdict.damaged))
 }
 
 fn micros(ms: u64) -> i64 {

@@ -126,12 +126,13 @@ pub fn told(done: &DrillDone) -> (&'static str, String) {
 #[must_use]
 pub fn hold(repository: &Repository, vault: &Vault, job: &Job, watch: &Arc<Watch>) -> DrillDone {
     priority::lower();
+    let begun = boot_now();
     job.place.clear();
     let mut done =
         DrillDone { node: Some(job.node.clone()), by: job.by.clone(), begun_ms: wall_now_ms(), ..DrillDone::default() };
     let result = steps(repository, vault, job, watch, &mut done);
     job.place.clear();
-    let late = watch.stop.load(Ordering::Relaxed);
+    let late = u128::from(boot_now().since(begun).0) >= job.most.as_millis();
     done.problem = result.err().map(|error| match late {
         true => format!("it was ended after {} minutes (vault.drill_minutes): {error}", job.most.as_secs() / 60),
         false => error.to_string(),
@@ -240,7 +241,7 @@ async fn look(vault: &Vault, job: &Job, made: &Plan, data: &Path, done: &mut Dri
     done.reached = Some(reached);
     if reached < made.base.stop.lsn || reached > made.reaches {
         let says = format!("it ended at {reached}, outside of {} to {}", made.base.stop.lsn, made.reaches);
-        return Err(VaultError::Damaged(says));
+        return Err(VaultError::Server(says));
     }
     done.checked.push(format!("a server recovered it up to {reached} and opened it"));
     let last = "select coalesce((extract(epoch from pg_last_xact_replay_timestamp()) * 1000000)::int8::text, '')";
@@ -248,7 +249,7 @@ async fn look(vault: &Vault, job: &Job, made: &Plan, data: &Path, done: &mut Dri
     if let Some((last, asked)) = last.zip(done.asked) {
         if last > asked {
             let says = format!("its last commit is of {}, after the moment {}", time_text(last), time_text(asked));
-            return Err(VaultError::Damaged(says));
+            return Err(VaultError::Server(says));
         }
         done.checked.push(format!("its last commit is of {}", time_text(last)));
     }
@@ -262,7 +263,7 @@ async fn look(vault: &Vault, job: &Job, made: &Plan, data: &Path, done: &mut Dri
     if let Some(query) = &vault.drill_query {
         let said = one(&server, &vault.drill_database, query).await?;
         if !affirms(&said) {
-            return Err(VaultError::Damaged(format!("vault.drill_query was answered {said:?}")));
+            return Err(VaultError::Server(format!("vault.drill_query was answered {said:?}")));
         }
         done.checked.push(format!("vault.drill_query was answered {said:?}"));
     }
@@ -294,7 +295,7 @@ async fn amcheck(job: &Job, done: &mut DrillDone) -> Result<(), VaultError> {
     let said: String = [&ran.stdout[..], &ran.stderr[..]].map(String::from_utf8_lossy).concat();
     let said: String = said.trim().replace('\n', " | ").chars().take(SAID_MAX).collect();
     if !ran.status.success() {
-        return Err(VaultError::Damaged(format!("pg_amcheck ({}): {said}", ran.status)));
+        return Err(VaultError::Server(format!("pg_amcheck ({}): {said}", ran.status)));
     }
     done.checked.push("pg_amcheck found nothing in all tables and indexes".to_owned());
     Ok(())

@@ -273,7 +273,12 @@ fn vault(spec: &Spec, found: &mut Found) {
             && !path.is_absolute()
             && !is_bucket
         {
-            found.add(key, format!("{key} = {:?} must be an absolute path", path.display()));
+            let none = if path.as_os_str().is_empty() {
+                format!(" (to take it away: mainstay set --unset {key})")
+            } else {
+                String::new()
+            };
+            found.add(key, format!("{key} = {:?} must be an absolute path{none}", path.display()));
         }
     }
     if let Some(why) = vault.bucket().and_then(bucket) {

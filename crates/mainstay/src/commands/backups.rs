@@ -29,8 +29,8 @@ pub(crate) async fn list(options: Backups, global: Global) -> Outcome {
     let work = move || {
         let (all, unreadable) = backup::readable(&repository, system)?;
         let unreadable: Vec<String> = unreadable.iter().map(ToString::to_string).collect();
-        // Nothing is removed as long as one can not be read, so there is nothing to say about why one is kept.
-        let policy = policy.filter(|_| unreadable.is_empty());
+        // If none can be read nothing is removed, so there is nothing to say about why one is kept.
+        let policy = policy.filter(|_| !all.is_empty());
         let now = i64::try_from(wall_now_ms()).unwrap_or(i64::MAX).saturating_mul(1000);
         let verdict = policy.map(|policy| retention::examine(&repository, system, policy, now)).transpose()?;
         Ok((all, verdict, unreadable))
@@ -55,10 +55,10 @@ pub(crate) async fn list(options: Backups, global: Global) -> Outcome {
     output::line(render(&head, &rows, output::width()).trim_end());
     drill.iter().for_each(super::drill_restore::show);
     if options.why {
-        if unreadable.is_empty() {
+        if !all.is_empty() {
             all.iter().for_each(|manifest| output::line(&why(manifest, verdict.as_ref())));
         } else {
-            output::line("Nothing is removed as long as a backup can not be read.");
+            output::line("Nothing is removed as long as no backup can be read.");
         }
     }
     Ok(())

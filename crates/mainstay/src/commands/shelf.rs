@@ -6,7 +6,7 @@ use crate::session::Session;
 use crate::target::{Target, absolute};
 use mainstay_model::SystemId;
 use mainstay_model::spec::Spec;
-use mainstay_vault::objects::is_bucket;
+use mainstay_vault::objects::{ObjectError, is_bucket};
 use mainstay_vault::repository::{Repository, VaultError};
 use std::path::{Path, PathBuf};
 
@@ -25,7 +25,12 @@ pub(crate) struct Shelf {
 /// An error of the vault as a command's end: what could not be reached is another thing than what can not be had.
 pub(crate) fn failure(error: &VaultError) -> Failure {
     match error {
-        VaultError::Impossible(_) | VaultError::NothingLater(_) => Failure::not_now(error.to_string()),
+        VaultError::Impossible(_) | VaultError::NothingLater(_) => Failure::not_now(error.to_string())
+            .hint("choose what can be had, as it says; `mainstay verify` shows the span, `mainstay archive status` how far the log is archived"),
+        VaultError::Object(ObjectError::Unreachable(_)) => Failure::failed(error.to_string())
+            .hint("make the repository reachable from this host (is the volume mounted, the network up?), or name its place here with --repository DIR"),
+        VaultError::Object(ObjectError::Refused(_)) => Failure::failed(error.to_string())
+            .hint("run this as a user who may read the repository"),
         _ => Failure::failed(error.to_string()),
     }
 }

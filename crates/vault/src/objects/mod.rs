@@ -116,6 +116,11 @@ pub trait Objects: Send + Sync {
     fn delete(&self, key: &Key) -> Result<(), ObjectError>;
     /// Where this is, for people.
     fn place(&self) -> String;
+    /// Removes what processes that are gone left half-written so long ago; says how many pieces. A store that shows nothing of it has nothing
+    /// to do.
+    fn sweep_unfinished(&self, _age: std::time::Duration) -> Result<usize, ObjectError> {
+        Ok(0)
+    }
 }
 
 /// Opens the store at a place: a folder that must be there already, or a bucket by its address (`s3://…`).
@@ -141,6 +146,25 @@ mod tests {
         conformance(&Memory::default());
         let dir = tempfile::tempdir().unwrap();
         conformance(&Folder::open(dir.path().join("repository")).unwrap());
+    }
+
+    #[test]
+    fn what_a_killed_process_left_half_written_is_removed_when_it_is_old() {
+        use std::time::{Duration, SystemTime};
+        let dir = tempfile::tempdir().unwrap();
+        let store = Folder::open(dir.path()).unwrap();
+        put(&store, "a/one", b"1");
+        // One that goes on, and two that somebody began long ago.
+        let going = store.create(&Key::new("a/two").unwrap()).unwrap();
+        let unfinished = dir.path().join(".unfinished");
+        for name in ["7-1-0", "7-1-1"] {
+            let file = std::fs::File::create(unfinished.join(name)).unwrap();
+            file.set_modified(SystemTime::now() - Duration::from_secs(90_000)).unwrap();
+        }
+        assert_eq!(store.sweep_unfinished(Duration::from_secs(86_400)).unwrap(), 2);
+        assert_eq!(std::fs::read_dir(&unfinished).unwrap().count(), 1, "only the one that goes on");
+        drop(going);
+        assert_eq!(store.list("a/").unwrap().len(), 1);
     }
 
     #[test]

@@ -222,7 +222,8 @@ pub fn end_left_over(data: &Path) -> Result<(), VaultError> {
     let noted = std::fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
     let pid = noted.lines().next().and_then(|line| line.trim().parse::<i32>().ok());
     let Some(pid) = pid.filter(|pid| *pid > 1).and_then(rustix::process::Pid::from_raw) else { return Ok(()) };
-    // The number may be another program's by now: the server stands in its directory.
+    // The number may be another program's by now: the server stands in its directory, which has no link in its name.
+    let data = data.canonicalize().map_err(|e| VaultError::file(data, e))?;
     let place = format!("/proc/{}/cwd", pid.as_raw_nonzero());
     let here = || std::fs::read_link(&place).is_ok_and(|at| at == data);
     let begun = Instant::now();
