@@ -19,6 +19,10 @@ const PROTOCOLS: [&str; 2] = ["simple", "prepared"];
 const PEERS: [&str; 2] = ["pgbouncer", "haproxy"];
 const POOL: usize = 20;
 const START: Duration = Duration::from_secs(30);
+/// Clients that do nothing, to see what one costs.
+const IDLE: usize = 800;
+/// Bytes that one may cost.
+const IDLE_GOAL: f64 = 4096.0;
 /// What must be reached: of the geometric mean, and of each row.
 const GOAL: f64 = 0.9;
 
@@ -30,7 +34,7 @@ struct Wishes {
 }
 
 fn wishes(arguments: &[OsString]) -> Result<Wishes> {
-    let mut wishes = Wishes { json: false, tcp: false, rounds: 3, seconds: 3 };
+    let mut wishes = Wishes { json: false, tcp: false, rounds: 5, seconds: 2 };
     let mut words = arguments.iter().map(|word| word.to_string_lossy().into_owned());
     while let Some(word) = words.next() {
         let mut number = || words.next().and_then(|word| word.parse().ok()).context(format!("{word} takes a number"));
@@ -45,13 +49,13 @@ fn wishes(arguments: &[OsString]) -> Result<Wishes> {
     Ok(wishes)
 }
 
-/// A process that ends with its owner.
-struct Running(Child);
+/// A process that ends with its owner, by this signal.
+struct Running(Child, &'static str);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // A server ends its own children at SIGQUIT; what is gone already is fine.
-        let _ = Command::new("kill").args(["-QUIT", &self.0.id().to_string()]).status();
+        // What is gone already is fine.
+        let _ = Command::new("kill").args([self.1, &self.0.id().to_string()]).status();
         let _ = self.0.wait();
     }
 }
@@ -65,6 +69,17 @@ impl Running {
             sum += text.split(' ').next().and_then(|word| word.parse::<u64>().ok()).context("schedstat")?;
         }
         Ok(Duration::from_nanos(sum))
+    }
+
+    /// Memory that is its own, in bytes.
+    fn memory(&self) -> Result<f64> {
+        let text = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", self.0.id()))?;
+        let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).context("Pss")?;
+        Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? * 1024.0)
+    }
+
+    fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.0.id())).map_or(0, Iterator::count)
     }
 }
 
@@ -118,7 +133,8 @@ impl Bed {
         let mut server = Command::new(bin.join("postgres"));
         server.arg("-D").arg(dir.join("data")).arg("-k").arg(&dir).args(["-h", "127.0.0.1", "-p", &port.to_string()]);
         server.args(["-c", "max_connections=250", "-c", "fsync=off", "-c", "shared_buffers=64MB"]);
-        let server = Running(as_user(server).spawn()?);
+        // Its own children end with it at SIGQUIT.
+        let server = Running(as_user(server).spawn()?, "-QUIT");
         let bed = Bed { root: root.to_owned(), dir, bin, user, port, _server: server };
         bed.until_answers(None)?;
         bed.sql("create role app login password 'secret'")?;
@@ -173,7 +189,7 @@ impl Bed {
             command.uid(user).gid(group);
         }
         command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let running = Running(command.spawn().with_context(|| format!("{peer} can not be started"))?);
+        let running = Running(command.spawn().with_context(|| format!("{peer} can not be started"))?, "-TERM");
         self.until_answers(Some(port))?;
         Ok((running, port))
     }
@@ -224,11 +240,33 @@ impl Bed {
         Ok(command)
     }
 
-    /// Microseconds of the proxy's processor time per transaction.
-    fn cost(&self, proxy: &Running, port: u16, protocol: &str, clients: usize, seconds: u64) -> Result<f64> {
+    /// Microseconds of the proxy's processor time per transaction, and the 99th percentile of latency in microseconds. What it takes to
+    /// let the clients in is measured apart and left out: on a busy machine it would be most of it.
+    fn cost(&self, proxy: &Running, port: u16, load: &Load) -> Result<(f64, f64)> {
+        let logs = self.dir.join("log");
+        std::fs::create_dir_all(&logs)?;
+        let entry = if load.connects { (0.0, 0.0) } else { self.spent(proxy, port, load, &["-t", "1"])? };
+        let seconds = load.seconds.to_string();
+        let prefix = format!("--log-prefix={}", logs.join("of").display());
+        let mut words = vec!["-T", &seconds, "--log", "--sampling-rate=0.1", &prefix];
+        if load.connects {
+            words.push("-C");
+        }
+        let whole = self.spent(proxy, port, load, &words)?;
+        let (cpu, count) = (whole.0 - entry.0, whole.1 - entry.1);
+        let latency = percentile(&logs)?;
+        std::fs::remove_dir_all(&logs)?;
+        if count < 1.0 {
+            bail!("too few transactions in {seconds} s: the machine is too busy, or --seconds too low");
+        }
+        Ok((cpu / count, latency))
+    }
+
+    /// Microseconds of the proxy's processor time, and transactions.
+    fn spent(&self, proxy: &Running, port: u16, load: &Load, words: &[&str]) -> Result<(f64, f64)> {
         let before = proxy.cpu()?;
         let mut pgbench = self.pgbench(Some(port));
-        pgbench.args(["-n", "-S", "-j", "1", "-M", protocol, "-c", &clients.to_string(), "-T", &seconds.to_string()]);
+        pgbench.args(["-n", "-S", "-j", "1", "-M", load.protocol, "-c", &load.clients.to_string()]).args(words);
         let output = pgbench.stderr(Stdio::null()).output()?;
         let text = String::from_utf8_lossy(&output.stdout);
         let line = text.lines().find_map(|line| line.strip_prefix("number of transactions actually processed: "));
@@ -236,8 +274,51 @@ impl Bed {
         if count < 1.0 || !output.status.success() {
             bail!("pgbench did not get through: {text}");
         }
-        Ok((proxy.cpu()? - before).as_secs_f64() * 1e6 / count)
+        Ok(((proxy.cpu()? - before).as_secs_f64() * 1e6, count))
     }
+
+    /// Bytes of the proxy's memory for a client that has asked once and does nothing.
+    fn idle(&self, proxy: &Running, port: u16) -> Result<f64> {
+        let script = self.dir.join("idle.sql");
+        std::fs::write(&script, "select 1;\n\\sleep 60 s\n")?;
+        // The pool's own server connections are there before, not after.
+        self.cost(proxy, port, &Load { protocol: "simple", clients: 40, seconds: 1, connects: false })?;
+        let (before, descriptors) = (proxy.memory()?, proxy.descriptors());
+        let mut pgbench = self.pgbench(Some(port));
+        pgbench.args(["-n", "-j", "1", "-t", "1", "-c", &IDLE.to_string(), "-f"]).arg(&script);
+        let clients = Running(pgbench.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?, "-KILL");
+        let began = Instant::now();
+        while proxy.descriptors() < descriptors + IDLE {
+            if began.elapsed() > START {
+                bail!("{IDLE} clients do not come in; see the limit of open files (ulimit -n)");
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        std::thread::sleep(Duration::from_secs(2));
+        let bytes = (proxy.memory()? - before) / IDLE as f64;
+        drop(clients);
+        Ok(bytes)
+    }
+}
+
+/// One measurement's load.
+struct Load<'a> {
+    protocol: &'a str,
+    clients: usize,
+    seconds: u64,
+    /// Each transaction over a connection of its own.
+    connects: bool,
+}
+
+/// The 99th percentile of what pgbench logged.
+fn percentile(logs: &Path) -> Result<f64> {
+    let mut times = Vec::new();
+    for file in std::fs::read_dir(logs)? {
+        let text = std::fs::read_to_string(file?.path())?;
+        times.extend(text.lines().filter_map(|line| line.split(' ').nth(2)?.parse::<f64>().ok()));
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times.get(times.len() * 99 / 100).copied().unwrap_or(f64::NAN))
 }
 
 impl Drop for Bed {
@@ -252,27 +333,53 @@ fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// One row for each peer.
-fn measure(bed: &Bed, wishes: &Wishes, protocol: &str, clients: usize) -> Result<Vec<Value>> {
-    let mut costs: Vec<Vec<f64>> = vec![Vec::new(); PEERS.len() + 1];
-    let names = ["mainstay", PEERS[0], PEERS[1]];
-    let mut running = Vec::new();
-    for name in names {
-        running.push(bed.start(name, protocol, wishes.tcp)?);
+/// One row for each of these peers.
+fn measure(bed: &Bed, wishes: &Wishes, peers: &[&str], load: &Load) -> Result<Vec<Value>> {
+    let mut running = vec![bed.start("mainstay", load.protocol, wishes.tcp)?];
+    for peer in peers {
+        running.push(bed.start(peer, load.protocol, wishes.tcp)?);
     }
-    // Side by side in time: each round asks each of them.
+    let mut costs: Vec<Vec<(f64, f64)>> = vec![Vec::new(); running.len()];
+    // Side by side in time: each round asks each of them, and a peer is compared with what was measured beside it.
     for _ in 0..wishes.rounds.max(1) {
         for ((proxy, port), costs) in running.iter().zip(&mut costs) {
-            costs.push(bed.cost(proxy, *port, protocol, clients, wishes.seconds)?);
+            costs.push(bed.cost(proxy, *port, load)?);
         }
     }
-    let medians: Vec<f64> = costs.into_iter().map(median).collect();
-    let (ours, theirs) = medians.split_first().context("no costs")?;
-    let row = |(peer, cost): (&&str, &f64)| {
-        println!("{peer:<10} {protocol:<9} {clients:>7} {ours:>10.2} {cost:>12.2} {:>6.2}", ours / cost);
-        json!({ "peer": peer, "protocol": protocol, "clients": clients, "cpu_us": ours, "peer_cpu_us": cost, "ratio": ours / cost })
+    let of = |costs: &[(f64, f64)], which: fn(&(f64, f64)) -> f64| median(costs.iter().map(which).collect());
+    let (ours, theirs) = costs.split_first().context("no costs")?;
+    let row = |(peer, theirs): (&&str, &Vec<(f64, f64)>)| {
+        let ratio = median(ours.iter().zip(theirs).map(|(ours, theirs)| ours.0 / theirs.0).collect());
+        let (cost, peer_cost) = (of(ours, |cost| cost.0), of(theirs, |cost| cost.0));
+        let (late, peer_late) = (of(ours, |cost| cost.1), of(theirs, |cost| cost.1));
+        let (protocol, clients) = (load.protocol, load.clients);
+        println!(
+            "{peer:<10} {protocol:<9} {clients:>7} {cost:>10.2} {peer_cost:>12.2} {ratio:>6.2} {late:>10.0} {peer_late:>10.0}"
+        );
+        json!({
+            "peer": peer, "protocol": protocol, "clients": clients, "cpu_us": cost, "peer_cpu_us": peer_cost,
+            "ratio": ratio, "p99_us": late, "peer_p99_us": peer_late,
+        })
     };
-    Ok(PEERS.iter().zip(theirs).map(row).collect())
+    Ok(peers.iter().zip(theirs).map(row).collect())
+}
+
+/// What is measured beside PgBouncer alone: a connection for each transaction, and memory of clients that do nothing.
+fn beside(bed: &Bed, wishes: &Wishes) -> Result<Value> {
+    println!("with a connection for each transaction (pgbench -C, SCRAM), processor time per connection:");
+    let load = Load { protocol: "simple", clients: 8, seconds: wishes.seconds, connects: true };
+    let connects = measure(bed, wishes, &PEERS[..1], &load)?;
+    let (proxy, port) = bed.start("mainstay", "simple", wishes.tcp)?;
+    let ours = bed.idle(&proxy, port)?;
+    drop(proxy);
+    let (proxy, port) = bed.start(PEERS[0], "simple", wishes.tcp)?;
+    let theirs = bed.idle(&proxy, port)?;
+    let verdict = if ours <= IDLE_GOAL { "reached" } else { "MISSED" };
+    println!(
+        "memory per idle client, of {IDLE}: {ours:.0} bytes (wanted: {IDLE_GOAL}) {verdict}; {}: {theirs:.0}",
+        PEERS[0]
+    );
+    Ok(json!({ "connects": connects, "idle_bytes": ours, "peer_idle_bytes": theirs }))
 }
 
 /// Measures and shows.
@@ -287,11 +394,16 @@ pub(crate) fn run(root: &Path, arguments: &[OsString]) -> Result<ExitCode> {
     let bed = Bed::make(root)?;
     let hop = if wishes.tcp { "TCP" } else { "Unix socket" };
     println!("microseconds of the proxy's processor time per transaction; last hop: {hop}; one thread each");
-    println!("{:<10} {:<9} {:>7} {:>10} {:>12} {:>6}", "peer", "protocol", "clients", "mainstay", "peer", "ratio");
+    println!("ratio: the median of paired rounds; p99: latency that clients see, in microseconds");
+    println!(
+        "{:<10} {:<9} {:>7} {:>10} {:>12} {:>6} {:>10} {:>10}",
+        "peer", "protocol", "clients", "mainstay", "peer", "ratio", "p99", "peer p99"
+    );
     let mut rows = Vec::new();
     for protocol in PROTOCOLS {
         for clients in CLIENTS {
-            rows.extend(measure(&bed, &wishes, protocol, clients)?);
+            let load = Load { protocol, clients, seconds: wishes.seconds, connects: false };
+            rows.extend(measure(&bed, &wishes, &PEERS, &load)?);
         }
     }
     let mean = |peer: &str| {
@@ -306,9 +418,13 @@ pub(crate) fn run(root: &Path, arguments: &[OsString]) -> Result<ExitCode> {
         println!("geometric mean against {peer}: {mean:.2} (wanted: {GOAL}) {verdict}");
     }
     println!("worst row: {worst:.2} (wanted: 1.0) {}", if worst <= 1.0 { "reached" } else { "MISSED" });
+    let beside = beside(&bed, &wishes)?;
     if wishes.json {
         let means: Value = means.iter().map(|(peer, mean)| ((*peer).to_owned(), json!(mean))).collect();
-        println!("{}", json!({ "last_hop": hop, "rows": rows, "geometric_means": means, "worst": worst }));
+        println!(
+            "{}",
+            json!({ "last_hop": hop, "rows": rows, "geometric_means": means, "worst": worst, "beside": beside })
+        );
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -25,7 +25,8 @@ use mainstay_model::layout::NodeLayout;
 use mainstay_model::spec::Spec;
 use mainstay_model::status::Status;
 use mainstay_model::vault::{
-    ARCHIVE_KEY, ArchiveAnswer, ArchiveState, BACKUP_KEY, BackupBegun, BackupWish, RestoreAsk, SegmentEnded,
+    ARCHIVE_KEY, ArchiveAnswer, ArchiveState, BACKUP_KEY, BackupBegun, BackupState, BackupWish, RestoreAsk,
+    SegmentEnded,
 };
 use mainstay_model::{Command, Event, NodeId, Reason, ServerObservation};
 use mainstay_ports::clock::{boot_now, wall_now_ms};
@@ -161,6 +162,12 @@ impl Api {
         crate::archiver::parse(self.store.watch(ARCHIVE_KEY).borrow().as_ref())
     }
 
+    /// How backups and drills stand, as this member of the store knows.
+    #[must_use]
+    pub fn backups_state(&self) -> BackupState {
+        backups::parse(self.store.watch(BACKUP_KEY).borrow().as_ref())
+    }
+
     /// The open primary ends the segment of its log.
     async fn end_segment(&self) -> Result<SegmentEnded, String> {
         let summary = self.snapshot().await.ok_or("the agent's loop does not answer")?.summary;
@@ -283,7 +290,7 @@ impl Api {
         }
         beside.now_ms = wall_now_ms();
         beside.archive = self.archive();
-        beside.backup = backups::parse(self.store.watch(BACKUP_KEY).borrow().as_ref());
+        beside.backup = self.backups_state();
         let mut status = status::merge(&self.spec(), self.address.clone(), &answers, &beside);
         let mut seen = self.first_seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.date(&mut status.problems, boot_now(), wall_now_ms());
@@ -368,7 +375,7 @@ async fn get_status(State(api): State<Arc<Api>>) -> Json<Status> {
 
 async fn get_archive(State(api): State<Arc<Api>>) -> Json<ArchiveAnswer> {
     let repository = api.spec().vault.repository.map(|place| place.display().to_string());
-    let backup = backups::parse(api.store.watch(BACKUP_KEY).borrow().as_ref());
+    let backup = api.backups_state();
     Json(ArchiveAnswer { repository, state: api.archive(), backup: Some(backup) })
 }
 

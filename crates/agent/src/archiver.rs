@@ -15,7 +15,7 @@ use mainstay_ports::clock::{boot_now, wall_now_ms};
 use mainstay_ports::priority::ordinarily;
 use mainstay_ports::store::{CasOutcome, Store, Versioned};
 use mainstay_vault::keys::read_file;
-use mainstay_vault::objects::Folder;
+use mainstay_vault::objects;
 use mainstay_vault::postgres::log::{LogFile, SegmentSize};
 use mainstay_vault::postgres::owner::{Owner, Standing, assist, given_up, segment_size};
 use mainstay_vault::repository::{Repository, VaultError};
@@ -50,20 +50,22 @@ pub fn parse(versioned: Option<&Versioned>) -> Option<ArchiveState> {
 pub fn open(vault: &Vault, known: Option<&str>) -> Result<Repository, VaultError> {
     let place = vault.repository.as_deref().ok_or_else(|| VaultError::Impossible("no repository is named".into()))?;
     let (secret, writer) = read_file(vault.key_file.as_deref())?;
-    if known.is_none() && std::fs::symlink_metadata(place.join("vault.json")).is_err() {
-        let folder = Folder::open(place)?;
-        Repository::create(Arc::new(folder), writer.as_slice())?;
+    if known.is_none() {
+        let objects = objects::make(place)?;
+        if !Repository::is_in(&*objects)? {
+            Repository::create(objects, writer.as_slice())?;
+        }
     }
-    let repository = Repository::open(Arc::new(Folder::existing(place)?), secret)?;
+    let repository = Repository::open(objects::existing(place)?, secret)?;
     if let Some(writer) = writer.filter(|writer| !repository.sealed_for(writer)) {
         let is = if repository.encrypted() { "is sealed for other keys" } else { "is not encrypted" };
         let key = writer.fingerprint();
-        let says = format!("{} {is}, and vault.key_file names the key {key}; take another folder", place.display());
+        let says = format!("{} {is}, and vault.key_file names the key {key}; take another place", place.display());
         return Err(VaultError::Impossible(says));
     }
     match known {
         Some(known) if known != repository.id() => Err(VaultError::Impossible(format!(
-            "{} holds another repository ({}) than before ({known}): is the right volume mounted? To begin anew there, name another folder",
+            "{} holds another repository ({}) than before ({known}): is the right volume mounted? To begin anew, name another place",
             place.display(),
             repository.id()
         ))),

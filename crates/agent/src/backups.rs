@@ -6,13 +6,15 @@
 
 use crate::api::AgentQuestion;
 use crate::archiver;
+use crate::backup_job::{Done, Job, Made, run};
 use crate::generations::Generations;
 use crate::record::RECORD_KEY;
+use crate::restore_drill as drill;
 use crate::setup::entropy;
 use mainstay_model::spec::Vault;
 use mainstay_model::vault::{
     ARCHIVE_KEY, ArchiveState, BACKUP_KEY, BackupBegun, BackupFailed, BackupMade, BackupRunning, BackupState,
-    BackupWish,
+    BackupWish, DrillDone,
 };
 use mainstay_model::{Event, NodeId, Record, ServerObservation, ServerState, Term};
 use mainstay_ports::clock::{boot_now, wall_now_ms};
@@ -21,10 +23,8 @@ use mainstay_ports::peer::{Channel, Peers};
 use mainstay_ports::priority::ordinarily;
 use mainstay_ports::store::{CasOutcome, Store, Versioned};
 use mainstay_vault::postgres::backup::{self, Options, Watch};
-use mainstay_vault::postgres::log::SegmentSize;
 use mainstay_vault::postgres::manifest::Manifest;
-use mainstay_vault::repository::{Repository, VaultError};
-use mainstay_vault::retention::{self, Policy};
+use mainstay_vault::repository::VaultError;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -51,8 +51,6 @@ const HANGS: Duration = Duration::from_secs(600);
 const GONE: &str = "its agent ended before it was done";
 /// Writing the outcome is tried so often.
 const TRIES: u32 = 60;
-/// What was begun before this and never became a backup is removed. Milliseconds.
-const UNFINISHED_MS: u64 = 24 * 3600 * 1000;
 /// Clocks that differ by more than this tell no age. Milliseconds.
 const CLOCK_MS: u64 = 3_600_000;
 const LEFT: &str = "an earlier backup of this agent hangs, in the repository or the server's files; no other begins here before it ends. Mend what it \
@@ -95,6 +93,8 @@ pub struct Backups {
     pub engine: Arc<dyn Engine>,
     /// The server's data.
     pub data: PathBuf,
+    /// Where a drill makes its copy, and to whom the server's files belong.
+    pub drill: drill::Place,
     /// The store.
     pub store: Arc<dyn Store>,
     /// The other agents.
@@ -118,7 +118,7 @@ struct Own {
 
 /// What another host's clock said last, as far as this process heard it say so.
 #[derive(Clone, Copy, Default)]
-struct Told {
+pub(crate) struct Told {
     wall_ms: Option<u64>,
     /// By the clock that nobody sets; none: it was said before this process listened.
     heard_ms: Option<u64>,
@@ -133,7 +133,7 @@ impl Told {
     }
 
     /// By how much the own clock differs from it, milliseconds, if that is too much to tell the age of anything.
-    fn off(self, wall_ms: u64, boot_ms: u64) -> Option<u64> {
+    pub(crate) fn off(self, wall_ms: u64, boot_ms: u64) -> Option<u64> {
         let theirs = self.wall_ms? + boot_ms.saturating_sub(self.heard_ms?);
         Some(theirs.abs_diff(wall_ms)).filter(|off| *off > CLOCK_MS)
     }
@@ -162,28 +162,12 @@ impl Pulse {
     }
 }
 
-/// What the thread works with.
-struct Job {
-    vault: Vault,
-    known: String,
-    incremental: bool,
-    options: Options,
-    watch: Arc<Watch>,
-    told: Told,
-}
-
-/// What the thread made.
-struct Made {
-    manifest: Manifest,
-    repository: String,
-    removed: Vec<String>,
-    remark: Option<String>,
-}
-
 impl Backups {
     /// Runs for ever.
     pub async fn keep(self, mut orders: mpsc::Receiver<Order>) {
         let this = Arc::new(self);
+        let left = this.drill.clone();
+        drop(tokio::task::spawn_blocking(move || left.clear()));
         let (mut shown, mut archive) = (this.store.watch(BACKUP_KEY), this.store.watch(ARCHIVE_KEY));
         archive.mark_changed();
         let (mut alive, mut own) = (Instant::now(), Own::default());
@@ -227,7 +211,11 @@ impl Backups {
         let mut state = parse(held.as_ref());
         if let Some(running) = &state.running {
             self.may_replace(running, self.unless_alive(running, (silent, own.token)))?;
-            state.failed = Some(given_up(running, GONE));
+            let gone = running.clone();
+            give_up(&mut state, &gone, GONE);
+        }
+        if wish.drill && state.last.is_none() {
+            return Err("there is no backup yet that could be restored: mainstay backup".to_owned());
         }
         if own.thread.strong_count() > 0 {
             return Err(LEFT.to_owned());
@@ -238,6 +226,7 @@ impl Backups {
             node: self.me.clone(),
             term,
             incremental: wish.incremental,
+            drill: wish.drill,
             by: wish.by.clone(),
             begun_ms: wall_now_ms(),
             total: 0,
@@ -281,7 +270,7 @@ impl Backups {
             *suspect = shown;
             return true;
         }
-        state.failed = Some(given_up(&running, GONE));
+        give_up(&mut state, &running, GONE);
         let Ok(value) = serde_json::to_vec(&state) else { return true };
         // If this does not succeed, the next time does.
         let revision = held.map(|held| held.revision);
@@ -336,13 +325,30 @@ impl Backups {
         };
         let watch = Arc::new(Watch::default());
         watch.rate.store(rate(&vault), Ordering::Relaxed);
-        let job = Job { vault, known: archive.id, incremental: wish.incremental, options, watch, told };
+        let drill = wish.drill.then(|| self.drill_job(&archive, &vault, &wish.by)).transpose()?;
+        let job = Job { vault, known: archive.id, incremental: wish.incremental, options, watch, told, drill };
         Ok((job, archive.term))
+    }
+
+    fn drill_job(&self, archive: &ArchiveState, vault: &Vault, by: &str) -> Result<drill::Job, String> {
+        let spec = &self.generations.now().spec;
+        let bin = mainstay_engine_postgres::find_bin_dir(spec.postgres.bin_dir.as_deref());
+        Ok(drill::Job {
+            node: self.me.clone(),
+            by: by.to_owned(),
+            place: self.drill.clone(),
+            system: archive.system.ok_or("the archive does not say of which database it is")?,
+            archived_ms: archive.archived_ms,
+            bin: bin.map_err(|error| error.to_string())?,
+            chance: entropy().map_err(|error| error.to_string())?,
+            most: Duration::from_secs(vault.drill_minutes.saturating_mul(60)),
+        })
     }
 
     /// To its end: tells how it goes, and what became of it.
     async fn carry_out(&self, job: Job, token: u64) {
         let watch = Arc::clone(&job.watch);
+        let (drill, limit) = (job.drill.is_some(), job.drill.as_ref().map(|drill| Instant::now() + drill.most));
         let (done, mut outcome) = oneshot::channel();
         let thread = std::thread::Builder::new().name("backup".to_owned());
         // Nobody waits any more if the agent ends.
@@ -359,7 +365,15 @@ impl Backups {
                 },
                 () = sleep(BEAT) => self.beat(token, &watch).await,
             }
-            if let Some(limit) = pulse.hangs(&watch, Instant::now()) {
+            if limit.is_some_and(|limit| Instant::now() >= limit) {
+                // Its thread ends by itself then, and removes what it made; unless it hangs.
+                watch.stop.store(true, Ordering::Relaxed);
+            }
+            if limit.is_some_and(|limit| Instant::now() >= limit + HANGS) {
+                break Err("it does not end: is the repository reachable, and the disk well?".to_owned());
+            }
+            // A recovery tells no progress.
+            if let Some(limit) = pulse.hangs(&watch, Instant::now()).filter(|_| !drill) {
                 // It may come back: then it shall end, and remove nothing.
                 watch.stop.store(true, Ordering::Relaxed);
                 break Err(hung(limit, &watch));
@@ -373,7 +387,7 @@ impl Backups {
         };
         // Only the thread's own is left: it tells whether it lives.
         drop(watch);
-        self.finish(token, result).await;
+        self.finish(token, drill, result).await;
     }
 
     /// Tells that it goes on. One whose lock somebody took over ends.
@@ -418,9 +432,11 @@ impl Backups {
     }
 
     /// Gives the lock back and says what became of it.
-    async fn finish(&self, token: u64, result: Result<Made, String>) {
+    async fn finish(&self, token: u64, drill: bool, result: Result<Done, String>) {
         let (kind, text) = match &result {
-            Ok(made) => ("backup-made", made_text(made)),
+            Ok(Done::Made(made)) => ("backup-made", made_text(made)),
+            Ok(Done::Drilled(done)) => drill::told(done),
+            Err(why) if drill => ("drill-failed", why.clone()),
             Err(why) => ("backup-failed", why.clone()),
         };
         let mut begun = None;
@@ -433,8 +449,9 @@ impl Backups {
             let Some(running) = state.running.take_if(|running| running.token == token) else { break };
             begun = Some(running.term);
             match &result {
-                Ok(made) => record(&mut state, &running, made),
-                Err(why) => state.failed = Some(given_up(&running, why)),
+                Ok(Done::Made(made)) => record(&mut state, &running, made),
+                Ok(Done::Drilled(done)) => drilled(&mut state, &DrillDone { token, ..(**done).clone() }),
+                Err(why) => give_up(&mut state, &running, why),
             }
             let Ok(value) = serde_json::to_vec(&state) else { break };
             let revision = held.map(|held| held.revision);
@@ -461,6 +478,22 @@ fn hung(limit: Duration, watch: &Watch) -> String {
         format!("{done} of {total} bytes are copied")
     };
     format!("no progress for {} minutes: {at}; is the repository reachable, and the disk well?", limit.as_secs() / 60)
+}
+
+/// What was begun came to nothing.
+fn give_up(state: &mut BackupState, running: &BackupRunning, why: &str) {
+    if running.drill {
+        drilled(state, &drill::failed(running, why));
+    } else {
+        state.failed = Some(given_up(running, why));
+    }
+}
+
+fn drilled(state: &mut BackupState, done: &DrillDone) {
+    if done.problem.is_none() {
+        state.drill_passed_ms = Some(done.ended_ms);
+    }
+    state.drill = Some(done.clone());
 }
 
 fn given_up(running: &BackupRunning, why: &str) -> BackupFailed {
@@ -512,80 +545,6 @@ fn record(state: &mut BackupState, running: &BackupRunning, made: &Made) {
         state.last_full = Some(entry.clone());
     }
     state.last = Some(entry);
-}
-
-/// The thread's work.
-fn run(job: Job) -> Result<Made, VaultError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| VaultError::Backup(format!("no runtime: {error}")))?;
-    let repository = archiver::open(&job.vault, Some(&job.known))?;
-    let base = if job.incremental { base(&repository, &job.options, &runtime)? } else { None };
-    let manifest = runtime.block_on(async {
-        match base {
-            Some(base) => backup::incremental(&repository, &job.options, &job.watch, Arc::new(base)).await,
-            None => backup::full(&repository, &job.options, &job.watch).await,
-        }
-    })?;
-    // From here on it counts, whatever happens.
-    let left = job.watch.stop.load(Ordering::Relaxed);
-    let off = job.told.off(wall_now_ms(), boot_now().0).filter(|_| job.vault.keep_days > 0);
-    let kept = match spared(&manifest, left, off) {
-        Some(why) => Err(why),
-        None => keep_to(&repository, &manifest, &job.vault).map_err(|error| error.to_string()),
-    };
-    let (removed, remark) = match kept {
-        Ok(removed) => (removed, None),
-        Err(why) => (Vec::new(), Some(format!("the retention was not applied: {why}"))),
-    };
-    Ok(Made { manifest, repository: repository.id().to_owned(), removed, remark })
-}
-
-/// The newest full backup of this database.
-fn base(
-    repository: &Repository,
-    options: &Options,
-    runtime: &tokio::runtime::Runtime,
-) -> Result<Option<Manifest>, VaultError> {
-    if !repository.readable() {
-        let says = "this host can write to the repository and not read it, so it can not compare: make a full backup";
-        return Err(VaultError::Impossible(says.to_owned()));
-    }
-    let system = runtime.block_on(backup::system(&options.server))?;
-    // Others may be damaged: that is told by whoever reads them all, and nothing is removed meanwhile.
-    let (all, _) = backup::readable(repository, system)?;
-    Ok(all.into_iter().rev().find(|manifest| manifest.base.is_none()))
-}
-
-/// Why nothing may be removed now.
-fn spared(newest: &Manifest, left: bool, off_ms: Option<u64>) -> Option<String> {
-    if left {
-        return Some("this backup was given up before it ended".to_owned());
-    }
-    if let Some(off) = off_ms {
-        let says = "this host's clock and the primary's differ by";
-        return Some(format!("{says} {} minutes, so the age of a backup is not known", off / 60_000));
-    }
-    let count = newest.corrupt.len();
-    (count > 0).then(|| format!("{count} blocks of the newest backup are damaged, older ones may hold them whole"))
-}
-
-/// Removes what the retention does not keep.
-fn keep_to(repository: &Repository, newest: &Manifest, vault: &Vault) -> Result<Vec<String>, VaultError> {
-    if !repository.readable() {
-        let says = "this host can not read the repository, so it can not tell what is needed";
-        return Err(VaultError::Impossible(says.to_owned()));
-    }
-    let system = newest.system;
-    let verdict = retention::examine(repository, system, Policy::of(vault), micros(wall_now_ms()))?;
-    retention::remove(repository, system, SegmentSize(newest.server.segment_size), &verdict)?;
-    let old = retention::unfinished(repository, system, wall_now_ms().saturating_sub(UNFINISHED_MS))?;
-    let left = retention::Verdict { removed: old, ..retention::Verdict::default() };
-    retention::remove(repository, system, SegmentSize(newest.server.segment_size), &left)?;
-    Ok(verdict.removed.into_iter().collect())
-}
-
-fn micros(ms: u64) -> i64 {
-    i64::try_from(ms).unwrap_or(i64::MAX).saturating_mul(1000)
 }
 
 #[cfg(test)]

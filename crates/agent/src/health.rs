@@ -8,51 +8,17 @@ use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use axum::{Json, Router};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use mainstay_model::ServerState;
 use mainstay_ports::clock::boot_now;
 use serde::Deserialize;
 use serde_json::json;
 use std::fmt::Write;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
-use tracing::warn;
-
-/// Connections at once; a load balancer needs a handful. More wait in the kernel's queue.
-const CONNECTIONS_MAX: usize = 64;
-/// A request's head must be here within this.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// No connection lives longer, so that idle ones do not hold the places.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Serves the endpoints until the listener fails for good.
 pub async fn serve(listener: TcpListener, health: Health) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let service = TowerToHyperService::new(router(health));
-    loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                warn!(%error, "a health check could not be accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let service = service.clone();
-        tokio::spawn(async move {
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_TIMEOUT)
-                .serve_connection(TokioIo::new(stream), service);
-            // How a health check's connection ends interests nobody.
-            let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
-            drop(place);
-        });
-    }
+    crate::plain::serve(listener, router(health)).await;
 }
 
 /// What the endpoints need.
@@ -253,11 +219,7 @@ async fn metrics(State(health): State<Health>) -> Response {
         "1 while the database server answers.",
         u64::from(local.observed.silent == 0 && local.server_pid.is_some()),
     );
-    gauge(
-        "mainstay_server_silent_milliseconds",
-        "For how long the server has given no sign of life.",
-        local.observed.silent,
-    );
+    gauge("mainstay_server_silent_milliseconds", "How long the server gave no sign of life.", local.observed.silent);
     gauge("mainstay_timeline", "The server's timeline.", u64::from(local.observed.timeline.unwrap_or_default().0));
     gauge("mainstay_log_end_bytes", "How far the server's log reaches.", local.observed.end.unwrap_or_default().0);
     gauge(
@@ -265,6 +227,36 @@ async fn metrics(State(health): State<Health>) -> Response {
         "Replicas that stream from this node.",
         local.observed.walsenders.iter().filter(|sender| sender.streaming).count() as u64,
     );
+    let backup = health.api.backups_state();
+    if let Some(made) = &backup.last {
+        gauge(
+            "mainstay_backup_last_seconds",
+            "When the last backup that counts ended, seconds since 1970.",
+            made.ended_ms / 1000,
+        );
+    }
+    if let Some(drill) = &backup.drill {
+        gauge(
+            "mainstay_drill_last_seconds",
+            "When the last restore drill ended, seconds since 1970.",
+            drill.ended_ms / 1000,
+        );
+        gauge(
+            "mainstay_drill_ok",
+            "1 if the last restore drill brought back a sound copy.",
+            u64::from(drill.problem.is_none()),
+        );
+        gauge("mainstay_drill_restored_bytes", "What the last restore drill wrote.", drill.bytes);
+        gauge("mainstay_drill_write_milliseconds", "How long that took.", drill.write_ms);
+        gauge("mainstay_drill_recovery_milliseconds", "How long its recovery took.", drill.recover_ms);
+    }
+    if let Some(passed) = backup.drill_passed_ms {
+        gauge(
+            "mainstay_drill_passed_seconds",
+            "When the last restore drill ended that passed, seconds since 1970.",
+            passed / 1000,
+        );
+    }
     if let Some(free) = local.observed.disk_free {
         gauge("mainstay_data_volume_free_bytes", "Free bytes on the data volume.", free);
     }

@@ -35,6 +35,8 @@ const LOOK: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(5);
 /// Beside the files and the log: what the recovery itself writes.
 const SPARE: u64 = 512 << 20;
+/// Where the copy's server is reached, in the node's directory.
+const SOCKETS: &str = "back";
 /// The copy's timeline is this far above the newest number: take-overs meanwhile do not make it void at once.
 const AHEAD: u32 = 16;
 
@@ -343,13 +345,16 @@ impl Restorer {
     fn recover(&self, job: &Job, made: &Plan, data: &Path) -> Result<Option<i64>, VaultError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| VaultError::Server(format!("no runtime: {error}")))?;
+        // A path below the copy may be too long for a socket.
+        let socket = self.layout.dir().join(SOCKETS);
+        own_dir(&socket, self.owner).map_err(|error| VaultError::File { path: socket.display().to_string(), error })?;
         let (wait, stop) = (Duration::from_secs(job.wish.wait_s), Arc::clone(&job.watch));
         let work = async {
-            let server = match Scratch::start(&job.bin, made, data, self.owner, wait).await {
+            let server = match Scratch::start_at(&job.bin, made, data, self.owner, (wait, &socket)).await {
                 // Clients were put out, and all that was committed is archived: its end is that moment.
                 Err(VaultError::NothingLater(_)) if job.wish.complete && matches!(made.target, Target::Time(_)) => {
                     let latest = Plan { target: Target::Latest, ..made.clone() };
-                    Scratch::start(&job.bin, &latest, data, self.owner, wait).await?
+                    Scratch::start_at(&job.bin, &latest, data, self.owner, (wait, &socket)).await?
                 }
                 started => started?,
             };

@@ -65,6 +65,15 @@ pub fn due(vault: &Vault, state: &BackupState, system_now_ms: u64) -> Option<(bo
     full.map(|at| (false, at)).or_else(|| any.map(|at| (true, at)))
 }
 
+/// Since when a restore drill is due, milliseconds since 1970. Without a backup there is nothing to try.
+#[must_use]
+pub fn drill_due(vault: &Vault, state: &BackupState, system_now_ms: u64) -> Option<u64> {
+    state.last.as_ref()?;
+    let latest = system_now_ms.saturating_add(AHEAD_MS);
+    let begun = state.drill.as_ref().map(|drill| drill.begun_ms).filter(|at| *at <= latest).unwrap_or(0);
+    wanted(vault.drill_at.as_deref(), system_now_ms).filter(|at| begun < *at)
+}
+
 /// The last attempt.
 struct Tried {
     at: Instant,
@@ -93,19 +102,36 @@ impl Schedule {
     /// Runs for ever.
     pub async fn keep(self) {
         let mut tried: Option<Tried> = None;
+        let mut drilled: Option<Instant> = None;
         loop {
             sleep(LOOK).await;
             let vault = self.generations.now().spec.vault.clone();
             let state = parse(self.store.watch(BACKUP_KEY).borrow().as_ref());
+            let drill = drill_due(&vault, &state, wall_now_ms()).filter(|_| vault.repository.is_some());
             let due = due(&vault, &state, wall_now_ms()).filter(|_| vault.repository.is_some());
             let due = due.filter(|due| tried.as_ref().is_none_or(|tried| tried.again(*due, &state)));
-            let Some(due) = due.filter(|_| state.running.is_none()) else { continue };
+            let Some(due) = due.filter(|_| state.running.is_none()) else {
+                let waits = drilled.is_some_and(|at| at.elapsed() < AGAIN);
+                if drill.is_some() && state.running.is_none() && !waits {
+                    drilled = self.begin_drill().await.then(Instant::now).or(drilled);
+                }
+                continue;
+            };
             let Some(confirming) = self.reigns().await else { continue };
             let newest = newest(&state, due.0);
             let before = tried.filter(|tried| tried.newest == newest).map_or(0, |tried| tried.before.saturating_add(1));
             tried = Some(Tried { at: Instant::now(), due, newest, before });
-            self.begin(&BackupWish { incremental: due.0, by: "the schedule".to_owned() }, &confirming, before).await;
+            let wish = BackupWish { incremental: due.0, drill: false, by: "the schedule".to_owned() };
+            self.begin(&wish, &confirming, before).await;
         }
+    }
+
+    /// Whether it was this node's to begin one: it is the open primary, and has asked.
+    async fn begin_drill(&self) -> bool {
+        let Some(confirming) = self.reigns().await else { return false };
+        self.begin(&BackupWish { incremental: false, drill: true, by: "the schedule".to_owned() }, &confirming, 0)
+            .await;
+        true
     }
 
     /// Who confirms commits, if this node is the open primary.
@@ -133,8 +159,12 @@ impl Schedule {
                 continue;
             }
             match self.peers.request(&node, Channel::Ask, body.clone(), TIMEOUT).await {
-                Ok(_) => return info!(%node, incremental = wish.incremental, "a backup was due and has begun"),
-                Err(error) => warn!(%node, %error, "a backup is due, and this replica does not begin it"),
+                Ok(_) => {
+                    return info!(%node, incremental = wish.incremental, drill = wish.drill, "what was due has begun");
+                }
+                Err(error) => {
+                    warn!(%node, %error, drill = wish.drill, "a backup or drill is due, and this replica does not begin it");
+                }
             }
         }
     }
@@ -211,6 +241,27 @@ pub(crate) mod tests {
         assert!(tried.again((false, 7), &none), "it failed");
         assert!(!tried.again((false, 7), &since(ahead(61), ahead(61))), "it is there, however it is dated");
         assert!(tried.again((false, 8), &since(ahead(61), ahead(61))));
+    }
+
+    #[test]
+    fn a_drill_is_due_once_there_is_a_backup_to_try() {
+        // 2026-11-27 09:30.
+        let now = 29_929_530 * MINUTE_MS;
+        let mut vault = Vault { drill_at: Some("0 4 * * *".to_owned()), ..Vault::default() };
+        let mut state = BackupState::default();
+        assert_eq!(drill_due(&vault, &state, now), None, "nothing to try");
+        state.last = made(now);
+        let four = now - 330 * MINUTE_MS;
+        assert_eq!(drill_due(&vault, &state, now), Some(four));
+        let held = |begun_ms| Some(mainstay_model::vault::DrillDone { begun_ms, ..Default::default() });
+        state.drill = held(four);
+        assert_eq!(drill_due(&vault, &state, now), None);
+        state.drill = held(four - 1);
+        assert_eq!(drill_due(&vault, &state, now), Some(four));
+        state.drill = held(now + 61 * MINUTE_MS);
+        assert_eq!(drill_due(&vault, &state, now), Some(four), "dated by a clock that was wrong");
+        vault.drill_at = None;
+        assert_eq!(drill_due(&vault, &state, now), None);
     }
 
     #[test]

@@ -498,6 +498,7 @@ impl Agent {
             observed: self.observed.subscribe(),
             engine: Arc::clone(&self.ground.engine),
             data: self.ground.options.layout.data(),
+            drill: crate::restore_drill::Place::of(&self.ground.options),
             store: Arc::clone(&self.store) as Arc<dyn Store>,
             peers: self.peers(),
             events: self.events.clone(),

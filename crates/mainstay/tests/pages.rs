@@ -147,38 +147,46 @@ fn every_command_that_a_page_shows_is_one_that_the_program_takes() {
 fn every_command_that_a_plan_or_runbook_tells_is_one_that_the_program_takes() {
     let mut verbs = Vec::new();
     gather(&[], &mut verbs);
+    for vault in ["", "[vault]\nrepository = \"/mnt/vault/orders\"\nkey_file = \"/etc/mainstay/vault.key\"\n"] {
+        let (mut looked_at, mut failed) = (0, Vec::new());
+        for (verb, page) in [("plan", "plan.md"), ("runbook", "runbook.md")] {
+            let page = written(verb, page, vault);
+            // Tables name commands without marks; those stand at the beginning of a cell.
+            let cells = page.split('|').map(str::trim).filter(|cell| cell.starts_with("mainstay ")).map(str::to_owned);
+            for line in shown(&page).into_iter().chain(cells) {
+                looked_at += 1;
+                let line = line.split([';', ',']).next().unwrap_or_default().to_owned();
+                failed.extend(wrong(&line, &verbs).map(|why| format!("{verb}: {line}: {why}")));
+            }
+            // With a repository it names our commands, and what works without us in its place.
+            for ours in ["mainstay restore --in-place", "mainstay verify"] {
+                assert_eq!(page.contains(ours), !vault.is_empty(), "{verb}: {ours}");
+            }
+            assert!(page.contains("pg_basebackup") && page.contains("recovery.signal"), "{verb}");
+        }
+        assert!(failed.is_empty(), "{}", failed.join("\n"));
+        assert!(looked_at > 60, "only {looked_at} commands were found");
+    }
+}
+
+/// The page that a verb writes for three nodes.
+fn written(verb: &str, page: &str, vault: &str) -> String {
     let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("mainstay.toml");
+    let (file, page) = (dir.path().join("mainstay.toml"), dir.path().join(page));
     let mut text = String::from("[cluster]\nname = \"orders\"\n");
     for number in 1..=3 {
         write!(text, "[[node]]\nname = \"db{number}\"\nhost = \"192.0.2.{number}\"\n").unwrap();
     }
-    std::fs::write(&file, text).unwrap();
-    let mut failed = Vec::new();
-    let mut looked_at = 0;
-    for (verb, page) in [("plan", "plan.md"), ("runbook", "runbook.md")] {
-        let page = dir.path().join(page);
-        let output = Command::new(env!("CARGO_BIN_EXE_mainstay"))
-            .arg(verb)
-            .arg("--offline")
-            .arg("--config")
-            .arg(&file)
-            .arg("--markdown")
-            .arg(&page)
-            .env_clear()
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{verb}: {}", String::from_utf8_lossy(&output.stderr));
-        let page = std::fs::read_to_string(page).unwrap();
-        // Tables name commands without marks; those stand at the beginning of a cell.
-        let cells = page.split('|').map(str::trim).filter(|cell| cell.starts_with("mainstay ")).map(str::to_owned);
-        for line in shown(&page).into_iter().chain(cells) {
-            looked_at += 1;
-            let line = line.split([';', ',']).next().unwrap_or_default().to_owned();
-            failed.extend(wrong(&line, &verbs).map(|why| format!("{verb}: {line}: {why}")));
-        }
-    }
-    assert!(failed.is_empty(), "{}", failed.join("\n"));
-    assert!(looked_at > 60, "only {looked_at} commands were found");
+    std::fs::write(&file, text + vault).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_mainstay"))
+        .args([verb, "--offline", "--config"])
+        .arg(&file)
+        .arg("--markdown")
+        .arg(&page)
+        .env_clear()
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{verb}: {}", String::from_utf8_lossy(&output.stderr));
+    std::fs::read_to_string(page).unwrap()
 }

@@ -210,3 +210,31 @@ fn one_backup_at_a_time_in_a_repository_that_only_its_key_opens() {
     let state = cluster.backups_until("made by the schedule", |backup| backup["last"]["incremental"] == true);
     assert!(state["last"]["bytes"].as_u64() > state["last"]["stored"].as_u64(), "{state}");
 }
+
+#[test]
+fn a_take_over_while_a_backup_runs_costs_at_most_that_backup() {
+    let cluster = Cluster::new();
+    cluster.json(&["up", "--nodes", "3", "--wait", "180"]);
+    cluster.healthy();
+    cluster.sql("create table ledger(id bigserial primary key, note text)");
+    cluster.write(1000);
+    // A megabyte a second: it is under way for long enough.
+    cluster.json(&["set", "vault.backup_mb_s=1"]);
+    let running = cluster.begin();
+    cluster.backups_until("copying", |backup| backup["running"]["done"].as_u64() > Some(0));
+    cluster.kill_primary();
+    cluster.write(500);
+    cluster.json(&["set", "--unset", "vault.backup_mb_s"]);
+    let over =
+        |backup: &Value| backup["last"]["token"] == running["token"] || backup["failed"]["token"] == running["token"];
+    let state = cluster.backups_until("over", over);
+    // It counts only if all of its log was read back; else it says why.
+    let counts = state["last"]["token"] == running["token"];
+    assert_ne!(counts, state["failed"]["token"] == running["token"], "{state}");
+    assert!(counts || !state["failed"]["why"].as_str().unwrap().is_empty(), "{state}");
+    let rows = cluster.write(100);
+    cluster.backup(&[]);
+    let verified = cluster.json(&["verify"]);
+    assert_eq!(verified["good"].as_array().unwrap().len(), 1 + usize::from(counts), "{verified}");
+    assert_eq!(cluster.restored("after", &[]), rows);
+}

@@ -334,9 +334,15 @@ fn render_vault(out: &mut String, spec: &Spec) {
     setting(out, "vault.keep", now.keep, default.keep);
     setting(out, "vault.keep_days", now.keep_days, default.keep_days);
     setting(out, "vault.backup_mb_s", now.backup_mb_s, default.backup_mb_s);
-    for (path, value, example) in
-        [("vault.full_at", &now.full_at, "0 2 * * 0"), ("vault.incremental_at", &now.incremental_at, "0 2 * * *")]
-    {
+    setting(out, "vault.drill_minutes", now.drill_minutes, default.drill_minutes);
+    setting(out, "vault.drill_database", quoted(&now.drill_database), quoted(&default.drill_database));
+    let texts = [
+        ("vault.full_at", &now.full_at, "0 2 * * 0"),
+        ("vault.incremental_at", &now.incremental_at, "0 2 * * *"),
+        ("vault.drill_at", &now.drill_at, "0 4 * * 3"),
+        ("vault.drill_query", &now.drill_query, "select count(*) from orders"),
+    ];
+    for (path, value, example) in texts {
         let key = path.rsplit('.').next().unwrap_or(path);
         let line = match value {
             Some(value) => format!("{key} = {}", quoted(value)),

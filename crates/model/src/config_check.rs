@@ -114,6 +114,9 @@ fn addresses(spec: &Spec, found: &mut Found) {
     for host in hosts {
         claim(host, proxy.write_port, "write_port of the proxy".into(), "proxy.write_port".into(), found);
         claim(host, proxy.read_port, "read_port of the proxy".into(), "proxy.read_port".into(), found);
+        if let Some(port) = proxy.metrics_port {
+            claim(host, port, "metrics_port of the proxy".into(), "proxy.metrics_port".into(), found);
+        }
     }
 }
 
@@ -225,26 +228,61 @@ fn postgres(spec: &Spec, owned: &[&str], found: &mut Found) {
     }
 }
 
+/// What may stand after the `?` of a bucket's address.
+const BUCKET_WORDS: [&str; 6] = ["endpoint", "region", "path_style", "credentials", "ca", "timeout"];
+
+/// What is wrong with the address of a bucket, as far as it can be told without looking. It is never repeated: it may hold what it must not.
+fn bucket(address: &str) -> Option<String> {
+    let rest = address.strip_prefix("s3://").unwrap_or_default();
+    let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
+    if place.contains('@') || place.contains(':') {
+        return Some("it holds no keys and no port: name a file of keys (&credentials=/FILE), and the port in ?endpoint=https://HOST:PORT".into());
+    }
+    if place.split('/').next().is_none_or(|bucket| bucket.len() < 3) {
+        return Some("a bucket's name follows s3:// (3 to 63 small letters, digits, - and .)".into());
+    }
+    let names =
+        query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split_once('=').map_or("", |(name, _)| name));
+    let unknown = names.into_iter().any(|name| !BUCKET_WORDS.contains(&name));
+    unknown.then(|| format!("after ? stand pairs of NAME=VALUE, with the names {}", BUCKET_WORDS.join(", ")))
+}
+
 fn vault(spec: &Spec, found: &mut Found) {
     let vault = &spec.vault;
     found.bounds("vault.switch_s", vault.switch_s);
     found.bounds("vault.keep", vault.keep);
     found.bounds("vault.keep_days", vault.keep_days);
     found.bounds("vault.backup_mb_s", vault.backup_mb_s);
-    for (key, text) in [("vault.full_at", &vault.full_at), ("vault.incremental_at", &vault.incremental_at)] {
+    found.bounds("vault.drill_minutes", vault.drill_minutes);
+    let times = [
+        ("vault.full_at", &vault.full_at),
+        ("vault.incremental_at", &vault.incremental_at),
+        ("vault.drill_at", &vault.drill_at),
+    ];
+    for (key, text) in times {
         if let Some(Err(why)) = text.as_deref().map(crate::cron::Cron::parse) {
             found.add(key, format!("{key} is no time: {why}"));
         }
         if text.is_some() && vault.repository.is_none() {
-            found.add(key, format!("{key} makes backups, and no repository is named: add vault.repository"));
+            found.add(key, format!("{key} needs backups, and no repository is named: add vault.repository"));
         }
     }
     for (key, path) in [("vault.repository", &vault.repository), ("vault.key_file", &vault.key_file)] {
+        let is_bucket = key == "vault.repository" && vault.bucket().is_some();
         if let Some(path) = path
             && !path.is_absolute()
+            && !is_bucket
         {
-            found.add(key, format!("{key} = {:?} must be an absolute path", path.display()));
+            let none = if path.as_os_str().is_empty() {
+                format!(" (to take it away: mainstay set --unset {key})")
+            } else {
+                String::new()
+            };
+            found.add(key, format!("{key} = {:?} must be an absolute path{none}", path.display()));
         }
+    }
+    if let Some(why) = vault.bucket().and_then(bucket) {
+        found.add("vault.repository", format!("the address of the bucket: {why}"));
     }
     if vault.key_file.is_some() && vault.repository.is_none() {
         found.add("vault.key_file", "key_file opens a repository, and none is named: add vault.repository");

@@ -171,6 +171,10 @@ pub const KEYS: &[Key] = &[
     key("proxy", "threads", Kind::Number, "threads of a proxy, each with its part of the pools; mode transaction")
         .within(1, 64)
         .when(PROXY),
+    key("proxy", "metrics_port", Kind::Number, "where a proxy tells its numbers, plain HTTP: /metrics, /stats")
+        .within(1, 65535)
+        .or("none: it does not")
+        .when(PROXY),
     key("postgres", "bin_dir", Kind::Text, "where `postgres` and `initdb` are, an absolute path")
         .or("the newest of the distribution's")
         .when(Effect::NextStart("each agent")),
@@ -182,7 +186,7 @@ pub const KEYS: &[Key] = &[
         "vault",
         "repository",
         Kind::Text,
-        "a folder, an absolute path that every data node reaches; the log is archived there",
+        "a folder, an absolute path that every data node reaches, or a bucket, s3://BUCKET/PREFIX?endpoint=…; the log is archived there",
     )
     .or("none: nothing is archived"),
     key("vault", "key_file", Kind::Text, "the key of an encrypted repository, a file on every data node")
@@ -214,6 +218,17 @@ pub const KEYS: &[Key] = &[
     .or("none: by hand"),
     key("vault", "incremental_at", Kind::Text, "the same for one with only what differs from the newest full one")
         .or("none: by hand"),
+    key("vault", "drill_at", Kind::Text, "when a restore drill is held: a copy of a random moment is made beside the cluster, looked at, and removed")
+        .or("none: by hand"),
+    key("vault", "drill_minutes", Kind::Number, "a restore drill is ended after so many minutes").within(1, 10_080),
+    key(
+        "vault",
+        "drill_query",
+        Kind::Text,
+        "what a drill asks the copy beside its own checks: the first column of the first row must be true, or a number above 0",
+    )
+    .or("nothing"),
+    key("vault", "drill_database", Kind::Text, "in which database that is asked"),
     key("requirements", "purpose", Kind::Text, "what the data is, in a sentence").or("not said"),
     key("requirements", "classification", Kind::Text, "who may see it: public | internal | personal | secret"),
     key("requirements", "owner", Kind::Text, "who answers for it").or("not said"),

@@ -8,6 +8,7 @@
 //! run/       its Unix socket
 //! log/       server.log, agent.log, guard.log, audit.log
 //! diverged/  logs kept before a rewind or re-clone (the agent's user only)
+//! proof/     the copy of a restore drill, while one is held
 //! data.before-restore-N/  the data of before a restore in place
 //! ```
 //! A cluster made by `mainstay up`:
@@ -91,6 +92,7 @@ paths!(NodeLayout {
     agent_log => "log/agent.log", "The agent's log (JSON lines).";
     guard_log => "log/guard.log", "The guard's log.";
     audit_log => "log/audit.log", "Every change that was asked for at this agent (JSON lines).";
+    restore_drill => "proof", "Where a restore drill makes its copy; removed afterwards.";
     diverged => "diverged", "Logs kept before a rewind or re-clone.";
 });
 

@@ -167,6 +167,9 @@ pub struct Proxy {
     pub queue_ms: u64,
     /// Threads.
     pub threads: u32,
+    /// Where the proxy tells its numbers (plain HTTP, no secrets); `None`: nowhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics_port: Option<u16>,
 }
 
 /// What clients share.
@@ -203,6 +206,7 @@ impl Default for Proxy {
             pool_size: 20,
             queue_ms: 30_000,
             threads: 1,
+            metrics_port: None,
         }
     }
 }
@@ -211,7 +215,7 @@ impl Default for Proxy {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Vault {
-    /// The repository: a folder that every data node reaches under this path. `None`: nothing is archived.
+    /// The repository: a folder that every data node reaches under this path, or the address of a bucket (`s3://…`). `None`: nothing is archived.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repository: Option<PathBuf>,
     /// The key of an encrypted repository, a file on every data node.
@@ -231,6 +235,16 @@ pub struct Vault {
     /// When an incremental one is made.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub incremental_at: Option<String>,
+    /// When a restore drill is held.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drill_at: Option<String>,
+    /// A drill is ended after so many minutes.
+    pub drill_minutes: u64,
+    /// What a drill asks the copy: the first column of the first row must be true, or a number above 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drill_query: Option<String>,
+    /// In which database.
+    pub drill_database: String,
 }
 
 impl Default for Vault {
@@ -244,11 +258,21 @@ impl Default for Vault {
             backup_mb_s: 0,
             full_at: None,
             incremental_at: None,
+            drill_at: None,
+            drill_minutes: 240,
+            drill_query: None,
+            drill_database: "app".to_owned(),
         }
     }
 }
 
 impl Vault {
+    /// The repository's address, if it is a bucket and not a folder.
+    #[must_use]
+    pub fn bucket(&self) -> Option<&str> {
+        self.repository.as_ref()?.to_str().filter(|text| text.starts_with("s3://"))
+    }
+
     fn is_default(&self) -> bool {
         *self == Self::default()
     }

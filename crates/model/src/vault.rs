@@ -65,6 +65,9 @@ pub const BACKUP_KEY: &str = "backup";
 pub struct BackupWish {
     /// Only what differs from the newest full backup; a full one, if there is none.
     pub incremental: bool,
+    /// No backup: a restore drill, which proves that one can be restored.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub drill: bool,
     /// Who asks, for the record.
     #[serde(default)]
     pub by: String,
@@ -81,6 +84,52 @@ pub struct BackupState {
     pub last_full: Option<BackupMade>,
     /// The last one that failed.
     pub failed: Option<BackupFailed>,
+    /// The last restore drill, whatever it showed.
+    #[serde(default)]
+    pub drill: Option<DrillDone>,
+    /// When the last one ended that showed what it should, milliseconds since 1970.
+    #[serde(default)]
+    pub drill_passed_ms: Option<u64>,
+}
+
+/// A restore drill: a moment of the past was recovered in a directory of its own, looked at, and removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrillDone {
+    /// Which.
+    pub token: u64,
+    /// Who did it; `None`: it is not known.
+    pub node: Option<NodeId>,
+    /// Who asked.
+    #[serde(default)]
+    pub by: String,
+    /// Milliseconds since 1970 by that host's clock.
+    pub begun_ms: u64,
+    /// See `begun_ms`.
+    pub ended_ms: u64,
+    /// From this backup.
+    #[serde(default)]
+    pub backup: String,
+    /// The moment that was asked for, microseconds since 1970; `None`: the end of the backup.
+    #[serde(default)]
+    pub asked: Option<i64>,
+    /// The log was recovered up to here.
+    #[serde(default)]
+    pub reached: Option<Lsn>,
+    /// Bytes written.
+    #[serde(default)]
+    pub bytes: u64,
+    /// How long writing the files took, milliseconds.
+    #[serde(default)]
+    pub write_ms: u64,
+    /// How long the recovery took.
+    #[serde(default)]
+    pub recover_ms: u64,
+    /// What was looked at, one sentence each.
+    #[serde(default)]
+    pub checked: Vec<String>,
+    /// What is wrong; `None`: nothing.
+    #[serde(default)]
+    pub problem: Option<String>,
 }
 
 /// A backup that runs.
@@ -94,6 +143,9 @@ pub struct BackupRunning {
     pub term: Term,
     /// Is it one on top of a full one?
     pub incremental: bool,
+    /// Is it a restore drill, and no backup?
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub drill: bool,
     /// Who asked.
     pub by: String,
     /// When it began, milliseconds since 1970 by its host's clock.

@@ -25,6 +25,7 @@ pub mod runbook;
 pub mod scenarios;
 mod sections;
 pub mod stamp;
+mod vaulted;
 pub mod whatif;
 
 pub use facts::{Facts, Machine, Rehearsed, Running};

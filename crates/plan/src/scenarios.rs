@@ -5,6 +5,7 @@ use crate::by_hand::{self, AS_SERVER, restore_commands};
 use crate::facts::Facts;
 use crate::layout::Layout;
 use crate::objectives::{Class, reached, span};
+use crate::vaulted;
 use mainstay_model::Durability;
 use mainstay_model::drill::DrillKind;
 use mainstay_model::spec::{Node, Spec};
@@ -201,7 +202,7 @@ fn places(facts: &Facts<'_>, layout: &Layout) -> Vec<Scenario> {
         decides: "the owner of the data",
         stop_if: "one host of the cluster may still be started: its disk is newer than any backup.".into(),
         itself: "Nothing: there is nobody left.".into(),
-        commands: restore_commands(facts),
+        commands: if vaulted::is(facts) { vaulted::lost(facts) } else { restore_commands(facts) },
         time: site.0,
         loss: site.1,
         verify: "select max(written_at) from a table that is always written; compare with what applications logged"
@@ -257,7 +258,7 @@ fn disks(facts: &Facts<'_>, names: &Names<'_>) -> Vec<Scenario> {
             seen: format!("no base backup for {} h, no log for 5 min, or files missing in the repository", schedule.every_h * 3 / 2), decides: "whoever is on call",
             stop_if: "it was deleted on purpose by somebody else: treat it as an attack, take the repository's credentials away first.".into(),
             itself: "Nothing; the cluster goes on.".into(),
-            commands: format!("systemctl status pg-receivewal\n# a new base at once: moments after it can be restored whatever was lost before\n{}", base_backup(names)),
+            commands: if vaulted::is(facts) { vaulted::GAP.to_owned() } else { format!("systemctl status pg-receivewal\n# a new base at once: moments after it can be restored whatever was lost before\n{}", base_backup(names)) },
             time: format!("{} for a new base", span(schedule.copy_s.max(60))), loss: "no data; moments before the new base may not be restorable any more".into(),
             verify: "restore the new base on a scratch host (section 14)".into(), back: "none needed".into(),
         },
@@ -281,7 +282,7 @@ fn mistakes(facts: &Facts<'_>, names: &Names<'_>) -> Vec<Scenario> {
             seen: "people or applications miss data".into(), decides: "the owner of the data",
             stop_if: "nobody knows the minute in which it happened: find it in the applications' logs first; restoring to the wrong minute costs a whole restore.".into(),
             itself: "Nothing: replicas repeat it within milliseconds.".into(),
-            commands: format!("# keep applications from writing more, if that makes it worse: take their role's right to log in, and end the sessions that there are\n{} -c 'alter role app nologin' -c \"select pg_terminate_backend(pid) from pg_stat_activity where usename = 'app'\"\n# restore beside the cluster, to the moment before\n{}\n# copy back what is missing, table by table\n{AS_SERVER} pg_dump -h /tmp -p 5499 -d app -t TABLE --data-only > table.sql\n{} -d app --single-transaction -f table.sql\n# let applications in again\n{} -c 'alter role app login'", names.superuser(), restore_commands(facts), names.superuser(), names.superuser()),
+            commands: if vaulted::is(facts) { vaulted::deleted(facts, names) } else { format!("# keep applications from writing more, if that makes it worse: take their role's right to log in, and end the sessions that there are\n{} -c 'alter role app nologin' -c \"select pg_terminate_backend(pid) from pg_stat_activity where usename = 'app'\"\n# restore beside the cluster, to the moment before\n{}\n# copy back what is missing, table by table\n{AS_SERVER} pg_dump -h /tmp -p 5499 -d app -t TABLE --data-only > table.sql\n{} -d app --single-transaction -f table.sql\n# let applications in again\n{} -c 'alter role app login'", names.superuser(), restore_commands(facts), names.superuser(), names.superuser()) },
             time: human.0, loss: "what was written to the same rows since".into(),
             verify: "counts and sums of the table, before and after; the application's own checks".into(),
             back: "Data of the cluster are not changed before table.sql is loaded, which is one transaction. alter role app login lets applications in again.".into(),
@@ -343,10 +344,12 @@ fn keys(facts: &Facts<'_>, names: &Names<'_>) -> Vec<Scenario> {
             decides: "the owner of the data",
             stop_if: "the cluster is not healthy: it is the only copy now. Change nothing on it.".into(),
             itself: "Nothing.".into(),
-            commands: format!(
-                "# a new base with a new key at once, the key kept in two places apart from the repository\n{}",
-                base_backup(names)
-            ),
+            commands: if vaulted::is(facts) {
+                vaulted::KEY.to_owned()
+            } else {
+                let says = "# a new base with a new key at once, the key kept in two places apart from the repository";
+                format!("{says}\n{}", base_backup(names))
+            },
             time: span(crate::backup::schedule(facts).copy_s.max(60)),
             loss: "no data; the moments before the new base".into(),
             verify: "restore it on a scratch host with the key from its second place".into(),

@@ -25,6 +25,15 @@ pub fn raise() -> bool {
     higher || setpriority_process(None, RAISED).is_ok()
 }
 
+/// Where work stands that nobody waits for.
+const LOWERED: i32 = 10;
+
+/// Puts the calling thread, and what it starts, below ordinary programs. It does not come back from there.
+pub fn lower() {
+    // Not allowed nowhere; if it fails, it goes on as it is.
+    let _ = setpriority_process(None, LOWERED);
+}
+
 /// Does `work` with the calling thread at the process's ordinary priority: what it starts inherits that. Without effect on a thread
 /// that was never raised.
 pub fn ordinarily<T>(work: impl FnOnce() -> T) -> T {

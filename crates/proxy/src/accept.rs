@@ -7,6 +7,7 @@ use crate::relay::{Ended, farewell, relay};
 use crate::socket::tune;
 use crate::stats::{Gauge, add};
 use crate::wire;
+use mainstay_ports::clock::boot_now;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
@@ -62,7 +63,7 @@ fn admit(shared: &Arc<Shared>, kind: Kind, client: TcpStream, slots: &Slots, tas
     }
     add(&shared.stats.refused_full);
     if let Ok(slot) = Arc::clone(&slots.polite).try_acquire_owned() {
-        tasks.spawn(turn_away(Arc::clone(&shared), client, full(shared.options.max_connections), Some(slot)));
+        tasks.spawn(turn_away(Arc::clone(&shared), client, full(shared.options.now().max_connections), Some(slot)));
     }
 }
 
@@ -72,7 +73,7 @@ async fn turn_away(
     refusal: wire::Refusal,
     slot: Option<OwnedSemaphorePermit>,
 ) {
-    shared.stats.changes.error(refusal.code);
+    shared.stats.changes.error(refusal.code, boot_now());
     if let Err(error) = wire::refuse(&mut client, &refusal, shared.tls.as_ref()).await {
         debug!(%error, "a client did not hear its refusal");
     }
@@ -81,9 +82,9 @@ async fn turn_away(
 }
 
 async fn serve(shared: Arc<Shared>, kind: Kind, mut client: TcpStream, _slot: OwnedSemaphorePermit) {
-    tune(&client, shared.options.peer_timeout);
+    tune(&client, shared.options.now().peer_timeout);
     // The client speaks first. One that does not, a health check or a scan, must not cost a server process.
-    let first = tokio::time::timeout(shared.options.first_byte, client.peek(&mut [0; 1])).await;
+    let first = tokio::time::timeout(shared.options.now().first_byte, client.peek(&mut [0; 1])).await;
     if !matches!(first, Ok(Ok(1))) {
         add(&shared.stats.silent);
         return;
@@ -124,7 +125,7 @@ mod tests {
         let registry = Registry::new(RouteTable::new(0, Span(0)).view(Moment(1)));
         let news = tokio::sync::watch::channel(Held::Silence).1;
         Arc::new(Shared {
-            options: Default::default(),
+            options: Arc::default(),
             stats: Arc::default(),
             registry,
             news,

@@ -4,7 +4,7 @@
 use crate::table::{Held, View};
 use mainstay_model::{Moment, Span};
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -12,6 +12,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 const OVER: Span = Span::seconds(5);
 /// And no sooner than this, so that what is let go is counted.
 const AFTER: Span = Span(200);
+/// A server's death is felt by clients before the route tells of it: errors of so long before count.
+const BEFORE: Span = Span::seconds(2);
+/// Errors that are remembered for that.
+const RECENT_MAX: usize = 1024;
 /// Codes that are told apart.
 const CODES_MAX: usize = 32;
 /// The code of connections that were cut without a word, since this proxy does not look into them.
@@ -38,6 +42,15 @@ pub struct Change {
     pub unknown_commits: u64,
 }
 
+impl Change {
+    fn error(&mut self, code: &str) {
+        self.unknown_commits += u64::from(code == "08007");
+        if self.errors.len() < CODES_MAX || self.errors.contains_key(code) {
+            *self.errors.entry(code.to_owned()).or_default() += 1;
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Inner {
     begun: Option<Moment>,
@@ -47,6 +60,7 @@ struct Inner {
     count: u64,
     epoch: u64,
     was_open: bool,
+    recent: VecDeque<(Moment, &'static str)>,
 }
 
 /// The change under way, and the last one.
@@ -78,13 +92,16 @@ impl Changes {
     }
 
     /// A client gets an error.
-    pub(crate) fn error(&self, code: &str) {
-        self.during(|change| {
-            change.unknown_commits += u64::from(code == "08007");
-            if change.errors.len() < CODES_MAX || change.errors.contains_key(code) {
-                *change.errors.entry(code.to_owned()).or_default() += 1;
+    pub(crate) fn error(&self, code: &'static str, now: Moment) {
+        let mut inner = self.lock();
+        if inner.begun.is_some() {
+            inner.now.error(code);
+        } else {
+            if inner.recent.len() >= RECENT_MAX {
+                inner.recent.pop_front();
             }
-        });
+            inner.recent.push_back((now, code));
+        }
     }
 
     /// The route as it is now, looked at again and again; `waiting` clients are held. A report, when a change is over.
@@ -95,6 +112,11 @@ impl Changes {
         if inner.begun.is_none() && inner.was_open && (!open || changed) {
             inner.begun = Some(now);
             inner.now = Change { from_epoch: inner.epoch, ..Change::default() };
+            for (at, code) in std::mem::take(&mut inner.recent) {
+                if now.since(at) <= BEFORE {
+                    inner.now.error(code);
+                }
+            }
             self.under_way.store(true, Ordering::Relaxed);
         }
         inner.now.planned |= view.held == Held::Draining;
@@ -148,17 +170,17 @@ mod tests {
         assert_eq!(look(0, Held::Silence, 0, 1), None, "the beginning is no change");
         assert_eq!(look(1, Held::No, 0, 2), None);
         changes.held();
-        changes.error("53300");
+        changes.error("53300", Moment(3));
         assert_eq!(look(1, Held::Draining, 0, 10), None);
         changes.held();
         changes.held();
-        changes.error("08007");
+        changes.error("08007", Moment(11));
         assert_eq!(look(2, Held::NoPrimary, 2, 100), None);
         assert_eq!(look(2, Held::No, 2, 300), None);
         changes.let_go(290_000);
         assert_eq!(look(2, Held::No, 0, 400), None, "those let go are counted");
         let report = look(2, Held::No, 0, 520).unwrap();
-        let errors = BTreeMap::from([("08007".to_owned(), 1)]);
+        let errors = BTreeMap::from([("08007".to_owned(), 1), ("53300".to_owned(), 1)]);
         let wanted = Change {
             from_epoch: 1,
             epoch: 2,
@@ -171,8 +193,14 @@ mod tests {
         };
         assert_eq!(report, wanted);
         assert_eq!((look(2, Held::No, 0, 900), changes.last()), (None, (1, Some(wanted))));
-        // Straight from one primary to the next; somebody waits for ever.
-        assert_eq!(look(3, Held::No, 7, 1000), None);
-        assert_eq!(look(3, Held::No, 7, 1000 + OVER.0).map(|change| (change.epoch, change.planned)), Some((3, false)));
+        // Straight from one primary to the next; somebody waits for ever. What was felt just before belongs to it.
+        changes.error("25006", Moment(5_000));
+        changes.error("40001", Moment(9_000));
+        assert_eq!(look(3, Held::No, 7, 10_000), None);
+        let change = look(3, Held::No, 7, 10_000 + OVER.0).unwrap();
+        assert_eq!(
+            (change.epoch, change.planned, change.errors),
+            (3, false, BTreeMap::from([("40001".to_owned(), 1)]))
+        );
     }
 }

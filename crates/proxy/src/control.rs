@@ -3,7 +3,7 @@
 
 use crate::changes::{CUT, Change};
 use crate::feed::TimedReport;
-use crate::options::ProxyOptions;
+use crate::options::{Live, ProxyOptions};
 use crate::stats::{Stats, add};
 use crate::table::{Hearing, Held, RouteTable, View};
 use mainstay_model::Moment;
@@ -54,13 +54,15 @@ pub(crate) struct Control<O> {
     view: View,
     stats: Arc<Stats>,
     obeys: O,
+    options: Arc<Live<ProxyOptions>>,
 }
 
 impl<O: Obey> Control<O> {
-    pub(crate) fn new(options: &ProxyOptions, stats: Arc<Stats>, obeys: O) -> Self {
-        let table = RouteTable::new(options.max_lag_bytes, options.read_grace);
+    pub(crate) fn new(options: Arc<Live<ProxyOptions>>, stats: Arc<Stats>, obeys: O) -> Self {
+        let now = options.now();
+        let table = RouteTable::new(now.max_lag_bytes, now.read_grace);
         let view = table.view(boot_now());
-        Self { table, view, stats, obeys }
+        Self { table, view, stats, obeys, options }
     }
 
     pub(crate) async fn follow(mut self, mut reports: mpsc::Receiver<TimedReport>) {
@@ -104,12 +106,13 @@ impl<O: Obey> Control<O> {
 
     /// First what may stay, then the news to those who wait.
     fn apply(&mut self) {
+        self.table.set_max_lag(self.options.now().max_lag_bytes);
         let view = self.table.view(boot_now());
         let cuts = self.obeys.obey(&view, self.table.until());
         let draining = if view.held == Held::Draining { view.epoch.0 } else { 0 };
         self.stats.draining.store(draining, Ordering::Release);
         if cuts > 0 && self.obeys.cuts_are_seen() {
-            (0..cuts).for_each(|_| self.stats.changes.error(CUT));
+            (0..cuts).for_each(|_| self.stats.changes.error(CUT, boot_now()));
         }
         if let Some(change) = self.stats.changes.look(&view, self.obeys.waiting(), boot_now()) {
             tell(&change);

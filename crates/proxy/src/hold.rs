@@ -2,7 +2,7 @@
 //! by one on behalf of all while a server refuses, let go at a measured pace.
 //! Absent: copying, and any second chance for a connection that already reached a server.
 
-use crate::options::ProxyOptions;
+use crate::options::{Live, ProxyOptions};
 use crate::pool::TlsShown;
 use crate::registry::{Registry, Ticket};
 use crate::socket::tune;
@@ -35,7 +35,7 @@ pub(crate) enum Kind {
 
 /// What all connections share.
 pub(crate) struct Shared {
-    pub(crate) options: ProxyOptions,
+    pub(crate) options: Arc<Live<ProxyOptions>>,
     pub(crate) stats: Arc<Stats>,
     pub(crate) registry: Registry,
     /// Changes with every change of the view.
@@ -109,7 +109,7 @@ impl Gate {
 /// Finds a server, waiting if need be.
 pub(crate) async fn find(shared: &Shared, kind: Kind, client: &TcpStream) -> Found {
     let begun = Instant::now();
-    let deadline = begun + shared.options.hold;
+    let deadline = begun + shared.options.now().hold;
     let mut news = shared.news.clone();
     let mut held: Option<Gauge<'_>> = None;
     loop {
@@ -126,13 +126,13 @@ pub(crate) async fn find(shared: &Shared, kind: Kind, client: &TcpStream) -> Fou
         };
         if Instant::now() >= deadline {
             add(&shared.stats.refused_hold);
-            return Found::GaveUp(in_vain(why, shared.options.hold));
+            return Found::GaveUp(in_vain(why, shared.options.now().hold));
         }
         if held.is_none() {
-            held = Gauge::at_most(&shared.stats.held, shared.options.max_held);
+            held = Gauge::at_most(&shared.stats.held, shared.options.now().max_held);
             if held.is_none() {
                 add(&shared.stats.refused_held_full);
-                return Found::GaveUp(crowded(why, shared.options.max_held));
+                return Found::GaveUp(crowded(why, shared.options.now().max_held));
             }
             add(&shared.stats.held_total);
             shared.stats.changes.held();
@@ -159,7 +159,7 @@ fn note_hold(shared: &Shared, held: bool, begun: Instant) {
 
 /// Tries each fit server once.
 async fn attempt(shared: &Shared, kind: Kind, held: bool, deadline: Instant) -> Result<(TcpStream, Ticket), Missed> {
-    let retry = shared.options.retry;
+    let retry = shared.options.now().retry;
     let mut tried: Vec<NodeId> = Vec::new();
     let mut wait = None;
     loop {
@@ -193,22 +193,22 @@ async fn connect(shared: &Shared, mut ticket: Ticket, held: bool, deadline: Inst
     let address = ticket.place.target().address;
     let connecting = async {
         if held {
-            sleep_until(shared.gate.turn(shared.options.release_every)).await;
+            sleep_until(shared.gate.turn(shared.options.now().release_every)).await;
         }
-        let left = deadline.saturating_duration_since(Instant::now()).max(shared.options.retry);
-        timeout(shared.options.connect_timeout.min(left), TcpStream::connect(address)).await
+        let left = deadline.saturating_duration_since(Instant::now()).max(shared.options.now().retry);
+        timeout(shared.options.now().connect_timeout.min(left), TcpStream::connect(address)).await
     };
     let connected = tokio::select! {
         biased;
         _ = &mut ticket.cut => return None,
         connected = connecting => connected.ok().and_then(Result::ok),
     };
-    shared.gate.tried(address, connected.is_some(), shared.options.retry);
+    shared.gate.tried(address, connected.is_some(), shared.options.now().retry);
     if connected.is_none() {
         add(&shared.stats.connect_failed);
     }
     let server = connected?;
-    tune(&server, shared.options.peer_timeout);
+    tune(&server, shared.options.now().peer_timeout);
     Some((server, ticket))
 }
 

@@ -27,6 +27,6 @@ pub mod wire;
 pub use changes::Change;
 pub use feed::{RouteReport, Standing, TimedReport, feed};
 pub use options::ProxyOptions;
-pub use proxy::{Proxy, ProxyError};
+pub use proxy::{Proxy, ProxyError, Whole};
 pub use stats::{Snapshot, Stats};
 pub use table::{Hearing, Held, RouteTable, Target, View};

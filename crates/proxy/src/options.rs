@@ -2,6 +2,7 @@
 
 use mainstay_model::Span;
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// The proxy's settings.
@@ -19,6 +20,8 @@ pub struct ProxyOptions {
     pub max_connections: usize,
     /// Connections that wait for a server, at most. One more gets an error at once.
     pub max_held: usize,
+    /// Bytes that those have sent, at most; mode transaction. Whoever sends more gets an error.
+    pub max_held_bytes: usize,
     /// How long one attempt to connect to a server may take.
     pub connect_timeout: Duration,
     /// How soon a server that refused is tried again, by one connection on behalf of all.
@@ -34,6 +37,27 @@ pub struct ProxyOptions {
     pub peer_timeout: Duration,
     /// Connections that the kernel may keep waiting to be accepted, per address.
     pub backlog: u32,
+}
+
+/// Settings that may change while a proxy runs: whoever needs them looks at what they are now.
+#[derive(Debug, Default)]
+pub(crate) struct Live<T>(Mutex<Arc<T>>);
+
+impl<T: Clone> Live<T> {
+    pub(crate) fn new(first: T) -> Self {
+        Self(Mutex::new(Arc::new(first)))
+    }
+
+    pub(crate) fn now(&self) -> Arc<T> {
+        Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn change(&self, change: impl FnOnce(&mut T)) {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = T::clone(&held);
+        change(&mut next);
+        *held = Arc::new(next);
+    }
 }
 
 impl ProxyOptions {
@@ -53,6 +77,7 @@ impl Default for ProxyOptions {
             hold: Duration::from_secs(30),
             max_connections: 4000,
             max_held: 2000,
+            max_held_bytes: 64 * 1024 * 1024,
             connect_timeout: Duration::from_secs(1),
             retry: Duration::from_millis(15),
             release_every: Duration::from_micros(200),

@@ -5,7 +5,7 @@ use crate::accept::{POLITE_MAX, Slots, accept};
 use crate::control::{Control, Obey};
 use crate::feed::TimedReport;
 use crate::hold::{Gate, Kind, Shared};
-use crate::options::ProxyOptions;
+use crate::options::{Live, ProxyOptions};
 use crate::pool::TlsShown;
 use crate::registry::Registry;
 use crate::socket::listen;
@@ -45,7 +45,8 @@ pub enum ProxyError {
 
 /// A proxy that listens and does not serve yet.
 pub struct Proxy {
-    options: ProxyOptions,
+    options: Arc<Live<ProxyOptions>>,
+    served: Arc<Semaphore>,
     stats: Arc<Stats>,
     tls: Option<TlsShown>,
     write: Vec<TcpListener>,
@@ -74,7 +75,14 @@ impl Proxy {
             addresses.iter().map(bind).collect()
         };
         let (write, read) = (bind_all(&options.write)?, bind_all(&options.read)?);
-        Ok(Self { options, stats, tls: None, write, read })
+        let served = Arc::new(Semaphore::new(options.max_connections.min(Semaphore::MAX_PERMITS)));
+        Ok(Self { options: Arc::new(Live::new(options)), served, stats, tls: None, write, read })
+    }
+
+    /// To change settings while it runs.
+    #[must_use]
+    pub fn handle(&self) -> Whole {
+        Whole { options: Arc::clone(&self.options), served: Arc::clone(&self.served) }
     }
 
     /// Clients that ask for TLS and can not be served are shown this certificate and told within TLS. Without, they hear that there is
@@ -102,10 +110,10 @@ impl Proxy {
     where
         Stop: Future<Output = ()>,
     {
-        let view = RouteTable::new(self.options.max_lag_bytes, self.options.read_grace).view(boot_now());
+        let now = self.options.now();
+        let view = RouteTable::new(now.max_lag_bytes, now.read_grace).view(boot_now());
         let (news, heard) = watch::channel(view.held);
-        let served = Arc::new(Semaphore::new(self.options.max_connections.min(Semaphore::MAX_PERMITS)));
-        let slots = Slots { served, polite: Arc::new(Semaphore::new(POLITE_MAX)) };
+        let slots = Slots { served: self.served, polite: Arc::new(Semaphore::new(POLITE_MAX)) };
         let registry = Registry::new(view);
         let (options, stats, tls, gate) = (self.options, self.stats, self.tls, Gate::default());
         let shared = Arc::new(Shared { options, stats, registry, news: heard, gate, tls });
@@ -116,7 +124,7 @@ impl Proxy {
         }
         let stats = Arc::clone(&shared.stats);
         let control = Control::new(
-            &shared.options,
+            Arc::clone(&shared.options),
             stats,
             Relayed { stats: Arc::clone(&shared.stats), news, registry: shared.registry.clone() },
         );
@@ -125,6 +133,29 @@ impl Proxy {
             () = stop => {}
         }
         listeners.shutdown().await;
+    }
+}
+
+/// What may be changed while it runs.
+#[derive(Clone, Debug)]
+pub struct Whole {
+    options: Arc<Live<ProxyOptions>>,
+    served: Arc<Semaphore>,
+}
+
+impl Whole {
+    /// Changes settings; no connection ends by it. Addresses stay as they are. Fewer connections than are open now: the places of those
+    /// that are free go, the others stay.
+    pub fn change(&self, change: impl FnOnce(&mut ProxyOptions)) {
+        let before = self.options.now().max_connections.min(Semaphore::MAX_PERMITS);
+        self.options.change(change);
+        let wanted = self.options.now().max_connections.min(Semaphore::MAX_PERMITS);
+        if wanted > before {
+            self.served.add_permits(wanted - before);
+        } else {
+            let gone = self.served.forget_permits(before - wanted);
+            self.options.change(|options| options.max_connections = before - gone);
+        }
     }
 }
 

@@ -131,6 +131,11 @@ impl RouteTable {
         }
     }
 
+    /// A replica gets new readers while it is at most so far behind.
+    pub fn set_max_lag(&mut self, bytes: u64) {
+        self.max_lag_bytes = bytes;
+    }
+
     /// Merges a report that was heard `now`.
     pub fn hear(&mut self, timed: TimedReport, now: Moment) -> Hearing {
         let TimedReport { report, sent } = timed;

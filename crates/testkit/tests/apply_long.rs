@@ -5,6 +5,9 @@
 mod apply_bed;
 
 use apply_bed::{Bed, CONFIG, FILE, address, ended, file, names};
+use mainstay_testkit::hosts::page;
+use serde_json::Value;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -155,7 +158,17 @@ fn settings_change_and_a_node_goes() {
     bed.applied(&[]);
     let changed = file(&[1, 2, 3], "max_connections = 120\n[failover]\nlease_ms = 3500\n");
     bed.write(&changed);
-    let first = bed.applied(&[]);
+    // A plan that was looked at is carried out once; then it is stale.
+    let planned = bed.command(&["plan", "--config", FILE, "--json"]).output().unwrap();
+    assert!(planned.status.success(), "{planned:?}");
+    std::fs::write(bed.admin.home("plan.json"), &planned.stdout).unwrap();
+    let first = bed.applied(&["--plan", "/root/plan.json"]);
+    let stale = bed.apply(&["--plan", "/root/plan.json"]);
+    assert!(
+        stale.code == Some(3) && stale.said.contains("made against generation 1, and now there is generation 2"),
+        "{}",
+        stale.said
+    );
     assert!(first.said.contains("max_connections"), "{}", first.said);
     let shown = bed.command(&["connect", "--config", FILE, "--", "-Atc", "show max_connections"]).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&shown.stdout).trim(), "120");
@@ -182,5 +195,91 @@ fn settings_change_and_a_node_goes() {
         String::from_utf8_lossy(&line).replace('\0', " ").contains("mainstay agent")
     });
     assert!(!runs, "its agent has ended");
+    assert_eq!(bed.applied(&["--remove"]).answer["changed"], false);
+}
+
+#[test]
+fn hosts_behind_a_jump_host() {
+    let bed = Bed::new(4);
+    // The fourth one is the way: the administrator has an address that none of the others knows.
+    let jump = bed.host(4);
+    assert!(jump.command(&["ip", "addr", "add", "10.79.0.1/24", "dev", "eth0"]).status().unwrap().success());
+    let lines = "ip addr flush dev eth0 && ip addr add 10.79.0.100/24 dev eth0";
+    assert!(bed.admin.host.command(&["sh", "-c", lines]).status().unwrap().success());
+    let config = "Host 10.78.0.1 10.78.0.2 10.78.0.3\n  ProxyJump 10.78.0.4\nHost 10.78.0.4\n  HostName 10.79.0.1\n  HostKeyAlias 10.78.0.4\n";
+    std::fs::write(bed.admin.home(".ssh/config"), config).unwrap();
+    bed.admin.listen(jump, "10.79.0.1".parse().unwrap()).unwrap();
+    let far = bed.admin.host.command(&["ssh", "-o", "BatchMode=yes", "10.78.0.1", "hostname"]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&far.stdout).trim(), "db1", "{far:?}");
+    bed.write(&file(&[1, 2], ""));
+    let first = bed.applied(&[]);
+    assert!(first.said.contains("from the host of db"), "{}", first.said);
+    // Generations go the same way.
+    bed.write(&file(&[1, 2, 3], "work_mem = \"5MB\"\n"));
+    let second = bed.applied(&[]);
+    assert!(second.said.contains("work_mem") && second.said.contains("db3 votes"), "{}", second.said);
+    assert_eq!(bed.applied(&[]).answer["changed"], false);
+}
+
+#[test]
+fn hosts_with_systemd_and_the_package() {
+    let bed = Bed::new(3);
+    for host in &bed.hosts {
+        page::give_systemctl(host).unwrap();
+    }
+    // One has the distribution's package.
+    let packaged = bed.host(2);
+    let top = packaged.dir().join("top/bin");
+    let lines = format!(
+        "mkdir -p {0}/upper {0}/work && mount -t overlay overlay -o lowerdir=/usr/bin,upperdir={0}/upper,workdir={0}/work /usr/bin",
+        top.display()
+    );
+    assert!(packaged.command(&["sh", "-ec", &lines]).status().unwrap().success());
+    std::fs::write(packaged.path("/usr/bin/mainstay"), "another version").unwrap();
+    bed.write(&file(&[1, 2, 3], ""));
+    let refused = bed.apply(&[]);
+    assert!(
+        refused.code == Some(3) && refused.said.contains("the package mainstay is installed there"),
+        "{}",
+        refused.said
+    );
+    std::fs::copy(&bed.program, packaged.path("/usr/bin/mainstay")).unwrap();
+
+    bed.applied(&[]);
+    assert!(!packaged.path("/usr/local/bin/mainstay").exists() && bed.host(1).path("/usr/local/bin/mainstay").exists());
+    let unit = |number: u8| {
+        std::fs::read_to_string(bed.host(number).path("/etc/systemd/system/mainstay-agent.service")).unwrap()
+    };
+    assert!(
+        unit(1).contains("ExecStart=/usr/local/bin/mainstay agent")
+            && unit(2).contains("ExecStart=/usr/bin/mainstay agent")
+    );
+    assert!(bed.host(3).path("/run/units/mainstay-agent/enabled").exists());
+    assert_eq!(bed.applied(&[]).answer["changed"], false);
+
+    // Another program: agents take it up one after the other, servers go on.
+    let servers = |status: &Value| {
+        status["nodes"].as_array().unwrap().iter().map(|node| node["server_pid"].clone()).collect::<Vec<_>>()
+    };
+    let before = bed.status();
+    for number in [1, 3] {
+        let path = bed.host(number).path("/usr/local/bin/mainstay");
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes.extend_from_slice(b"an older version");
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, bytes).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let third = bed.applied(&[]);
+    assert!(third.said.contains("db1, db3: put the program in place"), "{}", third.said);
+    assert_eq!(servers(&bed.status()), servers(&before));
+    let stays = file(&[1, 2, 3], "").replace("[[node]]\nname = \"db3\"\nhost = \"10.78.0.3\"\n", "");
+    bed.write(&stays);
+    if bed.status()["cluster"]["primary"] == "db3" {
+        let moved = bed.command(&["switchover", "--to", "db1", "--yes", "--config", FILE]).output().unwrap();
+        assert!(moved.status.success(), "{moved:?}");
+    }
+    bed.applied(&["--remove"]);
+    assert!(!bed.host(3).path("/run/units/mainstay-agent/enabled").exists());
     assert_eq!(bed.applied(&["--remove"]).answer["changed"], false);
 }

@@ -12,7 +12,7 @@
 
 use crate::hex;
 use crate::keys::{SecretKey, WriteKey};
-use crate::objects::{Committed, Folder, Key, ObjectError, Objects};
+use crate::objects::{Committed, Key, ObjectError, Objects};
 use crate::seal::{self, CHUNK, Header, Sealer, Written, compressor};
 use mainstay_model::SystemId;
 use mainstay_ports::clock::wall_now_ms;
@@ -143,6 +143,15 @@ impl Repository {
         Ok(open)
     }
 
+    /// Does the store hold a repository? Said by a store that was reached.
+    pub fn is_in(objects: &dyn Objects) -> Result<bool, VaultError> {
+        match objects.size(&Key::new(CHARTER)?) {
+            Ok(_) => Ok(true),
+            Err(ObjectError::Missing(_)) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Opens the repository of a store. Without `secret` what is sealed can be written and checked, not read.
     pub fn open(objects: Arc<dyn Objects>, secret: Option<SecretKey>) -> Result<Repository, VaultError> {
         let text = objects.read(&Key::new(CHARTER)?, None)?;
@@ -163,10 +172,10 @@ impl Repository {
         Ok(Repository { objects, id: charter.id, readers, secret })
     }
 
-    /// Opens the repository of a folder that must be there already. `key_file`: see [`crate::keys::read_file`].
+    /// Opens the repository of a folder, which must be there already, or of a bucket. `key_file`: see [`crate::keys::read_file`].
     pub fn at(place: &Path, key_file: Option<&Path>) -> Result<Repository, VaultError> {
         let (secret, _) = crate::keys::read_file(key_file)?;
-        Repository::open(Arc::new(Folder::existing(place)?), secret)
+        Repository::open(crate::objects::existing(place)?, secret)
     }
 
     /// The databases of which it holds anything.

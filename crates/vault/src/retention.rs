@@ -40,34 +40,50 @@ pub struct Verdict {
     pub removed: BTreeSet<String>,
     /// Segments that nothing keeps. Histories are always kept.
     pub log: BTreeSet<LogFile>,
+    /// Backups that can not be read: they stay, with what they may need.
+    pub damaged: Vec<String>,
 }
 
-/// Decides over the backups of one database, oldest first, and its log. `lineages` holds the path to each timeline.
+/// Decides over the backups of one database, oldest first, and its log. `lineages` holds the path to each timeline; `damaged` are the names of
+/// backups that can not be read.
 pub fn judge(
     policy: Policy,
     now: i64,
     backups: &[Manifest],
     held: &Held,
-    lineages: &BTreeMap<Timeline, Lineage>,
+    (lineages, damaged): (&BTreeMap<Timeline, Lineage>, &[String]),
 ) -> Result<Verdict, VaultError> {
-    let mut verdict = Verdict::default();
+    let mut verdict = Verdict { damaged: damaged.to_vec(), ..Verdict::default() };
     let mut keep = |backup: &Manifest, why: String| verdict.kept.entry(backup.label.clone()).or_default().push(why);
     let count = policy.count.max(1);
     // A backup on a branch that a restore in place left counts for nothing, and stays until as many newer ones lie on the present path: neither
     // history is thinned out by the other's backups.
-    let present = backups.last().map(|newest| newest.stop.timeline).unwrap_or_default();
+    // Timelines only rise, so that the highest one is the present.
+    let present = backups.iter().map(|backup| backup.stop.timeline).max().unwrap_or_default();
     let path = lineages.get(&present).cloned().unwrap_or_default();
-    let mut newer = 0;
-    for backup in backups.iter().rev() {
-        let on_path = path.contains(backup.stop, present, Lsn(u64::MAX));
-        if newer >= count {
-            break;
+    let (on_path, left): (Vec<&Manifest>, Vec<&Manifest>) =
+        backups.iter().partition(|backup| path.contains(backup.stop, present, Lsn(u64::MAX)));
+    for (place, backup) in on_path.iter().rev().take(count).enumerate() {
+        keep(backup, format!("number {} of the newest {count}", place + 1));
+    }
+    for backup in left {
+        let newer = on_path.iter().filter(|other| other.stop.timeline > backup.stop.timeline).count();
+        if newer < count {
+            keep(backup, "of a history that was left, and not old enough yet".to_owned());
         }
-        match on_path {
-            true => keep(backup, format!("number {} of the newest {count}", newer + 1)),
-            false => keep(backup, "of a history that was left, and not old enough yet".to_owned()),
+    }
+    if let Some(damaged) = damaged.iter().min() {
+        // Names begin with the time. The last two full ones before it: clocks of two hosts may differ.
+        let before = backups.iter().filter(|backup| backup.base.is_none() && backup.label < *damaged);
+        let mut before: Vec<&Manifest> = before.collect();
+        before.sort_by(|left, right| right.label.cmp(&left.label));
+        for backup in before.into_iter().take(2) {
+            keep(backup, format!("{damaged} can not be read, and may be made on top of it"));
         }
-        newer += usize::from(on_path);
+        // All after it may be needed as well.
+        for backup in backups.iter().filter(|backup| backup.label > *damaged) {
+            keep(backup, format!("{damaged} can not be read, and is older"));
+        }
     }
     if let Some(span) = policy.span {
         let horizon = now.saturating_sub(span);
@@ -97,20 +113,37 @@ pub fn judge(
         LogFile::History(_) => false,
     };
     verdict.log = held.files.iter().filter(goes).copied().collect();
+    // Where its log begins is known only to be after the backup before it.
+    if damaged.iter().min().is_some_and(|damaged| !kept.iter().any(|backup| backup.label < *damaged)) {
+        verdict.log.clear();
+    }
     Ok(verdict)
 }
 
 /// Asks a repository what a policy would remove.
 pub fn examine(repository: &Repository, system: SystemId, policy: Policy, now: i64) -> Result<Verdict, VaultError> {
-    let backups = backup::list(repository, system)?;
-    let Some(newest) = backups.last() else { return Ok(Verdict::default()) };
+    let (backups, unreadable) = backup::readable(repository, system)?;
+    let Some(newest) = backups.last() else {
+        // Nothing is known of what one that can not be read needs.
+        return unreadable.into_iter().next().map_or_else(|| Ok(Verdict::default()), Err);
+    };
+    let damaged = if unreadable.is_empty() { Vec::new() } else { damaged(repository, system, &backups)? };
     let size = SegmentSize(newest.server.segment_size);
     let held = Held::list(repository, system, size)?;
     let mut lineages = BTreeMap::new();
     for timeline in backups.iter().map(|backup| backup.stop.timeline) {
         lineages.insert(timeline, lineage(repository, system, size, timeline)?);
     }
-    judge(policy, now, &backups, &held, &lineages)
+    judge(policy, now, &backups, &held, (&lineages, &damaged))
+}
+
+/// The names of backups that have a manifest and are not among these.
+fn damaged(repository: &Repository, system: SystemId, read: &[Manifest]) -> Result<Vec<String>, VaultError> {
+    let prefix = format!("backups/{system}/");
+    let entries = repository.objects().list(&prefix)?;
+    let manifests = entries.iter().filter(|entry| entry.key.last() == "manifest");
+    let labels = manifests.filter_map(|entry| entry.key.as_str().strip_prefix(&prefix)?.split('/').next());
+    Ok(labels.filter(|label| !read.iter().any(|backup| backup.label == *label)).map(str::to_owned).collect())
 }
 
 /// Removes what a verdict names: of a backup the manifest first, so that what is half removed is no backup.
@@ -156,6 +189,11 @@ pub fn unfinished(repository: &Repository, system: SystemId, before: u64) -> Res
     Ok(found)
 }
 
+/// Removes what processes that are gone left half-written longer ago than this; says how many pieces.
+pub fn sweep(repository: &Repository, age: std::time::Duration) -> Result<usize, VaultError> {
+    Ok(repository.objects().sweep_unfinished(age)?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -197,7 +235,31 @@ mod tests {
     fn decide(count: usize, span: Option<i64>, backups: &[Manifest]) -> Verdict {
         let fork = Position { timeline: Timeline(1), lsn: Lsn(60 * SIZE + 5) };
         let lineages = BTreeMap::from([(Timeline(1), Lineage::default()), (Timeline(2), Lineage(vec![fork]))]);
-        judge(Policy { count, span }, 1_000, backups, &held(), &lineages).unwrap()
+        judge(Policy { count, span }, 1_000, backups, &held(), (&lineages, &[])).unwrap()
+    }
+
+    #[test]
+    fn p34_one_that_can_not_be_read_keeps_what_it_may_need_and_no_more() {
+        let day = |day: u64| format!("202611{:02}T000000-000000", day);
+        let backups: Vec<Manifest> = (1..9).map(|at| backup(&day(at), 1, at * 10, at * 10 + 1, 100)).collect();
+        let lineages = BTreeMap::from([(Timeline(1), Lineage::default())]);
+        let decide = |damaged: &[String]| {
+            judge(Policy { count: 1, span: None }, 1_000, &backups, &held(), (&lineages, damaged)).unwrap()
+        };
+        let removed = |verdict: &Verdict| verdict.removed.iter().cloned().collect::<Vec<_>>();
+        assert_eq!(removed(&decide(&[])).len(), 7);
+        let verdict = decide(&["20261105T120000-000000".to_owned()]);
+        assert_eq!(removed(&verdict), [day(1), day(2), day(3)], "{verdict:?}");
+        assert!(
+            verdict
+                .log
+                .iter()
+                .all(|file| matches!(file, LogFile::Segment(_, at) | LogFile::Partial(_, at) if *at < 40))
+        );
+        assert!(verdict.log.contains(&LogFile::Segment(Timeline(1), 39)));
+        // Nothing is known of what came before the first one.
+        let verdict = decide(&["20261031T120000-000000".to_owned()]);
+        assert!(verdict.removed.is_empty() && verdict.log.is_empty(), "{verdict:?}");
     }
 
     #[test]
@@ -233,7 +295,8 @@ mod tests {
         // Restored in place to a moment of segment 60, after two backups were made that lie behind it.
         let mut backups =
             vec![backup("a", 1, 10, 12, 100), backup("void", 1, 70, 71, 400), backup("void-too", 1, 80, 81, 500)];
-        backups.push(backup("b", 2, 62, 63, 600));
+        // In the order of the log it stands before those.
+        backups.insert(1, backup("b", 2, 62, 63, 600));
         let verdict = decide(2, None, &backups);
         assert!(verdict.removed.is_empty(), "the present history has two: {verdict:?}");
         assert_eq!(verdict.kept["a"], ["number 2 of the newest 2"]);

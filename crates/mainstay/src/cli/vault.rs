@@ -31,8 +31,8 @@ pub(crate) struct Backup {
 pub(crate) struct Shelf {
     #[command(flatten)]
     pub(crate) which: Which,
-    /// The repository; no cluster is needed then [default: the cluster's vault.repository]
-    #[arg(long, value_name = "DIR")]
+    /// The repository, a folder or s3://BUCKET/PREFIX?…; no cluster is needed then [default: the cluster's vault.repository]
+    #[arg(long, value_name = "PLACE")]
     pub(crate) repository: Option<PathBuf>,
     /// Its secret key [default: the cluster's vault.key_file]
     #[arg(long, value_name = "FILE")]
@@ -58,12 +58,24 @@ pub(crate) struct Backups {
 /// `verify`.
 #[derive(Args, Clone, Debug)]
 #[command(
-    after_help = "Every object of the database is read and checked; nothing is believed because it was written once. Exit status 1: something is wrong.\n\n\
-                  Examples:\n  mainstay verify\n  mainstay verify --repository /mnt/vault --key-file /root/vault.key --json"
+    after_help = "Every object of the database is read and checked; nothing is believed because it was written once. Exit status 1: something is wrong.\n\
+                  With --drill a node restores a random moment of the past beside its data, lets a server recover it, reads all tables and indexes\n\
+                  (pg_amcheck), asks vault.drill_query, measures, and removes the copy. vault.drill_at does the same by a schedule.\n\n\
+                  Examples:\n  mainstay verify\n  mainstay verify --repository /mnt/vault --key-file /root/vault.key --json\n  mainstay verify --drill\n  \
+                  mainstay verify --drill --on db3 --json"
 )]
 pub(crate) struct Verify {
     #[command(flatten)]
     pub(crate) shelf: Shelf,
+    /// Hold a restore drill
+    #[arg(long, conflicts_with_all = ["repository", "key_file", "system"])]
+    pub(crate) drill: bool,
+    /// The node that holds the drill [default: a replica that is well, else the primary]
+    #[arg(long, value_name = "NODE", requires = "drill")]
+    pub(crate) on: Option<NodeId>,
+    /// How many seconds to wait for the drill's end
+    #[arg(long, value_name = "SECONDS", requires = "drill", default_value_t = 86_400, value_parser = clap::value_parser!(u64).range(1..=604_800))]
+    pub(crate) wait: u64,
 }
 
 /// `restore`.

@@ -87,9 +87,11 @@ fn show_backups(backup: &BackupState) {
         None => output::line("backup      none yet: mainstay backup"),
         Some(made) => output::line(&format!("backup      {}, ended {} ago", made.label, since(made.ended_ms))),
     }
+    super::drill_restore::show(backup);
     if let Some(running) = &backup.running {
         let going = going(running.done, running.total, now.saturating_sub(running.begun_ms));
-        output::line(&format!("running     on {}: {going}", running.node));
+        let what = if running.drill { "a drill " } else { "" };
+        output::line(&format!("running     {what}on {}: {going}", running.node));
     }
     if let Some(failed) = &backup.failed {
         output::line(&paint(

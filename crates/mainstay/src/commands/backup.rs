@@ -33,7 +33,7 @@ pub(crate) async fn run(options: Backup, global: Global) -> Outcome {
     let mut progress = Progress::new();
     let kind = if options.incremental { "an incremental" } else { "a full" };
     progress.step(&format!("Making {kind} backup from {node}"));
-    let wish = BackupWish { incremental: options.incremental, by: crate::local::user::who() };
+    let wish = BackupWish { incremental: options.incremental, drill: false, by: crate::local::user::who() };
     let begun = session.post(&node, "/v1/backup", &wish).await;
     let begun = begun.and_then(|body| {
         serde_json::from_value::<BackupBegun>(body)
@@ -58,7 +58,7 @@ pub(crate) async fn run(options: Backup, global: Global) -> Outcome {
 }
 
 /// A replica that streams, one that no commit waits for if there is one; else the primary.
-fn best(status: &Status) -> Option<NodeId> {
+pub(super) fn best(status: &Status) -> Option<NodeId> {
     let well = status.nodes.iter().filter(|node| node.healthy && node.role != "witness");
     let rank = |role: &str, sync: bool| match (role, sync) {
         ("replica", false) => 0,
@@ -69,11 +69,12 @@ fn best(status: &Status) -> Option<NodeId> {
 }
 
 /// What some agent of the cluster knows of backups: any of them, since the one that makes it may have ended.
-async fn look(session: &Session) -> Option<BackupState> {
+pub(super) async fn look(session: &Session) -> Option<BackupState> {
     let (answers, _) = session.agents.ask_all("/v1/archive").await;
     let told = answers.values().filter_map(decode::<ArchiveAnswer>).filter_map(|answer| answer.backup);
     let beat = |state: &BackupState| {
-        (state.last.as_ref().map(|last| last.ended_ms), state.running.as_ref().map(|running| running.beat))
+        let drilled = state.drill.as_ref().map(|drill| drill.ended_ms);
+        (state.last.as_ref().map(|last| last.ended_ms).max(drilled), state.running.as_ref().map(|running| running.beat))
     };
     told.max_by_key(beat)
 }

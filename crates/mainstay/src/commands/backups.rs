@@ -8,6 +8,7 @@ use crate::output::table::{bytes, render};
 use crate::output::{self, Colour, paint};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use mainstay_model::vault::BackupState;
 use mainstay_ports::clock::wall_now_ms;
 use mainstay_vault::postgres::backup;
 use mainstay_vault::postgres::manifest::Manifest;
@@ -28,18 +29,20 @@ pub(crate) async fn list(options: Backups, global: Global) -> Outcome {
     let work = move || {
         let (all, unreadable) = backup::readable(&repository, system)?;
         let unreadable: Vec<String> = unreadable.iter().map(ToString::to_string).collect();
-        // Nothing is removed as long as one can not be read, so there is nothing to say about why one is kept.
-        let policy = policy.filter(|_| unreadable.is_empty());
+        // If none can be read nothing is removed, so there is nothing to say about why one is kept.
+        let policy = policy.filter(|_| !all.is_empty());
         let now = i64::try_from(wall_now_ms()).unwrap_or(i64::MAX).saturating_mul(1000);
         let verdict = policy.map(|policy| retention::examine(&repository, system, policy, now)).transpose()?;
         Ok((all, verdict, unreadable))
     };
     let (all, verdict, unreadable) = blocking(work).await?;
     warn(&unreadable);
+    let drill = drilled(&shelf).await;
     if global.json {
         let rows: Vec<Value> = all.iter().map(|manifest| object(manifest, verdict.as_ref())).collect();
         let place = shelf.repository.place();
-        output::object(&json!({ "repository": place, "system": system, "backups": rows, "unreadable": unreadable }));
+        output::object(&json!({ "repository": place, "system": system, "backups": rows, "unreadable": unreadable,
+            "drill": drill.as_ref().and_then(|state| state.drill.as_ref()) }));
         return Ok(());
     }
     if all.is_empty() && unreadable.is_empty() {
@@ -50,14 +53,20 @@ pub(crate) async fn list(options: Backups, global: Global) -> Outcome {
     let rows: Vec<Vec<String>> = all.iter().map(|manifest| row(manifest, &zone)).collect();
     let head = ["BACKUP", "KIND", "ENDED", "DATABASE", "STORED", "LOG FROM", "TO"];
     output::line(render(&head, &rows, output::width()).trim_end());
+    drill.iter().for_each(super::drill_restore::show);
     if options.why {
-        if unreadable.is_empty() {
+        if !all.is_empty() {
             all.iter().for_each(|manifest| output::line(&why(manifest, verdict.as_ref())));
         } else {
-            output::line("Nothing is removed as long as a backup can not be read.");
+            output::line("Nothing is removed as long as no backup can be read.");
         }
     }
     Ok(())
+}
+
+/// How drills stand, if the cluster can be asked.
+async fn drilled(shelf: &Shelf) -> Option<BackupState> {
+    super::backup::look(shelf.session.as_ref()?).await
 }
 
 /// Says which backups are there and can not be read.
@@ -117,7 +126,11 @@ fn object(manifest: &Manifest, verdict: Option<&Verdict>) -> Value {
 /// # Errors
 /// When something is wrong, or the repository can not be read.
 pub(crate) async fn verify(options: Verify, global: Global) -> Outcome {
+    if options.drill {
+        return super::drill_restore::run(&options, global).await;
+    }
     let shelf = Shelf::open(&options.shelf).await?;
+    let drill = drilled(&shelf).await;
     let (repository, system) = (shelf.repository.clone(), shelf.system);
     let mut progress = Progress::new();
     progress.step(&format!("Reading everything in {}", repository.place()));
@@ -128,7 +141,8 @@ pub(crate) async fn verify(options: Verify, global: Global) -> Outcome {
         if global.json {
             let good: Vec<&String> = report.good.iter().map(|(label, _)| label).collect();
             output::object(
-                &json!({ "system": system, "good": good, "objects": report.objects, "window": window, "problems": [] }),
+                &json!({ "system": system, "good": good, "objects": report.objects, "window": window, "problems": [],
+                    "drill": drill.as_ref().and_then(|state| state.drill.as_ref()) }),
             );
             return Ok(());
         }
@@ -136,6 +150,7 @@ pub(crate) async fn verify(options: Verify, global: Global) -> Outcome {
         if let Some((from, to)) = report.window {
             output::line(&format!("Every moment from {} on can be restored, up to {to} of the log.", time_text(from)));
         }
+        drill.iter().for_each(super::drill_restore::show);
         return Ok(());
     }
     for problem in &report.problems {

@@ -1,17 +1,18 @@
 //! `mainstay proxy`: the data plane. Asks every agent for its route over mutual TLS and lets client connections follow it. Which agents
 //! there are it learns from them: the file only tells whom to ask first.
 
+use super::proxy_settings::{Running, Sources, limits, sizes};
 use crate::cli::Proxy as ProxyArguments;
 use crate::failure::{Failure, Outcome};
 use crate::target::Target;
 use mainstay_agent::door::{ClusterQuestion, ask};
 use mainstay_agent::proxy_child::ProxyLock;
+use mainstay_model::NodeId;
 use mainstay_model::layout::ClusterLayout;
 use mainstay_model::logins::Logins;
 use mainstay_model::spec::ProxyMode;
 use mainstay_model::spec::Spec;
 use mainstay_model::stored_spec::StoredSpec;
-use mainstay_model::{NodeId, Span};
 use mainstay_net::mesh::Mesh;
 use mainstay_net::tls::ALPN_POSTGRES;
 use mainstay_net::{Credentials, Expect, NetError};
@@ -68,10 +69,13 @@ struct Place {
     key: PathBuf,
     /// The newest specification that the node has kept.
     cache: Option<PathBuf>,
+    /// The cluster's file.
+    config: PathBuf,
     _lock: Option<ProxyLock>,
 }
 
 fn place(target: &Target, options: &ProxyArguments) -> Outcome<Place> {
+    let config = crate::target::absolute(&options.config)?;
     let Some(node) = &options.node else {
         let layout = match &options.dir {
             Some(dir) => ClusterLayout::new(crate::target::absolute(dir)?),
@@ -79,7 +83,7 @@ fn place(target: &Target, options: &ProxyArguments) -> Outcome<Place> {
         };
         let host = target.spec.proxy.host.clone().unwrap_or_else(|| "0.0.0.0".to_owned());
         let (ca, cert, key) = (layout.ca_cert(), layout.proxy_cert(), layout.proxy_key());
-        return Ok(Place { host, ca, cert, key, cache: None, _lock: None });
+        return Ok(Place { host, ca, cert, key, cache: None, config, _lock: None });
     };
     super::why::check_node(target, Some(node))?;
     let known = target.spec.node(node);
@@ -89,7 +93,7 @@ fn place(target: &Target, options: &ProxyArguments) -> Outcome<Place> {
         .ok_or_else(|| Failure::not_now(format!("the proxy of node {node} runs already")))?;
     let host = known.map(|known| known.host.clone()).unwrap_or_default();
     let (ca, cert, key) = (layout.ca_cert(), layout.proxy_cert(), layout.proxy_key());
-    Ok(Place { host, ca, cert, key, cache: Some(layout.spec_cache()), _lock: Some(lock) })
+    Ok(Place { host, ca, cert, key, cache: Some(layout.spec_cache()), config, _lock: Some(lock) })
 }
 
 /// Each connection costs two descriptors; where the system allows less, it is said instead of found out under load.
@@ -127,18 +131,25 @@ async fn serve(file: Spec, place: Place) -> Outcome {
     let stats = Arc::new(Stats::default());
     let failed = |error: ProxyError| Failure::failed(error.to_string());
     let wanted = first.spec.proxy.clone();
+    let metrics: Option<(String, u16)> = wanted.metrics_port.map(|port| (place.host.clone(), port));
+    let settings = Sources { config: place.config.clone(), cache: place.cache.clone() };
     let (addresses, feeds, standing) = (BTreeMap::new(), BTreeMap::new(), Standing::default());
     let nodes = Nodes { mesh, reports, stored: first, addresses, feeds, pooled: None, standing };
     if wanted.mode == ProxyMode::Session {
         let own = Arc::clone(&stats);
         let standing = standing_of(move || own.holds())?;
+        let proxy = Proxy::bind(options, Arc::clone(&stats)).map_err(failed)?.showing(shown_to_clients(&credentials));
+        super::proxy_settings::follow(Running::Whole(proxy.handle()), wanted, settings);
+        super::proxy_settings::tell(&metrics, &stats, None).await;
         tokio::spawn(Nodes { standing, ..nodes }.follow());
-        Proxy::bind(options, stats).map_err(failed)?.showing(shown_to_clients(&credentials)).run(heard, stop).await;
+        proxy.run(heard, stop).await;
         return Ok(());
     }
     let pooling = pooling(&wanted, &credentials);
-    let proxy = PooledProxy::bind(options, pooling, stats).map_err(failed)?;
+    let proxy = PooledProxy::bind(options, pooling, Arc::clone(&stats)).map_err(failed)?;
     let pooled = proxy.handle();
+    super::proxy_settings::follow(Running::Pooled(pooled.clone()), wanted, settings);
+    super::proxy_settings::tell(&metrics, &stats, Some(pooled.clone())).await;
     let standing = standing_of(move || pooled.holds())?;
     tokio::spawn(Nodes { pooled: Some(proxy.handle()), standing, ..nodes }.follow());
     proxy.run(heard, stop).await.map_err(failed)
@@ -165,19 +176,18 @@ fn shown_to_clients(credentials: &Arc<Credentials>) -> TlsShown {
 fn pooling(wanted: &mainstay_model::spec::Proxy, credentials: &Arc<Credentials>) -> PoolOptions {
     let own = Arc::clone(credentials);
     let tls_to = move |node: &NodeId| own.client_config(Expect::Server(node.clone()), ALPN_POSTGRES).ok();
-    let count = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
-    PoolOptions {
-        threads: count(wanted.threads),
-        size: count(wanted.pool_size),
-        queue: Span(wanted.queue_ms),
+    let mut options = PoolOptions {
+        threads: usize::try_from(wanted.threads).unwrap_or(usize::MAX),
         tls: Some(shown_to_clients(credentials)),
         tls_to: Some(Arc::new(tls_to)),
         ..PoolOptions::default()
-    }
+    };
+    sizes(&mut options, wanted);
+    options
 }
 
 /// The file, or what the node has kept of a later one.
-fn newest_known(file: Spec, cache: Option<&Path>) -> StoredSpec {
+pub(crate) fn newest_known(file: Spec, cache: Option<&Path>) -> StoredSpec {
     let kept = cache.and_then(|cache| std::fs::read(cache).ok());
     let kept = kept.and_then(|text| serde_json::from_slice::<StoredSpec>(&text).ok());
     kept.filter(|kept| kept.spec.cluster.name == file.cluster.name).unwrap_or_else(|| StoredSpec::of_file(file))
@@ -298,17 +308,12 @@ async fn options(spec: &Spec, host: &str) -> Outcome<ProxyOptions> {
     let proxy = &spec.proxy;
     let write = resolve(host, proxy.write_port).await?;
     let read = resolve(host, proxy.read_port).await?;
-    let most = usize::try_from(proxy.max_connections).unwrap_or(usize::MAX);
-    Ok(ProxyOptions {
-        max_lag_bytes: proxy.max_lag_bytes,
-        hold: Duration::from_millis(proxy.hold_ms),
-        max_connections: most,
-        max_held: most,
-        ..ProxyOptions::new(vec![write], vec![read])
-    })
+    let mut options = ProxyOptions::new(vec![write], vec![read]);
+    limits(&mut options, proxy);
+    Ok(options)
 }
 
-async fn resolve(host: &str, port: u16) -> Outcome<SocketAddr> {
+pub(crate) async fn resolve(host: &str, port: u16) -> Outcome<SocketAddr> {
     let failed = |why: String| Failure::failed(format!("host {host:?}: {why}"));
     let mut found = in_time(LOOK_UP, lookup_host((host, port))).await.map_err(failed)?;
     found.next().ok_or_else(|| failed("it has no address".to_owned()))

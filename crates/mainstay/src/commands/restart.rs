@@ -27,9 +27,17 @@ const EACH: Duration = Duration::from_millis(200);
 /// When it can not be done now, or a step does not come to its end; the steps after it are not begun.
 pub(crate) async fn run(options: Restart, global: Global) -> Outcome {
     let mut session = Session::open_for(&options.which, &options.nodes).await?;
+    within(&mut session, options, global).await
+}
+
+/// The same for a cluster that is found already.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) async fn within(session: &mut Session, options: Restart, global: Global) -> Outcome {
     let wish = Wish { nodes: options.nodes.clone(), pending: options.pending, in_place: options.in_place };
     let before = session.status().await?;
-    let waiting = if options.pending { pending(&session) } else { BTreeMap::new() };
+    let waiting = if options.pending { pending(session) } else { BTreeMap::new() };
     let steps = plan(&before, &waiting, &wish)?;
     if steps.is_empty() {
         return nothing(global);
@@ -48,13 +56,13 @@ pub(crate) async fn run(options: Restart, global: Global) -> Outcome {
     // A second round only for parameters that were lowered, which the first one can not bring about.
     for second in [false, true] {
         for step in &round {
-            carry_out(&session, step, each_step, &mut progress).await?;
+            carry_out(session, step, each_step, &mut progress).await?;
             if !restarted.contains(node_of(step)) {
                 restarted.push(node_of(step).clone());
             }
         }
         let at_most = if second { SETTLE_LAST } else { SETTLE };
-        let left = settle(&mut session, &restarted, at_most).await;
+        let left = settle(session, &restarted, at_most).await;
         match lowered(&session.status().await?, &left) {
             Some(steps) if options.pending && !second => {
                 progress.say("Parameters were lowered: the primary must hold them first, so it restarts in place; writes wait meanwhile");
@@ -63,7 +71,7 @@ pub(crate) async fn run(options: Restart, global: Global) -> Outcome {
             _ => break,
         }
     }
-    report(&session, &restarted, options.pending, boot_now().since(begun).0, global).await
+    report(session, &restarted, options.pending, boot_now().since(begun).0, global).await
 }
 
 /// What still waits on these nodes, once they have had time to say that nothing does.

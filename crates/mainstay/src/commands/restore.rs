@@ -1,5 +1,6 @@
 //! `mainstay restore`: a copy of the database as it was at a moment, in a new directory beside the cluster, recovered and checked.
 
+use super::backup::going;
 use super::backups::warn;
 use super::shelf::{Shelf, blocking, failure};
 use crate::cli::{Global, Restore};
@@ -20,11 +21,14 @@ use jiff::tz::TimeZone;
 use mainstay_model::vault::{ArchiveAnswer, SegmentEnded};
 use mainstay_model::{Lsn, Position, Timeline};
 use mainstay_ports::clock::boot_now;
+use mainstay_vault::postgres::backup::Watch;
 use mainstay_vault::postgres::restore::{Destination, Plan, Restored, Target, plan, restore, time_text};
 use mainstay_vault::postgres::scratch::Scratch;
 use mainstay_vault::repository::VaultError;
 use serde_json::json;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// How long the open segment may take to come to the archive.
@@ -244,9 +248,20 @@ async fn files(shelf: &Shelf, made: &Plan, data: &Path, progress: &mut Progress)
     progress.step("Writing the files");
     let owner = user::server_user()?.map(|user| (user.uid, user.gid));
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let to = Destination { data: data.to_owned(), owner, threads, ..Destination::default() };
-    let (repository, plan) = (shelf.repository.clone(), made.clone());
-    let done = blocking(move || restore(&repository, &plan, &to)).await.inspect_err(|_| progress.fail());
+    let watch = Arc::new(Watch::default());
+    let to = Destination { data: data.to_owned(), owner, threads, watch: Arc::clone(&watch), ..Destination::default() };
+    let (repository, plan, begun) = (shelf.repository.clone(), made.clone(), boot_now());
+    let work = blocking(move || restore(&repository, &plan, &to));
+    tokio::pin!(work);
+    let done = loop {
+        tokio::select! {
+            done = &mut work => break done.inspect_err(|_| progress.fail()),
+            () = tokio::time::sleep(LOOK) => {
+                let (done, total) = (watch.done.load(Ordering::Relaxed), watch.total.load(Ordering::Relaxed));
+                progress.detail(&going(done, total, boot_now().since(begun).0));
+            }
+        }
+    };
     let done = done.map_err(|failure| {
         failure.hint(format!("what was written stays in {}: remove it before the next attempt", data.display()))
     })?;

@@ -29,6 +29,8 @@ const HOLD_EACH: Duration = Duration::from_secs(4);
 const SHUT_MS: u64 = 30_000;
 /// Looking at the repository may take so long.
 const PLAN: Duration = Duration::from_secs(600);
+/// The one write of the hand-over may take so long; the agent gives it up sooner.
+const WRITTEN: Duration = Duration::from_secs(60);
 /// An agent that does not answer for so long is gone.
 const SILENCE_MS: u64 = 60_000;
 
@@ -324,6 +326,15 @@ async fn finish(
 ) -> Outcome {
     let most = Duration::from_secs(options.wait);
     let term = before.cluster.term;
+    let written = wait::until(session, WRITTEN, &mut progress, |status| match status.cluster.term > term {
+        true => Verdict::Done,
+        false => Verdict::Wait("the hand-over is not written yet".to_owned()),
+    });
+    written.await.map_err(|failure| {
+        failure.hint(
+            "if `mainstay history` says restore-refused, nothing was changed and clients are let in again: begin anew",
+        )
+    })?;
     wait::until(session, most, &mut progress, |status| {
         let open = status.cluster.writable && status.cluster.primary.as_ref() == Some(node);
         if status.cluster.term > term && open {

@@ -6,6 +6,7 @@ use crate::session::Session;
 use crate::target::{Target, absolute};
 use mainstay_model::SystemId;
 use mainstay_model::spec::Spec;
+use mainstay_vault::objects::{ObjectError, is_bucket};
 use mainstay_vault::repository::{Repository, VaultError};
 use std::path::{Path, PathBuf};
 
@@ -24,7 +25,12 @@ pub(crate) struct Shelf {
 /// An error of the vault as a command's end: what could not be reached is another thing than what can not be had.
 pub(crate) fn failure(error: &VaultError) -> Failure {
     match error {
-        VaultError::Impossible(_) | VaultError::NothingLater(_) => Failure::not_now(error.to_string()),
+        VaultError::Impossible(_) | VaultError::NothingLater(_) => Failure::not_now(error.to_string())
+            .hint("choose what can be had, as it says; `mainstay verify` shows the span, `mainstay archive status` how far the log is archived"),
+        VaultError::Object(ObjectError::Unreachable(_)) => Failure::failed(error.to_string())
+            .hint("make the repository reachable from this host (is the volume mounted, the network up?), or name its place here with --repository DIR"),
+        VaultError::Object(ObjectError::Refused(_)) => Failure::failed(error.to_string())
+            .hint("run this as a user who may read the repository"),
         _ => Failure::failed(error.to_string()),
     }
 }
@@ -51,9 +57,12 @@ impl Shelf {
         let (session, spec) = if options.repository.is_some() { (None, None) } else { cluster(options).await? };
         let vault = spec.as_ref().map(|spec| spec.vault.clone()).unwrap_or_default();
         let named = |path: &Option<PathBuf>| path.as_deref().map(absolute).transpose();
-        let place = named(&options.repository)?.or(vault.repository).ok_or_else(|| {
+        // A bucket's address is no path.
+        let bucket = options.repository.clone().filter(|place| is_bucket(place));
+        let place = if bucket.is_some() { bucket } else { named(&options.repository)? };
+        let place = place.or(vault.repository).ok_or_else(|| {
             Failure::usage("this cluster has no repository")
-                .hint("mainstay set vault.repository=/a/folder, or say --repository DIR")
+                .hint("mainstay set vault.repository=/a/folder (or s3://…), or say --repository PLACE")
         })?;
         let key = named(&options.key_file)?.or(vault.key_file);
         let wanted = options.system.map(SystemId);

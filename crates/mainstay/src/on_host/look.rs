@@ -1,6 +1,6 @@
 //! What there is of a node on this host. Changes nothing.
 
-use super::{CONFIG, PROGRAM, SETTINGS, Task, UNIT, UNIT_FILE, systemd, target};
+use super::{CONFIG, SETTINGS, Task, UNIT, program, systemd, target, unit_text};
 use crate::failure::{Failure, Outcome};
 use crate::host::{Seen, gather};
 use crate::local::keys::Member;
@@ -48,7 +48,7 @@ pub(crate) async fn look(task: &Task) -> Outcome<Host> {
         named: settings
             .and_then(|text| text.lines().find_map(|line| Some(line.strip_prefix("MAINSTAY_NODE=")?.to_owned()))),
         systemd,
-        unit: if systemd { text(UNIT_FILE) } else { None },
+        unit: if systemd { unit_text() } else { None },
         enabled: systemd && super::service::systemctl(&["is-enabled", "--quiet", UNIT]).await.is_ok(),
         kept: super::service::kept(&seen.target).await,
         agent: agent.map(|pid| Agent { pid, current: is_current(pid) }),
@@ -70,7 +70,7 @@ pub(crate) async fn look(task: &Task) -> Outcome<Host> {
 fn is_current(pid: u32) -> bool {
     let file = |path: PathBuf| std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
     let running = file(PathBuf::from(format!("/proc/{pid}/exe")));
-    running.is_some() && running == file(PathBuf::from(PROGRAM))
+    running.is_some() && running == file(PathBuf::from(program()))
 }
 
 /// The certificates that `join` makes.

@@ -18,12 +18,16 @@ use std::path::{Path, PathBuf};
 pub(crate) const PROGRAM: &str = "/usr/local/bin/mainstay";
 /// Where it is put first: the same file system, so that it can be moved in one step.
 pub(crate) const STAGED: &str = "/usr/local/bin/.mainstay.staged";
+/// Where the distribution's package has it: such a host gets its program from that package, and from nobody else.
+pub(crate) const PACKAGED: &str = "/usr/bin/mainstay";
 /// The cluster's file.
 pub(crate) const CONFIG: &str = "/etc/mainstay/mainstay.toml";
 /// The agent's settings.
 pub(crate) const SETTINGS: &str = "/etc/mainstay/agent.env";
 /// The agent's unit.
 pub(crate) const UNIT_FILE: &str = "/etc/systemd/system/mainstay-agent.service";
+/// The package's own.
+const UNIT_PACKAGED: &str = "/usr/lib/systemd/system/mainstay-agent.service";
 /// Its name.
 pub(crate) const UNIT: &str = "mainstay-agent";
 /// What it says.
@@ -37,6 +41,24 @@ pub(crate) struct Task {
     pub(crate) node: NodeId,
     /// The file's text.
     pub(crate) file: String,
+}
+
+/// The program that this host is to run: this one, in the place where it belongs.
+pub(super) fn program() -> &'static str {
+    let own = std::env::current_exe();
+    if own.is_ok_and(|path| path == Path::new(PACKAGED)) { PACKAGED } else { PROGRAM }
+}
+
+/// What the agent's unit says that counts here, as if the program lay where apply puts it.
+pub(super) fn unit_text() -> Option<String> {
+    let text = std::fs::read_to_string(UNIT_FILE).or_else(|_| std::fs::read_to_string(UNIT_PACKAGED)).ok()?;
+    let wanted = if program() == PACKAGED { text.replace(PACKAGED, PROGRAM) } else { text };
+    Some(wanted)
+}
+
+/// What the agent's unit is to say here.
+pub(super) fn unit_wanted() -> String {
+    UNIT_TEXT.replace(PROGRAM, program())
 }
 
 /// The cluster of this text, as if it lay in its place already.

@@ -1,6 +1,6 @@
 //! Program, packages, file, settings and unit: each in its place whole, or not at all.
 
-use super::{CONFIG, PROGRAM, SETTINGS, STAGED, Task, UNIT_FILE, UNIT_TEXT, systemd};
+use super::{CONFIG, PROGRAM, SETTINGS, STAGED, Task, UNIT_FILE, UNIT_TEXT, systemd, unit_text, unit_wanted};
 use crate::failure::{Failure, Outcome};
 use crate::local::{engine, node_dir};
 use mainstay_net::write_file;
@@ -49,7 +49,9 @@ pub(crate) async fn configure(task: &Task) -> Outcome<Value> {
     put(CONFIG, &task.file)?;
     put(SETTINGS, &format!("MAINSTAY_NODE={}\n", task.node))?;
     if systemd() {
-        put(UNIT_FILE, UNIT_TEXT)?;
+        if unit_text().as_deref() != Some(UNIT_TEXT) {
+            put(UNIT_FILE, &unit_wanted())?;
+        }
         super::service::systemctl(&["daemon-reload"]).await?;
     }
     Ok(json!({ "written": written }))

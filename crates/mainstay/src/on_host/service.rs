@@ -1,6 +1,6 @@
 //! Who keeps the agent: systemd, or where there is none a supervisor of our own.
 
-use super::{CONFIG, PROGRAM, Task, UNIT, systemd, target};
+use super::{CONFIG, Task, UNIT, program, systemd, target};
 use crate::commands::node_run_dir;
 use crate::failure::{Failure, Outcome};
 use crate::local::processes::{Process, read_pid, running_agent, wait_gone};
@@ -17,7 +17,7 @@ use tokio::time::Instant;
 /// How long systemd may take for a unit: an agent that hands over ends within a minute.
 const SYSTEMCTL: Duration = Duration::from_secs(90);
 /// How long an agent may take to be there as a process.
-const THERE: Duration = Duration::from_secs(15);
+const THERE: Duration = Duration::from_secs(30);
 /// How long it may take to end in order.
 const GONE: Duration = Duration::from_secs(75);
 /// How long an agent may take to begin anew: it looks at file, certificates and program first.
@@ -63,10 +63,10 @@ pub(crate) async fn start(task: &Task) -> Outcome<Value> {
     if systemd() {
         systemctl(&["enable", "--now", UNIT]).await?;
     } else if supervisor(&target).is_none() {
-        let mut command = Command::new(PROGRAM);
+        let mut command = Command::new(program());
         command.arg0("mainstay").args(["supervise", "--config", CONFIG, "--node", task.node.as_str(), "--detach"]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).current_dir("/");
-        command.spawn().map_err(|error| Failure::failed(format!("{PROGRAM} can not be started: {error}")))?;
+        command.spawn().map_err(|error| Failure::failed(format!("{} can not be started: {error}", program())))?;
     }
     let until = Instant::now() + THERE;
     loop {

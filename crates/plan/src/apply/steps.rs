@@ -5,6 +5,7 @@ use mainstay_model::NodeId;
 use mainstay_model::config_assign::{Difference, difference};
 use mainstay_model::spec::Spec;
 use mainstay_model::stored_spec::FileState;
+use std::net::IpAddr;
 
 /// Certificates that end sooner are renewed. Seconds.
 const RENEW_BEFORE: i64 = 30 * 86_400;
@@ -278,13 +279,22 @@ fn certified(wanted: &Wanted<'_>, node: &NodeId, host: &Host) -> Option<Reasoned
         return Some(because(Step::Renew(node.clone()), "its certificates end within 30 days"));
     }
     let witness = wanted.spec.node(node).is_some_and(|node| node.witness);
-    let missing = wanted.spec.nodes.iter().find(|other| !names.contains(&other.host));
+    let mut hosts = wanted.spec.nodes.iter().map(|other| &other.host).chain(&wanted.spec.proxy.host);
+    let missing = hosts.find(|host| !names.iter().any(|name| same_host(name, host)));
     missing.filter(|_| !witness).map(|other| {
         because(
             Step::Renew(node.clone()),
-            format!("its server's certificate does not name {}, through which clients come", other.host),
+            format!("its server's certificate does not name {}, through which clients come", other),
         )
     })
+}
+
+/// Are these names of one host? An address has several spellings.
+fn same_host(one: &str, other: &str) -> bool {
+    match (one.parse::<IpAddr>(), other.parse::<IpAddr>()) {
+        (Ok(one), Ok(other)) => one == other,
+        _ => one.eq_ignore_ascii_case(other),
+    }
 }
 
 fn settings(wanted: &Wanted<'_>, inventory: &Inventory, in_force: &Spec, work: &mut Work) {

@@ -8,6 +8,7 @@ use crate::day::Day;
 use crate::objectives::span;
 use crate::report::{Mark, Row, Section};
 use crate::scenarios::{Names, base_backup};
+use crate::vaulted;
 use mainstay_model::requirements::Window;
 
 /// Major versions and the day of their last minor version.
@@ -47,12 +48,17 @@ pub(super) fn backups(draft: &Draft<'_>) -> Section {
         &["When", "Data", "Bases", "Log", "All"],
         rows.collect(),
     );
+    if vaulted::is(facts) {
+        section.code("Backups with Mainstay, in the repository that the file names", vaulted::care(facts));
+        section.say(Mark::Derived, "What works without Mainstay stands in the appendix.");
+        return section;
+    }
     section.code("Backups with PostgreSQL's own tools, on a host apart from the cluster", by_own_tools(draft, &names));
     section.say(Mark::Derived, "pg_receivewal keeps no place (slot) on the servers here: after a long break it says that log is gone, and a new base backup closes the gap. After a take-over it goes on at the new primary. These commands work beside whatever else makes backups.");
     section
 }
 
-fn by_own_tools(draft: &Draft<'_>, names: &Names<'_>) -> String {
+pub(super) fn by_own_tools(draft: &Draft<'_>, names: &Names<'_>) -> String {
     format!(
         "# once: a role, and a line for it (BACKUP_HOST is the address of that host)\n{} -c 'create role backup login replication' -c '\\password backup'\n\
          mainstay set 'postgres.hba+=hostssl replication backup BACKUP_HOST/32 scram-sha-256'\n\
@@ -85,7 +91,7 @@ pub(super) fn calendar(draft: &Draft<'_>) -> Section {
             today.window(window)
         ),
     );
-    let mut rows = dates(today, window);
+    let mut rows = dates(today, window, vaulted::is(facts));
     rows.sort_by_key(|(day, _)| *day);
     section.table(
         "The next twelve months (days of windows; drills on working hours if they are for people)",
@@ -98,7 +104,7 @@ pub(super) fn calendar(draft: &Draft<'_>) -> Section {
 }
 
 /// What is due in the next twelve months, in no order.
-fn dates(today: Day, window: Window) -> Vec<(Day, Row)> {
+fn dates(today: Day, window: Window, vaulted: bool) -> Vec<(Day, Row)> {
     let mut rows: Vec<(Day, Row)> = Vec::new();
     let mut add = |day: Day, what: &str, why: &str| rows.push((day, cells![Mark::Derived; day, what, why]));
     let (year, _, _) = today.date();
@@ -121,7 +127,11 @@ fn dates(today: Day, window: Window) -> Vec<(Day, Row)> {
         let drill = today.plus(month * 30).window(window);
         add(
             drill,
-            "restore drill: the newest base and log on a scratch host, time it",
+            if vaulted {
+                "restore drill: mainstay verify --drill, and once by hand into a directory of its own, time it"
+            } else {
+                "restore drill: the newest base and log on a scratch host, time it"
+            },
             "a backup counts when it was restored",
         );
         if month % 3 == 1 {
@@ -216,12 +226,20 @@ pub(super) fn drills(draft: &Draft<'_>) -> Section {
     let expected = crate::objectives::take_over_s(facts, &draft.layout);
     let restore = span(schedule(facts).restore_s);
     let empty = "to be filled in";
+    let (newest, random) = if vaulted::is(facts) {
+        (
+            "mainstay restore --to DIR, on a host apart",
+            "mainstay verify --drill; the measured times: mainstay archive status",
+        )
+    } else {
+        ("section 6, on a scratch host", "the same, with recovery_target_time")
+    };
     section.table("Drills, their expected times, and their results", &["Drill", "How", "Expected", "Measured, on", "Loss, on"], vec![
         cells![Mark::Derived; "planned change of primary", "mainstay switchover under load", "about half a second without writes", empty, empty],
         cells![Mark::Derived; "the primary's server dies", "on its host, as root: kill -9 of the process in data/postmaster.pid", format!("{expected} s at most"), empty, empty],
         cells![Mark::Derived; "the primary's host dies", "power off, or stop the virtual machine", format!("{expected} s"), empty, empty],
-        cells![Mark::Derived; "restore the newest", "section 6, on a scratch host", restore.clone(), empty, empty],
-        cells![Mark::Derived; "restore a random second", "the same, with recovery_target_time", restore, empty, empty],
+        cells![Mark::Derived; "restore the newest", newest, restore.clone(), empty, empty],
+        cells![Mark::Derived; "restore a random second", random, restore, empty, empty],
         cells![Mark::Derived; "by hand, without Mainstay", "section 16, on a scratch copy of one node", "15 min", empty, empty],
     ]);
     section.say(Mark::Declared, "Write down for each: day, who, time from the fault to the first write, the last write before and the first missing after. A time that was measured replaces the derived one of this plan.");

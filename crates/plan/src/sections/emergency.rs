@@ -61,6 +61,17 @@ pub(super) fn appendix(draft: &Draft<'_>) -> Section {
         section.say(Mark::Derived, format!("Stop if: {}", scenario.stop_if));
         section.say(Mark::Derived, format!("Back: {}", scenario.back));
     }
+    if crate::vaulted::is(draft.facts) {
+        let says = "The repository that the file names is read by the program mainstay alone, which needs no cluster for it; its format is written down in docs/vault-format.md. \
+                    Backups that PostgreSQL's own tools read are made beside it like this:";
+        section.say(Mark::Derived, says);
+        section.code("A copy from the repository, without a cluster", crate::vaulted::copy(draft.facts, true));
+        let names = crate::scenarios::Names::of(draft.facts);
+        section.code(
+            "Backups with PostgreSQL's own tools, on a host apart from the cluster",
+            super::care::by_own_tools(draft, &names),
+        );
+    }
     section.blocks.push(Block::Code {
         caption: "Restore by hand".to_owned(),
         text: crate::by_hand::restore_commands(draft.facts),

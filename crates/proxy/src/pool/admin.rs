@@ -2,8 +2,11 @@
 //! words. Absent: SQL; anything that changes what is in the cluster's specification.
 
 use super::client::{Client, Stage};
+use super::options::PoolOptions;
 use super::stats::PoolNumbers;
 use super::worker::{End, Worker};
+use crate::changes::Change;
+use mainstay_model::Span;
 use mainstay_wire::reply::{self, Reply};
 use mainstay_wire::{WireError, header, message};
 use std::sync::atomic::Ordering;
@@ -62,8 +65,10 @@ impl Worker {
                 self.hub.wake_all();
                 reply::complete(out, "RESUME");
             }
-            // What can change without a restart is followed all the time.
-            ["reload"] => reply::complete(out, "RELOAD"),
+            ["reload"] => {
+                self.hub.reload.notify_one();
+                reply::complete(out, "RELOAD");
+            }
             ["set", ..] => reply::complete(out, "SET"),
             _ => unknown(text, out),
         }
@@ -77,8 +82,10 @@ impl Worker {
             "pools" => pools(&numbers, self.hub.paused.load(Ordering::Relaxed), out),
             "stats" => stats(&numbers, out),
             "databases" => self.databases(&numbers, out),
+            "config" => self.config(out),
             "clients" => self.show_clients(out),
             "servers" => self.show_servers(out),
+            "changes" => self.changes(out),
             "lists" => {
                 let sum = |of: fn(&PoolNumbers) -> u64| numbers.iter().map(of).sum::<u64>().to_string();
                 let row = |name: &str, value: String| vec![name.to_owned(), value];
@@ -92,6 +99,51 @@ impl Worker {
             }
             _ => unknown(&format!("SHOW {what}"), out),
         }
+    }
+
+    /// The last change of the primary, as clients noticed it.
+    fn changes(&self, out: &mut Vec<u8>) {
+        let row = |change: Change| {
+            let errors: Vec<String> = change.errors.iter().map(|(code, count)| format!("{code}={count}")).collect();
+            let numbers = [change.from_epoch, change.epoch, u64::from(change.planned), change.closed_ms, change.held];
+            let mut row: Vec<String> = numbers.iter().map(u64::to_string).collect();
+            row.extend([(change.longest_hold_us / 1000).to_string(), errors.join(" ")]);
+            row.push(change.unknown_commits.to_string());
+            row
+        };
+        let rows: Vec<_> = self.stats.changes().1.into_iter().map(row).collect();
+        let columns = ["from", "epoch", "planned", "closed_ms", "held", "longest_hold_ms", "errors", "unknown_commits"];
+        reply::table(out, &columns, &rows);
+    }
+
+    /// The settings, in PgBouncer's names where there is one.
+    fn config(&self, out: &mut Vec<u8>) {
+        let (options, pooling, shipped) = (&self.options, &self.pooling, PoolOptions::default());
+        let ms = |span: Span| span.0.to_string();
+        let seconds = |span: Span| (span.0 / 1000).to_string();
+        let port = |addresses: &[std::net::SocketAddr]| {
+            addresses.first().map(|address| address.port().to_string()).unwrap_or_default()
+        };
+        let row = |name: &str, value: String, default: String, changeable: bool| {
+            vec![name.to_owned(), value, default, if changeable { "yes" } else { "no" }.to_owned()]
+        };
+        let rows = [
+            row("listen_port", port(&options.write), String::new(), false),
+            row("read_port", port(&options.read), String::new(), false),
+            row("pool_mode", "transaction".into(), "session".into(), false),
+            row("threads", pooling.threads.to_string(), shipped.threads.to_string(), false),
+            row("default_pool_size", pooling.size.to_string(), shipped.size.to_string(), true),
+            row("reserve_pool_size", pooling.reserve.to_string(), shipped.reserve.to_string(), true),
+            row("reserve_pool_timeout", seconds(pooling.reserve_after), seconds(shipped.reserve_after), true),
+            row("query_wait_timeout", seconds(pooling.queue), seconds(shipped.queue), true),
+            row("hold_ms", options.hold.as_millis().to_string(), String::new(), true),
+            row("max_client_conn", options.max_connections.to_string(), String::new(), true),
+            row("max_lag_bytes", options.max_lag_bytes.to_string(), String::new(), true),
+            row("server_idle_timeout", seconds(pooling.idle), seconds(shipped.idle), true),
+            row("server_lifetime", seconds(pooling.life), seconds(shipped.life), true),
+            row("queue_ms", ms(pooling.queue), ms(shipped.queue), true),
+        ];
+        reply::table(out, &["key", "value", "default", "changeable"], &rows);
     }
 
     fn databases(&self, numbers: &[PoolNumbers], out: &mut Vec<u8>) {
@@ -194,7 +246,8 @@ impl Worker {
 
 fn unknown(text: &str, out: &mut Vec<u8>) {
     let text = format!("the console does not know {text:?}");
-    let hint = "SHOW POOLS, CLIENTS, SERVERS, STATS, DATABASES, LISTS or VERSION; PAUSE, RESUME, RELOAD.";
+    let hint =
+        "SHOW POOLS, CLIENTS, SERVERS, STATS, DATABASES, LISTS, CONFIG, CHANGES or VERSION; PAUSE, RESUME, RELOAD.";
     Reply::error("ERROR", "42601", &text, "", hint).encode(out);
 }
 

@@ -87,6 +87,8 @@ pub(crate) struct Client {
     pub(crate) pin: Option<Pin>,
     pub(crate) waiting_since: Option<Moment>,
     pub(crate) wait_began_us: u64,
+    /// What it has sent while it waits.
+    pub(crate) held_bytes: u64,
     /// When it connected, or came to its stage.
     pub(crate) since: Moment,
     /// What is under way may have committed when no answer comes.
@@ -130,6 +132,7 @@ impl Client {
             pin: None,
             waiting_since: None,
             wait_began_us: 0,
+            held_bytes: 0,
             since: now,
             may_commit: false,
             uncertain: false,

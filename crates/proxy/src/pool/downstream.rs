@@ -155,6 +155,7 @@ impl Worker {
         server.unreplicated = false;
         if let Some(pool) = self.pools.get_mut(server.pool) {
             pool.numbers.unreplicated_commits += 1;
+            pool.numbers.error(b"08007");
         }
         let error = Reply::error(
             "ERROR",
@@ -173,6 +174,9 @@ impl Worker {
             let words = message::field(message, b'M').unwrap_or_default();
             server.last_words = Some(String::from_utf8_lossy(words).into_owned());
             return true;
+        }
+        if let Some(pool) = self.pools.get_mut(server.pool) {
+            pool.numbers.error(message::field(message, b'C').unwrap_or_default());
         }
         match server.due.front() {
             Some(Due::Query | Due::Call) | None => false,
@@ -221,6 +225,7 @@ impl Worker {
     fn end_of_transaction(&mut self, server: &mut Server, client: &mut Client) {
         if let Some(pool) = self.pools.get_mut(server.pool) {
             pool.numbers.transactions += 1;
+            server.transactions += 1;
             pool.numbers.times.add(self.now_us.saturating_sub(server.began_us));
         }
         server.began_us = self.now_us;

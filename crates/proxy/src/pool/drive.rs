@@ -60,6 +60,12 @@ impl Worker {
                 Err(End::Refuse(error)) => self.refuse(&mut client, &error),
             }
         };
+        if !ended
+            && client.waiting_since.is_some()
+            && let Err(End::Refuse(error)) = self.keep_held(&mut client)
+        {
+            self.refuse(&mut client, &error);
+        }
         if ended { self.drop_client(client) } else { self.put_client(client, id) }
     }
 
@@ -162,7 +168,7 @@ impl Worker {
     }
 
     pub(crate) fn drop_client(&mut self, mut client: Box<Client>) {
-        self.stop_waiting(&mut client);
+        self.leave_queue(&mut client);
         self.hub.clients.fetch_sub(1, Ordering::Relaxed);
         if let Some(pool) = client.pool.and_then(|index| self.pools.get_mut(index)) {
             pool.clients = pool.clients.saturating_sub(1);

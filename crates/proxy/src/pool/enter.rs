@@ -251,10 +251,18 @@ impl Worker {
         });
     }
 
+    /// A client gets an error from the proxy itself.
+    pub(crate) fn note_error(&mut self, pool: Option<usize>, code: &'static str) {
+        self.stats.changes.error(code, self.now);
+        if let Some(pool) = pool.and_then(|index| self.pools.get_mut(index)) {
+            pool.numbers.error(code.as_bytes());
+        }
+    }
+
     /// Tells a client why it can not stay, and lets it go.
     pub(crate) fn refuse(&mut self, client: &mut Client, error: &Reply) {
         self.stop_waiting(client);
-        self.stats.changes.error(error.code);
+        self.note_error(client.pool, error.code);
         let mut out = Vec::new();
         error.encode(&mut out);
         client.link.ending |= client.write(&out).is_err();

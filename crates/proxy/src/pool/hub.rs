@@ -1,9 +1,11 @@
 //! What all threads obey and tell: the route, who may log in, whether work is paused; their numbers; words from one to another.
 //! Absent: anything on the way of a query.
 
+use super::options::PoolOptions;
 use super::scram::Verifier;
 use super::stats::PoolNumbers;
 use crate::hold::Kind;
+use crate::options::{Live, ProxyOptions};
 use crate::registry::{Cut, Place, verdict};
 use crate::table::{Held, RouteTable, Target, View};
 use mainstay_model::{Moment, Span, SystemId};
@@ -12,6 +14,8 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
 
 pub use mainstay_model::logins::{LoginRole as Login, Logins};
 
@@ -100,6 +104,12 @@ pub(crate) struct Hub {
     /// Clients and those waiting, over all threads.
     pub(crate) clients: AtomicU64,
     pub(crate) waiting: AtomicU64,
+    /// What those have sent.
+    pub(crate) held_bytes: AtomicU64,
+    pub(crate) options: Arc<Live<ProxyOptions>>,
+    pub(crate) pooling: Live<PoolOptions>,
+    /// The console asks for the settings to be read anew.
+    pub(crate) reload: Notify,
     boxes: Vec<Mailbox>,
     /// The version that holds new work for a planned change; 0: it is not held.
     drains_since: AtomicU64,
@@ -113,7 +123,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Hub {
-    pub(crate) fn new(wakes: Vec<OwnedFd>) -> Self {
+    pub(crate) fn new(wakes: Vec<OwnedFd>, options: ProxyOptions, pooling: PoolOptions) -> Self {
         let view = RouteTable::new(0, Span(0)).view(Moment(1));
         let count = wakes.len();
         Self {
@@ -123,6 +133,10 @@ impl Hub {
             stopping: AtomicBool::new(false),
             clients: AtomicU64::new(0),
             waiting: AtomicU64::new(0),
+            held_bytes: AtomicU64::new(0),
+            options: Arc::new(Live::new(options)),
+            pooling: Live::new(pooling),
+            reload: Notify::new(),
             boxes: wakes.into_iter().map(Mailbox::new).collect(),
             drains_since: AtomicU64::new(0),
             told: Mutex::new(vec![Vec::new(); count]),
@@ -247,7 +261,7 @@ mod tests {
 
     #[test]
     fn a_primary_of_a_later_epoch_is_never_on_an_earlier_timeline() {
-        let hub = Hub::new(Vec::new());
+        let hub = Hub::new(Vec::new(), ProxyOptions::default(), PoolOptions::default());
         assert!(hub.note_timeline(3, 2) && hub.note_timeline(3, 2) && hub.note_timeline(5, 4));
         assert!(!hub.note_timeline(6, 3));
         assert!(hub.note_timeline(6, 5));
@@ -256,7 +270,7 @@ mod tests {
     #[test]
     fn a_drain_is_confirmed_when_every_thread_goes_by_it_and_not_by_a_word_of_before() {
         let wake = || rustix::event::eventfd(0, rustix::event::EventfdFlags::empty()).unwrap();
-        let hub = Hub::new(vec![wake(), wake()]);
+        let hub = Hub::new(vec![wake(), wake()], ProxyOptions::default(), PoolOptions::default());
         let follow = |thread, under_way| hub.follows(thread, hub.version.load(Ordering::Relaxed), under_way);
         let open = View { epoch: mainstay_model::Term(3), ..hub.rules().view.clone() };
         let drains = View { held: Held::Draining, ..open.clone() };

@@ -66,7 +66,7 @@ impl Worker {
             return self.end_by_loss(client, code, "", why);
         }
         let mut out = Vec::new();
-        self.stats.changes.error(code);
+        self.note_error(Some(server.pool), code);
         self.loss(server.pool, code, why, "ERROR", "").encode(&mut out);
         // Without an open transaction, or at its commit, there is nothing left to end.
         let open = in_transaction && code == "40001";
@@ -171,7 +171,7 @@ impl Worker {
             return Reply::error("ERROR", "25P02", text, "", "").encode(out);
         }
         client.failed = Failed::Told;
-        self.stats.changes.error("40001");
+        self.note_error(client.pool, "40001");
         self.loss(client.pool.unwrap_or(usize::MAX), "40001", "", "ERROR", "").encode(out);
     }
 }

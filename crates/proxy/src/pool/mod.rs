@@ -35,4 +35,4 @@ mod worker;
 pub use hub::{Login, Logins};
 pub use options::{PoolOptions, Shown, TlsShown, TlsTo};
 pub use run::{Pooled, PooledProxy};
-pub use stats::PoolNumbers;
+pub use stats::{NodeNumbers, PoolNumbers};

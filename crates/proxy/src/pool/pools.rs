@@ -2,9 +2,10 @@
 //! Absent: moving anybody (see [`super::queue`]).
 
 use super::scram::Keys;
+use super::server::{Server, Stage};
 use super::settings::Settings;
 use super::slab::Id;
-use super::stats::PoolNumbers;
+use super::stats::{NodeNumbers, PoolNumbers};
 use crate::hold::Kind;
 use mainstay_model::Moment;
 use std::collections::{HashMap, VecDeque};
@@ -70,6 +71,30 @@ impl Pool {
             self.greetings.clear();
         }
         self.greetings.insert(Rc::clone(settings), greeting);
+    }
+
+    /// A connection as it is now, for the numbers that are told.
+    pub(crate) fn count(numbers: &mut PoolNumbers, server: &Server) {
+        let node = server.place.target().node.to_string();
+        let of_node = numbers.nodes.entry(node).or_default();
+        of_node.transactions += server.transactions;
+        match server.stage {
+            Stage::Free => of_node.idle += 1,
+            Stage::Busy | Stage::Applying => of_node.busy += 1,
+            _ => of_node.login += 1,
+        }
+    }
+
+    /// A connection ends: what was done over it stays.
+    pub(crate) fn left(&mut self, server: &Server) {
+        let node = server.place.target().node.as_str();
+        match self.numbers.nodes.get_mut(node) {
+            Some(numbers) => numbers.transactions += server.transactions,
+            None => {
+                let numbers = NodeNumbers { transactions: server.transactions, ..NodeNumbers::default() };
+                self.numbers.nodes.insert(node.to_owned(), numbers);
+            }
+        }
     }
 
     /// How many more connections this many waiting clients call for.

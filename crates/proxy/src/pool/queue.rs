@@ -24,6 +24,8 @@ pub(crate) enum Attached {
 
 /// How long logging in to a server may take.
 const LOGIN: Span = Span::seconds(10);
+/// Of a pool's connections this part may log in at once.
+const LOGINS_PART: usize = 4;
 /// The longest pause between two attempts to open a connection, in milliseconds.
 const RETRY_MOST_MS: u64 = 250;
 
@@ -130,11 +132,42 @@ impl Worker {
     pub(crate) fn stop_waiting(&mut self, client: &mut Client) {
         if client.waiting_since.take().is_some() {
             self.hub.waiting.fetch_sub(1, Ordering::Relaxed);
+            self.hub.held_bytes.fetch_sub(std::mem::take(&mut client.held_bytes), Ordering::Relaxed);
             self.stats.changes.let_go(self.now_us.saturating_sub(client.wait_began_us));
             if let Some(pool) = client.pool.and_then(|index| self.pools.get_mut(index)) {
                 pool.numbers.wait_times.add(self.now_us.saturating_sub(client.wait_began_us));
             }
         }
+    }
+
+    /// A waiting client goes before its turn.
+    pub(crate) fn leave_queue(&mut self, client: &mut Client) {
+        if client.waiting_since.is_some()
+            && let Some(pool) = client.pool.and_then(|index| self.pools.get_mut(index))
+        {
+            pool.waiting.retain(|id| *id != client.id);
+        }
+        self.stop_waiting(client);
+    }
+
+    /// What a waiting client has sent so far is kept, within a bound for all.
+    pub(crate) fn keep_held(&mut self, client: &mut Client) -> Result<(), End> {
+        let bytes = u64::try_from(client.inbox.len()).unwrap_or(u64::MAX);
+        let more = bytes.saturating_sub(client.held_bytes);
+        let most = u64::try_from(self.options.max_held_bytes).unwrap_or(u64::MAX);
+        if self.hub.held_bytes.fetch_add(more, Ordering::Relaxed).saturating_add(more) > most {
+            self.hub.held_bytes.fetch_sub(more, Ordering::Relaxed);
+            self.leave_queue(client);
+            return Err(End::Refuse(Reply::error(
+                "FATAL",
+                "53400",
+                "too much work waits for a database server",
+                &format!("The proxy keeps {most} bytes of it at most. Nothing was sent to a server."),
+                "Send it again in a moment; \"mainstay status\" tells the state of the cluster.",
+            )));
+        }
+        client.held_bytes += more;
+        Ok(())
     }
 
     /// A server has no client any more. Whoever waits longest gets it.
@@ -202,7 +235,10 @@ impl Worker {
         let threads = self.pooling.threads.max(1);
         let size = (self.pooling.size + if long { self.pooling.reserve } else { 0 }).div_ceil(threads);
         let Some(pool) = self.pools.get(index) else { return };
-        for _ in 0..pool.lacking(size) {
+        // After a change everybody waits at once: a few logins at a time reach the new primary, each that ends calls for the next, and
+        // those that are in serve already.
+        let at_once = size.div_ceil(LOGINS_PART).max(2);
+        for _ in 0..pool.lacking(size).min(at_once.saturating_sub(pool.opening)) {
             if !self.open(index) {
                 break;
             }
@@ -263,6 +299,7 @@ impl Worker {
                 pool.opening = pool.opening.saturating_sub(1);
             }
             pool.free.retain(|id| *id != server.id);
+            pool.left(&server);
         }
         if server.is_in() && server.is_at_rest() && server.outbox.is_empty() {
             let _ = server.write(b"X\0\0\0\x04");

@@ -3,7 +3,7 @@
 
 use super::hub::{Hub, Logins};
 use super::options::PoolOptions;
-use super::stats::PoolNumbers;
+use super::stats::{DESCRIBED, PoolNumbers};
 use super::worker::{Parts, Worker};
 use crate::control::{Control, Obey};
 use crate::feed::TimedReport;
@@ -39,6 +39,17 @@ impl Pooled {
         self.0.set_logins(logins);
     }
 
+    /// Changes settings; nobody's connection ends by it. Addresses, threads and certificates stay as they are.
+    pub fn change(&self, change: impl FnOnce(&mut ProxyOptions, &mut PoolOptions)) {
+        self.0.options.change(|options| self.0.pooling.change(|pooling| change(options, pooling)));
+        self.0.wake_all();
+    }
+
+    /// Done when somebody at the console has asked for the settings to be read anew.
+    pub async fn reload_wanted(&self) {
+        self.0.reload.notified().await;
+    }
+
     /// The primary, as far as is known.
     #[must_use]
     pub fn primary(&self) -> Option<NodeId> {
@@ -60,8 +71,21 @@ impl Pooled {
     /// The numbers in Prometheus' text format.
     #[must_use]
     pub fn prometheus(&self) -> String {
-        let mut text = String::new();
-        self.numbers().iter().for_each(|numbers| numbers.prometheus(&mut text));
+        let mut samples = String::new();
+        self.numbers().iter().for_each(|numbers| numbers.prometheus(&mut samples));
+        // Samples of one name stand together, below the lines that describe it.
+        let mut text = String::with_capacity(2 * samples.len());
+        for (name, kind, what) in DESCRIBED {
+            let of_name = |line: &&str| {
+                let rest = line.strip_prefix("mainstay_pool_").and_then(|line| line.strip_prefix(name));
+                rest.is_some_and(|rest| rest.starts_with('{'))
+            };
+            let mut lines = samples.lines().filter(of_name).peekable();
+            if lines.peek().is_some() {
+                text.push_str(&format!("# HELP mainstay_pool_{name} {what}\n# TYPE mainstay_pool_{name} {kind}\n"));
+                lines.for_each(|line| text.extend([line, "\n"]));
+            }
+        }
         text
     }
 }
@@ -108,10 +132,9 @@ impl PooledProxy {
         let system = |error: std::io::Error| ProxyError::System { error };
         let wakes: Result<Vec<OwnedFd>, _> =
             (0..threads).map(|_| eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)).collect();
-        let hub = Arc::new(Hub::new(wakes.map_err(|error| system(error.into()))?));
+        let hub = Arc::new(Hub::new(wakes.map_err(|error| system(error.into()))?, options, pooling));
         let mock_secret = Worker::secret().ok_or_else(|| system(std::io::Error::other("no random numbers")))?;
-        let (options, pooling) = (Arc::new(options), Arc::new(pooling));
-        Ok(Self { parts: Parts { hub, options, pooling, stats, mock_secret }, listeners })
+        Ok(Self { parts: Parts { hub, stats, mock_secret }, listeners })
     }
 
     /// The addresses it listens on for writes, then those for reads.
@@ -140,7 +163,6 @@ impl PooledProxy {
     {
         let system = |error: std::io::Error| ProxyError::System { error };
         let hub = Arc::clone(&self.parts.hub);
-        let options = Arc::clone(&self.parts.options);
         let stats = Arc::clone(&self.parts.stats);
         let parts = Arc::new(self.parts);
         let mut threads = Vec::new();
@@ -152,7 +174,7 @@ impl PooledProxy {
             };
             threads.push(std::thread::Builder::new().name(format!("pool-{index}")).spawn(run).map_err(system)?);
         }
-        let control = Control::new(&options, stats, Arc::clone(&hub));
+        let control = Control::new(Arc::clone(&hub.options), stats, Arc::clone(&hub));
         tokio::select! {
             () = control.follow(reports) => {}
             () = stop => {}

@@ -117,6 +117,8 @@ pub(crate) struct Server {
     pub(crate) born: Moment,
     pub(crate) since: Moment,
     pub(crate) began_us: u64,
+    /// Transactions ended.
+    pub(crate) transactions: u64,
 }
 
 impl Server {
@@ -148,6 +150,7 @@ impl Server {
             born: now,
             since: now,
             began_us: 0,
+            transactions: 0,
         }
     }
 

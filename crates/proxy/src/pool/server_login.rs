@@ -148,6 +148,7 @@ impl Worker {
             self.to_close.push(server.id);
         } else {
             self.offer(server);
+            self.open_more(server.pool);
         }
         Ok(true)
     }

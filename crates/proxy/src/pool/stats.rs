@@ -1,11 +1,40 @@
 //! Numbers of one pool: what was done, how long it took, who waits. Absent: where they are shown.
 
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 /// Four steps for each power of two of microseconds: an error of an eighth at most.
 const STEPS: usize = 4;
 const BUCKETS: usize = 30 * STEPS;
+/// Codes that are told apart.
+const CODES_MAX: usize = 64;
+/// What each name means, for those who read the numbers.
+pub(crate) const DESCRIBED: [(&str, &str, &str); 23] = [
+    ("clients", "gauge", "Clients."),
+    ("waiting", "gauge", "Clients that wait for a server."),
+    ("held", "gauge", "Of those, the ones that wait since the route is not open, or the pool is paused."),
+    ("servers_busy", "gauge", "Server connections with a client."),
+    ("servers_idle", "gauge", "Server connections without."),
+    ("servers_login", "gauge", "Server connections that are being opened."),
+    ("pinned", "gauge", "Clients that are tied to their server."),
+    ("transactions_total", "counter", "Transactions ended."),
+    ("queries_total", "counter", "Requests ended."),
+    ("received_bytes_total", "counter", "Bytes from clients."),
+    ("sent_bytes_total", "counter", "Bytes to clients."),
+    ("waits_total", "counter", "Requests that had to wait for a server."),
+    ("wait_timeouts_total", "counter", "Requests given up since nothing came free."),
+    ("lost_total", "counter", "Clients whose work was lost with its server."),
+    ("unknown_commits_total", "counter", "Errors that said that the outcome of a commit is not known."),
+    ("unreplicated_commits_total", "counter", "Commits whose wait for replicas was cancelled."),
+    ("parses_saved_total", "counter", "Parse messages that a server did not have to see again."),
+    ("longest_wait_us", "gauge", "The longest wait for a server so far, in microseconds."),
+    ("errors_total", "counter", "Errors that clients got, by SQLSTATE: from servers, and from the proxy itself."),
+    ("node_servers", "gauge", "Server connections by node and state."),
+    ("node_transactions_total", "counter", "Transactions ended, by node."),
+    ("wait_us", "gauge", "How long those waited that had to, in microseconds, by quantile since the start."),
+    ("transaction_us", "gauge", "How long transactions took, in microseconds, by quantile since the start."),
+];
 
 /// How long things took.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +89,19 @@ impl Times {
     }
 }
 
+/// Server connections of one pool to one node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct NodeNumbers {
+    /// With a client.
+    pub busy: u64,
+    /// Without.
+    pub idle: u64,
+    /// Being connected to.
+    pub login: u64,
+    /// Transactions ended there.
+    pub transactions: u64,
+}
+
 /// The numbers of one pool at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct PoolNumbers {
@@ -103,6 +145,12 @@ pub struct PoolNumbers {
     pub unreplicated_commits: u64,
     /// `Parse` messages that a server did not have to see again.
     pub parses_saved: u64,
+    /// Clients that wait since no server may be had now: the route is not open, or the pool is paused.
+    pub held: u64,
+    /// Errors that clients got, by SQLSTATE: from servers, and from the proxy itself.
+    pub errors: BTreeMap<String, u64>,
+    /// Server connections by node.
+    pub nodes: BTreeMap<String, NodeNumbers>,
     /// How long transactions took.
     #[serde(skip)]
     pub(crate) times: Times,
@@ -131,8 +179,30 @@ impl PoolNumbers {
         self.unknown_commits += more.unknown_commits;
         self.unreplicated_commits += more.unreplicated_commits;
         self.parses_saved += more.parses_saved;
+        self.held += more.held;
+        for (code, count) in &more.errors {
+            *self.errors.entry(code.clone()).or_default() += count;
+        }
+        for (node, numbers) in &more.nodes {
+            let sum = self.nodes.entry(node.clone()).or_default();
+            sum.busy += numbers.busy;
+            sum.idle += numbers.idle;
+            sum.login += numbers.login;
+            sum.transactions += numbers.transactions;
+        }
         self.times.merge(&more.times);
         self.wait_times.merge(&more.wait_times);
+    }
+
+    /// A client gets an error.
+    pub(crate) fn error(&mut self, code: &[u8]) {
+        let code = String::from_utf8_lossy(code);
+        if let Some(count) = self.errors.get_mut(&*code) {
+            *count += 1;
+        } else {
+            let name = if self.errors.len() < CODES_MAX { &*code } else { "other" };
+            *self.errors.entry(name.to_owned()).or_default() += 1;
+        }
     }
 
     /// In Prometheus' text format, without the lines that describe.
@@ -144,6 +214,7 @@ impl PoolNumbers {
         let numbers = [
             ("clients", self.clients),
             ("waiting", self.waiting),
+            ("held", self.held),
             ("servers_busy", self.busy),
             ("servers_idle", self.idle),
             ("servers_login", self.login),
@@ -163,6 +234,21 @@ impl PoolNumbers {
         for (name, value) in numbers {
             // Writing to a String cannot fail.
             let _ = writeln!(text, "mainstay_pool_{name}{{{labels}}} {value}");
+        }
+        for (code, count) in &self.errors {
+            let _ = writeln!(text, "mainstay_pool_errors_total{{{labels},sqlstate=\"{}\"}} {count}", escape(code));
+        }
+        for (node, numbers) in &self.nodes {
+            for (state, count) in [("busy", numbers.busy), ("idle", numbers.idle), ("login", numbers.login)] {
+                let _ = writeln!(
+                    text,
+                    "mainstay_pool_node_servers{{{labels},node=\"{}\",state=\"{state}\"}} {count}",
+                    escape(node)
+                );
+            }
+            let count = numbers.transactions;
+            let _ =
+                writeln!(text, "mainstay_pool_node_transactions_total{{{labels},node=\"{}\"}} {count}", escape(node));
         }
         for (quantile, thousandths) in [("0.5", 500), ("0.95", 950), ("0.99", 990), ("0.999", 999)] {
             let (done, waited) = (self.times.part(thousandths), self.wait_times.part(thousandths));

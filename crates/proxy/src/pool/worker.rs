@@ -110,8 +110,6 @@ pub(crate) struct Worker {
 /// What all threads are made of.
 pub(crate) struct Parts {
     pub(crate) hub: Arc<Hub>,
-    pub(crate) options: Arc<ProxyOptions>,
-    pub(crate) pooling: Arc<PoolOptions>,
     pub(crate) stats: Arc<Stats>,
     pub(crate) mock_secret: Arc<[u8]>,
 }
@@ -135,8 +133,8 @@ impl Worker {
             rules: parts.hub.rules(),
             version: 0,
             told: 0,
-            options: Arc::clone(&parts.options),
-            pooling: Arc::clone(&parts.pooling),
+            options: parts.hub.options.now(),
+            pooling: parts.hub.pooling.now(),
             stats: Arc::clone(&parts.stats),
             mock_secret: Arc::clone(&parts.mock_secret),
             listeners,
@@ -171,8 +169,8 @@ impl Worker {
             events.clear();
             let left =
                 self.resume.len() + self.go_on.len() + self.broken.len() + self.to_close.len() + self.let_go.len();
-            let pause = if left == 0 { i64::try_from(TICK.0).unwrap_or(20) * 1_000_000 } else { 0 };
-            let timeout = Timespec { tv_sec: 0, tv_nsec: pause };
+            let pause = if left == 0 { self.pause() } else { Span(0) };
+            let timeout = Timespec { tv_sec: 0, tv_nsec: i64::try_from(pause.0).unwrap_or(0) * 1_000_000 };
             match epoll::wait(&self.poll, rustix::buffer::spare_capacity(&mut events), Some(&timeout)) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => {
@@ -197,6 +195,12 @@ impl Worker {
         // Who is still here is closed with its descriptors.
         let gone = u64::try_from(self.clients.len()).unwrap_or(0);
         self.hub.clients.fetch_sub(gone, Ordering::Relaxed);
+    }
+
+    /// How long nothing but an event has to be looked at. Never a second.
+    fn pause(&self) -> Span {
+        let waits = self.pools.iter().any(|pool| !pool.waiting.is_empty()) || self.rules.view.held == Held::Draining;
+        if waits { TICK } else { SLOW_TICK.min(self.rules.until.since(self.now).max(TICK)) }
     }
 
     /// In a drain somebody waits for this.
@@ -335,6 +339,7 @@ impl Worker {
     fn follow(&mut self) {
         self.version = self.hub.version.load(Ordering::Acquire);
         self.rules = self.hub.rules();
+        (self.options, self.pooling) = (self.hub.options.now(), self.hub.pooling.now());
         for Mail::Cancel { process, secret } in self.hub.mail(self.thread) {
             self.cancel(process, secret);
         }
@@ -431,7 +436,15 @@ impl Worker {
             numbers.pinned = pinned.get(index).copied().unwrap_or(0);
             let since = first.and_then(|id| self.clients.get(id)).and_then(|client| client.waiting_since);
             numbers.waited_ms = since.map_or(0, |since| self.now.since(since).0);
+            let kind = pool.key.kind;
+            let held = self.rules.places(kind, self.now).is_err() || self.hub.paused.load(Ordering::Relaxed);
+            numbers.held = if held { numbers.waiting } else { 0 };
             told.push(numbers);
+        }
+        for server in self.servers.items() {
+            if let Some(numbers) = told.get_mut(server.pool) {
+                Pool::count(numbers, server);
+            }
         }
         self.hub.tell(self.thread, told);
     }

@@ -1,7 +1,8 @@
 //! The primary changes, or dies: who notices, and what those are told.
 
 use crate::support::{Bench, Postgres, code, rows, until, value};
-use mainstay_model::RouteState;
+use mainstay_model::{RouteState, Term};
+use mainstay_ports::route_board::Holds;
 use mainstay_proxy::ProxyOptions;
 use mainstay_proxy::pool::PoolOptions;
 use std::time::Duration;
@@ -36,6 +37,8 @@ async fn a_planned_change_costs_clients_a_wait_and_no_error() {
     open.batch_execute("begin").await.unwrap();
     bench.say(&a, 1, RouteState::Draining, vec![b.member()]).await;
     until("the proxy knows", async || bench.now().open == 0).await;
+    let holds = |under_way| Some(Holds { epoch: Term(1), under_way });
+    until("the proxy says that one is under way", async || bench.pooled.holds() == holds(1)).await;
     let statement = clients[0].prepare("select inet_server_port()");
     let held = async {
         let statement = statement.await.unwrap();
@@ -48,7 +51,8 @@ async fn a_planned_change_costs_clients_a_wait_and_no_error() {
         assert_eq!(value(&open, "select inet_server_port()").await, a.address.port().to_string());
         open.batch_execute("commit").await.unwrap();
         until("work waits", async || bench.pool().waiting == 7).await;
-        assert_eq!(bench.pool().busy, 0);
+        until("nobody has a server", async || bench.pool().busy == 0).await;
+        until("the proxy says that none is under way", async || bench.pooled.holds() == holds(0)).await;
         promote(&b).await;
         bench.open(&b, 2, vec![]).await;
     };
@@ -56,7 +60,11 @@ async fn a_planned_change_costs_clients_a_wait_and_no_error() {
     assert_eq!(first, i32::from(b.address.port()));
     assert!(others.iter().all(|port| *port == b.address.port().to_string()), "{others:?}");
     assert_eq!(value(&open, "select inet_server_port()").await, b.address.port().to_string());
-    assert_eq!(bench.pool().lost, 0);
+    assert_eq!((bench.pool().lost, bench.pooled.holds()), (0, None));
+    until("the change is reported", async || bench.changes().0 == 1).await;
+    let (_, change) = bench.changes();
+    assert_eq!((change.from_epoch, change.epoch, change.planned), (1, 2, true), "{change:?}");
+    assert!(change.held >= 7 && change.errors.is_empty() && change.longest_hold_us > 0, "{change:?}");
     bench.end().await;
 }
 
@@ -95,6 +103,14 @@ async fn when_the_primary_dies_only_work_under_way_is_lost_and_said_to_be() {
     assert_eq!(code(&quiet.batch_execute("select 1").await.unwrap_err()), "25P02");
     assert_eq!(code(&quiet.query("select 1", &[]).await.unwrap_err()), "25P02");
     quiet.batch_execute("rollback").await.unwrap();
+    until("the change is reported", async || bench.changes().0 == 1).await;
+    let (_, change) = bench.changes();
+    assert_eq!(
+        (change.planned, change.unknown_commits, change.errors.get("08007")),
+        (false, 1, Some(&1)),
+        "{change:?}"
+    );
+    assert!(change.errors.contains_key("40001") && change.errors.contains_key("57P01"), "{change:?}");
     // Ended by the extended protocol the session ends with it.
     assert_eq!(code(&busy.query("rollback", &[]).await.unwrap_err()), "40001");
     for client in [&idle, &quiet, &alone] {
@@ -131,6 +147,39 @@ async fn a_server_that_is_not_what_the_route_says_carries_nothing() {
 }
 
 #[tokio::test]
+async fn what_waits_is_bounded_in_bytes_and_nothing_of_it_is_sent() {
+    let server = Postgres::start("db1").await;
+    let options = ProxyOptions { hold: crate::support::SOON, max_held_bytes: 50_000, ..ProxyOptions::default() };
+    let options = ProxyOptions { write: vec![crate::support::LOCAL], read: vec![crate::support::LOCAL], ..options };
+    let bench = Bench::with(&server, PoolOptions::default(), options).await;
+    bench.open(&server, 1, vec![]).await;
+    let clients = [bench.app().await, bench.app().await, bench.app().await];
+    clients[0].batch_execute("create table t (body text)").await.unwrap();
+    bench.say(&server, 1, RouteState::Draining, vec![]).await;
+    until("the proxy knows", async || bench.now().open == 0).await;
+    let long = format!("insert into t values ('{}')", "x".repeat(30_000));
+    let (first, second) = (clients[0].batch_execute(&long), clients[1].batch_execute(&long));
+    let rest = async {
+        until("one waits and one is refused", async || {
+            bench.pool().waiting == 1 && bench.pool().errors.get("53400") == Some(&1)
+        })
+        .await;
+        // There is room for a small one.
+        let small = clients[2].batch_execute("insert into t values ('y')");
+        let open = async {
+            until("both wait", async || bench.pool().waiting == 2).await;
+            bench.open(&server, 1, vec![]).await;
+        };
+        tokio::join!(small, open).0.unwrap();
+    };
+    let (first, second, ()) = tokio::join!(first, second, rest);
+    let refused = [first, second].into_iter().filter_map(Result::err).map(|error| code(&error)).collect::<Vec<_>>();
+    assert_eq!(refused, ["53400"]);
+    assert_eq!(value(&bench.app().await, "select count(*) from t").await, "2");
+    bench.end().await;
+}
+
+#[tokio::test]
 async fn reads_go_to_replicas_and_stay_when_the_primary_changes() {
     let (a, b) = pair().await;
     let bench = Bench::start(&a, PoolOptions::default()).await;
@@ -154,19 +203,46 @@ async fn the_console_speaks_the_usual_words_and_pauses() {
     let client = bench.app().await;
     value(&client, "select 1").await;
     let boss = bench.try_client(bench.write, "boss", "boss", "pgbouncer").await.unwrap();
-    for (what, wanted) in
-        [("pools", "app"), ("databases", "shop"), ("stats", "app"), ("clients", "app"), ("servers", "db1")]
-    {
+    for (what, wanted) in [
+        ("pools", "app"),
+        ("databases", "shop"),
+        ("stats", "app"),
+        ("clients", "app"),
+        ("servers", "db1"),
+        ("config", "20"),
+    ] {
         let shown = rows(boss.simple_query(&format!("SHOW {what};")).await.unwrap());
         assert!(shown.iter().flatten().any(|value| value == wanted), "{what}: {shown:?}");
     }
     assert!(rows(boss.simple_query("show version").await.unwrap())[0][0].starts_with("Mainstay"));
     assert_eq!(code(&boss.simple_query("show nonsense").await.map(|_| ()).unwrap_err()), "42601");
+    // Settings change under the clients' feet, and nobody's connection ends.
+    boss.batch_execute("reload").await.unwrap();
+    tokio::time::timeout(crate::support::SOON, bench.pooled.reload_wanted()).await.expect("the proxy hears of it");
+    bench.pooled.change(|options, pooling| (options.max_connections, pooling.size) = (2, 7));
+    let config = rows(boss.simple_query("show config").await.unwrap());
+    assert!(config.iter().any(|row| row[0] == "default_pool_size" && row[1] == "7"), "{config:?}");
+    assert_eq!(value(&client, "select 3").await, "3");
+    assert_eq!(code(&bench.try_client(bench.write, "app", "secret", "shop").await.map(drop).unwrap_err()), "53300");
+    bench.pooled.change(|options, _| options.max_connections = 100);
+    assert!(rows(boss.simple_query("show changes").await.unwrap()).is_empty());
+    assert_eq!(code(&client.simple_query("select 1/0").await.map(drop).unwrap_err()), "22012");
     boss.batch_execute("pause").await.unwrap();
     let waiting = tokio::spawn(async move { value(&client, "select 2").await });
     until("it waits", async || bench.pool().waiting == 1).await;
     boss.batch_execute("resume").await.unwrap();
     assert_eq!(waiting.await.unwrap(), "2");
-    assert!(bench.pooled.prometheus().contains("mainstay_pool_transactions_total{database=\"shop\",user=\"app\""));
+    let labels = "database=\"shop\",user=\"app\",address=\"write\"";
+    let samples = [
+        format!("# TYPE mainstay_pool_transactions_total counter\nmainstay_pool_transactions_total{{{labels}}} "),
+        format!("mainstay_pool_errors_total{{{labels},sqlstate=\"22012\"}} 1\n"),
+        format!("mainstay_pool_node_servers{{{labels},node=\"db1\",state=\"idle\"}} "),
+        format!("mainstay_pool_transaction_us{{{labels},quantile=\"0.99\"}} "),
+    ];
+    until("the numbers are told", async || {
+        let text = bench.pooled.prometheus();
+        samples.iter().all(|sample| text.contains(sample))
+    })
+    .await;
     bench.end().await;
 }

@@ -208,6 +208,7 @@ async fn a_commit_whose_wait_for_replicas_was_cancelled_is_no_success() {
     let looks = bench.app().await;
     looks.batch_execute("create table t (id int)").await.unwrap();
     let insert = "insert into t values ($1)";
+    server.sql("create table probe ()").await;
     server.sql("alter system set synchronous_standby_names = 'nobody'").await;
     server.sql("select pg_reload_conf()").await;
     let waits = async |count: &str| {
@@ -218,7 +219,7 @@ async fn a_commit_whose_wait_for_replicas_was_cancelled_is_no_success() {
     };
     // The server's other processes read the setting when they get to it: from the first commit that waits, all do.
     tokio::select! {
-        () = async { loop { server.sql("select txid_current()").await; } } => {}
+        () = async { loop { server.sql("insert into probe default values").await; } } => {}
         () = waits("1") => {}
     }
     server.sql("select pg_terminate_backend(pid) from pg_stat_activity where wait_event = 'SyncRep'").await;

@@ -205,6 +205,12 @@ impl Bench {
         Self { write: write[0], read: read[0], pooled, stats, reports, stop: Some(stop), task }
     }
 
+    /// How many changes of the primary are over, and the last of them.
+    pub fn changes(&self) -> (u64, mainstay_proxy::Change) {
+        let (count, last) = self.stats.changes();
+        (count, last.unwrap_or_default())
+    }
+
     pub fn now(&self) -> Snapshot {
         self.stats.snapshot()
     }

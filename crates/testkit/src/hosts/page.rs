@@ -219,6 +219,17 @@ impl Drop for Reader<'_> {
     }
 }
 
+/// Gives a host a service manager that reads its units: what a program takes for systemd.
+///
+/// # Errors
+/// When the system refuses.
+pub fn give_systemctl(host: &Host) -> Result<()> {
+    let path = host.path("/usr/local/bin/systemctl");
+    std::fs::write(&path, SYSTEMCTL)?;
+    std::fs::set_permissions(&path, Permissions::from_mode(0o755))?;
+    Ok(std::fs::create_dir_all(host.path("/run/systemd/system"))?)
+}
+
 /// Gives hosts what real ones have and these have not: a service manager, packages, a way to carry files to each other (`scp`, to root's home), and a
 /// home of root's of their own. Homes lie below `dir`.
 ///

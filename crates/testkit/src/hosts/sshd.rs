@@ -6,6 +6,7 @@ use super::command::{output, words};
 use super::host::Host;
 use anyhow::{Context as _, Result};
 use std::fs::Permissions;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -71,6 +72,10 @@ impl Admin {
         );
         write(&host.path("/etc/ssh/sshd_test"), &config, 0o644)?;
         std::fs::create_dir_all(host.path("/run/sshd"))?;
+        // sshd lets nobody in whose account is locked, with whatever key; some systems lock root's.
+        if std::fs::read_to_string(host.path("/etc/shadow"))?.lines().any(|line| line.starts_with("root:!")) {
+            output(&mut host.command(&["usermod", "-p", "*", "root"]))?;
+        }
         self.know(host, &public)?;
         host.serve("sshd", &[SSHD, "-D", "-e", "-f", "/etc/ssh/sshd_test"], &[])?;
         let begun = Instant::now();
@@ -82,6 +87,23 @@ impl Admin {
                 Err(_) => std::thread::sleep(Duration::from_millis(100)),
             }
         }
+    }
+
+    /// Lets a host's sshd listen on another of its addresses, too.
+    ///
+    /// # Errors
+    /// When a program is missing.
+    pub fn listen(&self, host: &Host, address: Ipv4Addr) -> Result<()> {
+        let text = std::fs::read_to_string(host.path("/etc/ssh/sshd_test"))?;
+        let text = text.replacen(&format!("ListenAddress {}", host.address()), &format!("ListenAddress {address}"), 1);
+        write(&host.path("/etc/ssh/sshd_more"), &text, 0o644)?;
+        host.serve("sshd-more", &[SSHD, "-D", "-e", "-f", "/etc/ssh/sshd_more"], &[])?;
+        let begun = Instant::now();
+        while output(&mut host.command(&["sh", "-c", &format!("ss -ltn | grep -q '{address}:22'")])).is_err() {
+            anyhow::ensure!(begun.elapsed() < UP, "sshd on {} does not listen on {address}", host.name());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
     }
 
     /// The administrator's public key.

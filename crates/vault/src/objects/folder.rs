@@ -9,11 +9,15 @@ use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Where unfinished objects lie.
 const UNFINISHED: &str = ".unfinished";
 /// So much is written before the disk is asked to begin.
 const BEGIN: u64 = 4 << 20;
+/// So many half-written pieces are looked at, and removed, by one sweep.
+const SWEEP_LOOKS: usize = 10_000;
+const SWEEP_MOST: usize = 1_000;
 static COUNTER: AtomicU64 = AtomicU64::new(0);
 
 /// A folder, on this host or mounted.
@@ -40,7 +44,7 @@ fn sync_dir(path: &Path) -> Result<(), ObjectError> {
 }
 
 impl Folder {
-    /// Opens the folder, making it if it is not there. What an earlier process left unfinished stays until `sweep`.
+    /// Opens the folder, making it if it is not there. What an earlier process left unfinished stays until `sweep_unfinished`.
     pub fn open(root: impl Into<PathBuf>) -> Result<Folder, ObjectError> {
         let root = root.into();
         make_dir(&root.join(UNFINISHED))?;
@@ -109,6 +113,28 @@ impl Objects for Folder {
         let file = file.map_err(|e| failed(&temporary, &e))?;
         let (target, root) = (self.path(key), self.root.clone());
         Ok(Box::new(FolderUpload { file, temporary, target, root, written: 0, begun: 0 }))
+    }
+
+    fn sweep_unfinished(&self, age: Duration) -> Result<usize, ObjectError> {
+        self.reached()?;
+        let dir = self.root.join(UNFINISHED);
+        let wrong = |e: std::io::Error| failed(&dir, &e);
+        // By the clock of whoever keeps the folder, as the others' times are: a new file tells it.
+        let probe = dir.join(format!("now-{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
+        let now = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&probe);
+        let now = now.and_then(|file| file.metadata()?.modified());
+        let _ = std::fs::remove_file(&probe);
+        let now = now.map_err(wrong)?;
+        let mut removed = 0;
+        for entry in std::fs::read_dir(&dir).map_err(wrong)?.take(SWEEP_LOOKS) {
+            let Ok(entry) = entry else { continue };
+            let Ok(meta) = entry.metadata() else { continue };
+            let old = meta.modified().is_ok_and(|at| now.duration_since(at).is_ok_and(|since| since > age));
+            if old && meta.is_file() && removed < SWEEP_MOST && std::fs::remove_file(entry.path()).is_ok() {
+                removed += 1;
+            }
+        }
+        Ok(removed)
     }
 
     fn read(&self, key: &Key, range: Option<Range<u64>>) -> Result<Vec<u8>, ObjectError> {

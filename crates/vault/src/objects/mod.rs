@@ -9,14 +9,18 @@
 //!
 //! Absent: knowledge of what an object holds.
 
+mod bucket;
 mod folder;
 mod memory;
 
+pub use bucket::{Bucket, is_bucket};
 pub use folder::Folder;
 pub use memory::{Fault, Memory};
 
 use std::fmt;
 use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
 
 /// An object's name: parts of letters, digits, `-`, `_` and `.`, joined by `/`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -112,52 +116,55 @@ pub trait Objects: Send + Sync {
     fn delete(&self, key: &Key) -> Result<(), ObjectError>;
     /// Where this is, for people.
     fn place(&self) -> String;
+    /// Removes what processes that are gone left half-written so long ago; says how many pieces. A store that shows nothing of it has nothing
+    /// to do.
+    fn sweep_unfinished(&self, _age: std::time::Duration) -> Result<usize, ObjectError> {
+        Ok(0)
+    }
+}
+
+/// Opens the store at a place: a folder that must be there already, or a bucket by its address (`s3://…`).
+pub fn existing(place: &Path) -> Result<Arc<dyn Objects>, ObjectError> {
+    Ok(if is_bucket(place) { Arc::new(Bucket::open(place)?) } else { Arc::new(Folder::existing(place)?) })
+}
+
+/// The same; a folder is made if it is not there. Buckets are made by whoever owns them.
+pub fn make(place: &Path) -> Result<Arc<dyn Objects>, ObjectError> {
+    Ok(if is_bucket(place) { Arc::new(Bucket::open(place)?) } else { Arc::new(Folder::open(place)?) })
 }
 
 #[cfg(test)]
+mod conformance;
+
+#[cfg(test)]
 mod tests {
+    use super::conformance::{conformance, put};
     use super::*;
-
-    fn put(store: &dyn Objects, name: &str, bytes: &[u8]) -> Committed {
-        let mut upload = store.create(&Key::new(name).unwrap()).unwrap();
-        upload.write(bytes).unwrap();
-        upload.commit().unwrap()
-    }
-
-    /// What every store must do.
-    fn conformance(store: &dyn Objects) {
-        let key = Key::new("a/b/one").unwrap();
-        assert!(matches!(store.read(&key, None), Err(ObjectError::Missing(_))));
-        assert!(matches!(store.size(&key), Err(ObjectError::Missing(_))));
-        let mut given_up = store.create(&key).unwrap();
-        given_up.write(b"half").unwrap();
-        assert!(store.list("a/").unwrap().is_empty(), "what is not committed is not visible");
-        drop(given_up);
-        let (mut first, mut second) = (store.create(&key).unwrap(), store.create(&key).unwrap());
-        first.write(b"fir").unwrap();
-        second.write(b"second").unwrap();
-        first.write(b"st").unwrap();
-        assert_eq!(first.commit().unwrap(), Committed::Created);
-        assert_eq!(second.commit().unwrap(), Committed::Exists, "never overwritten");
-        assert_eq!(store.read(&key, None).unwrap(), b"first");
-        assert_eq!(store.read(&key, Some(1..3)).unwrap(), b"ir");
-        assert!(store.read(&key, Some(3..9)).is_err(), "a short object is not a shorter answer");
-        assert_eq!(put(store, "a/two", b"2"), Committed::Created);
-        assert_eq!(put(store, "b/three", b""), Committed::Created);
-        let names: Vec<String> = store.list("a/").unwrap().iter().map(|entry| entry.key.to_string()).collect();
-        assert_eq!(names, ["a/b/one", "a/two"]);
-        assert_eq!(store.list("").unwrap().len(), 3);
-        assert_eq!(store.list("nothing/").unwrap(), []);
-        store.delete(&key).unwrap();
-        store.delete(&key).unwrap();
-        assert!(matches!(store.read(&key, None), Err(ObjectError::Missing(_))));
-    }
 
     #[test]
     fn p37_stores_never_overwrite_and_show_whole_objects_only() {
         conformance(&Memory::default());
         let dir = tempfile::tempdir().unwrap();
         conformance(&Folder::open(dir.path().join("repository")).unwrap());
+    }
+
+    #[test]
+    fn what_a_killed_process_left_half_written_is_removed_when_it_is_old() {
+        use std::time::{Duration, SystemTime};
+        let dir = tempfile::tempdir().unwrap();
+        let store = Folder::open(dir.path()).unwrap();
+        put(&store, "a/one", b"1");
+        // One that goes on, and two that somebody began long ago.
+        let going = store.create(&Key::new("a/two").unwrap()).unwrap();
+        let unfinished = dir.path().join(".unfinished");
+        for name in ["7-1-0", "7-1-1"] {
+            let file = std::fs::File::create(unfinished.join(name)).unwrap();
+            file.set_modified(SystemTime::now() - Duration::from_secs(90_000)).unwrap();
+        }
+        assert_eq!(store.sweep_unfinished(Duration::from_secs(86_400)).unwrap(), 2);
+        assert_eq!(std::fs::read_dir(&unfinished).unwrap().count(), 1, "only the one that goes on");
+        drop(going);
+        assert_eq!(store.list("a/").unwrap().len(), 1);
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub struct Sweep {
     pub pushed: Vec<String>,
     /// Their bytes.
     pub bytes: u64,
-    /// Files that the repository holds with other content, or that are damaged here: one sentence each.
+    /// Files that are damaged here: one sentence each. Conflicts are told by [`Archive::conflicts`].
     pub problems: Vec<String>,
     /// It ended before everything was brought.
     pub more: bool,
@@ -357,7 +357,9 @@ impl Archive {
                 }
                 Ok(done == Committed::Created)
             }
-            Err(error @ (VaultError::Damaged(_) | VaultError::Conflict { .. })) => {
+            // What was offered is kept in the repository: that is told for as long as it lies there.
+            Err(VaultError::Conflict { .. }) => Ok(false),
+            Err(error @ VaultError::Damaged(_)) => {
                 brought.sweep.problems.push(error.to_string());
                 Ok(false)
             }

@@ -111,7 +111,7 @@ impl Owner {
         // Also those that somebody else brought since the claim.
         self.held.files.extend(self.archive.known());
         let mut problems = self.archive.conflicts()?;
-        problems.extend(swept.problems.into_iter().filter(|problem| !problem.contains("nothing was overwritten")));
+        problems.extend(swept.problems);
         let mut standing = Standing { pushed: swept.pushed.len(), problems, more: swept.more, ..Standing::default() };
         if !self.gaps.is_empty() {
             // Another server may have brought what is missing.

@@ -222,7 +222,8 @@ pub fn end_left_over(data: &Path) -> Result<(), VaultError> {
     let noted = std::fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
     let pid = noted.lines().next().and_then(|line| line.trim().parse::<i32>().ok());
     let Some(pid) = pid.filter(|pid| *pid > 1).and_then(rustix::process::Pid::from_raw) else { return Ok(()) };
-    // The number may be another program's by now: the server stands in its directory.
+    // The number may be another program's by now: the server stands in its directory, which has no link in its name.
+    let data = data.canonicalize().map_err(|e| VaultError::file(data, e))?;
     let place = format!("/proc/{}/cwd", pid.as_raw_nonzero());
     let here = || std::fs::read_link(&place).is_ok_and(|at| at == data);
     let begun = Instant::now();
@@ -248,9 +249,20 @@ impl Scratch {
         patience: Duration,
     ) -> Result<Scratch, VaultError> {
         let socket = data.join("mainstay_run");
+        Place::open(data, user)?.directory("mainstay_run")?;
+        Self::start_at(bin, plan, data, user, (patience, &socket)).await
+    }
+
+    /// The same, with its socket in a directory of the caller's, which that user may write to: a path below the data may be too long for one.
+    pub async fn start_at(
+        bin: &Path,
+        plan: &Plan,
+        data: &Path,
+        user: Option<(u32, u32)>,
+        (patience, socket): (Duration, &Path),
+    ) -> Result<Scratch, VaultError> {
         let place = Place::open(data, user)?;
-        place.directory("mainstay_run")?;
-        place.file("mainstay_scratch.conf", &config(plan, data, &socket))?;
+        place.file("mainstay_scratch.conf", &config(plan, data, socket))?;
         place.file("mainstay_scratch_hba.conf", "local all all trust\n")?;
         place.disarm()?;
         let log = place.file("mainstay_scratch.log", "")?;
@@ -269,7 +281,7 @@ impl Scratch {
         }
         let begun = Instant::now();
         let child = command.spawn().map_err(|e| VaultError::Server(format!("{}/postgres: {e}", bin.display())))?;
-        let mut scratch = Scratch { child, socket, log, recovery: Duration::ZERO };
+        let mut scratch = Scratch { child, socket: socket.to_owned(), log, recovery: Duration::ZERO };
         scratch.recovered(begun, patience).await?;
         scratch.recovery = begun.elapsed();
         Ok(scratch)

@@ -7,7 +7,7 @@ use crate::commands::{node, pki, restart, set};
 use crate::failure::{Failure, Outcome};
 use crate::local::keys::{Keys, Member};
 use crate::local::tokens::Tokens;
-use crate::on_host::{CONFIG, PROGRAM, Task};
+use crate::on_host::{CONFIG, Task};
 use crate::output::progress::Progress;
 use crate::session::Session;
 use mainstay_model::NodeId;
@@ -21,7 +21,7 @@ use tokio::time::Instant;
 const PACKAGES: Duration = Duration::from_secs(2000);
 /// What writes a few files, or starts a process. Another run may be waited for.
 const SMALL: Duration = Duration::from_secs(100);
-/// An agent that ends in order hands over first.
+/// The service manager may take its time, and an agent that ends in order hands over first.
 const END: Duration = Duration::from_secs(200);
 /// A token is used a moment after it is made.
 const TOKEN: Duration = Duration::from_secs(300);
@@ -87,7 +87,7 @@ impl Run {
             Step::Configure(_) => answer("configure", SMALL).await.map(drop),
             Step::Join(_) => self.join(node, false).await,
             Step::Renew(_) => self.join(node, true).await,
-            Step::Start(_) => answer("start", SMALL).await.map(drop),
+            Step::Start(_) => answer("start", END).await.map(drop),
             Step::Reload(_) => answer("reload", SMALL).await.map(drop),
             Step::Retire(_) => answer("retire", END).await.map(drop),
             _ => Ok(()),
@@ -122,8 +122,9 @@ impl Run {
         let keys = Keys::open(&self.target.layout, &spec.cluster.name)?;
         let tokens = Tokens::of(&keys);
         let (token, _) = tokens.issue(&Member::node(spec, of), TOKEN)?;
+        let program = self.fleet.program_of(node)?;
         let mut words =
-            vec![PROGRAM, "join", "--config", CONFIG, "--node", node.as_str(), "--token", "-", "--at", "-", "--json"];
+            vec![program, "join", "--config", CONFIG, "--node", node.as_str(), "--token", "-", "--at", "-", "--json"];
         if again {
             words.extend(["--again", "--yes"]);
         }
@@ -165,7 +166,7 @@ impl Run {
                     return Ok(());
                 }
                 drop(progress);
-                return restart::run(self.restart(), Global { yes: true, json: false }).await;
+                return restart::within(session, self.restart(), Global { yes: true, json: self.global.json }).await;
             }
             Step::Remove(name) => {
                 let mut spec = session.spec().clone();

@@ -3,7 +3,7 @@
 use super::ssh::{Become, Input, Remote, Ssh};
 use crate::cli::Apply;
 use crate::failure::{Failure, Outcome};
-use crate::on_host::{PROGRAM, STAGED, Task};
+use crate::on_host::{PACKAGED, PROGRAM, STAGED, Task};
 use mainstay_model::NodeId;
 use mainstay_model::spec::Node;
 use mainstay_plan::apply::facts::{Host, Unseen};
@@ -80,21 +80,27 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
+/// One of several works, and what came of it.
+struct Each<F: Future> {
+    work: Pin<Box<F>>,
+    out: Option<F::Output>,
+}
+
 /// All of them side by side, each to its end, in this thread.
 pub(super) async fn together<F: Future>(work: impl IntoIterator<Item = F>) -> Vec<F::Output> {
-    let mut all: Vec<(Pin<Box<F>>, Option<F::Output>)> = work.into_iter().map(|each| (Box::pin(each), None)).collect();
+    let mut all: Vec<Each<F>> = work.into_iter().map(|work| Each { work: Box::pin(work), out: None }).collect();
     std::future::poll_fn(|context| {
         let mut waits = false;
-        for (work, out) in all.iter_mut().filter(|(_, out)| out.is_none()) {
-            match work.as_mut().poll(context) {
-                Poll::Ready(done) => *out = Some(done),
+        for each in all.iter_mut().filter(|each| each.out.is_none()) {
+            match each.work.as_mut().poll(context) {
+                Poll::Ready(out) => each.out = Some(out),
                 Poll::Pending => waits = true,
             }
         }
         if waits { Poll::Pending } else { Poll::Ready(()) }
     })
     .await;
-    all.into_iter().filter_map(|(_, out)| out).collect()
+    all.into_iter().filter_map(|each| each.out).collect()
 }
 
 impl Fleet {
@@ -133,7 +139,8 @@ impl Fleet {
         for (node, opened) in opened {
             match opened.and_then(|remote| self.fits(remote)) {
                 Ok(remote) => {
-                    if remote.program.as_deref() == Some(self.program.sha.as_str()) {
+                    let there = if remote.packaged.is_some() { &remote.packaged } else { &remote.program };
+                    if there.as_deref() == Some(self.program.sha.as_str()) {
                         lock(&self.installed).insert(node.clone());
                     }
                     self.remotes.insert(node, remote);
@@ -148,6 +155,13 @@ impl Fleet {
     }
 
     fn fits(&self, remote: Remote) -> Result<Remote, Unseen> {
+        let packaged = remote.packaged.as_ref().filter(|sha| **sha != self.program.sha);
+        if packaged.is_some() {
+            return Err(Unseen {
+                error: "the package mainstay is installed there, of another version than this program".into(),
+                hint: "install the same package on every host and here, and run apply with that; or remove it there: apt-get remove mainstay".into(),
+            });
+        }
         let here = std::env::consts::ARCH;
         if !self.program.own || remote.machine.is_empty() || remote.machine == here {
             return Ok(remote);
@@ -204,11 +218,19 @@ impl Fleet {
         self.remotes.keys()
     }
 
+    /// The program of a host, in its place.
+    ///
+    /// # Errors
+    /// When the host is not connected.
+    pub(super) fn program_of(&self, node: &NodeId) -> Outcome<&'static str> {
+        self.remote(node).map(|remote| if remote.packaged.is_some() { PACKAGED } else { PROGRAM })
+    }
+
     /// Where the program can be run there, carried there first if need be: beside its place, where nobody runs it by its name.
     async fn there(&self, node: &NodeId) -> Outcome<&'static str> {
         let remote = self.remote(node)?;
         if lock(&self.installed).contains(node) {
-            return Ok(PROGRAM);
+            return Ok(if remote.packaged.is_some() { PACKAGED } else { PROGRAM });
         }
         if lock(&self.staged).contains(node) {
             return Ok(STAGED);

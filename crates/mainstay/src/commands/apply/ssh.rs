@@ -31,7 +31,7 @@ const READY: &str = "mainstay-ready";
 /// Stands between the password and what the program itself reads.
 const BEGIN: &str = "mainstay-begin";
 /// What the first look asks: who we are, how to become root, and which programs are there. Without a single quote, since it stands in such.
-const LOOK: &str = r#"u=$(id -u); echo uid=$u; echo machine=$(uname -m); if [ "$u" -ne 0 ]; then if command -v sudo >/dev/null 2>&1; then if sudo -k -n true >/dev/null 2>&1; then echo sudo=free; else echo sudo=password; fi; else echo sudo=none; fi; fi; for p in mainstay .mainstay.staged; do if [ -f /usr/local/bin/$p ]; then echo sha.$p=$(sha256sum /usr/local/bin/$p | cut -c1-64); fi; done; echo mainstay-ready; exec cat >/dev/null"#;
+const LOOK: &str = r#"u=$(id -u); echo uid=$u; echo machine=$(uname -m); if [ "$u" -ne 0 ]; then if command -v sudo >/dev/null 2>&1; then if sudo -k -n true >/dev/null 2>&1; then echo sudo=free; else echo sudo=password; fi; else echo sudo=none; fi; fi; for p in mainstay .mainstay.staged; do if [ -f /usr/local/bin/$p ]; then echo sha.$p=$(sha256sum /usr/local/bin/$p | cut -c1-64); fi; done; if [ -f /usr/bin/mainstay ]; then echo sha.packaged=$(sha256sum /usr/bin/mainstay | cut -c1-64); fi; echo mainstay-ready; exec cat >/dev/null"#;
 
 /// How hosts are reached.
 #[derive(Clone, Debug)]
@@ -183,6 +183,7 @@ impl Ssh {
                     become_root,
                     machine: get("machine").unwrap_or_default(),
                     program: get("sha.mainstay"),
+                    packaged: get("sha.packaged"),
                     staged: get("sha..mainstay.staged"),
                     password: None,
                     _held: (child, held),
@@ -268,6 +269,8 @@ pub(super) struct Remote {
     pub(super) machine: String,
     /// The hash of the program in its place.
     pub(super) program: Option<String>,
+    /// The hash of the distribution's package's program.
+    pub(super) packaged: Option<String>,
     /// The hash of a program beside it.
     pub(super) staged: Option<String>,
     /// For sudo.

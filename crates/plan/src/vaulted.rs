@@ -1,0 +1,97 @@
+//! What to type for backups and restores where the file names a repository (`[vault]`): Mainstay's own commands. What works without Mainstay stands in `by_hand`.
+
+use crate::by_hand::{AS_SERVER, programs};
+use crate::facts::Facts;
+use crate::scenarios::Names;
+use std::fmt::Write as _;
+
+/// Does the file name a repository?
+pub(crate) fn is(facts: &Facts<'_>) -> bool {
+    facts.spec.vault.repository.is_some()
+}
+
+/// The repository as a command without a cluster names it.
+fn named(facts: &Facts<'_>) -> String {
+    let vault = &facts.spec.vault;
+    let mut text = String::new();
+    if let Some(repository) = &vault.repository {
+        let _ = write!(text, "--repository {}", repository.display());
+    }
+    if let Some(key) = &vault.key_file {
+        let _ = write!(text, " --key-file {}", key.display());
+    }
+    text
+}
+
+/// Section 6: the schedule, and what proves it.
+pub(crate) fn care(facts: &Facts<'_>) -> String {
+    let vault = &facts.spec.vault;
+    let mut text = String::new();
+    let missing = [
+        ("full_at", vault.full_at.is_none(), "0 2 * * 0"),
+        ("incremental_at", vault.incremental_at.is_none(), "0 2 * * *"),
+        ("drill_at", vault.drill_at.is_none(), "0 4 * * 3"),
+    ];
+    let keys: Vec<String> =
+        missing.iter().filter(|key| key.1).map(|(key, _, at)| format!("'vault.{key}={at}'")).collect();
+    if !keys.is_empty() {
+        let _ = writeln!(
+            text,
+            "# once: what has no hour yet (minute hour day month weekday, UTC)\nmainstay set {}",
+            keys.join(" ")
+        );
+    }
+    let days = facts.asked().retention_days;
+    if vault.keep_days < u64::from(days) {
+        let _ = writeln!(text, "# once: every moment of the restorable window\nmainstay set vault.keep_days={days}");
+    }
+    text.push_str(
+        "# is the log archived, when was the last backup, when the last drill?\nmainstay archive status\n# one now\nmainstay backup\n# which there are, and why each is kept\n\
+         mainstay backups --why\n# is everything in the repository whole?\nmainstay verify\n# can it be restored? A random second is, beside a replica's data, looked at, and removed\n\
+         mainstay verify --drill",
+    );
+    text
+}
+
+/// A copy beside the cluster, or where no cluster is left; and how to look into it.
+pub(crate) fn copy(facts: &Facts<'_>, alone: bool) -> String {
+    let from = if alone { format!(" {}", named(facts)) } else { String::new() };
+    format!(
+        "# as root; without --time the latest moment\nmainstay restore --to /srv/restore --time 'YYYY-MM-DD HH:MM:SS'{from}\n\
+         # a server on the copy, reachable through its Unix socket only\n\
+         {AS_SERVER} {}/postgres -D /srv/restore -c config_file=/srv/restore/mainstay_scratch.conf > /dev/null 2>&1 &",
+        programs(facts)
+    )
+}
+
+/// Data deleted by mistake.
+pub(crate) fn deleted(facts: &Facts<'_>, names: &Names<'_>) -> String {
+    let superuser = names.superuser();
+    format!(
+        "# keep applications from writing more, if that makes it worse: take their role's right to log in, and end the sessions that there are\n\
+         {superuser} -c 'alter role app nologin' -c \"select pg_terminate_backend(pid) from pg_stat_activity where usename = 'app'\"\n\
+         # a copy beside the cluster, of the moment before\n{}\n# copy back what is missing, table by table\n\
+         {AS_SERVER} pg_dump -h /srv/restore/mainstay_run -d app -t TABLE --data-only > table.sql\n{superuser} -d app --single-transaction -f table.sql\n\
+         # or, if everything after that moment may go: the whole cluster back to it (it says what is lost, and asks)\n\
+         mainstay restore --in-place --time 'YYYY-MM-DD HH:MM:SS'\n# let applications in again\n{superuser} -c 'alter role app login'",
+        copy(facts, false)
+    )
+}
+
+/// All hosts are lost.
+pub(crate) fn lost(facts: &Facts<'_>) -> String {
+    format!(
+        "# on a new host with Mainstay and the same version of PostgreSQL, the repository mounted, its key at hand\n{}\n\
+         # a new cluster on new hosts (docs/three-hosts.md), filled from the copy\n\
+         {AS_SERVER} pg_dumpall -h /srv/restore/mainstay_run > all.sql\nmainstay connect -- -f all.sql",
+        copy(facts, true)
+    )
+}
+
+/// The backup or its log stopped.
+pub(crate) const GAP: &str = "# what it waits for, and why\nmainstay status\nmainstay archive status\n# a full one at once: moments after it can be restored whatever was lost before\n\
+                              mainstay backup\nmainstay verify";
+
+/// The key is lost.
+pub(crate) const KEY: &str = "# a new key, a new repository for it, a backup there at once; FILE and FILE.public on every data node, FILE in two places apart from both as well\n\
+                              mainstay archive key FILE\nmainstay set vault.repository=/a/new/folder vault.key_file=FILE\nmainstay backup\nmainstay verify --drill";

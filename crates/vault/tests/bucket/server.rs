@@ -1,0 +1,371 @@
+//! A store of objects that speaks as S3 does, over real connections, and fails on demand: errors, answers that are lost, cut off, slow,
+//! of something in between, or of another question. It is strict: what is not signed, or whose body is not what its sum says, is refused.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// What goes wrong with a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// Nothing.
+    None,
+    /// Nothing is done, and this is answered.
+    Status(u16, &'static str),
+    /// Nothing is done, and the connection ends.
+    Lost,
+    /// It is done, and the answer does not arrive.
+    AnswerLost,
+    /// Half of the answer's body arrives.
+    Cut,
+    /// It takes so long.
+    Slow(Duration),
+    /// Something in between answers, and says that there is no such page.
+    Between,
+    /// The answer to another question.
+    Swapped,
+}
+
+#[derive(Clone, Default)]
+struct Object {
+    bytes: Vec<u8>,
+    mark: String,
+}
+
+#[derive(Default)]
+struct State {
+    objects: BTreeMap<String, Object>,
+    uploads: BTreeMap<String, (String, Object, BTreeMap<usize, Vec<u8>>)>,
+    faults: VecDeque<Fault>,
+    /// Every so many requests one of these, in turn.
+    storm: Option<(usize, Vec<Fault>)>,
+    /// No bytes more than these.
+    room: Option<usize>,
+    counted: usize,
+}
+
+/// A server that ends with it.
+pub(crate) struct Server {
+    pub(crate) port: u16,
+    state: Arc<Mutex<State>>,
+    keeps: Arc<AtomicBool>,
+    over: Arc<AtomicBool>,
+    pub(crate) requests: Arc<AtomicUsize>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::SeqCst);
+        // Wakes whoever waits for a connection.
+        let _ = TcpStream::connect(("127.0.0.1", self.port));
+    }
+}
+
+struct Request {
+    method: String,
+    path: String,
+    query: BTreeMap<String, String>,
+    headers: BTreeMap<String, String>,
+    body: Vec<u8>,
+}
+
+struct Answer {
+    status: u16,
+    headers: Vec<(&'static str, String)>,
+    body: Vec<u8>,
+}
+
+fn answer(status: u16, body: impl Into<Vec<u8>>) -> Answer {
+    Answer { status, headers: Vec::new(), body: body.into() }
+}
+
+fn error(status: u16, code: &str) -> Answer {
+    answer(
+        status,
+        format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>as this test wants it</Message></Error>"),
+    )
+}
+
+fn decoded(text: &str) -> String {
+    let (mut bytes, mut rest) = (Vec::new(), text.bytes());
+    while let Some(byte) = rest.next() {
+        bytes.push(if byte == b'%' {
+            let pair = [rest.next().unwrap(), rest.next().unwrap()];
+            u8::from_str_radix(std::str::from_utf8(&pair).unwrap(), 16).unwrap()
+        } else {
+            byte
+        });
+    }
+    String::from_utf8(bytes).unwrap()
+}
+
+fn read(stream: &mut BufReader<TcpStream>) -> Option<Request> {
+    let mut line = String::new();
+    if stream.read_line(&mut line).ok()? == 0 {
+        return None;
+    }
+    let mut words = line.split_whitespace();
+    let (method, target) = (words.next()?.to_owned(), words.next()?.to_owned());
+    let (path, query) = target.split_once('?').unwrap_or((&target, ""));
+    let pairs = query.split('&').filter(|pair| !pair.is_empty());
+    let query =
+        pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).map(|(n, v)| (n.to_owned(), decoded(v))).collect();
+    let mut headers = BTreeMap::new();
+    loop {
+        let mut line = String::new();
+        stream.read_line(&mut line).ok()?;
+        let Some((name, value)) = line.trim().split_once(':') else { break };
+        headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
+    }
+    let length = headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).ok()?;
+    Some(Request { method, path: decoded(path), query, headers, body })
+}
+
+fn write(stream: &mut TcpStream, answer: &Answer, head: bool, cut: bool) -> std::io::Result<()> {
+    let mut text = format!("HTTP/1.1 {} x\r\ncontent-length: {}\r\n", answer.status, answer.body.len());
+    if head {
+        let size = answer.headers.iter().find(|(name, _)| *name == "x-size").map_or("0", |(_, size)| size);
+        text = format!("HTTP/1.1 {} x\r\ncontent-length: {size}\r\n", answer.status);
+    }
+    for (name, value) in answer.headers.iter().filter(|(name, _)| *name != "x-size") {
+        text.push_str(&format!("{name}: {value}\r\n"));
+    }
+    text.push_str("\r\n");
+    stream.write_all(text.as_bytes())?;
+    let body = if head { &[] } else { answer.body.as_slice() };
+    let body = if cut { &body[..body.len() / 2] } else { body };
+    stream.write_all(body)
+}
+
+impl State {
+    fn fault(&mut self) -> Option<Fault> {
+        self.counted += 1;
+        if let Some(fault) = self.faults.pop_front() {
+            return Some(fault);
+        }
+        let (every, faults) = self.storm.as_ref()?;
+        self.counted.is_multiple_of(*every).then(|| faults[(self.counted / every) % faults.len()].clone())
+    }
+
+    fn store(&mut self, name: &str, object: Object, only_new: bool) -> Answer {
+        if only_new && self.objects.contains_key(name) {
+            return error(412, "PreconditionFailed");
+        }
+        let held: usize = self.objects.values().map(|object| object.bytes.len()).sum();
+        if self.room.is_some_and(|room| held + object.bytes.len() > room) {
+            return error(507, "XMinioStorageFull");
+        }
+        self.objects.insert(name.to_owned(), object);
+        Answer { headers: vec![("etag", "\"tag\"".into())], ..answer(200, "") }
+    }
+
+    fn list(&self, query: &BTreeMap<String, String>) -> Answer {
+        let prefix = &query["prefix"];
+        let after = query.get("continuation-token").cloned().unwrap_or_default();
+        // Small pages: there are many.
+        let most = query["max-keys"].parse::<usize>().unwrap().min(3);
+        let all: Vec<_> =
+            self.objects.iter().filter(|(name, _)| name.starts_with(prefix.as_str()) && **name > after).collect();
+        let shown = &all[..all.len().min(most)];
+        let contents: String = shown
+            .iter()
+            .map(|(name, object)| format!("<Contents><Key>{name}</Key><Size>{}</Size></Contents>", object.bytes.len()))
+            .collect();
+        let next = if all.len() > most {
+            format!("<NextContinuationToken>{}</NextContinuationToken>", shown[most - 1].0)
+        } else {
+            String::new()
+        };
+        let cut = all.len() > most;
+        answer(200, format!("<ListBucketResult><IsTruncated>{cut}</IsTruncated>{next}{contents}</ListBucketResult>"))
+    }
+
+    fn get(&self, name: &str, request: &Request) -> Answer {
+        let Some(object) = self.objects.get(name) else { return error(404, "NoSuchKey") };
+        let size = object.bytes.len();
+        let headers = vec![("x-size", size.to_string()), ("x-amz-meta-mainstay-write", object.mark.clone())];
+        let Some(range) = request.headers.get("range") else {
+            return Answer { status: 200, headers, body: object.bytes.clone() };
+        };
+        let (from, to) = range.strip_prefix("bytes=").unwrap().split_once('-').unwrap();
+        let (from, to): (usize, usize) = (from.parse().unwrap(), to.parse().unwrap());
+        if from >= size {
+            return error(416, "InvalidRange");
+        }
+        let end = (to + 1).min(size);
+        let headers = vec![("content-range", format!("bytes {from}-{}/{size}", end - 1))];
+        Answer { status: 206, headers, body: object.bytes[from..end].to_vec() }
+    }
+
+    fn act(&mut self, request: &Request, keeps: bool) -> Answer {
+        let Some(rest) = request.path.strip_prefix("/vault") else { return error(404, "NoSuchBucket") };
+        let name = rest.trim_start_matches('/').to_owned();
+        let only_new = keeps && request.headers.get("if-none-match").is_some_and(|value| value == "*");
+        let mark = request.headers.get("x-amz-meta-mainstay-write").cloned().unwrap_or_default();
+        let upload = request.query.get("uploadId").cloned();
+        match (request.method.as_str(), upload) {
+            ("GET", _) if name.is_empty() => self.list(&request.query),
+            ("GET" | "HEAD", _) => self.get(&name, request),
+            ("POST", None) => {
+                let id = format!("upload-{}", self.counted);
+                self.uploads.insert(id.clone(), (name, Object { mark, ..Object::default() }, BTreeMap::new()));
+                answer(
+                    200,
+                    format!("<InitiateMultipartUploadResult><UploadId>{id}</UploadId></InitiateMultipartUploadResult>"),
+                )
+            }
+            ("PUT", Some(id)) => {
+                let Some((_, _, parts)) = self.uploads.get_mut(&id) else { return error(404, "NoSuchUpload") };
+                parts.insert(request.query["partNumber"].parse().unwrap(), request.body.clone());
+                Answer { headers: vec![("etag", "\"part\"".into())], ..answer(200, "") }
+            }
+            ("POST", Some(id)) => {
+                let Some((name, object, parts)) = self.uploads.get(&id).cloned() else {
+                    return error(404, "NoSuchUpload");
+                };
+                assert!(parts.values().rev().skip(1).all(|part| part.len() >= 5 << 20), "a part is too small");
+                let bytes = parts.into_values().flatten().collect();
+                let done = self.store(&name, Object { bytes, ..object }, only_new);
+                if done.status != 200 {
+                    return done;
+                }
+                self.uploads.remove(&id);
+                answer(200, "<CompleteMultipartUploadResult></CompleteMultipartUploadResult>")
+            }
+            ("PUT", None) => self.store(&name, Object { bytes: request.body.clone(), mark }, only_new),
+            ("DELETE", Some(id)) => {
+                self.uploads.remove(&id);
+                answer(204, "")
+            }
+            ("DELETE", None) => {
+                self.objects.remove(&name);
+                answer(204, "")
+            }
+            _ => error(501, "NotImplemented"),
+        }
+    }
+}
+
+/// Why it is not let in.
+fn refused(request: &Request) -> Option<Answer> {
+    let authorization = request.headers.get("authorization").map_or("", String::as_str);
+    if !authorization.starts_with("AWS4-HMAC-SHA256 Credential=id/") {
+        return Some(error(403, "InvalidAccessKeyId"));
+    }
+    let signed =
+        authorization.split("SignedHeaders=").nth(1).and_then(|rest| rest.split(',').next()).unwrap_or_default();
+    let named: Vec<&str> = signed.split(';').collect();
+    let all =
+        request.headers.keys().filter(|name| name.starts_with("x-amz-") || *name == "host" || *name == "if-none-match");
+    let sum = ring::digest::digest(&ring::digest::SHA256, &request.body);
+    let sum: String = sum.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    let whole = request.headers.get("x-amz-content-sha256") == Some(&sum);
+    if all.into_iter().any(|name| !named.contains(&name.as_str())) || !whole {
+        return Some(error(403, "SignatureDoesNotMatch"));
+    }
+    None
+}
+
+impl Server {
+    pub(crate) fn start() -> Server {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = Server {
+            port,
+            state: Arc::default(),
+            keeps: Arc::new(AtomicBool::new(true)),
+            over: Arc::default(),
+            requests: Arc::default(),
+        };
+        let (state, keeps, over, requests) =
+            (server.state.clone(), server.keeps.clone(), server.over.clone(), server.requests.clone());
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                if over.load(Ordering::SeqCst) {
+                    return;
+                }
+                let (state, keeps, requests) = (state.clone(), keeps.clone(), requests.clone());
+                std::thread::spawn(move || serve(stream.unwrap(), &state, &keeps, &requests));
+            }
+        });
+        server
+    }
+
+    /// The next requests meet these.
+    pub(crate) fn faults(&self, faults: impl IntoIterator<Item = Fault>) {
+        self.state.lock().unwrap().faults = faults.into_iter().collect();
+    }
+
+    /// So many requests go well, then one meets this.
+    pub(crate) fn faults_after(&self, count: usize, fault: Fault) {
+        self.faults(std::iter::repeat_n(Fault::None, count).chain([fault]));
+    }
+
+    /// From now on, every so many requests one of these.
+    pub(crate) fn storm(&self, every: usize, faults: &[Fault]) {
+        self.state.lock().unwrap().storm = (!faults.is_empty()).then(|| (every, faults.to_vec()));
+    }
+
+    /// It takes so many bytes, and no more.
+    pub(crate) fn room(&self, bytes: Option<usize>) {
+        self.state.lock().unwrap().room = bytes;
+    }
+
+    /// A store that does not know the condition.
+    pub(crate) fn ignore_conditions(&self) {
+        self.keeps.store(false, Ordering::SeqCst);
+    }
+
+    /// Changes an object behind everybody's back.
+    pub(crate) fn tamper(&self, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
+        change(&mut self.state.lock().unwrap().objects.get_mut(name).unwrap().bytes);
+    }
+
+    /// Uploads that were begun and neither ended nor given up.
+    pub(crate) fn unfinished(&self) -> usize {
+        self.state.lock().unwrap().uploads.len()
+    }
+
+    /// Its address, with keys in a file of this directory.
+    pub(crate) fn address(&self, dir: &std::path::Path, prefix: &str, timeout: u64) -> std::path::PathBuf {
+        use std::os::unix::fs::PermissionsExt;
+        let keys = dir.join("keys");
+        std::fs::write(&keys, "aws_access_key_id = id\naws_secret_access_key = secret\n").unwrap();
+        std::fs::set_permissions(&keys, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let (port, keys) = (self.port, keys.display());
+        format!("s3://vault/{prefix}?endpoint=http://127.0.0.1:{port}&credentials={keys}&timeout={timeout}").into()
+    }
+}
+
+fn serve(stream: TcpStream, state: &Mutex<State>, keeps: &AtomicBool, requests: &AtomicUsize) {
+    let mut writer = stream.try_clone().unwrap();
+    let mut reader = BufReader::new(stream);
+    while let Some(request) = read(&mut reader) {
+        requests.fetch_add(1, Ordering::SeqCst);
+        let fault = state.lock().unwrap().fault();
+        let mut said = match &fault {
+            Some(Fault::Status(status, code)) => error(*status, code),
+            Some(Fault::Between) => answer(404, "<html>There is no such page</html>"),
+            Some(Fault::Lost) => return,
+            _ => refused(&request).unwrap_or_else(|| state.lock().unwrap().act(&request, keeps.load(Ordering::SeqCst))),
+        };
+        match fault {
+            Some(Fault::AnswerLost) => return,
+            Some(Fault::Slow(time)) => std::thread::sleep(time),
+            // Where it can be told: ranges name themselves.
+            Some(Fault::Swapped) if said.status == 206 => {
+                said.headers = vec![("content-range", format!("bytes 1-{}/9999999", said.body.len()))];
+            }
+            _ => {}
+        }
+        let cut = fault == Some(Fault::Cut) && request.method == "GET" && said.body.len() > 1;
+        if write(&mut writer, &said, request.method == "HEAD", cut).is_err() || cut {
+            return;
+        }
+    }
+}
