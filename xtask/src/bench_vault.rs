@@ -279,7 +279,10 @@ fn which(program: &Path) -> Result<PathBuf> {
 
 /// What was measured: one row for each thing that was done and each who did it.
 #[derive(Default)]
-struct Rows(Vec<(&'static str, &'static str, Vec<(Cost, u64)>)>);
+struct Rows(Vec<Row>);
+
+/// What, who, and what each round cost, with the bytes that it left.
+type Row = (&'static str, &'static str, Vec<(Cost, u64)>);
 
 impl Rows {
     fn add(&mut self, what: &'static str, who: &'static str, cost: Cost, bytes: u64) {
@@ -302,7 +305,7 @@ impl Rows {
             "what", "who", "n", "seconds", "of processor time", "MB", "memory"
         );
         let three = |values: [f64; 3]| format!("{:.2} / {:.2} / {:.2}", values[0], values[1], values[2]);
-        let row = |(what, who, costs): &(&str, &str, Vec<(Cost, u64)>)| {
+        let row = |(what, who, costs): &Row| {
             let (wall, cpu) = (spread(costs.iter().map(|c| c.0.wall)), spread(costs.iter().map(|c| c.0.cpu)));
             let bytes = spread(costs.iter().map(|c| c.1 as f64))[1];
             let peak = spread(costs.iter().map(|c| c.0.peak as f64))[2];
@@ -466,7 +469,7 @@ fn log(bed: &Bed, wishes: &Wishes, rows: &mut Rows) -> Result<()> {
                 // As the server does: one after another.
                 let mut push = bed.as_user("sh");
                 let each = r#"for name in "$3"/0*; do "$1" --config="$2" --stanza=bench --pg1-path="$4" archive-push "$name" || exit 1; done"#;
-                push.args(["-c", &each, "sh"])
+                push.args(["-c", each, "sh"])
                     .arg(&bed.pgbackrest)
                     .arg(bed.at("pgbackrest.conf"))
                     .arg(&wal)

@@ -352,6 +352,7 @@ fn with_new(mut list: Vec<DrillResult>, new: &DrillResult) -> Vec<DrillResult> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mainstay_model::NodeId;
     use mainstay_model::drill::DrillKind;
 
     fn result(at_ms: u64) -> DrillResult {
@@ -398,5 +399,21 @@ mod tests {
         }
         assert!(serde_json::to_vec(&list).unwrap().len() <= VALUE_BYTES_MAX, "the store takes it");
         assert_eq!(list.last().unwrap().at_ms, 199);
+    }
+
+    #[test]
+    fn a_wish_names_its_verb_for_the_audit() {
+        let wish = DrillWish {
+            command: DrillCommand::DrillFault(FaultWish {
+                node: NodeId::new("db1").unwrap(),
+                term: Term(3),
+                primary: true,
+                fault: DrillFault::StopServer { lasts_ms: 5000 },
+            }),
+            by: "ann".to_owned(),
+        };
+        let value = serde_json::to_value(&wish).unwrap();
+        assert_eq!(value["command"]["drill-fault"]["fault"], serde_json::json!({"stop-server": {"lasts_ms": 5000}}));
+        assert_eq!(serde_json::from_value::<DrillWish>(value).unwrap(), wish);
     }
 }

@@ -219,11 +219,7 @@ async fn metrics(State(health): State<Health>) -> Response {
         "1 while the database server answers.",
         u64::from(local.observed.silent == 0 && local.server_pid.is_some()),
     );
-    gauge(
-        "mainstay_server_silent_milliseconds",
-        "For how long the server has given no sign of life.",
-        local.observed.silent,
-    );
+    gauge("mainstay_server_silent_milliseconds", "How long the server gave no sign of life.", local.observed.silent);
     gauge("mainstay_timeline", "The server's timeline.", u64::from(local.observed.timeline.unwrap_or_default().0));
     gauge("mainstay_log_end_bytes", "How far the server's log reaches.", local.observed.end.unwrap_or_default().0);
     gauge(

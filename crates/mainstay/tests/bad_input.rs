@@ -109,6 +109,23 @@ const FILES: &[Row] = &[
         &["there is no cluster", "{}/none/mainstay.toml", "mainstay up"],
     ),
     row("no file", nothing, "failover --config {}/x.toml", 1, &["there is no cluster", "{}/x.toml", "--config"]),
+    row(
+        "no file to apply",
+        nothing,
+        "apply --file {}/x.toml --check",
+        1,
+        &["there is no cluster", "{}/x.toml", "--file"],
+    ),
+    row(
+        "a plan that is none",
+        |home| {
+            home.file("");
+            home.write("plan.json", "{}", 0o644);
+        },
+        "apply --file {}/mainstay.toml --plan {}/plan.json --check",
+        2,
+        &["it is no plan of ours", "mainstay plan --json"],
+    ),
     row("a directory instead of a file", good, "status --config {}", 1, &["can not be read", "Is a directory"]),
     row(
         "no text",

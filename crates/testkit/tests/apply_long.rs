@@ -158,7 +158,17 @@ fn settings_change_and_a_node_goes() {
     bed.applied(&[]);
     let changed = file(&[1, 2, 3], "max_connections = 120\n[failover]\nlease_ms = 3500\n");
     bed.write(&changed);
-    let first = bed.applied(&[]);
+    // A plan that was looked at is carried out once; then it is stale.
+    let planned = bed.command(&["plan", "--config", FILE, "--json"]).output().unwrap();
+    assert!(planned.status.success(), "{planned:?}");
+    std::fs::write(bed.admin.home("plan.json"), &planned.stdout).unwrap();
+    let first = bed.applied(&["--plan", "/root/plan.json"]);
+    let stale = bed.apply(&["--plan", "/root/plan.json"]);
+    assert!(
+        stale.code == Some(3) && stale.said.contains("made against generation 1, and now there is generation 2"),
+        "{}",
+        stale.said
+    );
     assert!(first.said.contains("max_connections"), "{}", first.said);
     let shown = bed.command(&["connect", "--config", FILE, "--", "-Atc", "show max_connections"]).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&shown.stdout).trim(), "120");

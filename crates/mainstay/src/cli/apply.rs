@@ -11,7 +11,8 @@ use std::path::PathBuf;
                   nothing is done on any host. A run that ended half-way is simply typed again; where everything is as the file says nothing is changed.\n\n\
                   pki/ and secrets/ of the cluster lie beside the file: keep them with it.\n\n\
                   Examples:\n  mainstay apply\n  mainstay apply --file orders/mainstay.toml --user admin --sudo-password ~/.sudo-password\n  \
-                  mainstay apply --check\n  mainstay apply --remove --yes --json"
+                  mainstay apply --check\n  \
+                  mainstay plan --config mainstay.toml --json > plan.json && mainstay apply --plan plan.json\n  mainstay apply --remove --yes --json"
 )]
 pub(crate) struct Apply {
     /// The cluster's file
@@ -20,6 +21,9 @@ pub(crate) struct Apply {
     /// Look and say what would be done, and do nothing; the exit status is 3 if there is something to do
     #[arg(long)]
     pub(crate) check: bool,
+    /// A plan that was looked at (`mainstay plan --json > FILE`): refuse if the file or what is in force has changed since
+    #[arg(long, value_name = "FILE")]
+    pub(crate) plan: Option<PathBuf>,
     /// Let it install PostgreSQL from the distribution (Debian, Ubuntu) where it is missing
     #[arg(long)]
     pub(crate) packages: bool,

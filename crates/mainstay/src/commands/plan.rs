@@ -15,6 +15,7 @@ use mainstay_model::config::render;
 use mainstay_model::config_assign::difference;
 use mainstay_model::drill::{DrillKind, DrillsAnswer};
 use mainstay_model::spec::Spec;
+use mainstay_model::stored_spec::fingerprint;
 use mainstay_plan::day::Day;
 use mainstay_plan::refusal::Contradiction;
 use mainstay_plan::whatif::WhatIf;
@@ -50,6 +51,22 @@ pub(crate) enum Basis {
     File,
     /// What is in force, if the cluster tells it: that is what is.
     InForce,
+}
+
+/// What a plan was made from: `apply --plan` refuses one that no longer fits.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct MadeFrom {
+    /// The file's fingerprint.
+    pub(crate) file: String,
+    /// What was in force; `None`: nothing yet, or nobody was asked.
+    pub(crate) generation: Option<u64>,
+}
+
+impl MadeFrom {
+    /// This file, against this generation.
+    pub(crate) fn of(spec: &Spec, generation: Option<u64>) -> Self {
+        Self { file: format!("{:016x}", fingerprint(spec)), generation }
+    }
 }
 
 /// Today, by this host's clock, in its time zone.
@@ -159,6 +176,7 @@ pub(crate) async fn run(options: Plan, global: Global) -> Outcome {
         output::object(&json!({
             "cluster": made.report.cluster, "date": made.report.date, "summary": made.report.summary, "risks": risks(&facts),
             "sections": made.report.sections, "spec": made.spec, "written": written,
+            "made_from": MadeFrom::of(&gathered.target.spec, gathered.running.as_ref().map(|running| running.generation)),
         }));
         return Ok(());
     }

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 /// How long systemd may take for a unit: an agent that hands over ends within a minute.
 const SYSTEMCTL: Duration = Duration::from_secs(90);
 /// How long an agent may take to be there as a process.
-const THERE: Duration = Duration::from_secs(15);
+const THERE: Duration = Duration::from_secs(30);
 /// How long it may take to end in order.
 const GONE: Duration = Duration::from_secs(75);
 /// How long an agent may take to begin anew: it looks at file, certificates and program first.

@@ -271,6 +271,7 @@ async fn conclude(
         report
             .wrong(format!("the ledger: refused and there {:?}, there twice {:?}", verdict.undead, verdict.duplicated));
     }
+    report.anomalous("history", loss::false_rewinds(&events));
     judge_losses(report, &events, &verdict.lost, &single.lost);
     judge_workloads(report, &workloads, cluster.shape.durability);
     let found = lineage::wrong(&looks, &events, &samples, first.cluster.term.0);

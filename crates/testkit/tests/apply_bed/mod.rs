@@ -115,9 +115,19 @@ impl Bed {
         }
     }
 
+    /// How the cluster is, once every node does its part; after a minute as it is. A busy machine lets an answer be late.
     pub(crate) fn status(&self) -> Value {
-        let output = self.command(&["status", "--json", "--config", FILE]).output().unwrap();
-        serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
+        let begun = Instant::now();
+        loop {
+            let output = self.command(&["status", "--json", "--config", FILE]).output().unwrap();
+            let status: Value = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
+            let nodes = status["nodes"].as_array().map_or(0, Vec::len);
+            let whole = nodes > 0 && names(&status).len() == nodes && status["cluster"]["writable"] == true;
+            if whole || begun.elapsed() > Duration::from_secs(60) {
+                return status;
+            }
+            std::thread::sleep(Duration::from_millis(300));
+        }
     }
 
     /// Nothing of ours is on this host.

@@ -259,7 +259,7 @@ pub fn restore(repository: &Repository, plan: &Plan, to: &Destination) -> Result
     let (last, first): (Vec<&Extent>, Vec<&Extent>) = plan.base.extents.iter().partition(|extent| of_control(extent));
     // From two places of the backup in turn: threads that write into one file wait for each other.
     let half = first.len().div_ceil(2);
-    let turn = |at: usize| first.get(if at % 2 == 0 { at / 2 } else { half + at / 2 });
+    let turn = |at: usize| first.get(if at.is_multiple_of(2) { at / 2 } else { half + at / 2 });
     work.in_threads(first.len(), |at| turn(at).map_or(Ok(()), |extent| work.extent(extent)))?;
     work.in_threads(plan.log.len(), |at| plan.log.get(at).map_or(Ok(()), |segment| work.segment(*segment)))?;
     work.histories(plan)?;

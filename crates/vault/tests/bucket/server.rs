@@ -149,7 +149,7 @@ impl State {
             return Some(fault);
         }
         let (every, faults) = self.storm.as_ref()?;
-        (self.counted % every == 0).then(|| faults[(self.counted / every) % faults.len()].clone())
+        self.counted.is_multiple_of(*every).then(|| faults[(self.counted / every) % faults.len()].clone())
     }
 
     fn store(&mut self, name: &str, object: Object, only_new: bool) -> Answer {

@@ -80,21 +80,27 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
+/// One of several works, and what came of it.
+struct Each<F: Future> {
+    work: Pin<Box<F>>,
+    out: Option<F::Output>,
+}
+
 /// All of them side by side, each to its end, in this thread.
 pub(super) async fn together<F: Future>(work: impl IntoIterator<Item = F>) -> Vec<F::Output> {
-    let mut all: Vec<(Pin<Box<F>>, Option<F::Output>)> = work.into_iter().map(|each| (Box::pin(each), None)).collect();
+    let mut all: Vec<Each<F>> = work.into_iter().map(|work| Each { work: Box::pin(work), out: None }).collect();
     std::future::poll_fn(|context| {
         let mut waits = false;
-        for (work, out) in all.iter_mut().filter(|(_, out)| out.is_none()) {
-            match work.as_mut().poll(context) {
-                Poll::Ready(done) => *out = Some(done),
+        for each in all.iter_mut().filter(|each| each.out.is_none()) {
+            match each.work.as_mut().poll(context) {
+                Poll::Ready(out) => each.out = Some(out),
                 Poll::Pending => waits = true,
             }
         }
         if waits { Poll::Pending } else { Poll::Ready(()) }
     })
     .await;
-    all.into_iter().filter_map(|(_, out)| out).collect()
+    all.into_iter().filter_map(|each| each.out).collect()
 }
 
 impl Fleet {

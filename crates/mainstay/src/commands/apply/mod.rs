@@ -10,6 +10,7 @@ mod password;
 mod ssh;
 mod view;
 
+use super::plan::MadeFrom;
 use crate::cli::{Apply, Global};
 use crate::failure::{Failure, NOT_NOW, Outcome};
 use crate::local::processes::Lock;
@@ -23,7 +24,7 @@ use mainstay_model::status::Status;
 use mainstay_plan::apply::{Obstacle, Reasoned, Work, notes, work};
 use mainstay_ports::clock::boot_now;
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// How often it looks anew at most: bare hosts take two, and one to see that nothing is left.
 const PASSES_MOST: u32 = 6;
@@ -37,6 +38,8 @@ pub(super) struct Run {
     global: Global,
     fleet: Fleet,
     lines: Lines,
+    /// What the plan that was looked at was made from.
+    plan: Option<MadeFrom>,
     /// What was done.
     done: Vec<Reasoned>,
     verified: Vec<String>,
@@ -62,6 +65,7 @@ pub(crate) async fn run(options: Apply, global: Global) -> Outcome {
             Failure::not_now(format!("another apply works with {}", file.display())).hint("wait until it has ended")
         );
     };
+    let plan = options.plan.as_deref().map(read_plan).transpose()?;
     let program = Program::read(options.program.clone())?;
     let names: Vec<String> = target.spec.nodes.iter().map(|node| node.name.to_string()).collect();
     let fleet = Fleet::new(&options, program)?;
@@ -73,6 +77,7 @@ pub(crate) async fn run(options: Apply, global: Global) -> Outcome {
         fleet,
         lines: Lines::new(&names),
         done: Vec::new(),
+        plan,
         unkept: Vec::new(),
         verified: Vec::new(),
     };
@@ -86,6 +91,17 @@ pub(crate) async fn run(options: Apply, global: Global) -> Outcome {
     let status = outcome?;
     run.report(&status, boot_now().since(begun).0);
     Ok(())
+}
+
+fn read_plan(path: &Path) -> Outcome<MadeFrom> {
+    let shown = path.display();
+    let wrong = |why: String| {
+        Failure::usage(format!("--plan {shown}: {why}")).hint("write one with: mainstay plan --json > FILE")
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+    let plan: serde_json::Value = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
+    let made_from = plan.get("made_from").cloned().ok_or_else(|| wrong("it is no plan of ours".to_owned()))?;
+    serde_json::from_value(made_from).map_err(|error| wrong(error.to_string()))
 }
 
 /// Ends this process at once: a thread of it may wait for an answer at the terminal for ever.
@@ -115,6 +131,7 @@ impl Run {
                 Err(found) => return Err(self.refused(&found)),
             };
             if pass == 0 {
+                self.check_plan(&looked)?;
                 for (node, note) in notes(&wanted, &looked.inventory) {
                     output::errline(&format!("note: {node}: {note}"));
                 }
@@ -143,6 +160,25 @@ impl Run {
         }
         Err(Failure::failed(format!("after {PASSES_MOST} rounds there is still something to do"))
             .hint("mainstay apply --check says what; mainstay status and mainstay why say what the cluster waits for"))
+    }
+
+    /// The plan that was looked at must be of this file, and against what is in force now.
+    fn check_plan(&self, looked: &view::Looked) -> Outcome {
+        let Some(made_from) = &self.plan else { return Ok(()) };
+        let now = MadeFrom::of(&self.target.spec, looked.inventory.in_force.as_ref().map(|stored| stored.generation));
+        if *made_from == now {
+            return Ok(());
+        }
+        let number = |generation: Option<u64>| {
+            generation.map_or_else(|| "nothing in force".to_owned(), |number| format!("generation {number}"))
+        };
+        let what = if made_from.file == now.file {
+            format!("it was made against {}, and now there is {}", number(made_from.generation), number(now.generation))
+        } else {
+            "the file has changed since".to_owned()
+        };
+        Err(Failure::not_now(format!("the plan is stale: {what}; nothing was changed"))
+            .hint("plan anew, look at it, then apply"))
     }
 
     fn announce(&self, work: &Work) {

@@ -55,9 +55,9 @@ impl Run {
         let unseen = self.fleet.connect(&nodes).await?;
         let authority = self.authority()?;
         if !unseen.is_empty() {
-            inventory.hosts.extend(unseen.into_iter().map(|(node, why)| (node, Err(why))));
             // The others are not to be named as if they were amiss.
             inventory.hosts.extend(self.fleet.nodes().map(|node| (node.clone(), Ok(Default::default()))));
+            inventory.hosts.extend(unseen.into_iter().map(|(node, why)| (node, Err(why))));
             return Ok(Looked { inventory, session: None, authority });
         }
         self.look_at(&nodes, &self.text, first, &mut inventory).await;
@@ -118,12 +118,8 @@ impl Run {
         }
         let until = Instant::now() + TOLD;
         // A majority may need a moment; agents that are slow to answer are waited for as well, so that two looks see the same.
-        while Instant::now() < until
-            && (session.stored().is_none_or(|stored| stored.generation == 0) || session.specs.len() < running)
-        {
-            if session.specs.len() >= running && session.stored().is_some() {
-                break;
-            }
+        let told = |session: &Session| session.stored().is_some_and(|stored| stored.generation > 0);
+        while Instant::now() < until && !(told(&session) && session.specs.len() >= running) {
             tokio::time::sleep(EACH).await;
             session.refresh().await;
         }
@@ -139,7 +135,8 @@ impl Run {
         }
         inventory.files = session.specs.iter().map(|(node, answer)| (node.clone(), answer.file)).collect();
         inventory.waiting = super::super::restart::pending(&session);
-        inventory.in_force = session.stored().cloned();
+        // An agent whose store has none yet tells its own file, as number 0: that is nobody's wish.
+        inventory.in_force = session.stored().filter(|stored| stored.generation > 0).cloned();
         if let Ok(status) = session.status().await {
             inventory.primary = status.cluster.primary;
         }

@@ -1,7 +1,7 @@
 //! Asynchronous mode may lose acknowledged commits. Then what is reported as lost must cover what was measured.
 
 use mainstay_model::Event;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What the history reports of lost commits that may have been acknowledged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,6 +42,37 @@ pub fn wrong(measured: u64, events: &[Event]) -> Option<String> {
     })
 }
 
+/// Copies of which the history says that they were rewound, and later that the log which they were to lose was still there. A node does not
+/// believe its own rewind, and reads the log again; so nothing goes wrong with the data, but what was told is not what happened.
+#[must_use]
+pub fn false_rewinds(events: &[Event]) -> Vec<String> {
+    let mut diverged: BTreeMap<&str, (String, bool)> = BTreeMap::new();
+    let mut found = Vec::new();
+    for event in events {
+        let node = event.node.as_str();
+        if event.kind == "diverged" {
+            let end = event.text.strip_prefix("this log ends at ").and_then(|rest| rest.split(' ').next());
+            let end = end.unwrap_or_default().to_owned();
+            if diverged.get(node).is_some_and(|(before, claimed)| *claimed && *before == end) {
+                found.push(format!("{node} said that it was rewound, and its log to {end} diverges as before"));
+            }
+            diverged.insert(node, (end, false));
+        } else if let (Some((end, claimed)), "rewound" | "cloned") = (diverged.get_mut(node), event.kind.as_str()) {
+            match &event.lost {
+                None => *claimed |= event.kind == "rewound",
+                Some(lost) if *claimed && lost.to.to_string() == *end => {
+                    found.push(format!(
+                        "{node} said that it was rewound, and the log to {end} was there yet: {}",
+                        event.text
+                    ));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -64,5 +95,26 @@ mod tests {
         assert_eq!(wrong(4, &[lost(Some(3), true, 1), lost(Some(1), true, 90)]), None);
         assert!(wrong(1, &[lost(Some(3), false, 1)]).is_some(), "what was never acknowledged is no report");
         assert_eq!(wrong(1, &[lost(None, true, 1)]), None);
+    }
+
+    #[test]
+    fn a_rewind_that_did_not_happen_is_told_by_the_loss_that_comes_later() {
+        let told = |kind: &str, text: &str, lost: Option<Lost>| Event {
+            kind: kind.to_owned(),
+            text: text.to_owned(),
+            lost,
+            ..super::tests::lost(None, true, 1)
+        };
+        let at = |lsn| Position { timeline: Timeline(1), lsn: Lsn(lsn) };
+        let to = |lsn| Some(Lost { from: at(1), to: at(lsn), ..Lost::default() });
+        let diverged = || told("diverged", "this log ends at 1@0/20 and is no prefix of the leader's: rewind", None);
+        let honest = [diverged(), told("rewound", "kept", to(0x20)), told("rewound", "kept, told again", to(0x20))];
+        assert!(false_rewinds(&honest).is_empty(), "an agent that died tells it twice");
+        let older = [diverged(), told("rewound", "nothing new", None), told("cloned", "another log", to(0x30))];
+        assert!(false_rewinds(&older).is_empty());
+        let lied = [diverged(), told("rewound", "in words", None), told("cloned", "anew", to(0x20))];
+        assert_eq!(false_rewinds(&lied).len(), 1, "{:?}", false_rewinds(&lied));
+        let again = [diverged(), told("rewound", "in words", None), diverged()];
+        assert_eq!(false_rewinds(&again).len(), 1, "{:?}", false_rewinds(&again));
     }
 }
