@@ -38,6 +38,13 @@ impl Bed {
         let cluster = Cluster::new();
         cluster.json(&["up", "--nodes", "3", "--name", "orders", "--wait", "180"]);
         cluster.healthy();
+        // With a repository the pages name Mainstay's own commands instead.
+        cluster.json(&["set", "--unset", "vault.repository"]);
+        let file = cluster.dir.join("mainstay.toml");
+        let text = std::fs::read_to_string(&file).unwrap();
+        let without: Vec<&str> = text.lines().filter(|line| !line.starts_with("repository = ")).collect();
+        assert_ne!(without.len(), text.lines().count());
+        std::fs::write(&file, without.join("\n") + "\n").unwrap();
         let home = cluster.dir.parent().unwrap().to_owned();
         for name in ["etc", "sock"] {
             std::fs::create_dir(home.join(name)).unwrap();

@@ -162,7 +162,8 @@ fn every_command_that_a_plan_or_runbook_tells_is_one_that_the_program_takes() {
             for ours in ["mainstay restore --in-place", "mainstay verify"] {
                 assert_eq!(page.contains(ours), !vault.is_empty(), "{verb}: {ours}");
             }
-            assert!(page.contains("pg_basebackup") && page.contains("recovery.signal"), "{verb}");
+            let without_us = page.contains("pg_basebackup") && page.contains("recovery.signal");
+            assert!(without_us || (verb == "runbook" && !vault.is_empty()), "{verb}");
         }
         assert!(failed.is_empty(), "{}", failed.join("\n"));
         assert!(looked_at > 60, "only {looked_at} commands were found");

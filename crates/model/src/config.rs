@@ -284,6 +284,9 @@ fn render_proxy(out: &mut String, spec: &Spec) {
     }
     always("write_port", now.write_port.to_string());
     always("read_port", now.read_port.to_string());
+    if let Some(port) = now.metrics_port {
+        always("metrics_port", port.to_string());
+    }
     setting(out, "proxy.max_lag_bytes", now.max_lag_bytes, default.max_lag_bytes);
     setting(out, "proxy.hold_ms", now.hold_ms, default.hold_ms);
     setting(out, "proxy.max_connections", now.max_connections, default.max_connections);

@@ -92,6 +92,7 @@ fn full() -> Spec {
             queue_ms: 5,
             threads: 2,
             max_connections: 9,
+            metrics_port: Some(9127),
         },
         postgres: Postgres {
             bin_dir: Some("/usr/lib/postgresql/15/bin".into()),
@@ -108,6 +109,10 @@ fn full() -> Spec {
             backup_mb_s: 50,
             full_at: Some("0 2 * * 0".into()),
             incremental_at: Some("30 2 * * *".into()),
+            drill_at: Some("0 4 * * 3".into()),
+            drill_minutes: 30,
+            drill_query: Some("select \"n\" > 0 from t".into()),
+            drill_database: "orders".into(),
         },
         requirements: requirements(),
     }

@@ -42,7 +42,7 @@ pub(crate) fn care(facts: &Facts<'_>) -> String {
         );
     }
     let days = facts.asked().retention_days;
-    if vault.keep_days < u64::from(days) {
+    if vault.keep_days < days {
         let _ = writeln!(text, "# once: every moment of the restorable window\nmainstay set vault.keep_days={days}");
     }
     text.push_str(

@@ -1,0 +1,45 @@
+//! What is wrong with what proves the backups: drills that failed or are late, and a repository that nothing bounds.
+
+use super::{LATE_MS, List, Look};
+use crate::schedule;
+
+/// So much log is archived without a word when nothing makes backups by itself. Bytes.
+const UNBOUNDED: u64 = 8 << 30;
+
+impl Look<'_> {
+    /// Without a backup nothing can be restored, and nothing is ever removed from the repository.
+    pub(super) fn unbounded(&self, list: &mut List) {
+        let (state, vault) = (&self.beside.backup, &self.spec.vault);
+        let scheduled = vault.full_at.is_some() || vault.incremental_at.is_some();
+        let archived = self.beside.archive.as_ref().and_then(|archive| archive.archived).map_or(0, |at| at.lsn.0);
+        let since = state.last.as_ref().map_or(0, |last| last.start.lsn.0);
+        let log = archived.saturating_sub(since);
+        if vault.repository.is_none() || scheduled || state.running.is_some() || log < UNBOUNDED {
+            return;
+        }
+        let what = if state.last.is_some() {
+            "since the last backup"
+        } else {
+            "and there is no backup of which it could be replayed"
+        };
+        let evidence =
+            format!("no schedule makes backups: {} GiB of log were archived {what}, and nothing is removed", log >> 30);
+        let hint = "`mainstay set 'vault.full_at=0 2 * * 0'` (and vault.incremental_at), or `mainstay backup` now and then: vault.keep then bounds the repository";
+        list.add(("backup-unscheduled", "warning"), evidence, hint);
+    }
+
+    pub(super) fn drills(&self, list: &mut List) {
+        let (state, now) = (&self.beside.backup, self.beside.now_ms);
+        if let Some((drill, why)) = state.drill.as_ref().and_then(|drill| Some((drill, drill.problem.as_ref()?))) {
+            let on = drill.node.as_ref().map_or_else(String::new, |node| format!(" on {node}"));
+            let evidence = format!("the last restore drill{on} failed: {why}");
+            let hint = "until one passes nobody knows whether the backups can be restored: mend what it says, then `mainstay verify --drill`";
+            list.dated(("drill-failed", "critical"), evidence, hint, Some(drill.ended_ms));
+        }
+        let due = schedule::drill_due(&self.spec.vault, state, now).filter(|_| state.running.is_none());
+        let Some(since) = due.filter(|at| now.saturating_sub(*at) > LATE_MS) else { return };
+        let evidence = "a restore drill is due by the schedule and has not begun".to_owned();
+        let hint = "`mainstay archive status` shows what goes on; `mainstay verify --drill` holds one now";
+        list.dated(("drill-overdue", "warning"), evidence, hint, Some(since));
+    }
+}
