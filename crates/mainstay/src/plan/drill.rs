@@ -217,7 +217,8 @@ mod tests {
     use mainstay_model::status::Problem;
 
     fn with<T>(change: impl FnOnce(&mut Spec, &mut Status), judge: impl FnOnce(&Known<'_>) -> T) -> T {
-        let nodes = ["db1", "db2", "db3"].map(|name| format!("[[node]]\nname = \"{name}\"\nhost = \"{name}.example\"\n"));
+        let nodes =
+            ["db1", "db2", "db3"].map(|name| format!("[[node]]\nname = \"{name}\"\nhost = \"{name}.example\"\n"));
         let text = format!("[cluster]\nname = \"main\"\n[proxy]\non_nodes = false\n{}", nodes.join(""));
         let mut spec = mainstay_model::config::parse(&text, crate::local::engine::owned_parameters()).unwrap();
         let mut status =
