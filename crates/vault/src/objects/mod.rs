@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn what_a_killed_process_left_half_written_is_removed_when_it_is_old() {
-        use std::time::{Duration, SystemTime};
+        use std::time::Duration;
         let dir = tempfile::tempdir().unwrap();
         let store = Folder::open(dir.path()).unwrap();
         put(&store, "a/one", b"1");
@@ -159,7 +159,7 @@ mod tests {
         let unfinished = dir.path().join(".unfinished");
         for name in ["7-1-0", "7-1-1"] {
             let file = std::fs::File::create(unfinished.join(name)).unwrap();
-            file.set_modified(SystemTime::now() - Duration::from_secs(90_000)).unwrap();
+            file.set_modified(file.metadata().unwrap().modified().unwrap() - Duration::from_secs(90_000)).unwrap();
         }
         assert_eq!(store.sweep_unfinished(Duration::from_secs(86_400)).unwrap(), 2);
         assert_eq!(std::fs::read_dir(&unfinished).unwrap().count(), 1, "only the one that goes on");

@@ -35,10 +35,13 @@ struct Object {
     mark: String,
 }
 
+/// The key, what becomes of it, and the parts by number.
+type Upload = (String, Object, BTreeMap<usize, Vec<u8>>);
+
 #[derive(Default)]
 struct State {
     objects: BTreeMap<String, Object>,
-    uploads: BTreeMap<String, (String, Object, BTreeMap<usize, Vec<u8>>)>,
+    uploads: BTreeMap<String, Upload>,
     faults: VecDeque<Fault>,
     /// Every so many requests one of these, in turn.
     storm: Option<(usize, Vec<Fault>)>,
