@@ -90,6 +90,7 @@ pub(crate) fn pack(root: &Path) -> Result<PathBuf> {
     put(&inside.join("control"), &control, 0o644)?;
     let scripts = [("postinst", AFTER), ("prerm", BEFORE_REMOVAL), ("postrm", AFTER_REMOVAL)];
     scripts.iter().try_for_each(|(name, text)| put(&inside.join(name), text, 0o755))?;
+    set_mode(&inside, 0o755)?;
     let package = target.join(format!("debian/{NAME}_{version}_{}.deb", architecture.trim()));
     let mut build = Command::new("dpkg-deb");
     build.args(["--root-owner-group", "--build"]).arg(&tree).arg(&package).stdout(Stdio::null());
@@ -129,8 +130,10 @@ fn fill(root: &Path, tree: &Path, program: &Path) -> Result<()> {
     std::fs::create_dir_all(&manual).context("make the directory of the manual pages")?;
     finish(Command::new(program).args(["manual", "--to"]).arg(&manual))?;
     let doc = tree.join("usr/share/doc").join(NAME);
-    for page in files(&root.join("docs"))?.iter().filter(|page| page.extension().is_some_and(|end| end == "md")) {
-        copy(page, &doc.join(page.file_name().unwrap_or_default()), 0o644)?;
+    for (from, to) in [("docs", doc.clone()), ("docs/adr", doc.join("adr"))] {
+        for page in files(&root.join(from))?.iter().filter(|page| page.extension().is_some_and(|end| end == "md")) {
+            copy(page, &to.join(page.file_name().unwrap_or_default()), 0o644)?;
+        }
     }
     copy(&root.join("CHANGELOG.md"), &doc.join("changelog"), 0o644)?;
     put(&doc.join("copyright"), COPYRIGHT, 0o644)?;

@@ -17,6 +17,8 @@ const END_TO_END: &str = "mainstay-testkit";
 pub(crate) fn test(root: &Path) -> Result<()> {
     let began = Instant::now();
     packages::ensure()?;
+    // Before the first test: some of them need what virtual hosts are made with.
+    let hosts = packages::ensure_hosts()?;
     tools(root)?;
     run("format", &mut cargo(root, &["fmt", "--all", "--check"]))?;
     step("tidy", || tidy::check(root))?;
@@ -33,7 +35,7 @@ pub(crate) fn test(root: &Path) -> Result<()> {
     } else {
         println!("── package: this system has no dpkg-deb; left out");
     }
-    if packages::ensure_hosts()? {
+    if hosts {
         closing.push(virtual_hosts(root)?);
         closing.push(apply(root)?);
         closing.push(chaos(root)?);
