@@ -39,6 +39,18 @@ fn make_dir(path: &Path) -> Result<(), ObjectError> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| failed(path, &e))
 }
 
+/// Makes the directories between the folder and a file, and never the folder: one that has just gone away must not come back empty in its place.
+fn make_below(root: &Path, dir: &Path) -> Result<(), ObjectError> {
+    let below: Vec<&Path> = dir.ancestors().take_while(|dir| *dir != root && dir.starts_with(root)).collect();
+    for dir in below.into_iter().rev() {
+        match DirBuilder::new().mode(0o700).create(dir) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(failed(dir, &error)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 fn sync_dir(path: &Path) -> Result<(), ObjectError> {
     File::open(path).and_then(|dir| dir.sync_all()).map_err(|e| failed(path, &e))
 }
@@ -215,7 +227,7 @@ impl Upload for FolderUpload {
         self.file.sync_all().map_err(|e| failed(&self.temporary, &e))?;
         let parent = self.target.parent().unwrap_or(&self.root).to_owned();
         let new_dirs = !parent.exists();
-        make_dir(&parent)?;
+        make_below(&self.root, &parent)?;
         let here = rustix::fs::CWD;
         let outcome = match renameat_with(here, &self.temporary, here, &self.target, RenameFlags::NOREPLACE) {
             Ok(()) => Committed::Created,

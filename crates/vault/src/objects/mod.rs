@@ -168,6 +168,20 @@ mod tests {
     }
 
     #[test]
+    fn p21_a_folder_that_goes_away_under_a_write_is_not_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let (here, away) = (dir.path().join("here"), dir.path().join("away"));
+        let store = Folder::open(&here).unwrap();
+        let mut upload = store.create(&Key::new("a/b/one").unwrap()).unwrap();
+        upload.write(b"1").unwrap();
+        std::fs::rename(&here, &away).unwrap();
+        assert!(matches!(upload.commit(), Err(ObjectError::Unreachable(_))));
+        assert!(!here.exists(), "an empty repository stands in the place of the one that is away");
+        std::fs::rename(&away, &here).unwrap();
+        assert_eq!(put(&store, "a/b/one", b"1"), Committed::Created);
+    }
+
+    #[test]
     fn p21_a_folder_that_is_not_there_is_unreachable_and_its_objects_are_not_missing() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("repository");
