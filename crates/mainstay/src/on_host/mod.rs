@@ -70,6 +70,17 @@ pub(super) fn target(text: &str) -> Outcome<Target> {
     Ok(Target { config, spec, layout: ClusterLayout::new(dir), identity: None })
 }
 
+/// Which node the agent's settings here name.
+pub(super) fn named() -> Option<String> {
+    let settings = std::fs::read_to_string(SETTINGS).ok()?;
+    settings.lines().find_map(|line| Some(line.strip_prefix("MAINSTAY_NODE=")?.to_owned()))
+}
+
+/// Of which cluster the file here is, if there is one that can be read.
+pub(super) fn config_of() -> Option<String> {
+    Target::read(Path::new(CONFIG)).ok().map(|known| known.spec.cluster.name.to_string())
+}
+
 /// Is systemd this host's service manager?
 pub(super) fn systemd() -> bool {
     Path::new("/run/systemd/system").is_dir()

@@ -127,8 +127,10 @@ fn process(pid: u32, node: &NodeId) -> Option<Process> {
 /// Ends the agent of a node that was taken out, and lets it not be started again. Data and certificates stay.
 ///
 /// # Errors
-/// When it does not end.
+/// When it does not end; when the host is another node's, whose agent is not ours to end.
 pub(crate) async fn retire(task: &Task) -> Outcome<Value> {
+    let cluster = target(&task.file)?.spec.cluster.name.to_string();
+    whose(task.node.as_str(), &cluster, super::named().as_deref(), super::config_of().as_deref())?;
     let agent = running_agent(&task.node, Path::new(CONFIG)).and_then(|pid| process(pid, &task.node));
     if systemd() {
         systemctl(&["disable", "--now", UNIT]).await?;
@@ -145,6 +147,36 @@ pub(crate) async fn retire(task: &Task) -> Outcome<Value> {
     if ended { Ok(json!({ "retired": true })) } else { Err(Failure::failed("the agent does not end")) }
 }
 
+/// The unit, and whoever keeps the agent, are the host's: they are this node's only as long as settings and file say so.
+fn whose(node: &str, cluster: &str, named: Option<&str>, config_of: Option<&str>) -> Outcome {
+    if (named, config_of) == (Some(node), Some(cluster)) {
+        return Ok(());
+    }
+    let what = match (named, config_of) {
+        (Some(named), Some(of)) => format!("it is {named} of the cluster {of}"),
+        _ => "its settings and its file do not say whose it is".to_owned(),
+    };
+    Err(Failure::not_now(format!(
+        "this host is not {node} of the cluster {cluster} any more: {what}; nothing was done"
+    )))
+}
+
 async fn gone(processes: Vec<Process>) -> bool {
     tokio::task::spawn_blocking(|| wait_gone(processes, GONE).is_empty()).await.unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::whose;
+
+    #[test]
+    fn only_the_nodes_own_host_is_its() {
+        assert!(whose("db3", "orders", Some("db3"), Some("orders")).is_ok());
+        for (named, of) in
+            [(Some("db3"), Some("bills")), (Some("db4"), Some("orders")), (None, Some("orders")), (Some("db3"), None)]
+        {
+            let refused = whose("db3", "orders", named, of).unwrap_err().error;
+            assert!(refused.contains("nothing was done"), "{refused}");
+        }
+    }
 }

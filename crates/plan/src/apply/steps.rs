@@ -227,7 +227,12 @@ fn running(wanted: &Wanted<'_>, inventory: &Inventory, in_force: &Spec, work: &m
     settings(wanted, inventory, in_force, work);
     for node in in_force.nodes.iter().filter(|node| wanted.spec.node(&node.name).is_none()) {
         work.stage(vec![because(Step::Remove(node.name.clone()), "the file does not list it")]);
-        if inventory.host(&node.name).is_some() {
+        // A host that serves another node by now, or another cluster, has no agent of this one: its unit is left alone.
+        let own = |host: &Host| {
+            host.named.as_deref() == Some(node.name.as_str())
+                && host.config_of.as_deref() == Some(wanted.spec.cluster.name.as_str())
+        };
+        if inventory.host(&node.name).is_some_and(own) {
             work.stage(vec![because(Step::Retire(node.name.clone()), "it is taken out")]);
         }
     }

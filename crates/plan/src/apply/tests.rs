@@ -342,3 +342,24 @@ fn what_stands_in_the_way_is_told_and_nothing_is_done() {
     strange.authority = false;
     assert!(told(&strange, &file).contains("not beside this file"));
 }
+
+#[test]
+fn a_host_that_serves_another_node_by_now_is_left_alone() {
+    let world = made(&[1, 2, 3], 3);
+    let names = |change: &dyn Fn(&mut Host)| {
+        let mut world = world.clone();
+        change(world.host(&name(3)));
+        let work = world.decide(&text(&[1, 2], ""), true).unwrap();
+        work.steps().map(|each| each.step.name()).collect::<Vec<_>>()
+    };
+    let own = names(&|_| {});
+    assert!(own.contains(&"remove") && own.contains(&"retire"), "{own:?}");
+    let changes: [&dyn Fn(&mut Host); 3] =
+        [&|host| host.named = Some("db4".into()), &|host| host.config_of = Some("bills".into()), &|host| {
+            (host.named, host.config_of) = (None, None)
+        }];
+    for change in changes {
+        let steps = names(change);
+        assert!(steps.contains(&"remove") && !steps.contains(&"retire"), "{steps:?}");
+    }
+}
