@@ -1,6 +1,7 @@
 //! Hosts over the user's own ssh program: one connection per host, opened once and shared by everything that is done there.
 //!
-//! What the user's configuration says counts (keys, agents, jump hosts, known hosts); host keys are always checked. The connection is held by a
+//! What the user's configuration says counts (keys, agents, jump hosts, known hosts); host keys are always checked, those of jump hosts
+//! as that configuration says. The connection is held by a
 //! program there that reads until its input ends, so that it ends with this process however that ends. A password for sudo goes through
 //! standard input as its first line; neither it nor anything else that is secret is ever an argument.
 
@@ -111,6 +112,8 @@ impl Ssh {
         }
         for option in [
             "BatchMode=yes",
+            // Passwords and tokens go through this connection: no configuration may let an unknown host have them.
+            "StrictHostKeyChecking=yes",
             "ControlPersist=no",
             "ForwardAgent=no",
             "ServerAliveInterval=5",
@@ -502,6 +505,16 @@ mod tests {
             assert!(unseen.hint.contains(hint), "{said}: {unseen:?}");
             assert!(unseen.error.starts_with("db1 can not be reached: "), "{unseen:?}");
         }
+    }
+
+    #[test]
+    fn a_host_key_is_checked_whatever_the_configuration_says() {
+        let ssh = Ssh::new(None, None).unwrap();
+        let mut command = std::process::Command::new("ssh");
+        command.args(["-F", "none", "-G"]).args(&ssh.options).args(["-o", "StrictHostKeyChecking=no", "db1"]);
+        let Ok(shown) = command.output() else { return };
+        let shown = String::from_utf8(shown.stdout).unwrap();
+        assert!(shown.contains("stricthostkeychecking true") || shown.contains("stricthostkeychecking yes"), "{shown}");
     }
 
     #[test]
