@@ -27,7 +27,7 @@ pub enum Step {
     Join(NodeId),
     /// The same over certificates that are there.
     Renew(NodeId),
-    /// Start the agent, and let it be kept.
+    /// Start the agent if it does not run, and let it be kept.
     Start(NodeId),
     /// Wait until a node that was added votes and does its part.
     Await(NodeId),
@@ -186,6 +186,8 @@ fn from_the_start(wanted: &Wanted<'_>, inventory: &Inventory, began: bool, work:
         if host.agent.is_none() {
             let why = if began { "its agent does not run" } else { "the node is new" };
             started.push(because(Step::Start(node.name.clone()), why));
+        } else {
+            started.extend(unkept(&node.name, host));
         }
     }
     work.stage(prepared);
@@ -241,8 +243,22 @@ fn running(wanted: &Wanted<'_>, inventory: &Inventory, in_force: &Spec, work: &m
     work.stage(configured_too.filter_map(|(node, host)| configured(wanted, node, host)).collect());
     for (node, host) in hosts().filter(|(node, host)| known(node) && host.agent.is_some()) {
         work.stage(certified(wanted, node, host).into_iter().collect());
+        work.stage(unkept(node, host).into_iter().collect());
         work.stage(reload(wanted, inventory, node, host).into_iter().collect());
     }
+}
+
+/// An agent that runs, and that nobody starts again.
+fn unkept(node: &NodeId, host: &Host) -> Option<Reasoned> {
+    host.agent?;
+    let why = if !host.kept {
+        "nobody starts its agent again when that dies"
+    } else if host.systemd && !host.enabled {
+        "its agent is not started with the host"
+    } else {
+        return None;
+    };
+    Some(because(Step::Start(node.clone()), why))
 }
 
 /// Program and packages: nothing of the cluster sees them yet.

@@ -123,7 +123,10 @@ impl World {
                     matches!(host.papers, Papers::Whole { .. }) && host.named.is_some(),
                     "{node} starts unprepared"
                 );
-                assert!(host.agent.is_none());
+                (host.enabled, host.kept) = (host.systemd, true);
+                if host.agent.is_some() {
+                    return;
+                }
                 host.agent = Some(Agent { pid: 1, current: true });
                 let config = host.config.clone().unwrap();
                 self.read.insert(node.clone(), config);
@@ -153,7 +156,10 @@ impl World {
                 self.propose(spec);
                 self.voters.retain(|known| known != node);
             }
-            Step::Retire(node) => self.host(node).agent = None,
+            Step::Retire(node) => {
+                let host = self.host(node);
+                (host.agent, host.enabled, host.kept) = (None, false, false);
+            }
             Step::Restart | Step::Packages(_) => {}
         }
     }
@@ -254,6 +260,11 @@ fn nothing_is_done_where_everything_is_as_it_should_be() {
     assert_eq!(steps(&|world| world.host(&name(2)).agent = Some(Agent { pid: 7, current: false })), "reload db2");
     assert_eq!(steps(&|world| world.host(&name(3)).agent = None), "start db3");
     assert_eq!(steps(&|world| world.host(&name(1)).unit = None), "configure db1");
+    assert_eq!(steps(&|world| world.host(&name(2)).enabled = false), "start db2");
+    assert_eq!(steps(&|world| world.host(&name(2)).kept = false), "start db2");
+    // Without systemd there is nothing to enable.
+    let bare = |host: &mut Host| (host.systemd, host.enabled, host.unit) = (false, false, None);
+    assert_eq!(steps(&|world| world.hosts.values_mut().for_each(bare)), "");
     assert_eq!(
         steps(&|world| world.hosts.values_mut().for_each(|host| host.agent = None)),
         "start db1, start db2, start db3"
