@@ -1,6 +1,6 @@
 //! What there is of a node on this host. Changes nothing.
 
-use super::{CONFIG, Task, UNIT, program, systemd, target, unit_text};
+use super::{CONFIG, PACKAGED, PROGRAM, Task, UNIT, program, systemd, target, unit_text};
 use crate::failure::{Failure, Outcome};
 use crate::host::{Seen, gather};
 use crate::local::keys::Member;
@@ -49,7 +49,7 @@ pub(crate) async fn look(task: &Task) -> Outcome<Host> {
         unit: if systemd { unit_text() } else { None },
         enabled: systemd && super::service::systemctl(&["is-enabled", "--quiet", UNIT]).await.is_ok(),
         kept: super::service::kept(&seen.target).await,
-        agent: agent.map(|pid| Agent { pid, current: is_current(pid) }),
+        agent: agent.map(|pid| Agent { pid, current: is_current(pid), elsewhere: is_elsewhere(pid) }),
         papers,
         store: layout.spec_cache().exists(),
         removed: layout.removed().exists(),
@@ -69,6 +69,14 @@ fn is_current(pid: u32) -> bool {
     let file = |path: PathBuf| std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
     let running = file(PathBuf::from(format!("/proc/{pid}/exe")));
     running.is_some() && running == file(PathBuf::from(program()))
+}
+
+/// Was the process started from another place than the program's?
+fn is_elsewhere(pid: u32) -> bool {
+    let place = std::fs::read_link(format!("/proc/{pid}/exe")).ok();
+    // The kernel says so of a file that was replaced.
+    let place = place.as_ref().and_then(|place| place.to_str()).map(|place| place.trim_end_matches(" (deleted)"));
+    place.is_some_and(|place| [PROGRAM, PACKAGED].contains(&place) && place != program())
 }
 
 /// The certificates that `join` makes.

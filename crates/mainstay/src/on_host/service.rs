@@ -81,6 +81,19 @@ pub(crate) async fn start(task: &Task) -> Outcome<Value> {
     }
 }
 
+/// Ends the agent and its server in order, and starts it from the program's place: one that begins anew stays in its old place.
+///
+/// # Errors
+/// When it does not end, or is not there again in time.
+pub(crate) async fn restart(task: &Task) -> Outcome<Value> {
+    if systemd() {
+        systemctl(&["restart", UNIT]).await?;
+    } else {
+        end(task).await?;
+    }
+    start(task).await
+}
+
 /// Lets the agent begin anew with the program and the file that are there now. Its server goes on.
 ///
 /// # Errors
@@ -131,6 +144,12 @@ fn process(pid: u32, node: &NodeId) -> Option<Process> {
 pub(crate) async fn retire(task: &Task) -> Outcome<Value> {
     let cluster = target(&task.file)?.spec.cluster.name.to_string();
     whose(task.node.as_str(), &cluster, super::named().as_deref(), super::config_of().as_deref())?;
+    end(task).await?;
+    Ok(json!({ "retired": true }))
+}
+
+/// Ends the agent, and whoever keeps it.
+async fn end(task: &Task) -> Outcome {
     let agent = running_agent(&task.node, Path::new(CONFIG)).and_then(|pid| process(pid, &task.node));
     if systemd() {
         systemctl(&["disable", "--now", UNIT]).await?;
@@ -144,7 +163,7 @@ pub(crate) async fn retire(task: &Task) -> Outcome<Value> {
         Some(agent) => gone(vec![agent]).await,
         None => true,
     };
-    if ended { Ok(json!({ "retired": true })) } else { Err(Failure::failed("the agent does not end")) }
+    if ended { Ok(()) } else { Err(Failure::failed("the agent does not end")) }
 }
 
 /// The unit, and whoever keeps the agent, are the host's: they are this node's only as long as settings and file say so.

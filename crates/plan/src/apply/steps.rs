@@ -37,6 +37,8 @@ pub enum Step {
     Restart,
     /// Let the agent begin anew with program and file, its server untouched.
     Reload(NodeId),
+    /// End agent and server in order and start them again, because the program is in another place now.
+    Move(NodeId),
     /// Write a generation without this node, and wait until nothing counts on it.
     Remove(NodeId),
     /// End the agent of a node that was taken out; its data stay.
@@ -50,7 +52,7 @@ impl Step {
         match self {
             Self::Packages(node) | Self::Program(node) | Self::Configure(node) | Self::Add(node) => Some(node),
             Self::Join(node) | Self::Renew(node) | Self::Start(node) | Self::Await(node) => Some(node),
-            Self::Reload(node) | Self::Remove(node) | Self::Retire(node) => Some(node),
+            Self::Reload(node) | Self::Move(node) | Self::Remove(node) | Self::Retire(node) => Some(node),
             Self::Authority | Self::Change(_) | Self::Restart => None,
         }
     }
@@ -71,6 +73,7 @@ impl Step {
             Self::Change(_) => "change",
             Self::Restart => "restart",
             Self::Reload(_) => "reload",
+            Self::Move(_) => "move",
             Self::Remove(_) => "remove",
             Self::Retire(_) => "retire",
         }
@@ -92,6 +95,7 @@ impl Step {
             Self::Change(keys) => format!("change {}", keys.join(", ")),
             Self::Restart => "restart servers one after the other, if a parameter waits for it".into(),
             Self::Reload(_) => "let the agent begin anew, its server untouched".into(),
+            Self::Move(_) => "restart agent and server, a primary handing over first".into(),
             Self::Remove(_) => "take it out of the nodes".into(),
             Self::Retire(_) => "end its agent; its data stay".into(),
         }
@@ -348,6 +352,9 @@ pub fn kept(in_force: &Spec, file: &Spec) -> Spec {
 
 fn reload(wanted: &Wanted<'_>, inventory: &Inventory, node: &NodeId, host: &Host) -> Option<Reasoned> {
     let agent = host.agent?;
+    if agent.elsewhere {
+        return Some(because(Step::Move(node.clone()), "its program is in another place now"));
+    }
     let why = if host.program.as_deref() != Some(wanted.program) || !agent.current {
         "it runs another program"
     } else if host.config.as_deref() != Some(wanted.text) {

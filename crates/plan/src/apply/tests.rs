@@ -127,7 +127,7 @@ impl World {
                 if host.agent.is_some() {
                     return;
                 }
-                host.agent = Some(Agent { pid: 1, current: true });
+                host.agent = Some(Agent { pid: 1, current: true, elsewhere: false });
                 let config = host.config.clone().unwrap();
                 self.read.insert(node.clone(), config);
             }
@@ -144,9 +144,9 @@ impl World {
                 let new = kept(&self.stored.clone().unwrap().spec, &file);
                 self.propose(new);
             }
-            Step::Reload(node) => {
+            Step::Reload(node) | Step::Move(node) => {
                 let host = self.host(node);
-                host.agent = Some(Agent { pid: 1, current: true });
+                host.agent = Some(Agent { pid: 1, current: true, elsewhere: false });
                 let config = host.config.clone().unwrap();
                 self.read.insert(node.clone(), config);
             }
@@ -257,7 +257,12 @@ fn nothing_is_done_where_everything_is_as_it_should_be() {
             .join(", ")
     };
     assert_eq!(steps(&|world| world.host(&name(2)).program = Some("old".into())), "program db2, reload db2");
-    assert_eq!(steps(&|world| world.host(&name(2)).agent = Some(Agent { pid: 7, current: false })), "reload db2");
+    assert_eq!(
+        steps(&|world| world.host(&name(2)).agent = Some(Agent { pid: 7, current: false, elsewhere: false })),
+        "reload db2"
+    );
+    let elsewhere = Some(Agent { pid: 7, current: false, elsewhere: true });
+    assert_eq!(steps(&|world| world.host(&name(2)).agent = elsewhere), "move db2");
     assert_eq!(steps(&|world| world.host(&name(3)).agent = None), "start db3");
     assert_eq!(steps(&|world| world.host(&name(1)).unit = None), "configure db1");
     assert_eq!(steps(&|world| world.host(&name(2)).enabled = false), "start db2");

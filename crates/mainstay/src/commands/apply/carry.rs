@@ -69,8 +69,10 @@ impl Run {
         .await;
         // Every host was let come to its end before the first failure is told: none is left in the middle of a step.
         all.into_iter().collect::<Result<Vec<()>, Failure>>()?;
-        let reloads =
-            stage.iter().filter_map(|each| if let Step::Reload(node) = &each.step { Some(node) } else { None });
+        let reloads = stage.iter().filter_map(|each| match &each.step {
+            Step::Reload(node) | Step::Move(node) => Some(node),
+            _ => None,
+        });
         for node in reloads {
             self.until_back(node, session).await?;
         }
@@ -89,6 +91,7 @@ impl Run {
             Step::Renew(_) => self.join(node, true).await,
             Step::Start(_) => answer("start", END).await.map(drop),
             Step::Reload(_) => answer("reload", SMALL).await.map(drop),
+            Step::Move(_) => answer("restart", END).await.map(drop),
             Step::Retire(_) => answer("retire", END).await.map(drop),
             _ => Ok(()),
         };
