@@ -34,6 +34,7 @@ struct World {
     hosts: BTreeMap<NodeId, Host>,
     stored: Option<StoredSpec>,
     voters: Vec<NodeId>,
+    primary: Option<NodeId>,
     /// What each running agent read when it began.
     read: BTreeMap<NodeId, String>,
 }
@@ -42,7 +43,14 @@ impl World {
     fn bare(hosts: u8) -> World {
         let host = Host { systemd: true, ..Host::default() };
         let hosts = (1..=hosts).map(|number| (name(number), host.clone())).collect();
-        World { authority: false, hosts, stored: None, voters: Vec::new(), read: BTreeMap::new() }
+        World {
+            authority: false,
+            hosts,
+            stored: None,
+            voters: Vec::new(),
+            primary: Some(name(1)),
+            read: BTreeMap::new(),
+        }
     }
 
     fn inventory(&self, file: &Spec) -> Inventory {
@@ -63,6 +71,7 @@ impl World {
             files: files.collect(),
             voters: if answers { self.voters.clone() } else { Vec::new() },
             in_force,
+            primary: self.primary.clone().filter(|_| answers),
             ..Inventory::default()
         }
     }
@@ -378,4 +387,18 @@ fn a_host_that_serves_another_node_by_now_is_left_alone() {
         let steps = names(change);
         assert!(steps.contains(&"remove") && !steps.contains(&"retire"), "{steps:?}");
     }
+}
+
+#[test]
+fn a_node_that_may_be_the_primary_is_not_taken_out() {
+    let mut world = made(&[1, 2, 3], 3);
+    let mut told = |primary: Option<NodeId>| {
+        world.primary = primary;
+        world
+            .decide(&text(&[1, 2], ""), true)
+            .map_err(|found| found.into_iter().map(|each| each.what).collect::<String>())
+    };
+    assert!(told(Some(name(1))).is_ok());
+    assert!(told(Some(name(3))).unwrap_err().contains("db3 is the primary"));
+    assert!(told(None).unwrap_err().contains("no primary is known"));
 }

@@ -27,6 +27,8 @@ const END: Duration = Duration::from_secs(200);
 const TOKEN: Duration = Duration::from_secs(300);
 /// How long a node may take to do its part again after its agent began anew.
 const BACK: Duration = Duration::from_secs(120);
+/// How long a primary may take to be known: a step before may have moved its role.
+const KNOWN: Duration = Duration::from_secs(20);
 const EACH: Duration = Duration::from_millis(200);
 
 impl Run {
@@ -172,6 +174,22 @@ impl Run {
                 return restart::within(session, self.restart(), Global { yes: true, json: self.global.json }).await;
             }
             Step::Remove(name) => {
+                // What was seen at the beginning is old by now: steps came before, and a question that somebody answered.
+                let until = Instant::now() + KNOWN;
+                let primary = loop {
+                    session.refresh().await;
+                    match session.status().await?.cluster.primary {
+                        None if Instant::now() < until => tokio::time::sleep(EACH).await,
+                        primary => break primary,
+                    }
+                };
+                if primary.is_none() {
+                    return Err(Failure::not_now(format!("no primary is known: {name} stays"))
+                        .hint("mainstay status and mainstay why say what the cluster waits for; then apply again"));
+                }
+                node::not_primary(primary.as_ref(), name, "removed").map_err(|failure| {
+                    failure.hint("hand its role over first: `mainstay switchover` (or `--to NODE`); then apply again")
+                })?;
                 let mut spec = session.spec().clone();
                 spec.nodes.retain(|node| node.name != *name);
                 node::checked(&spec)?;
