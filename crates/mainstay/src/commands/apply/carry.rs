@@ -31,6 +31,10 @@ const BACK: Duration = Duration::from_secs(120);
 const KNOWN: Duration = Duration::from_secs(20);
 const EACH: Duration = Duration::from_millis(200);
 
+/// What ends an agent by hand.
+const BY_HAND: &str = "systemctl disable --now mainstay-agent";
+const ANOTHERS: &str = "its host does not name it as its node, and was left as it is";
+
 impl Run {
     /// Carries everything out.
     pub(super) async fn carry_out(&mut self, work: Work, mut session: Option<Session>) -> Outcome {
@@ -94,12 +98,24 @@ impl Run {
             Step::Start(_) => answer("start", END).await.map(drop),
             Step::Reload(_) => answer("reload", SMALL).await.map(drop),
             Step::Move(_) => answer("restart", END).await.map(drop),
-            Step::Retire(_) => answer("retire", END).await.map(drop),
+            Step::Retire(_) => answer("retire", END).await.map(|answer| {
+                match answer.get("why").and_then(|why| why.as_str()) {
+                    Some(why) => self.left().insert(node.clone(), why.to_owned()),
+                    None => self.left().remove(node),
+                };
+            }),
             _ => Ok(()),
         };
         match done {
             Ok(()) => {
                 self.lines.done(node.as_str(), &step.words(), begun);
+                Ok(())
+            }
+            Err(failure) if matches!(step, Step::Retire(_)) => {
+                // The node is out, and its agent ends by itself once it hears of it: the other steps go on.
+                self.lines.failed(node.as_str(), &step.words());
+                let what = format!("its agent was not ended ({}); there: {BY_HAND}", failure.error);
+                self.left().insert(node.clone(), what);
                 Ok(())
             }
             Err(failure) => {
@@ -193,7 +209,17 @@ impl Run {
                 let mut spec = session.spec().clone();
                 spec.nodes.retain(|node| node.name != *name);
                 node::checked(&spec)?;
-                verified = node::write(session, spec, format!("node {name} removed"), &mut progress).await?;
+                let what = if self.elsewhere.contains(name) {
+                    ANOTHERS.to_owned()
+                } else if self.fleet.has(name) {
+                    format!("its agent was not ended; there: {BY_HAND}")
+                } else {
+                    format!("its host was not reached; there: {BY_HAND}")
+                };
+                // Noted before: once it is written, nobody else remembers that its host is to be seen to.
+                self.left().insert(name.clone(), what);
+                let written = node::write(session, spec, format!("node {name} removed"), &mut progress).await;
+                verified = written?;
                 let options = NodeRemove { which: Which::default(), node: name.clone(), wait: self.options.wait };
                 node::gone(session, &options, &mut progress, &mut verified).await?;
             }
