@@ -72,6 +72,8 @@ pub(crate) enum HostVerb {
     Start,
     /// Let the agent begin anew
     Reload,
+    /// End the agent in order and start it from the program's place
+    Restart,
     /// End the agent
     Retire,
     /// Show how the cluster is, as this node's agent sees it

@@ -32,6 +32,7 @@ pub(crate) async fn run(verb: HostVerb) -> Outcome {
         HostVerb::Configure => print(&place::configure(&told()?).await?),
         HostVerb::Start => print(&service::start(&told()?).await?),
         HostVerb::Reload => print(&service::reload(&told()?).await?),
+        HostVerb::Restart => print(&service::restart(&told()?).await?),
         HostVerb::Retire => print(&service::retire(&told()?).await?),
         HostVerb::Status => print(&proof::status().await?),
         HostVerb::Prove => print(&proof::prove(&told()?).await?),

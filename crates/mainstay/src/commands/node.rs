@@ -185,7 +185,8 @@ async fn remove(options: NodeRemove, global: Global) -> Outcome {
     Ok(())
 }
 
-fn not_primary(primary: Option<&NodeId>, node: &NodeId, what: &str) -> Outcome {
+/// The primary hands its role over before it goes.
+pub(super) fn not_primary(primary: Option<&NodeId>, node: &NodeId, what: &str) -> Outcome {
     if primary == Some(node) {
         return Err(Failure::not_now(format!("{node} is the primary: it can not be {what}"))
             .hint("hand its role over first: `mainstay switchover` (or `--to NODE`); nothing was changed"));

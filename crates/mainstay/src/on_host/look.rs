@@ -1,6 +1,6 @@
 //! What there is of a node on this host. Changes nothing.
 
-use super::{CONFIG, SETTINGS, Task, UNIT, program, systemd, target, unit_text};
+use super::{CONFIG, PACKAGED, PROGRAM, Task, UNIT, program, systemd, target, unit_text};
 use crate::failure::{Failure, Outcome};
 use crate::host::{Seen, gather};
 use crate::local::keys::Member;
@@ -27,8 +27,7 @@ pub(crate) async fn look(task: &Task) -> Outcome<Host> {
     let agent = running_agent(&node.name, Path::new(CONFIG));
     let systemd = systemd();
     let text = |path: &str| std::fs::read_to_string(path).ok();
-    let (config, settings) = (text(CONFIG), text(SETTINGS));
-    let config_of = Target::read(Path::new(CONFIG)).ok().map(|known| known.spec.cluster.name.to_string());
+    let config = text(CONFIG);
     let papers = papers(&target, &node, &layout)?;
     // A doctor asks the other nodes' ports, too: what they answer matters once this node has joined.
     let seen = Seen::of(target).await;
@@ -44,14 +43,13 @@ pub(crate) async fn look(task: &Task) -> Outcome<Host> {
     Ok(Host {
         program: None,
         config,
-        config_of,
-        named: settings
-            .and_then(|text| text.lines().find_map(|line| Some(line.strip_prefix("MAINSTAY_NODE=")?.to_owned()))),
+        config_of: super::config_of(),
+        named: super::named(),
         systemd,
         unit: if systemd { unit_text() } else { None },
         enabled: systemd && super::service::systemctl(&["is-enabled", "--quiet", UNIT]).await.is_ok(),
         kept: super::service::kept(&seen.target).await,
-        agent: agent.map(|pid| Agent { pid, current: is_current(pid) }),
+        agent: agent.map(|pid| Agent { pid, current: is_current(pid), elsewhere: is_elsewhere(pid) }),
         papers,
         store: layout.spec_cache().exists(),
         removed: layout.removed().exists(),
@@ -71,6 +69,14 @@ fn is_current(pid: u32) -> bool {
     let file = |path: PathBuf| std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
     let running = file(PathBuf::from(format!("/proc/{pid}/exe")));
     running.is_some() && running == file(PathBuf::from(program()))
+}
+
+/// Was the process started from another place than the program's?
+fn is_elsewhere(pid: u32) -> bool {
+    let place = std::fs::read_link(format!("/proc/{pid}/exe")).ok();
+    // The kernel says so of a file that was replaced.
+    let place = place.as_ref().and_then(|place| place.to_str()).map(|place| place.trim_end_matches(" (deleted)"));
+    place.is_some_and(|place| [PROGRAM, PACKAGED].contains(&place) && place != program())
 }
 
 /// The certificates that `join` makes.

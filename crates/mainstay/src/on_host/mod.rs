@@ -52,8 +52,16 @@ pub(super) fn program() -> &'static str {
 /// What the agent's unit says that counts here, as if the program lay where apply puts it.
 pub(super) fn unit_text() -> Option<String> {
     let text = std::fs::read_to_string(UNIT_FILE).or_else(|_| std::fs::read_to_string(UNIT_PACKAGED)).ok()?;
-    let wanted = if program() == PACKAGED { text.replace(PACKAGED, PROGRAM) } else { text };
-    Some(wanted)
+    Some(as_if(&text, program()))
+}
+
+/// The unit's text as if `program` lay where apply puts it. One that names the other place stays another text.
+fn as_if(text: &str, program: &str) -> String {
+    if program != PACKAGED {
+        return text.to_owned();
+    }
+    let parts: Vec<String> = text.split(PROGRAM).map(|part| part.replace(PACKAGED, PROGRAM)).collect();
+    parts.join(PACKAGED)
 }
 
 /// What the agent's unit is to say here.
@@ -70,7 +78,32 @@ pub(super) fn target(text: &str) -> Outcome<Target> {
     Ok(Target { config, spec, layout: ClusterLayout::new(dir), identity: None })
 }
 
+/// Which node the agent's settings here name.
+pub(super) fn named() -> Option<String> {
+    let settings = std::fs::read_to_string(SETTINGS).ok()?;
+    settings.lines().find_map(|line| Some(line.strip_prefix("MAINSTAY_NODE=")?.to_owned()))
+}
+
+/// Of which cluster the file here is, if there is one that can be read.
+pub(super) fn config_of() -> Option<String> {
+    Target::read(Path::new(CONFIG)).ok().map(|known| known.spec.cluster.name.to_string())
+}
+
 /// Is systemd this host's service manager?
 pub(super) fn systemd() -> bool {
     Path::new("/run/systemd/system").is_dir()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_unit_that_names_the_other_place_is_another() {
+        let packaged = UNIT_TEXT.replace(PROGRAM, PACKAGED);
+        assert_eq!(as_if(UNIT_TEXT, PROGRAM), UNIT_TEXT);
+        assert_eq!(as_if(&packaged, PACKAGED), UNIT_TEXT);
+        assert_ne!(as_if(UNIT_TEXT, PACKAGED), UNIT_TEXT);
+        assert_ne!(as_if(&packaged, PROGRAM), UNIT_TEXT);
+    }
 }

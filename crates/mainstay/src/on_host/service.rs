@@ -81,6 +81,19 @@ pub(crate) async fn start(task: &Task) -> Outcome<Value> {
     }
 }
 
+/// Ends the agent and its server in order, and starts it from the program's place: one that begins anew stays in its old place.
+///
+/// # Errors
+/// When it does not end, or is not there again in time.
+pub(crate) async fn restart(task: &Task) -> Outcome<Value> {
+    if systemd() {
+        systemctl(&["restart", UNIT]).await?;
+    } else {
+        end(task).await?;
+    }
+    start(task).await
+}
+
 /// Lets the agent begin anew with the program and the file that are there now. Its server goes on.
 ///
 /// # Errors
@@ -127,8 +140,18 @@ fn process(pid: u32, node: &NodeId) -> Option<Process> {
 /// Ends the agent of a node that was taken out, and lets it not be started again. Data and certificates stay.
 ///
 /// # Errors
-/// When it does not end.
+/// When it does not end. A host that is another node's by now is left as it is, and the answer says so.
 pub(crate) async fn retire(task: &Task) -> Outcome<Value> {
+    let cluster = target(&task.file)?.spec.cluster.name.to_string();
+    if let Err(why) = whose(task.node.as_str(), &cluster, super::named().as_deref(), super::config_of().as_deref()) {
+        return Ok(json!({ "retired": false, "why": why }));
+    }
+    end(task).await?;
+    Ok(json!({ "retired": true }))
+}
+
+/// Ends the agent, and whoever keeps it.
+async fn end(task: &Task) -> Outcome {
     let agent = running_agent(&task.node, Path::new(CONFIG)).and_then(|pid| process(pid, &task.node));
     if systemd() {
         systemctl(&["disable", "--now", UNIT]).await?;
@@ -142,9 +165,37 @@ pub(crate) async fn retire(task: &Task) -> Outcome<Value> {
         Some(agent) => gone(vec![agent]).await,
         None => true,
     };
-    if ended { Ok(json!({ "retired": true })) } else { Err(Failure::failed("the agent does not end")) }
+    if ended { Ok(()) } else { Err(Failure::failed("the agent does not end")) }
+}
+
+/// The unit, and whoever keeps the agent, are the host's: they are this node's only as long as settings and file say so.
+fn whose(node: &str, cluster: &str, named: Option<&str>, config_of: Option<&str>) -> Result<(), String> {
+    if (named, config_of) == (Some(node), Some(cluster)) {
+        return Ok(());
+    }
+    let what = match (named, config_of) {
+        (Some(named), Some(of)) => format!("it is {named} of the cluster {of}"),
+        _ => "its settings and its file do not say whose it is".to_owned(),
+    };
+    Err(format!("its host is not {node} of the cluster {cluster} any more ({what}): nothing was done there"))
 }
 
 async fn gone(processes: Vec<Process>) -> bool {
     tokio::task::spawn_blocking(|| wait_gone(processes, GONE).is_empty()).await.unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::whose;
+
+    #[test]
+    fn only_the_nodes_own_host_is_its() {
+        assert!(whose("db3", "orders", Some("db3"), Some("orders")).is_ok());
+        for (named, of) in
+            [(Some("db3"), Some("bills")), (Some("db4"), Some("orders")), (None, Some("orders")), (Some("db3"), None)]
+        {
+            let refused = whose("db3", "orders", named, of).unwrap_err();
+            assert!(refused.contains("nothing was done there"), "{refused}");
+        }
+    }
 }

@@ -105,6 +105,8 @@ pub struct Agent {
     pub pid: u32,
     /// It runs the program that is installed.
     pub current: bool,
+    /// It was started from another place than where the program is installed: beginning anew does not bring it there.
+    pub elsewhere: bool,
 }
 
 /// A node's certificates.

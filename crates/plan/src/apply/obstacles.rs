@@ -190,6 +190,10 @@ fn cluster(wanted: &Wanted<'_>, inventory: &Inventory, found: &mut Vec<Obstacle>
                 what,
                 "to take it out of the cluster: --remove; else put it back into the file",
             ));
+        } else if inventory.primary.is_none() {
+            let what = format!("no primary is known, and {} could be it: the file does not list it", node.name);
+            let mend = "mainstay status and mainstay why say what the cluster waits for; then apply again";
+            found.push(Obstacle::of_all(what, mend));
         } else if inventory.primary.as_ref() == Some(&node.name) {
             let what = format!("{} is the primary, and the file does not list it", node.name);
             found.push(Obstacle::of_all(what, "hand its role over first: mainstay switchover"));

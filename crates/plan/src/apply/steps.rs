@@ -27,7 +27,7 @@ pub enum Step {
     Join(NodeId),
     /// The same over certificates that are there.
     Renew(NodeId),
-    /// Start the agent, and let it be kept.
+    /// Start the agent if it does not run, and let it be kept.
     Start(NodeId),
     /// Wait until a node that was added votes and does its part.
     Await(NodeId),
@@ -37,6 +37,8 @@ pub enum Step {
     Restart,
     /// Let the agent begin anew with program and file, its server untouched.
     Reload(NodeId),
+    /// End agent and server in order and start them again, because the program is in another place now.
+    Move(NodeId),
     /// Write a generation without this node, and wait until nothing counts on it.
     Remove(NodeId),
     /// End the agent of a node that was taken out; its data stay.
@@ -50,7 +52,7 @@ impl Step {
         match self {
             Self::Packages(node) | Self::Program(node) | Self::Configure(node) | Self::Add(node) => Some(node),
             Self::Join(node) | Self::Renew(node) | Self::Start(node) | Self::Await(node) => Some(node),
-            Self::Reload(node) | Self::Remove(node) | Self::Retire(node) => Some(node),
+            Self::Reload(node) | Self::Move(node) | Self::Remove(node) | Self::Retire(node) => Some(node),
             Self::Authority | Self::Change(_) | Self::Restart => None,
         }
     }
@@ -71,6 +73,7 @@ impl Step {
             Self::Change(_) => "change",
             Self::Restart => "restart",
             Self::Reload(_) => "reload",
+            Self::Move(_) => "move",
             Self::Remove(_) => "remove",
             Self::Retire(_) => "retire",
         }
@@ -92,6 +95,7 @@ impl Step {
             Self::Change(keys) => format!("change {}", keys.join(", ")),
             Self::Restart => "restart servers one after the other, if a parameter waits for it".into(),
             Self::Reload(_) => "let the agent begin anew, its server untouched".into(),
+            Self::Move(_) => "restart agent and server, a primary handing over first".into(),
             Self::Remove(_) => "take it out of the nodes".into(),
             Self::Retire(_) => "end its agent; its data stay".into(),
         }
@@ -186,6 +190,8 @@ fn from_the_start(wanted: &Wanted<'_>, inventory: &Inventory, began: bool, work:
         if host.agent.is_none() {
             let why = if began { "its agent does not run" } else { "the node is new" };
             started.push(because(Step::Start(node.name.clone()), why));
+        } else {
+            started.extend(unkept(&node.name, host));
         }
     }
     work.stage(prepared);
@@ -227,7 +233,12 @@ fn running(wanted: &Wanted<'_>, inventory: &Inventory, in_force: &Spec, work: &m
     settings(wanted, inventory, in_force, work);
     for node in in_force.nodes.iter().filter(|node| wanted.spec.node(&node.name).is_none()) {
         work.stage(vec![because(Step::Remove(node.name.clone()), "the file does not list it")]);
-        if inventory.host(&node.name).is_some() {
+        // A host that serves another node by now, or another cluster, has no agent of this one: its unit is left alone.
+        let own = |host: &Host| {
+            host.named.as_deref() == Some(node.name.as_str())
+                && host.config_of.as_deref() == Some(wanted.spec.cluster.name.as_str())
+        };
+        if inventory.host(&node.name).is_some_and(own) {
             work.stage(vec![because(Step::Retire(node.name.clone()), "it is taken out")]);
         }
     }
@@ -236,8 +247,22 @@ fn running(wanted: &Wanted<'_>, inventory: &Inventory, in_force: &Spec, work: &m
     work.stage(configured_too.filter_map(|(node, host)| configured(wanted, node, host)).collect());
     for (node, host) in hosts().filter(|(node, host)| known(node) && host.agent.is_some()) {
         work.stage(certified(wanted, node, host).into_iter().collect());
+        work.stage(unkept(node, host).into_iter().collect());
         work.stage(reload(wanted, inventory, node, host).into_iter().collect());
     }
+}
+
+/// An agent that runs, and that nobody starts again.
+fn unkept(node: &NodeId, host: &Host) -> Option<Reasoned> {
+    host.agent?;
+    let why = if !host.kept {
+        "nobody starts its agent again when that dies"
+    } else if host.systemd && !host.enabled {
+        "its agent is not started with the host"
+    } else {
+        return None;
+    };
+    Some(because(Step::Start(node.clone()), why))
 }
 
 /// Program and packages: nothing of the cluster sees them yet.
@@ -327,6 +352,9 @@ pub fn kept(in_force: &Spec, file: &Spec) -> Spec {
 
 fn reload(wanted: &Wanted<'_>, inventory: &Inventory, node: &NodeId, host: &Host) -> Option<Reasoned> {
     let agent = host.agent?;
+    if agent.elsewhere {
+        return Some(because(Step::Move(node.clone()), "its program is in another place now"));
+    }
     let why = if host.program.as_deref() != Some(wanted.program) || !agent.current {
         "it runs another program"
     } else if host.config.as_deref() != Some(wanted.text) {

@@ -34,6 +34,7 @@ struct World {
     hosts: BTreeMap<NodeId, Host>,
     stored: Option<StoredSpec>,
     voters: Vec<NodeId>,
+    primary: Option<NodeId>,
     /// What each running agent read when it began.
     read: BTreeMap<NodeId, String>,
 }
@@ -42,7 +43,14 @@ impl World {
     fn bare(hosts: u8) -> World {
         let host = Host { systemd: true, ..Host::default() };
         let hosts = (1..=hosts).map(|number| (name(number), host.clone())).collect();
-        World { authority: false, hosts, stored: None, voters: Vec::new(), read: BTreeMap::new() }
+        World {
+            authority: false,
+            hosts,
+            stored: None,
+            voters: Vec::new(),
+            primary: Some(name(1)),
+            read: BTreeMap::new(),
+        }
     }
 
     fn inventory(&self, file: &Spec) -> Inventory {
@@ -63,6 +71,7 @@ impl World {
             files: files.collect(),
             voters: if answers { self.voters.clone() } else { Vec::new() },
             in_force,
+            primary: self.primary.clone().filter(|_| answers),
             ..Inventory::default()
         }
     }
@@ -123,8 +132,11 @@ impl World {
                     matches!(host.papers, Papers::Whole { .. }) && host.named.is_some(),
                     "{node} starts unprepared"
                 );
-                assert!(host.agent.is_none());
-                host.agent = Some(Agent { pid: 1, current: true });
+                (host.enabled, host.kept) = (host.systemd, true);
+                if host.agent.is_some() {
+                    return;
+                }
+                host.agent = Some(Agent { pid: 1, current: true, elsewhere: false });
                 let config = host.config.clone().unwrap();
                 self.read.insert(node.clone(), config);
             }
@@ -141,9 +153,9 @@ impl World {
                 let new = kept(&self.stored.clone().unwrap().spec, &file);
                 self.propose(new);
             }
-            Step::Reload(node) => {
+            Step::Reload(node) | Step::Move(node) => {
                 let host = self.host(node);
-                host.agent = Some(Agent { pid: 1, current: true });
+                host.agent = Some(Agent { pid: 1, current: true, elsewhere: false });
                 let config = host.config.clone().unwrap();
                 self.read.insert(node.clone(), config);
             }
@@ -153,7 +165,10 @@ impl World {
                 self.propose(spec);
                 self.voters.retain(|known| known != node);
             }
-            Step::Retire(node) => self.host(node).agent = None,
+            Step::Retire(node) => {
+                let host = self.host(node);
+                (host.agent, host.enabled, host.kept) = (None, false, false);
+            }
             Step::Restart | Step::Packages(_) => {}
         }
     }
@@ -251,9 +266,19 @@ fn nothing_is_done_where_everything_is_as_it_should_be() {
             .join(", ")
     };
     assert_eq!(steps(&|world| world.host(&name(2)).program = Some("old".into())), "program db2, reload db2");
-    assert_eq!(steps(&|world| world.host(&name(2)).agent = Some(Agent { pid: 7, current: false })), "reload db2");
+    assert_eq!(
+        steps(&|world| world.host(&name(2)).agent = Some(Agent { pid: 7, current: false, elsewhere: false })),
+        "reload db2"
+    );
+    let elsewhere = Some(Agent { pid: 7, current: false, elsewhere: true });
+    assert_eq!(steps(&|world| world.host(&name(2)).agent = elsewhere), "move db2");
     assert_eq!(steps(&|world| world.host(&name(3)).agent = None), "start db3");
     assert_eq!(steps(&|world| world.host(&name(1)).unit = None), "configure db1");
+    assert_eq!(steps(&|world| world.host(&name(2)).enabled = false), "start db2");
+    assert_eq!(steps(&|world| world.host(&name(2)).kept = false), "start db2");
+    // Without systemd there is nothing to enable.
+    let bare = |host: &mut Host| (host.systemd, host.enabled, host.unit) = (false, false, None);
+    assert_eq!(steps(&|world| world.hosts.values_mut().for_each(bare)), "");
     assert_eq!(
         steps(&|world| world.hosts.values_mut().for_each(|host| host.agent = None)),
         "start db1, start db2, start db3"
@@ -341,4 +366,39 @@ fn what_stands_in_the_way_is_told_and_nothing_is_done() {
     let mut strange = world;
     strange.authority = false;
     assert!(told(&strange, &file).contains("not beside this file"));
+}
+
+#[test]
+fn a_host_that_serves_another_node_by_now_is_left_alone() {
+    let world = made(&[1, 2, 3], 3);
+    let names = |change: &dyn Fn(&mut Host)| {
+        let mut world = world.clone();
+        change(world.host(&name(3)));
+        let work = world.decide(&text(&[1, 2], ""), true).unwrap();
+        work.steps().map(|each| each.step.name()).collect::<Vec<_>>()
+    };
+    let own = names(&|_| {});
+    assert!(own.contains(&"remove") && own.contains(&"retire"), "{own:?}");
+    let changes: [&dyn Fn(&mut Host); 3] =
+        [&|host| host.named = Some("db4".into()), &|host| host.config_of = Some("bills".into()), &|host| {
+            (host.named, host.config_of) = (None, None)
+        }];
+    for change in changes {
+        let steps = names(change);
+        assert!(steps.contains(&"remove") && !steps.contains(&"retire"), "{steps:?}");
+    }
+}
+
+#[test]
+fn a_node_that_may_be_the_primary_is_not_taken_out() {
+    let mut world = made(&[1, 2, 3], 3);
+    let mut told = |primary: Option<NodeId>| {
+        world.primary = primary;
+        world
+            .decide(&text(&[1, 2], ""), true)
+            .map_err(|found| found.into_iter().map(|each| each.what).collect::<String>())
+    };
+    assert!(told(Some(name(1))).is_ok());
+    assert!(told(Some(name(3))).unwrap_err().contains("db3 is the primary"));
+    assert!(told(None).unwrap_err().contains("no primary is known"));
 }

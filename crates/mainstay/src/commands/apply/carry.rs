@@ -27,7 +27,13 @@ const END: Duration = Duration::from_secs(200);
 const TOKEN: Duration = Duration::from_secs(300);
 /// How long a node may take to do its part again after its agent began anew.
 const BACK: Duration = Duration::from_secs(120);
+/// How long a primary may take to be known: a step before may have moved its role.
+const KNOWN: Duration = Duration::from_secs(20);
 const EACH: Duration = Duration::from_millis(200);
+
+/// What ends an agent by hand.
+const BY_HAND: &str = "systemctl disable --now mainstay-agent";
+const ANOTHERS: &str = "its host does not name it as its node, and was left as it is";
 
 impl Run {
     /// Carries everything out.
@@ -69,8 +75,10 @@ impl Run {
         .await;
         // Every host was let come to its end before the first failure is told: none is left in the middle of a step.
         all.into_iter().collect::<Result<Vec<()>, Failure>>()?;
-        let reloads =
-            stage.iter().filter_map(|each| if let Step::Reload(node) = &each.step { Some(node) } else { None });
+        let reloads = stage.iter().filter_map(|each| match &each.step {
+            Step::Reload(node) | Step::Move(node) => Some(node),
+            _ => None,
+        });
         for node in reloads {
             self.until_back(node, session).await?;
         }
@@ -89,12 +97,25 @@ impl Run {
             Step::Renew(_) => self.join(node, true).await,
             Step::Start(_) => answer("start", END).await.map(drop),
             Step::Reload(_) => answer("reload", SMALL).await.map(drop),
-            Step::Retire(_) => answer("retire", END).await.map(drop),
+            Step::Move(_) => answer("restart", END).await.map(drop),
+            Step::Retire(_) => answer("retire", END).await.map(|answer| {
+                match answer.get("why").and_then(|why| why.as_str()) {
+                    Some(why) => self.left().insert(node.clone(), why.to_owned()),
+                    None => self.left().remove(node),
+                };
+            }),
             _ => Ok(()),
         };
         match done {
             Ok(()) => {
                 self.lines.done(node.as_str(), &step.words(), begun);
+                Ok(())
+            }
+            Err(failure) if matches!(step, Step::Retire(_)) => {
+                // The node is out, and its agent ends by itself once it hears of it: the other steps go on.
+                self.lines.failed(node.as_str(), &step.words());
+                let what = format!("its agent was not ended ({}); there: {BY_HAND}", failure.error);
+                self.left().insert(node.clone(), what);
                 Ok(())
             }
             Err(failure) => {
@@ -169,10 +190,36 @@ impl Run {
                 return restart::within(session, self.restart(), Global { yes: true, json: self.global.json }).await;
             }
             Step::Remove(name) => {
+                // What was seen at the beginning is old by now: steps came before, and a question that somebody answered.
+                let until = Instant::now() + KNOWN;
+                let primary = loop {
+                    session.refresh().await;
+                    match session.status().await?.cluster.primary {
+                        None if Instant::now() < until => tokio::time::sleep(EACH).await,
+                        primary => break primary,
+                    }
+                };
+                if primary.is_none() {
+                    return Err(Failure::not_now(format!("no primary is known: {name} stays"))
+                        .hint("mainstay status and mainstay why say what the cluster waits for; then apply again"));
+                }
+                node::not_primary(primary.as_ref(), name, "removed").map_err(|failure| {
+                    failure.hint("hand its role over first: `mainstay switchover` (or `--to NODE`); then apply again")
+                })?;
                 let mut spec = session.spec().clone();
                 spec.nodes.retain(|node| node.name != *name);
                 node::checked(&spec)?;
-                verified = node::write(session, spec, format!("node {name} removed"), &mut progress).await?;
+                let what = if self.elsewhere.contains(name) {
+                    ANOTHERS.to_owned()
+                } else if self.fleet.has(name) {
+                    format!("its agent was not ended; there: {BY_HAND}")
+                } else {
+                    format!("its host was not reached; there: {BY_HAND}")
+                };
+                // Noted before: once it is written, nobody else remembers that its host is to be seen to.
+                self.left().insert(name.clone(), what);
+                let written = node::write(session, spec, format!("node {name} removed"), &mut progress).await;
+                verified = written?;
                 let options = NodeRemove { which: Which::default(), node: name.clone(), wait: self.options.wait };
                 node::gone(session, &options, &mut progress, &mut verified).await?;
             }

@@ -189,11 +189,13 @@ impl Fleet {
             .filter(|remote| needs(remote))
             .for_each(|remote| remote.password = Some(secret.clone()));
         // Tried at once with nothing that matters: a wrong one must not be found half-way.
-        let tried =
-            together(self.remotes.iter().filter(|(node, _)| names.contains(&node.to_string())).map(
-                |(node, remote)| async move { (node.clone(), remote.run(&["true"], Input::Text(""), SMALL).await) },
-            ))
-            .await;
+        let tried = together(
+            self.remotes
+                .iter()
+                .filter(|(node, _)| names.contains(&node.to_string()))
+                .map(|(node, remote)| async move { (node.clone(), remote.try_password().await) }),
+        )
+        .await;
         let wrong = tried.into_iter().filter_map(|(node, tried)| Some((node, tried.err()?)));
         Ok(wrong
             .map(|(node, failure)| (node, Unseen { error: failure.error, hint: failure.hint.unwrap_or_default() }))

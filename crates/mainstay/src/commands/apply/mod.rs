@@ -21,10 +21,12 @@ use crate::target::{Target, absolute};
 use fleet::{Fleet, Program};
 use mainstay_model::NodeId;
 use mainstay_model::status::Status;
-use mainstay_plan::apply::{Obstacle, Reasoned, Work, notes, work};
+use mainstay_plan::apply::{Obstacle, Reasoned, Step, Work, notes, work};
 use mainstay_ports::clock::boot_now;
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// How often it looks anew at most: bare hosts take two, and one to see that nothing is left.
 const PASSES_MOST: u32 = 6;
@@ -45,6 +47,10 @@ pub(super) struct Run {
     verified: Vec<String>,
     /// Nodes whose hosts start no agent by themselves.
     unkept: Vec<NodeId>,
+    /// Nodes that are taken out, or may be, and whose agents were not ended: what is to be known of each. The next run knows nothing of them.
+    left: Mutex<BTreeMap<NodeId, String>>,
+    /// Nodes to be taken out whose hosts serve somebody else by now.
+    elsewhere: Vec<NodeId>,
 }
 
 /// Applies the file.
@@ -79,6 +85,8 @@ pub(crate) async fn run(options: Apply, global: Global) -> Outcome {
         done: Vec::new(),
         plan,
         unkept: Vec::new(),
+        left: Mutex::default(),
+        elsewhere: Vec::new(),
         verified: Vec::new(),
     };
     let outcome = tokio::select! {
@@ -88,7 +96,7 @@ pub(crate) async fn run(options: Apply, global: Global) -> Outcome {
     // What was carried beside its place only to look with is taken back, whatever came of it.
     run.fleet.tidy().await;
     let Some(outcome) = outcome else { interrupted(run) };
-    let status = outcome?;
+    let status = outcome.map_err(|failure| run.with_left(failure))?;
     run.report(&status, boot_now().since(begun).0);
     Ok(())
 }
@@ -106,7 +114,7 @@ fn read_plan(path: &Path) -> Outcome<MadeFrom> {
 
 /// Ends this process at once: a thread of it may wait for an answer at the terminal for ever.
 fn interrupted(run: Run) -> ! {
-    let failure = Failure::failed("interrupted").hint("what was done stays; type apply again to go on");
+    let failure = run.with_left(Failure::failed("interrupted").hint("what was done stays; type apply again to go on"));
     let json = run.global.json;
     drop(run);
     failure.print();
@@ -156,6 +164,9 @@ impl Run {
             // Not in this thread: a signal is to be heard while nobody answers.
             let asked = tokio::task::spawn_blocking(move || output::confirm(yes, &question)).await;
             asked.map_err(|error| Failure::failed(error.to_string()))??;
+            let retired = |node: &NodeId| work.steps().any(|each| each.step == Step::Retire(node.clone()));
+            let seen = looked.inventory.hosts.iter().filter(|(_, host)| host.is_ok()).map(|(node, _)| node);
+            self.elsewhere = seen.filter(|node| !retired(node)).cloned().collect();
             self.carry_out(work, looked.session).await?;
         }
         Err(Failure::failed(format!("after {PASSES_MOST} rounds there is still something to do"))
@@ -228,6 +239,18 @@ impl Run {
         Failure::not_now("the hosts are not as the file says: nothing was changed").hint("without --check it does this")
     }
 
+    fn left(&self) -> MutexGuard<'_, BTreeMap<NodeId, String>> {
+        // What it holds is whole in any case.
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds what is to be done by hand on hosts of nodes that were taken out.
+    fn with_left(&self, failure: Failure) -> Failure {
+        let mut hints: Vec<String> = failure.hint.iter().cloned().collect();
+        hints.extend(self.left().iter().map(|(node, what)| format!("{node} is taken out, or may be: {what}")));
+        Failure { hint: (!hints.is_empty()).then(|| hints.join("\n")), ..failure }
+    }
+
     fn report(&self, status: &Status, took_ms: u64) {
         let took = mainstay_model::Span(took_ms);
         if self.global.json {
@@ -235,7 +258,7 @@ impl Run {
                 "cluster": self.target.spec.cluster.name, "changed": !self.done.is_empty(),
                 "steps": self.done.iter().map(shown).collect::<Vec<_>>(),
                 "primary": status.cluster.primary, "write": status.routes.write, "read": status.routes.read,
-                "problems": status.problems, "not_started_by_the_host": self.unkept, "verified": self.verified,
+                "problems": status.problems, "not_started_by_the_host": self.unkept, "not_ended": &*self.left(), "verified": self.verified,
                 "seconds": super::wait::seconds(took_ms),
             }));
             return;
@@ -251,6 +274,9 @@ impl Run {
                 "Note: the host of {node} has no systemd. The agent is kept as long as the host runs; let the host run this when it starts:\n  \
                  {PROGRAM} supervise --config {CONFIG} --node {node} --detach"
             ));
+        }
+        for (node, what) in &*self.left() {
+            output::line(&format!("Note: {node} is taken out: {what}"));
         }
         for problem in &status.problems {
             output::line(&format!("Problem: {}: {}", problem.name, problem.evidence));

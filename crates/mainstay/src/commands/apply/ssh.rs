@@ -1,6 +1,7 @@
 //! Hosts over the user's own ssh program: one connection per host, opened once and shared by everything that is done there.
 //!
-//! What the user's configuration says counts (keys, agents, jump hosts, known hosts); host keys are always checked. The connection is held by a
+//! What the user's configuration says counts (keys, agents, jump hosts, known hosts); host keys are always checked, those of jump hosts
+//! as that configuration says. The connection is held by a
 //! program there that reads until its input ends, so that it ends with this process however that ends. A password for sudo goes through
 //! standard input as its first line; neither it nor anything else that is secret is ever an argument.
 
@@ -30,6 +31,10 @@ const OLD: Duration = Duration::from_secs(30);
 const READY: &str = "mainstay-ready";
 /// Stands between the password and what the program itself reads.
 const BEGIN: &str = "mainstay-begin";
+/// Tries sudo's password: by way of the shell, as everything later.
+const TRIAL: &str = "exec sudo -k -S -p '' -- sh -c true";
+/// How long that may take: sudo waits for some seconds after a wrong one.
+const TRIED: Duration = Duration::from_secs(30);
 /// What the first look asks: who we are, how to become root, and which programs are there. Without a single quote, since it stands in such.
 const LOOK: &str = r#"u=$(id -u); echo uid=$u; echo machine=$(uname -m); if [ "$u" -ne 0 ]; then if command -v sudo >/dev/null 2>&1; then if sudo -k -n true >/dev/null 2>&1; then echo sudo=free; else echo sudo=password; fi; else echo sudo=none; fi; fi; for p in mainstay .mainstay.staged; do if [ -f /usr/local/bin/$p ]; then echo sha.$p=$(sha256sum /usr/local/bin/$p | cut -c1-64); fi; done; if [ -f /usr/bin/mainstay ]; then echo sha.packaged=$(sha256sum /usr/bin/mainstay | cut -c1-64); fi; echo mainstay-ready; exec cat >/dev/null"#;
 
@@ -111,6 +116,8 @@ impl Ssh {
         }
         for option in [
             "BatchMode=yes",
+            // Passwords and tokens go through this connection: no configuration may let an unknown host have them.
+            "StrictHostKeyChecking=yes",
             "ControlPersist=no",
             "ForwardAgent=no",
             "ServerAliveInterval=5",
@@ -311,11 +318,27 @@ impl Remote {
         }
     }
 
+    /// Tries the password, with nothing that matters. It alone is written, and then the input ends: sudo would take a further line for a second
+    /// attempt, and hosts lock users out by the number of those.
+    ///
+    /// # Errors
+    /// When sudo does not take it.
+    pub(super) async fn try_password(&self) -> Outcome {
+        let Some(password) = &self.password else { return Ok(()) };
+        let child = self.spawn_line(TRIAL)?;
+        let tried = self.to_its_end(child, &["true"], &format!("{}\n", password.0), Input::Text(""), TRIED).await;
+        tried.map(drop)
+    }
+
     fn spawn(&self, words: &[&str]) -> Outcome<(Child, String)> {
         let (line, before) = self.line(words);
+        self.spawn_line(&line).map(|child| (child, before))
+    }
+
+    fn spawn_line(&self, line: &str) -> Outcome<Child> {
         let mut command = self.ssh.command(&self.socket, false);
-        let child = command.args(["--", &self.host, &line]).spawn();
-        child.map(|child| (child, before)).map_err(|error| Failure::failed(format!("ssh can not be run: {error}")))
+        let child = command.args(["--", &self.host, line]).spawn();
+        child.map_err(|error| Failure::failed(format!("ssh can not be run: {error}")))
     }
 
     /// Runs a program there as root, to its end.
@@ -323,7 +346,18 @@ impl Remote {
     /// # Errors
     /// When it fails or takes longer; what it said is in the error.
     pub(super) async fn run(&self, words: &[&str], input: Input<'_>, at_most: Duration) -> Outcome<String> {
-        let (mut child, before) = self.spawn(words)?;
+        let (child, before) = self.spawn(words)?;
+        self.to_its_end(child, words, &before, input, at_most).await
+    }
+
+    async fn to_its_end(
+        &self,
+        mut child: Child,
+        words: &[&str],
+        before: &str,
+        input: Input<'_>,
+        at_most: Duration,
+    ) -> Outcome<String> {
         let stdin = child.stdin.take();
         let write = async {
             // Dropped at the end of this: that is how the program there sees the end of its input.
@@ -502,6 +536,16 @@ mod tests {
             assert!(unseen.hint.contains(hint), "{said}: {unseen:?}");
             assert!(unseen.error.starts_with("db1 can not be reached: "), "{unseen:?}");
         }
+    }
+
+    #[test]
+    fn a_host_key_is_checked_whatever_the_configuration_says() {
+        let ssh = Ssh::new(None, None).unwrap();
+        let mut command = std::process::Command::new("ssh");
+        command.args(["-F", "none", "-G"]).args(&ssh.options).args(["-o", "StrictHostKeyChecking=no", "db1"]);
+        let Ok(shown) = command.output() else { return };
+        let shown = String::from_utf8(shown.stdout).unwrap();
+        assert!(shown.contains("stricthostkeychecking true") || shown.contains("stricthostkeychecking yes"), "{shown}");
     }
 
     #[test]
