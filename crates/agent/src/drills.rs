@@ -23,6 +23,7 @@ use mainstay_model::{Event, Span, Term};
 use mainstay_ports::clock::{boot_now, wall_now_ms};
 use mainstay_ports::peer::Caller;
 use mainstay_ports::store::{CasOutcome, Store as _, VALUE_BYTES_MAX, Versioned};
+use serde::Deserialize as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -111,7 +112,7 @@ pub(crate) fn routes() -> Router<Arc<Api>> {
 }
 
 async fn get_drill(State(api): State<Arc<Api>>) -> Json<DrillsAnswer> {
-    let results = parse(api.store.watch(DRILLS_KEY).borrow().as_ref());
+    let results = results(api.store.watch(DRILLS_KEY).borrow().as_ref());
     Json(DrillsAnswer { results, in_force: api.drills.shown() })
 }
 
@@ -330,17 +331,24 @@ impl Api {
     }
 }
 
-fn parse(held: Option<&Versioned>) -> Vec<DrillResult> {
+/// As they stand there: one of a kind that only newer agents know is kept as it is.
+fn parse(held: Option<&Versioned>) -> Vec<serde_json::Value> {
     held.and_then(|held| serde_json::from_slice(&held.value).ok()).unwrap_or_default()
 }
 
+/// Those that this agent knows.
+fn results(held: Option<&Versioned>) -> Vec<DrillResult> {
+    parse(held).into_iter().filter_map(|one| serde_json::from_value(one).ok()).collect()
+}
+
 /// The list with one more, within the store's limits. One that is there already is not added again.
-fn with_new(mut list: Vec<DrillResult>, new: &DrillResult) -> Vec<DrillResult> {
-    if !list.contains(new) {
-        list.push(new.clone());
+fn with_new(mut list: Vec<serde_json::Value>, new: &DrillResult) -> Vec<serde_json::Value> {
+    let there = |one: &serde_json::Value| DrillResult::deserialize(one).is_ok_and(|one| one == *new);
+    if !list.iter().any(there) {
+        list.extend(serde_json::to_value(new));
     }
     let mut bytes = 0;
-    let fits = |result: &&DrillResult| {
+    let fits = |result: &&serde_json::Value| {
         bytes += serde_json::to_vec(result).map_or(0, |text| text.len() + 1);
         bytes <= VALUE_BYTES_MAX / 2
     };
@@ -391,14 +399,28 @@ mod tests {
             list = with_new(list, &result(at));
         }
         assert_eq!(list.len(), DRILLS_MAX);
-        assert_eq!((list[0].at_ms, list[DRILLS_MAX - 1].at_ms), (140, 199));
+        assert_eq!((&list[0]["at_ms"], &list[DRILLS_MAX - 1]["at_ms"]), (&140.into(), &199.into()));
         let long = DrillResult { why: vec!["x".repeat(500); 8], ..result(0) };
         let mut list = Vec::new();
         for at in 0..200 {
             list = with_new(list, &DrillResult { at_ms: at, ..long.clone() });
         }
         assert!(serde_json::to_vec(&list).unwrap().len() <= VALUE_BYTES_MAX, "the store takes it");
-        assert_eq!(list.last().unwrap().at_ms, 199);
+        assert_eq!(list.last().unwrap()["at_ms"], 199);
+    }
+
+    #[test]
+    fn a_result_of_an_unknown_kind_is_kept_and_hides_no_other() {
+        let mut newer = serde_json::to_value(result(1)).unwrap();
+        newer["kind"] = "of-tomorrow".into();
+        let held = |list: &[serde_json::Value]| Versioned {
+            value: serde_json::to_vec(list).unwrap(),
+            revision: mainstay_model::Revision(1),
+        };
+        let list = with_new(vec![newer.clone()], &result(2));
+        assert_eq!(results(Some(&held(&list))), [result(2)]);
+        let list = with_new(parse(Some(&held(&list))), &result(3));
+        assert_eq!((list.len(), &list[0]), (3, &newer));
     }
 
     #[test]

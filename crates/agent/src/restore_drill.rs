@@ -26,6 +26,10 @@ use tracing::warn;
 const SPARE: u64 = 512 << 20;
 /// What a program says is cut here.
 const SAID_MAX: usize = 600;
+/// What is wrong is cut here: it goes into the store, and each status.
+const PROBLEM_MAX: usize = 1000;
+/// No number is longer.
+const NUMBER_MAX: usize = 40;
 
 /// Where copies are made.
 #[derive(Clone, Debug)]
@@ -98,9 +102,19 @@ pub fn failed(running: &BackupRunning, why: &str) -> DrillDone {
         by: running.by.clone(),
         begun_ms: running.begun_ms,
         ended_ms: wall_now_ms(),
-        problem: Some(why.to_owned()),
+        problem: Some(problem(why)),
         ..DrillDone::default()
     }
+}
+
+fn cut(text: &str, most: usize) -> String {
+    text.chars().take(most).collect()
+}
+
+/// What is wrong, as it is kept.
+#[must_use]
+pub fn problem(why: &str) -> String {
+    cut(why, PROBLEM_MAX)
 }
 
 /// Kind and text of the event.
@@ -134,8 +148,10 @@ pub fn hold(repository: &Repository, vault: &Vault, job: &Job, watch: &Arc<Watch
     job.place.clear();
     let late = u128::from(boot_now().since(begun).0) >= job.most.as_millis();
     done.problem = result.err().map(|error| match late {
-        true => format!("it was ended after {} minutes (vault.drill_minutes): {error}", job.most.as_secs() / 60),
-        false => error.to_string(),
+        true => {
+            problem(&format!("it was ended after {} minutes (vault.drill_minutes): {error}", job.most.as_secs() / 60))
+        }
+        false => problem(&error.to_string()),
     });
     done.ended_ms = wall_now_ms();
     done
@@ -231,10 +247,19 @@ async fn look(vault: &Vault, job: &Job, made: &Plan, data: &Path, done: &mut Dri
     let start = |plan: Plan| async move {
         Scratch::start_at(&job.bin, &plan, data, job.place.owner, (job.most, &job.place.dir)).await
     };
-    let server = match start(made.clone()).await {
-        // Nobody has committed anything since: the end of the archived log is that moment.
-        Err(VaultError::NothingLater(_)) => start(Plan { target: Target::Latest, ..made.clone() }).await?,
-        started => started?,
+    let mut instead = false;
+    let server = match (start(made.clone()).await, made.latest_instead()) {
+        // The archived log, which has no hole, holds no commit since: its end is tried in place of that moment.
+        (Err(VaultError::NothingLater(_)), Some(latest)) => {
+            instead = true;
+            start(latest).await?
+        }
+        (Err(VaultError::NothingLater(says)), None) => {
+            let hole =
+                made.hole.as_ref().map(|name| format!("; the segment {name} is missing, and the log goes on after it"));
+            return Err(VaultError::Server(says + &hole.unwrap_or_default()));
+        }
+        (started, _) => started?,
     };
     done.recover_ms = boot_now().since(begun).0;
     let reached = server.reached().await?;
@@ -246,7 +271,14 @@ async fn look(vault: &Vault, job: &Job, made: &Plan, data: &Path, done: &mut Dri
     done.checked.push(format!("a server recovered it up to {reached} and opened it"));
     let last = "select coalesce((extract(epoch from pg_last_xact_replay_timestamp()) * 1000000)::int8::text, '')";
     let last = one(&server, "postgres", last).await?.parse::<i64>().ok();
-    if let Some((last, asked)) = last.zip(done.asked) {
+    let asked = done.asked;
+    if instead {
+        done.asked = last;
+        let says =
+            "the log holds no commit after the moment that was chosen: all of it was recovered, up to its last commit";
+        done.checked.push(says.to_owned());
+    }
+    if let Some((last, asked)) = last.zip(asked) {
         if last > asked {
             let says = format!("its last commit is of {}, after the moment {}", time_text(last), time_text(asked));
             return Err(VaultError::Server(says));
@@ -263,9 +295,11 @@ async fn look(vault: &Vault, job: &Job, made: &Plan, data: &Path, done: &mut Dri
     if let Some(query) = &vault.drill_query {
         let said = one(&server, &vault.drill_database, query).await?;
         if !affirms(&said) {
-            return Err(VaultError::Server(format!("vault.drill_query was answered {said:?}")));
+            // Not repeated: it may be anything that the database holds.
+            let says = "vault.drill_query was not answered true or a number above 0";
+            return Err(VaultError::Server(says.to_owned()));
         }
-        done.checked.push(format!("vault.drill_query was answered {said:?}"));
+        done.checked.push(format!("vault.drill_query was answered {:?}", cut(&said, NUMBER_MAX)));
     }
     server.stop().await
 }
@@ -293,7 +327,7 @@ async fn amcheck(job: &Job, done: &mut DrillDone) -> Result<(), VaultError> {
     command.env_clear().env("LC_ALL", "C").env("PGPORT", "5432").stdin(Stdio::null()).kill_on_drop(true);
     let ran = command.output().await.map_err(|error| VaultError::Server(format!("{}: {error}", program.display())))?;
     let said: String = [&ran.stdout[..], &ran.stderr[..]].map(String::from_utf8_lossy).concat();
-    let said: String = said.trim().replace('\n', " | ").chars().take(SAID_MAX).collect();
+    let said = cut(&said.trim().replace('\n', " | "), SAID_MAX);
     if !ran.status.success() {
         return Err(VaultError::Server(format!("pg_amcheck ({}): {said}", ran.status)));
     }
@@ -320,6 +354,12 @@ mod tests {
     fn an_answer_affirms_or_does_not() {
         assert!(["t", "true", "1", "0.5", "12"].into_iter().all(affirms));
         assert!(["f", "", "0", "-1", "orders"].into_iter().all(|said| !affirms(said)));
+    }
+
+    #[test]
+    fn what_is_kept_of_a_problem_is_bounded() {
+        assert_eq!(problem("no room"), "no room");
+        assert_eq!(problem(&"ö".repeat(100_000)).chars().count(), PROBLEM_MAX);
     }
 
     #[test]

@@ -352,7 +352,7 @@ impl Restorer {
         let work = async {
             let server = match Scratch::start_at(&job.bin, made, data, self.owner, (wait, &socket)).await {
                 // Clients were put out, and all that was committed is archived: its end is that moment.
-                Err(VaultError::NothingLater(_)) if job.wish.complete && matches!(made.target, Target::Time(_)) => {
+                Err(VaultError::NothingLater(_)) if job.wish.complete && made.latest_instead().is_some() => {
                     let latest = Plan { target: Target::Latest, ..made.clone() };
                     Scratch::start_at(&job.bin, &latest, data, self.owner, (wait, &socket)).await?
                 }

@@ -39,14 +39,69 @@ impl Postgres {
 /// Removes the places of tablespaces in `dir` that no data directory there points into, whether in use, aside, or being made.
 pub(crate) fn sweep(dir: &Path) -> std::io::Result<()> {
     let all = std::fs::read_dir(dir)?.collect::<Result<Vec<_>, _>>()?;
-    let dirs =
-        all.iter().filter(|entry| entry.file_name().to_string_lossy().starts_with("data")).map(|entry| entry.path());
-    let links = dirs.flat_map(|data| std::fs::read_dir(data.join("pg_tblspc")).into_iter().flatten().flatten());
-    let used: Vec<PathBuf> = links.filter_map(|link| std::fs::read_link(link.path()).ok()).collect();
+    let mut used = Vec::new();
+    for entry in all.iter().filter(|entry| entry.file_name().to_string_lossy().starts_with("data")) {
+        let links = entry.path().join("pg_tblspc");
+        match pointed_to(&links) {
+            Ok(places) => used.extend(places),
+            // What it points to is not known, and may be all that is left of it.
+            Err(error) => {
+                tracing::warn!(links = %links.display(), %error, "no directory of tablespaces is removed: where these point can not be read");
+                return Ok(());
+            }
+        }
+    }
     for place in std::fs::read_dir(dir.join(PLACES)).into_iter().flatten().flatten().map(|entry| entry.path()) {
         if !used.iter().any(|link| link.starts_with(&place)) {
             std::fs::remove_dir_all(&place)?;
         }
     }
     Ok(())
+}
+
+/// Where the links of a directory point; none if it is not there.
+fn pointed_to(links: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let absent = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+    let entries = match std::fs::read_dir(links) {
+        Err(error) if absent(&error) => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut places = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        // A tablespace may lie right there, too.
+        if !entry.file_type()?.is_symlink() {
+            continue;
+        }
+        match std::fs::read_link(entry.path()) {
+            Err(error) if absent(&error) => {}
+            place => places.push(place?),
+        }
+    }
+    Ok(places)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nothing_points_to_is_removed_and_nothing_is_where_that_can_not_be_read() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path();
+        let (kept, left) = (dir.join(PLACES).join("kept"), dir.join(PLACES).join("left"));
+        for made in [&dir.join("data/pg_tblspc/16384"), &dir.join("data.new"), &kept, &left] {
+            std::fs::create_dir_all(made).unwrap();
+        }
+        std::os::unix::fs::symlink(kept.join("16385"), dir.join("data/pg_tblspc/16385")).unwrap();
+        // No directory, so its links can not be listed.
+        let unreadable = dir.join("data.old");
+        std::fs::create_dir(&unreadable).unwrap();
+        std::fs::write(unreadable.join("pg_tblspc"), "").unwrap();
+        sweep(dir).unwrap();
+        assert!(kept.exists() && left.exists());
+        std::fs::remove_dir_all(&unreadable).unwrap();
+        sweep(dir).unwrap();
+        assert!(kept.exists() && !left.exists());
+    }
 }

@@ -190,11 +190,13 @@ fn a_restore_that_is_interrupted_is_whole_or_did_not_happen() {
 
     // The agent dies meanwhile: the command says so, and the next agent removes what was made.
     until("free again", || {
+        // Asked before: the copy lies there for a moment only.
+        let agent = cluster.agent(&node);
         let mut command = cluster.restoring(&options);
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(20) && command.try_wait().unwrap().is_none() {
             if !cluster.beside(&node, "data.restored-").is_empty() && command.try_wait().unwrap().is_none() {
-                kill(&cluster.agent(&node));
+                kill(&agent);
                 let output = command.wait_with_output().unwrap();
                 assert_eq!(output.status.code(), Some(1));
                 return Some(());

@@ -238,13 +238,27 @@ pub struct Vault {
     /// When a restore drill is held.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drill_at: Option<String>,
-    /// A drill is ended after so many minutes.
+    /// A drill is ended after so many minutes. As it came later than others, an agent that does not know it yet must find it only where it is set.
+    #[serde(skip_serializing_if = "usual_minutes")]
     pub drill_minutes: u64,
     /// What a drill asks the copy: the first column of the first row must be true, or a number above 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drill_query: Option<String>,
-    /// In which database.
+    /// In which database. Left out as the minutes are.
+    #[serde(skip_serializing_if = "usual_database")]
     pub drill_database: String,
+}
+
+const DRILL_MINUTES: u64 = 240;
+const DRILL_DATABASE: &str = "app";
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands it over so")]
+fn usual_minutes(minutes: &u64) -> bool {
+    *minutes == DRILL_MINUTES
+}
+
+fn usual_database(name: &str) -> bool {
+    name == DRILL_DATABASE
 }
 
 impl Default for Vault {
@@ -259,9 +273,9 @@ impl Default for Vault {
             full_at: None,
             incremental_at: None,
             drill_at: None,
-            drill_minutes: 240,
+            drill_minutes: DRILL_MINUTES,
             drill_query: None,
-            drill_database: "app".to_owned(),
+            drill_database: DRILL_DATABASE.to_owned(),
         }
     }
 }
@@ -335,5 +349,22 @@ impl Spec {
     pub fn sync_replicas(&self) -> u32 {
         let data = u32::try_from(self.data_nodes().count()).unwrap_or(u32::MAX);
         self.failover.sync_replicas.unwrap_or(data / 2).min(data.saturating_sub(1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_older_agents_do_not_know_is_written_only_where_it_is_set() {
+        let vault = Vault { repository: Some("/srv/vault".into()), ..Vault::default() };
+        let text = serde_json::to_string(&vault).unwrap();
+        assert!(!text.contains("drill"), "{text}");
+        assert!(!serde_json::to_string(&Proxy::default()).unwrap().contains("metrics_port"));
+        assert_eq!(serde_json::from_str::<Vault>(&text).unwrap(), vault);
+        let other = Vault { drill_minutes: 5, drill_database: "orders".into(), ..vault };
+        let text = serde_json::to_string(&other).unwrap();
+        assert_eq!(serde_json::from_str::<Vault>(&text).unwrap(), other);
     }
 }

@@ -289,13 +289,12 @@ async fn recover(
     let owner = user::server_user()?.map(|user| (user.uid, user.gid));
     let result = async {
         let wait = Duration::from_secs(options.wait);
-        let scratch = match Scratch::start(bin, made, data, owner, wait).await {
+        let scratch = match (Scratch::start(bin, made, data, owner, wait).await, made.latest_instead()) {
             // Nothing was committed after that time up to now, so the end of the log is that moment.
-            Err(VaultError::NothingLater(_)) if complete && matches!(made.target, Target::Time(_)) => {
-                let latest = Plan { target: Target::Latest, ..made.clone() };
+            (Err(VaultError::NothingLater(_)), Some(latest)) if complete => {
                 Scratch::start(bin, &latest, data, owner, wait).await?
             }
-            started => started?,
+            (started, _) => started?,
         };
         let end = scratch.reached().await;
         let rows = match &options.sql {

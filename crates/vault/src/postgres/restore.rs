@@ -59,6 +59,8 @@ pub struct Plan {
     pub log: Vec<(Timeline, u64)>,
     /// The log without a hole ends here.
     pub reaches: Lsn,
+    /// The first segment that is missing although later ones are there.
+    pub hole: Option<String>,
     /// Why other backups could not be considered.
     pub unreadable: Vec<String>,
 }
@@ -141,8 +143,8 @@ pub fn plan(
     };
     let (log, hole) = reach(&held, size, base, timeline, &path);
     let reaches = Lsn(log.last().map_or(0, |(_, number)| (number + 1) * size.0));
-    let plan = Plan { base: (*base).clone(), target, timeline, path, log, reaches, unreadable };
-    plan.refuse_impossible(repository, size, hole)?;
+    let plan = Plan { base: (*base).clone(), target, timeline, path, log, reaches, hole, unreadable };
+    plan.refuse_impossible(repository, size)?;
     Ok(plan)
 }
 
@@ -170,18 +172,21 @@ fn reach(
 }
 
 impl Plan {
-    fn refuse_impossible(
-        &self,
-        repository: &Repository,
-        size: SegmentSize,
-        hole: Option<String>,
-    ) -> Result<(), VaultError> {
+    /// The same up to the end of the log, for a time after which the log turned out to hold no commit: then its end is that moment. `None`: the
+    /// target is no time, or the log goes on behind a hole and what was committed there would be left out silently.
+    #[must_use]
+    pub fn latest_instead(&self) -> Option<Plan> {
+        let whole = matches!(self.target, Target::Time(_)) && self.hole.is_none();
+        whole.then(|| Plan { target: Target::Latest, ..self.clone() })
+    }
+
+    fn refuse_impossible(&self, repository: &Repository, size: SegmentSize) -> Result<(), VaultError> {
         let refuse = |says: String| Err(VaultError::Impossible(says));
         if self.reaches < self.base.stop.lsn {
             return refuse(format!(
                 "the log of the backup {} is not whole: {}",
                 self.base.label,
-                hole.unwrap_or_default()
+                self.hole.clone().unwrap_or_default()
             ));
         }
         let written = match self.log.last() {
@@ -194,7 +199,8 @@ impl Plan {
         let latest = i64::try_from(written).unwrap_or(i64::MAX).saturating_mul(1000);
         let nearest =
             format!("the latest position that can be had is {}, archived at {}", self.reaches, time_text(latest));
-        let gap = hole.as_ref().map(|name| format!("the segment {name} is missing, and the log goes on after it; "));
+        let gap =
+            self.hole.as_ref().map(|name| format!("the segment {name} is missing, and the log goes on after it; "));
         let gap = gap.unwrap_or_default();
         match self.target {
             Target::Time(time) if time > latest => refuse(format!("{gap}that moment is not in the archive: {nearest}")),
@@ -202,7 +208,7 @@ impl Plan {
                 refuse(format!("{gap}that position is not in the archive: {nearest}"))
             }
             // What lies behind the hole would be left out silently.
-            Target::Latest if hole.is_some() => {
+            Target::Latest if self.hole.is_some() => {
                 refuse(format!("{gap}{nearest}; ask for that position, if it is enough"))
             }
             _ => Ok(()),

@@ -47,6 +47,8 @@ struct State {
     storm: Option<(usize, Vec<Fault>)>,
     /// No bytes more than these.
     room: Option<usize>,
+    /// Parts are joined whatever the condition says.
+    joins_blindly: bool,
     counted: usize,
 }
 
@@ -208,6 +210,7 @@ impl State {
     fn act(&mut self, request: &Request, keeps: bool) -> Answer {
         let Some(rest) = request.path.strip_prefix("/vault") else { return error(404, "NoSuchBucket") };
         let name = rest.trim_start_matches('/').to_owned();
+        let keeps = keeps && !(self.joins_blindly && request.method == "POST");
         let only_new = keeps && request.headers.get("if-none-match").is_some_and(|value| value == "*");
         let mark = request.headers.get("x-amz-meta-mainstay-write").cloned().unwrap_or_default();
         let upload = request.query.get("uploadId").cloned();
@@ -322,6 +325,11 @@ impl Server {
     /// A store that does not know the condition.
     pub(crate) fn ignore_conditions(&self) {
         self.keeps.store(false, Ordering::SeqCst);
+    }
+
+    /// A store that knows the condition for whole objects only.
+    pub(crate) fn join_blindly(&self) {
+        self.state.lock().unwrap().joins_blindly = true;
     }
 
     /// Changes an object behind everybody's back.

@@ -70,10 +70,12 @@ fn decoded(text: &str) -> Option<String> {
 impl Address {
     /// From its text.
     pub(super) fn parse(text: &str) -> Result<Address, ObjectError> {
-        let wrong = |why: &str| refused(format!("{text:?} is not the address of a bucket: {why}"));
-        let rest = text.strip_prefix(SCHEME).ok_or_else(|| wrong("it begins with s3://"))?;
+        let rest = text.strip_prefix(SCHEME);
+        let rest = rest.ok_or_else(|| refused("the address of a bucket begins with s3://".to_owned()))?;
         let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
+        // The rest is not repeated: it may hold a secret.
+        let wrong = |why: &str| refused(format!("the address of the bucket {bucket:?} is wrong: {why}"));
         if bucket.contains('@') || bucket.contains(':') {
             // Not repeated: it may hold a secret.
             let says = "the address of a bucket holds no keys and no port: keys come from a file (&credentials=/FILE) or the environment, the \
@@ -85,7 +87,8 @@ impl Address {
             return Err(wrong("a bucket's name has 3 to 63 small letters, digits, - and ."));
         }
         let prefix = prefix.trim_end_matches('/');
-        let prefix = if prefix.is_empty() { String::new() } else { format!("{}/", Key::new(prefix)?) };
+        let key = |prefix: &str| Key::new(prefix).map_err(|_| wrong("what stands after it is not a name for objects"));
+        let prefix = if prefix.is_empty() { String::new() } else { format!("{}/", key(prefix)?) };
         let mut address = Address {
             bucket: bucket.to_owned(),
             prefix,
@@ -234,6 +237,15 @@ mod tests {
         ] {
             let error = Address::parse(bad).unwrap_err().to_string();
             assert!(error.contains(says), "{bad}: {error}");
+        }
+        for bad in [
+            "s3://vault/s3cret!",
+            "s3://vault?secret=s3cret",
+            "s3://vault?endpoint=https://a:s3cret@x",
+            "x://a:s3cret@b",
+        ] {
+            let error = Address::parse(bad).unwrap_err().to_string();
+            assert!(!error.contains("s3cret"), "{error}");
         }
         let error = Address::parse("s3://AKIA:s3cret@vault").unwrap_err().to_string();
         assert!(error.contains("no keys") && !error.contains("s3cret"), "{error}");

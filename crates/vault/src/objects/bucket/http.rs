@@ -21,6 +21,8 @@ const LONGEST: Duration = Duration::from_secs(5);
 const CONNECT: Duration = Duration::from_secs(10);
 /// No answer is longer: a segment of the log has a gibibyte at most, and what surrounds it little.
 const ANSWER_MAX: u64 = 1100 << 20;
+/// An error that is told after the answer began stands in so many bytes.
+const CODE_MAX: usize = 4096;
 /// Where systems keep the authorities that they trust.
 const AUTHORITIES: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
@@ -45,6 +47,8 @@ pub(super) struct Answer {
     pub(super) body: Vec<u8>,
     /// How often it was asked.
     pub(super) tries: u32,
+    /// It is the answer to a `POST`: one that begins well may yet tell of a failure.
+    posted: bool,
 }
 
 impl Answer {
@@ -54,8 +58,13 @@ impl Answer {
     pub(super) fn good(&self) -> bool {
         (200..300).contains(&self.status)
     }
+    /// An error's code. What an object holds is none, whatever it says.
     pub(super) fn code(&self) -> String {
-        code(&self.body)
+        match self.status {
+            200 if self.posted => code(self.body.get(..CODE_MAX).unwrap_or(&self.body)),
+            200 | 206 => String::new(),
+            _ => code(&self.body),
+        }
     }
 }
 
@@ -171,7 +180,8 @@ impl Http {
         if ask.method != "HEAD" && length.is_some_and(|length| length != bytes.len() as u64) {
             return Ok(Err(format!("an answer of {} bytes, {length:?} were announced", bytes.len())));
         }
-        Ok(Ok(Answer { status: parts.status.as_u16(), headers: parts.headers, body: bytes, tries: 1 }))
+        let posted = ask.method == "POST";
+        Ok(Ok(Answer { status: parts.status.as_u16(), headers: parts.headers, body: bytes, tries: 1, posted }))
     }
 
     /// Asks until there is an answer that counts, so many times at most. Whoever asks for something that may be there in part says by

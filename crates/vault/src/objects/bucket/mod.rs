@@ -2,7 +2,8 @@
 //!
 //! An object is written by one request, or in parts that are joined by the last one; either with the condition that none of its name is
 //! there. A store that does not keep that condition is noticed before the first write, and then looked at before each: the archive's owner and a
-//! backup's random label are then what keeps two writers apart. Each write carries a random mark: if its answer was lost, the mark tells
+//! backup's random label are then what keeps two writers apart. A store may keep it for whole objects and not where parts are joined, which can
+//! not be tried without an object: before that it is always looked as well. Each write carries a random mark: if its answer was lost, the mark tells
 //! whether what is there now is ours.
 //!
 //! Absent: making buckets, keys and rights.
@@ -148,9 +149,13 @@ impl Inner {
         if self.keeps()? {
             return Ok(Some(vec![("if-none-match", "*".to_owned())]));
         }
+        Ok(if self.there(key)? { None } else { Some(Vec::new()) })
+    }
+
+    fn there(&self, key: &Key) -> Result<bool, ObjectError> {
         match self.head(key) {
-            Ok(_) => Ok(None),
-            Err(ObjectError::Missing(_)) => Ok(Some(Vec::new())),
+            Ok(_) => Ok(true),
+            Err(ObjectError::Missing(_)) => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -222,6 +227,10 @@ impl BucketUpload {
         }
         let Some(id) = self.id.clone() else { return Ok(Committed::Exists) };
         let Some(headers) = self.bucket.condition(&self.key)? else { return Ok(Committed::Exists) };
+        // With a condition it was not looked yet, and the store may not heed one here.
+        if !headers.is_empty() && self.bucket.there(&self.key)? {
+            return Ok(Committed::Exists);
+        }
         let escaped = |tag: &String| tag.replace('&', "&amp;").replace('<', "&lt;").replace('"', "&quot;");
         let parts = self.parts.iter().enumerate();
         let parts: String = parts
