@@ -191,7 +191,7 @@ fn rebuilt_values(values: &BTreeMap<String, Versioned>, new: &Rebuilding<'_>) ->
         bail!("term {} is not of a later incarnation than the record's {}", new.term, record.term);
     }
     let mut next = record.recovered(new.me, copy, new.term, TIMELINE_STEP + new.scatter);
-    next.reason = format!("the store was rebuilt from {} by {}", new.me, new.by);
+    next.reason = format!("{}, by {}", next.reason, new.by);
     let stored = values.get(SPEC_KEY).and_then(|held| serde_json::from_slice::<StoredSpec>(&held.value).ok());
     let newest = stored.filter(|stored| stored.generation > new.kept.generation).unwrap_or_else(|| new.kept.clone());
     let mut spec =

@@ -27,7 +27,7 @@
 //! | `archive-conflict` | critical | the archive holds other content under a name of the log, or the log is damaged |
 //! | `backup-overdue` | warning | a backup should have begun long ago, by the schedule |
 //! | `backup-corrupt` | critical | the newest backup holds blocks that were damaged on the server |
-//! | `old-data-kept` | info | a node keeps the data of before a restore in place |
+//! | `old-data-kept` | info | a node keeps the data of before a restore in place, or a copy for one that did not come about |
 //! | `backup-unscheduled` | warning | much log is archived, and nothing makes backups by itself |
 //! | `drill-failed` | critical | the last restore drill did not bring back a sound copy |
 //! | `drill-overdue` | warning | a restore drill should have been held long ago, by the schedule |
@@ -35,6 +35,7 @@
 
 use crate::schedule;
 use crate::status::{LocalStatus, rfc3339};
+use mainstay_model::layout::RESTORED_PREFIX;
 use mainstay_model::record::Durability;
 use mainstay_model::spec::{Node, Spec};
 use mainstay_model::status::Problem;
@@ -423,9 +424,16 @@ impl Look<'_> {
             list.add(("disk-nearly-full", severity), evidence, hint);
         }
         for place in &answer.kept {
-            let evidence = format!("{name} keeps the data of before a restore in place: {place}");
+            let (what, remove) = match place.contains(RESTORED_PREFIX) {
+                true => (
+                    "a copy that was handed over for a restore in place which did not come about",
+                    format!("{place} {place}.given"),
+                ),
+                false => ("the data of before a restore in place", place.clone()),
+            };
+            let evidence = format!("{name} keeps {what}: {place}");
             let hint =
-                format!("nothing removes them but you: when nobody needs them any more, `rm -r {place}` on that host");
+                format!("nothing removes them but you: when nobody needs them any more, `rm -r {remove}` on that host");
             list.add(("old-data-kept", "info"), evidence, hint);
         }
         if !answer.pending_restart.is_empty() {

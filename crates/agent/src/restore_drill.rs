@@ -224,14 +224,17 @@ fn moment(first: i64, last: i64, chance: u64) -> Option<i64> {
     Some((from + i64::try_from(chance % count).ok()?).saturating_mul(SECOND))
 }
 
-/// The volume is the data's own: it must not get into need.
-fn check_room(made: &Plan, dir: &Path) -> Result<(), VaultError> {
-    let Ok(is) = rustix::fs::statvfs(dir) else { return Ok(()) };
+/// How much is free, if so much must not be written beside the data: their volume must not get into need.
+#[must_use]
+pub fn too_little(needs: u64, dir: &Path) -> Option<u64> {
+    let is = rustix::fs::statvfs(dir).ok()?;
     let (free, size) = (is.f_bavail.saturating_mul(is.f_frsize), is.f_blocks.saturating_mul(is.f_frsize));
+    (free < needs || Room::of(free - needs, size).is_some()).then_some(free)
+}
+
+fn check_room(made: &Plan, dir: &Path) -> Result<(), VaultError> {
     let needs = made.bytes().saturating_add(SPARE);
-    if free >= needs && Room::of(free - needs, size).is_none() {
-        return Ok(());
-    }
+    let Some(free) = too_little(needs, dir) else { return Ok(()) };
     Err(VaultError::Impossible(format!(
         "the copy needs {} MiB in {}, where {} MiB are free, and the data's volume must keep room: make room, or hold the drill by hand on another volume \
          (`mainstay restore --to DIR`)",

@@ -5,14 +5,16 @@
 
 use crate::archiver;
 use crate::generations::Generations;
+use crate::handed_over::{copies, hindered, in_use, mark, marked, unmark};
 use crate::mind_loop::{Question, Wish};
+use crate::restore_checks::{check_room, check_version, checked, own_dir};
 use crate::setup::{AgentOptions, entropy};
-use mainstay_model::layout::{KEPT_PREFIX, NodeLayout, RESTORED_PREFIX};
+use mainstay_model::layout::{KEPT_PREFIX, NodeLayout};
 use mainstay_model::spec::Vault;
 use mainstay_model::vault::{
     ARCHIVE_KEY, ArchiveState, RestoreAsk, RestorePhase, RestorePlan, RestoreState, RestoreTarget, RestoreWish,
 };
-use mainstay_model::{Command, CopyId, Lineage, Record, Restoration, SystemId, Timeline};
+use mainstay_model::{Command, CopyId, Record, Restoration, SystemId, Timeline};
 use mainstay_ports::priority::ordinarily;
 use mainstay_ports::store::Store;
 use mainstay_vault::postgres::backup::Watch;
@@ -145,7 +147,7 @@ impl Restorer {
         self.work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Directories in which the data of before a restore are kept, as last seen.
+    /// Directories in which the data of before a restore are kept, or a copy that was handed over and that nothing waits for, as last seen.
     #[must_use]
     pub fn kept(&self) -> Vec<String> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -153,13 +155,20 @@ impl Restorer {
 
     /// Looks for them. On a volume that hangs this costs one thread and no answer.
     async fn look(self: &Arc<Self>) {
-        let this = Arc::clone(self);
+        let (this, record) = (Arc::clone(self), self.record().await);
+        let waits = record.as_ref().and_then(|record| record.restored.as_ref()).map(|restored| restored.copy);
+        let known = record.is_some();
         drop(
             tokio::task::spawn_blocking(move || {
                 let Ok(entries) = std::fs::read_dir(this.layout.dir()) else { return };
                 let kept =
                     entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(KEPT_PREFIX));
                 let mut kept: Vec<String> = kept.map(|entry| entry.path().display().to_string()).collect();
+                let nobodys = |copy: &CopyId| {
+                    known && waits != Some(*copy) && !this.works_on(*copy) && marked(&this.layout, *copy)
+                };
+                let left = copies(&this.layout).unwrap_or_default().into_iter().filter(nobodys);
+                kept.extend(left.map(|copy| this.layout.restored(copy).display().to_string()));
                 kept.sort();
                 *this.kept.lock().unwrap_or_else(PoisonError::into_inner) = kept;
             })
@@ -286,6 +295,10 @@ impl Restorer {
         self.note(job, |state| state.plan = Some(shown));
         room?;
         check_version(&job.bin, major)?;
+        let wrong = |error| VaultError::File { path: self.layout.dir().display().to_string(), error };
+        if let Some(why) = hindered(&self.layout).map_err(wrong)? {
+            return Err(VaultError::Impossible(why));
+        }
         if !job.prepare {
             self.note(job, |state| state.phase = RestorePhase::Planned);
             return Ok(None);
@@ -405,31 +418,64 @@ impl Restorer {
     }
 
     /// Hands the copy that lies ready to the decisions.
-    async fn commit(&self, token: u64, by: String) -> Result<RestoreState, Refused> {
+    async fn commit(self: &Arc<Self>, token: u64, by: String) -> Result<RestoreState, Refused> {
+        let silent = || refuse("the agent's loop does not answer", "`mainstay status` shows whether it was taken up");
         let wanted = {
             let mut held = self.work();
             let work = held.as_mut().filter(|work| work.state.token == token);
             let gone = || refuse("no such copy lies ready on this node any more", "begin the restore again");
             let work = work.ok_or_else(gone)?;
             let ready = work.ready.clone().ok_or_else(gone)?;
+            if work.given {
+                // It is asked for once.
+                drop(held);
+                return self.state().ok_or_else(silent);
+            }
             // From here on nothing but the record decides what becomes of it: the answer may be lost.
             work.given = true;
+            work.asked = Instant::now();
             ready
         };
+        let copy = wanted.copy;
+        if let Err(why) = self.marking(move |layout| mark(layout, copy)).await {
+            self.take_back(copy).await;
+            return Err(refuse(format!("the copy can not be marked as handed over: {why}"), "nothing was changed"));
+        }
         let (reply, answer) = oneshot::channel();
         let wish = Wish { by, command: Command::Restore(Box::new(wanted)), reply };
-        let silent = || refuse("the agent's loop does not answer", "`mainstay status` shows whether it was taken up");
         self.wishes.send(wish).await.map_err(|_| silent())?;
         match timeout(ANSWER, answer).await.map_err(|_| silent())?.map_err(|_| silent())? {
             Ok(text) => info!(%text, "a restored copy was handed over"),
             Err(why) => {
-                if let Some(work) = self.work().as_mut().filter(|work| work.state.token == token) {
-                    work.given = false;
-                }
+                self.take_back(copy).await;
                 return Err(refuse(why, "nothing was changed; mend it, and restore again"));
             }
         }
         self.state().ok_or_else(silent)
+    }
+
+    /// Its mark, where files may take their time.
+    async fn marking(
+        &self,
+        change: impl FnOnce(&NodeLayout) -> std::io::Result<()> + Send + 'static,
+    ) -> Result<(), String> {
+        let layout = self.layout.clone();
+        let changed = tokio::task::spawn_blocking(move || change(&layout)).await.map_err(|error| error.to_string())?;
+        changed.map_err(|error| error.to_string())
+    }
+
+    /// It was refused before anything could name it.
+    async fn take_back(&self, copy: CopyId) {
+        if let Err(why) = self.marking(move |layout| unmark(layout, copy)).await {
+            warn!(%copy, %why, "the mark of a copy that was not handed over can not be removed: the copy stays");
+        }
+        if let Some(work) = self.work().as_mut().filter(|work| work.copy == copy) {
+            work.given = false;
+        }
+    }
+
+    fn works_on(&self, copy: CopyId) -> bool {
+        self.work().as_ref().is_some_and(|work| work.copy == copy)
     }
 
     /// Ends what goes on, and has what was made removed. `only`: if it is this one.
@@ -450,6 +496,10 @@ impl Restorer {
 
     /// Removes a copy that was never handed over.
     fn remove(&self, copy: CopyId) {
+        if let Some(why) = in_use(&self.layout, copy) {
+            warn!(%copy, %why, "what is left of a restore stays");
+            return;
+        }
         for place in [self.layout.restored(copy), self.layout.tablespaces(copy)] {
             let removed = scratch::end_left_over(&place).map_err(|error| error.to_string());
             let removed = removed.and_then(|()| match std::fs::remove_dir_all(&place) {
@@ -494,87 +544,23 @@ impl Restorer {
         }
     }
 
-    /// A copy that was handed over is nobody's here any more once the record has taken it up, or has gone on without it.
+    /// A copy that was handed over is nobody's here any more once the record has taken it up, or has gone on without it for long. It stays where it
+    /// lies: this view of the record may be an old one.
     fn settle(&self, copy: CopyId, record: &Record) {
         let mut held = self.work();
         let taken = record.restored.as_ref().is_some_and(|restored| restored.copy == copy);
-        let Some(work) = held.as_mut().filter(|work| work.copy == copy) else { return };
-        if taken {
+        if held.as_ref().is_some_and(|work| work.copy == copy && (taken || work.asked.elapsed() > FORGOTTEN)) {
             *held = None;
-        } else if work.asked.elapsed() > FORGOTTEN {
-            // The write was given up long ago.
-            work.given = false;
         }
     }
 
-    /// Removes copies of an earlier life, but for the one that the record waits for.
+    /// Removes copies of an earlier life, but for the one that the record waits for and those that were handed over.
     fn sweep(&self, waits: Option<CopyId>) {
-        let Ok(entries) = std::fs::read_dir(self.layout.dir()) else { return };
-        for entry in entries.flatten() {
-            let name = entry.file_name();
-            let copy = name.to_str().and_then(|name| name.strip_prefix(RESTORED_PREFIX));
-            let Some(copy) = copy.and_then(|copy| CopyId::try_from(copy.to_owned()).ok()) else { continue };
-            let working = self.work().as_ref().is_some_and(|work| work.copy == copy);
-            if waits != Some(copy) && !working {
+        for copy in copies(&self.layout).unwrap_or_default() {
+            if waits != Some(copy) && !self.works_on(copy) && !marked(&self.layout, copy) {
                 info!(%copy, "removing what an interrupted restore in place left");
                 self.remove(copy);
             }
         }
-    }
-}
-
-/// What came of the recovery must be exactly what was asked for.
-fn checked(
-    (timeline, lineage): (Timeline, &Lineage),
-    next: Timeline,
-    made: &Plan,
-) -> Result<mainstay_model::Position, VaultError> {
-    let wrong = |says: String| Err(VaultError::Server(format!("the copy is not as it was asked for: {says}")));
-    if timeline != next {
-        return wrong(format!("it ended its recovery on timeline {timeline} instead of {next}"));
-    }
-    match lineage.0.last() {
-        Some(left) if left.timeline == made.timeline => Ok(*left),
-        // A moment before the last fork of the path.
-        Some(left) if made.path.0.iter().any(|fork| fork.timeline == left.timeline && left.lsn <= fork.lsn) => {
-            Ok(*left)
-        }
-        left => wrong(format!("its timeline begins at {left:?}, which is not on the path to {}", made.timeline)),
-    }
-}
-
-fn check_room(plan: &RestorePlan, dir: &Path) -> Result<(), VaultError> {
-    match plan.free.filter(|free| *free < plan.needs) {
-        None => Ok(()),
-        Some(free) => Err(VaultError::Impossible(format!(
-            "the copy needs {} MiB beside the data, and {} MiB are free in {}: the old data are kept, so there must be room for both",
-            plan.needs >> 20,
-            free >> 20,
-            dir.display()
-        ))),
-    }
-}
-
-fn check_version(bin: &Path, major: u32) -> Result<(), VaultError> {
-    let ran = std::process::Command::new(bin.join("postgres")).arg("--version").output();
-    let text = ran.map(|ran| String::from_utf8_lossy(&ran.stdout).into_owned()).unwrap_or_default();
-    let have = text
-        .split_whitespace()
-        .nth(2)
-        .and_then(|version| version.chars().take_while(char::is_ascii_digit).collect::<String>().parse::<u32>().ok());
-    if have == Some(major) {
-        return Ok(());
-    }
-    let have = have.map_or_else(|| "none that answers".to_owned(), |have| have.to_string());
-    Err(VaultError::Impossible(format!("the backup is of PostgreSQL {major}, and this node has {have}")))
-}
-
-/// A directory that the server's user may pass.
-fn own_dir(path: &Path, owner: Option<(u32, u32)>) -> std::io::Result<()> {
-    use std::os::unix::fs::{DirBuilderExt, lchown};
-    match std::fs::DirBuilder::new().mode(0o700).create(path) {
-        Ok(()) => owner.map_or(Ok(()), |(user, group)| lchown(path, Some(user), Some(group))),
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(error),
     }
 }

@@ -11,8 +11,8 @@ use crate::reign::Phase;
 use crate::view::Intent;
 use mainstay_model::record::{Durability, Restored};
 use mainstay_model::{
-    ClaimState, Moment, NodeId, Order, OrderFailure, Position, Record, Restoration, RouteState, ServerState, Span,
-    Timeline,
+    ClaimState, Moment, NodeId, Order, OrderFailure, Position, Record, Restoration, Revision, RouteState, ServerState,
+    Span, Timeline,
 };
 use std::collections::BTreeMap;
 
@@ -29,6 +29,12 @@ pub(crate) struct Restoring {
     wanted: Restoration,
     by: String,
     until: Moment,
+    /// Over which version of the record the newest write went, and the newest that was not answered: until a later version is seen it may
+    /// still come to be.
+    over: (u64, Revision),
+    unknown: Option<(u64, Revision)>,
+    /// It is not written again; what became of it was told to be unknown.
+    given_up: bool,
 }
 
 impl Mind {
@@ -104,7 +110,8 @@ impl Mind {
         if record.term < self.durable.promise {
             return Err(format!("{me}'s view of the record is behind the store: try again"));
         }
-        if self.restoring.is_some() {
+        // One whose fate is unknown hinders nobody: should it be in force yet, this one's write or number is refused.
+        if self.restoring.as_ref().is_some_and(|restoring| !restoring.given_up) {
             return Err("a restore is being written already".to_owned());
         }
         if self.candidacy.is_some() || self.leave.is_some() || self.failover.is_some() {
@@ -114,7 +121,8 @@ impl Mind {
             return Err("a switchover or a restart is under way: wait for how that ends".to_owned());
         }
         let text = format!("everything after {} becomes void: {me} goes on from there", wanted.what);
-        self.restoring = Some(Restoring { wanted, by: clip(by), until: self.now + Span(WRITE_MS) });
+        let (until, over) = (self.now + Span(WRITE_MS), (0, Revision(0)));
+        self.restoring = Some(Restoring { wanted, by: clip(by), until, over, unknown: None, given_up: false });
         Ok(text)
     }
 
@@ -150,9 +158,16 @@ impl Mind {
             self.restored_written();
             return;
         }
+        let seen = (record.term.incarnation(), self.revision());
+        let unknown = restoring.unknown.is_some_and(|over| seen <= over);
         let refused = self.refuse_restoration(&record, &restoring.wanted).err();
-        let late = (self.now >= restoring.until).then(|| "the store did not take the write in time".to_owned());
+        let late = (restoring.given_up || self.now >= restoring.until)
+            .then(|| "the store did not take the write in time".to_owned());
         if let Some(why) = refused.or(late).filter(|_| self.view.cas.is_none()) {
+            if unknown {
+                self.given_up();
+                return;
+            }
             self.restoring = None;
             self.tell(
                 "restore-refused",
@@ -161,10 +176,30 @@ impl Mind {
             return;
         }
         self.until(restoring.until);
-        if self.can_write() {
+        if !restoring.given_up && self.can_write() {
+            if let Some(restoring) = self.restoring.as_mut() {
+                restoring.over = seen;
+            }
             let next = self.restored_record(&record, &restoring);
             self.write(Intent::Restore, next);
         }
+    }
+
+    /// Its write may have been taken, and may yet be: only a later version of the record tells.
+    pub(crate) fn restore_unanswered(&mut self) {
+        if let Some(restoring) = self.restoring.as_mut() {
+            restoring.unknown = Some(restoring.over);
+        }
+    }
+
+    fn given_up(&mut self) {
+        let Some(restoring) = self.restoring.as_mut().filter(|restoring| !restoring.given_up) else { return };
+        restoring.given_up = true;
+        let text = format!(
+            "whether the restore that {} ordered is carried out is not known: the store did not answer; the record will tell",
+            restoring.by
+        );
+        self.tell("restore-unknown", text);
     }
 
     /// The record as if this node had been elected at the moment, and had released its term then.

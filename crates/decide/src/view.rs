@@ -295,6 +295,9 @@ impl Mind {
                 self.view.own = None;
                 self.view.write_at = self.now + Span(WRITE_RETRY_MS);
                 self.reason("store", "a write was not answered: unknown until a later one of mine succeeds");
+                if open.intent == Intent::Restore {
+                    self.restore_unanswered();
+                }
                 self.on_not_written(open.intent, false);
                 self.note_own_grant();
             }

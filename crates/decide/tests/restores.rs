@@ -183,6 +183,44 @@ fn a_restore_interrupted_after_every_output_is_whole_or_did_not_happen() {
 }
 
 #[test]
+fn a_write_without_an_answer_is_unknown_until_the_record_tells() {
+    let told = |world: &World, kind: &str| world.events.iter().any(|event| event.kind == kind);
+    for taken in [true, false] {
+        let (mut world, old) = founded(Durability::Strict);
+        world.events.clear();
+        assert_eq!(old, id("a"));
+        world.cut_off.insert(id("c"));
+        world.unanswered = Some((id("c"), taken));
+        let timeline = order(&mut world, &id("c"), 300);
+        world.run(9000);
+        assert!(!told(&world, "restore-refused") && !told(&world, "restored"), "{:?}", world.events);
+        world.run(3000);
+        assert!(told(&world, "restore-unknown") && !told(&world, "restore-refused"), "{:?}", world.events);
+        // A later version of the record tells.
+        world.unanswered = None;
+        world.cut_off.clear();
+        world.run(5000);
+        world.settle(20_000).unwrap();
+        assert_eq!(restored(&world, timeline), taken, "{}", world.picture());
+        assert_eq!((told(&world, "restored"), told(&world, "restore-refused")), (taken, !taken), "{:?}", world.events);
+    }
+}
+
+#[test]
+fn a_recover_from_another_node_gives_up_a_restore_that_waits() {
+    let (mut world, _) = founded(Durability::Strict);
+    order(&mut world, &id("c"), 300);
+    world.run(20);
+    world.kill_node(&id("c"));
+    world.run(100);
+    assert!(world.store.as_ref().unwrap().1.restoring().is_some());
+    world.recover(&id("b"));
+    assert_eq!(world.store.as_ref().unwrap().1.restored, None);
+    world.run(20_000);
+    assert_eq!(world.primary(), Some(id("b")), "{}", world.picture());
+}
+
+#[test]
 fn clients_are_kept_out_as_long_as_that_is_asked_and_no_longer() {
     let (mut world, old) = founded(Durability::Strict);
     world.command(&old, Command::Hold { for_ms: 2000 }).unwrap();

@@ -10,12 +10,10 @@ use crate::files;
 use crate::server::{Postgres, failed};
 use crate::source::ASK;
 use crate::tools::system_id;
+use mainstay_model::layout::{KEPT_MAX, NodeLayout};
 use mainstay_model::{CopyId, Timeline};
 use mainstay_ports::engine::EngineError;
 use std::path::{Path, PathBuf};
-
-/// So many old copies lie beside the data at most; then somebody must look at them.
-const KEPT_MAX: u32 = 32;
 
 impl Postgres {
     /// See [`mainstay_ports::engine::Engine::adopt_restored`].
@@ -24,8 +22,10 @@ impl Postgres {
             self.fence("its data are replaced by a restored copy".into()).await?;
         }
         let ready = self.options.layout.restored(copy);
-        if !ready.exists() {
-            return self.adopted_before(&ready, timeline).await;
+        // One that can not be seen just now is not gone.
+        let there = ready.try_exists();
+        if !there.map_err(|error| failed(format!("{} can not be looked at: {error}", ready.display())))? {
+            return self.adopted_before(copy, timeline).await;
         }
         let Ok(_aside) = tokio::time::timeout(ASK, self.aside.lock()).await else {
             return Err(crate::server::not_yet("an old copy is still being removed"));
@@ -45,37 +45,48 @@ impl Postgres {
         })
         .await?;
         self.note_clone(&ready, None)?;
-        let (dir, data) = (self.options.layout.dir().to_owned(), self.data());
-        let swapped = tokio::task::spawn_blocking(move || swap(&dir, &data, &ready)).await.map_err(failed)?;
+        let (layout, data) = (self.options.layout.clone(), self.data());
+        let swapped = tokio::task::spawn_blocking(move || swap(&layout, &data, &ready)).await.map_err(failed)?;
         let kept = swapped.map_err(|error| failed(format!("could not put the restored copy in its place: {error}")))?;
         if let Some(kept) = kept {
             tracing::warn!(kept = %kept.display(), "the data of before the restore are kept");
         }
+        self.unmark(copy);
         Ok(())
     }
 
     /// No copy lies ready: it must be in its place already. Its timeline is nobody else's.
-    async fn adopted_before(&self, ready: &Path, timeline: Timeline) -> Result<(), EngineError> {
+    async fn adopted_before(&self, copy: CopyId, timeline: Timeline) -> Result<(), EngineError> {
         let control = match system_id(&self.data()) {
             Some(_) => self.control().await.ok(),
             None => None,
         };
         if control.is_some_and(|control| control.newest_timeline() == timeline) {
+            self.unmark(copy);
             return Ok(());
         }
         Err(failed(format!(
             "the restored copy {} is gone; the data of before are untouched. Restore again: `mainstay restore --in-place`",
-            ready.display()
+            self.options.layout.restored(copy).display()
         )))
+    }
+
+    /// It is in its place: nothing waits for it any more.
+    fn unmark(&self, copy: CopyId) {
+        let mark = self.options.layout.given(copy);
+        if let Err(error) = std::fs::remove_file(&mark)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(mark = %mark.display(), %error, "the mark of a copy that is in its place can not be removed");
+        }
     }
 }
 
 /// Says where the old data are, if there were any.
-fn swap(dir: &Path, data: &Path, ready: &Path) -> std::io::Result<Option<PathBuf>> {
-    let mut kept = None;
+fn swap(layout: &NodeLayout, data: &Path, ready: &Path) -> std::io::Result<Option<PathBuf>> {
+    let (dir, mut kept) = (layout.dir(), None);
     if std::fs::read_dir(data).is_ok_and(|mut entries| entries.next().is_some()) {
-        let place = |number: u32| dir.join(format!("{}{number}", mainstay_model::layout::KEPT_PREFIX));
-        let free = (1..=KEPT_MAX).map(place).find(|place| place.symlink_metadata().is_err());
+        let free = layout.kept().find(|place| place.symlink_metadata().is_err());
         let full = || {
             std::io::Error::other(format!(
                 "{KEPT_MAX} old copies lie in {}: remove those that nobody needs",
@@ -102,6 +113,7 @@ mod tests {
     fn the_old_data_are_kept_and_a_swap_that_broke_off_is_gone_on_with() {
         let place = tempfile::tempdir().unwrap();
         let dir = place.path();
+        let layout = NodeLayout::new(dir);
         let name = |name: &str| dir.join(name);
         let fill = |path: &Path, what: &str| {
             std::fs::create_dir(path).unwrap();
@@ -111,17 +123,17 @@ mod tests {
         let (data, ready) = (name("data"), name("data.restored-1"));
         fill(&data, "old");
         fill(&ready, "new");
-        assert_eq!(swap(dir, &data, &ready).unwrap(), Some(name("data.before-restore-1")));
+        assert_eq!(swap(&layout, &data, &ready).unwrap(), Some(name("data.before-restore-1")));
         assert_eq!((what(&data), what(&name("data.before-restore-1"))), ("new".into(), "old".into()));
         // Between the renames.
         fill(&ready, "newer");
         std::fs::rename(&data, name("data.before-restore-2")).unwrap();
-        assert_eq!(swap(dir, &data, &ready).unwrap(), None);
+        assert_eq!(swap(&layout, &data, &ready).unwrap(), None);
         assert_eq!((what(&data), what(&name("data.before-restore-2"))), ("newer".into(), "new".into()));
         // Nothing is written over, and nothing is removed to make room.
         (3..=KEPT_MAX).for_each(|number| fill(&name(&format!("data.before-restore-{number}")), "kept"));
         fill(&ready, "newest");
-        let error = swap(dir, &data, &ready).unwrap_err().to_string();
+        let error = swap(&layout, &data, &ready).unwrap_err().to_string();
         assert!(error.contains("32 old copies"), "{error}");
         assert_eq!((what(&data), what(&ready)), ("newer".into(), "newest".into()));
     }

@@ -10,6 +10,7 @@
 //! diverged/  logs kept before a rewind or re-clone (the agent's user only)
 //! proof/     the copy of a restore drill, while one is held
 //! data.before-restore-N/  the data of before a restore in place
+//! data.restored-COPY/     a copy for a restore in place; data.restored-COPY.given: it was handed over
 //! ```
 //! A cluster made by `mainstay up`:
 //! ```text
@@ -25,6 +26,8 @@ use std::path::{Path, PathBuf};
 pub const KEPT_PREFIX: &str = "data.before-restore-";
 /// How directories in a node's begin in which a copy for a restore in place is prepared.
 pub const RESTORED_PREFIX: &str = "data.restored-";
+/// So many old copies lie beside the data at most; then somebody must look at them.
+pub const KEPT_MAX: u32 = 32;
 
 /// One node's directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,6 +128,15 @@ impl NodeLayout {
     #[must_use]
     pub fn restored(&self, copy: CopyId) -> PathBuf {
         self.dir.join(format!("{RESTORED_PREFIX}{copy}"))
+    }
+    /// While this file is there the copy was handed over: the record may name it, and nothing of Mainstay removes it.
+    #[must_use]
+    pub fn given(&self, copy: CopyId) -> PathBuf {
+        self.dir.join(format!("{RESTORED_PREFIX}{copy}.given"))
+    }
+    /// Where the data of before a restore in place can be kept: the first of these that is free.
+    pub fn kept(&self) -> impl Iterator<Item = PathBuf> {
+        (1..=KEPT_MAX).map(|number| self.dir.join(format!("{KEPT_PREFIX}{number}")))
     }
     /// Where the tablespaces of a copy lie.
     #[must_use]

@@ -142,9 +142,16 @@ impl Record {
     /// record that it knows, `term` the first of the new incarnation. `skip`: so many timeline numbers are left out, because members of the old
     /// store may have used them, or use them yet, and two logs under one number could not be told apart; each costs a small file at the
     /// promotion. Marked as lossy always: what members of the lost store acknowledged among themselves, before or after, can not be known.
+    /// A restore in place that this copy is no part of is given up: it would make the only copy that may lead void.
     #[must_use]
     pub fn recovered(&self, node: &NodeId, copy: CopyId, term: Term, skip: u32) -> Record {
         let timeline = Timeline(self.timeline.0 + skip);
+        // Members are on the restored path: nothing else streams from there.
+        let part = |restored: &Restored| restored.copy == copy || self.members.get(node) == Some(&copy);
+        let restored = self.restored.clone().filter(|restored| part(restored));
+        let given_up = self.restored.as_ref().filter(|_| restored.is_none());
+        let given_up =
+            given_up.map(|was| format!("; its copy is no part of the restore to {}, which is given up", was.what));
         Record {
             term,
             holder: None,
@@ -154,7 +161,8 @@ impl Record {
             timeline,
             wanted: Some(node.clone()),
             lossy: Some(timeline),
-            reason: format!("the store was rebuilt from {node}"),
+            restored,
+            reason: format!("the store was rebuilt from {node}{}", given_up.unwrap_or_default()),
             ..self.clone()
         }
     }
@@ -192,4 +200,58 @@ pub struct RecoveryEnd {
     pub timeline: Timeline,
     /// Every byte before this must be held by |M| − q members.
     pub lsn: Lsn,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recovered_copy_is_never_void_by_a_restore_that_it_is_no_part_of() {
+        let node = |name: &str| NodeId::new(name).unwrap();
+        let copy = |number: u64| CopyId::new(number).unwrap();
+        let restored = Restored {
+            node: node("a"),
+            copy: copy(9),
+            timeline: Timeline(20),
+            lineage: Lineage::default(),
+            wait: Span(0),
+            what: "a moment".to_owned(),
+        };
+        let record = Record {
+            term: Term(12),
+            holder: None,
+            state: ClaimState::Free,
+            grant: 4,
+            leader: Some(node("a")),
+            members: BTreeMap::from([(node("a"), copy(9))]),
+            quorum: 0,
+            timeline: Timeline(20),
+            lineage: Lineage::default(),
+            wanted: None,
+            asynchronous: false,
+            system: None,
+            lease: None,
+            lossy: None,
+            held: None,
+            restored: Some(Box::new(restored)),
+            reason: String::new(),
+        };
+        let from = |record: &Record, name: &str, number: u64| {
+            record.recovered(&node(name), copy(number), record.term.next_incarnation(), 16)
+        };
+        // While the restored copy waits every other one is void, also the same node's old one.
+        for (name, number) in [("b", 2), ("a", 1)] {
+            let next = from(&record, name, number);
+            assert_eq!(next.restored, None);
+            assert!(next.reason.contains("the restore to a moment"), "{}", next.reason);
+        }
+        let kept = from(&record, "a", 9);
+        assert!(kept.restored.is_some() && !kept.reason.contains("given up"));
+        // Cloned from it: what it made void stays void.
+        let members = BTreeMap::from([(node("b"), copy(7))]);
+        let later = Record { timeline: Timeline(21), members, ..record };
+        assert!(from(&later, "b", 7).restored.is_some());
+        assert_eq!(from(&later, "b", 2).restored, None);
+    }
 }

@@ -88,6 +88,8 @@ pub(crate) struct World {
     pub(crate) trace: Vec<String>,
     pub(crate) traced: bool,
     systems: u64,
+    /// What this node writes is not answered, and it is told of nothing new; `true`: its writes are taken all the same.
+    pub(crate) unanswered: Option<(NodeId, bool)>,
     /// Restored copies that lie ready.
     pub(crate) prepared: BTreeMap<NodeId, (CopyId, LogEnd)>,
     /// Events, and answers to commands.
@@ -112,6 +114,7 @@ impl World {
             trace: Vec::new(),
             traced: false,
             systems: 0,
+            unanswered: None,
             prepared: BTreeMap::new(),
             events: Vec::new(),
             replies: Vec::new(),
@@ -426,13 +429,17 @@ impl World {
     fn compare_and_set(&mut self, name: &NodeId, cas: u64, expected: Option<Revision>, record: Record) {
         let life = self.nodes[name].life;
         let present = self.store.as_ref().map(|(revision, _)| *revision);
-        let result = if present == expected {
+        let unanswered = self.unanswered.as_ref().filter(|(of, _)| of == name).map(|(_, taken)| *taken);
+        let result = if unanswered == Some(false) {
+            CasResult::Unknown
+        } else if present == expected {
             let revision = Revision(present.map_or(1, |revision| revision.0 + 1));
             if let Some(restored) = &record.restored {
                 self.acknowledged.retain(|at| !restored.voids(*at));
             }
             self.store = Some((revision, record.clone()));
-            for (other, node) in &self.nodes {
+            let deaf = self.unanswered.as_ref().map(|(of, _)| of);
+            for (other, node) in self.nodes.iter().filter(|(other, _)| Some(*other) != deaf) {
                 let watched = Input::Watched(revision, record.clone());
                 self.inputs.push_back((self.now + 2, other.clone(), node.life, watched));
             }
@@ -440,6 +447,7 @@ impl World {
         } else {
             CasResult::Conflict(self.store.clone())
         };
+        let result = if unanswered.is_some() { CasResult::Unknown } else { result };
         self.inputs.push_back((self.now + 2, name.clone(), life, Input::Cas(cas, result)));
     }
 

@@ -15,10 +15,11 @@ use crate::plan::failover::list;
 use crate::session::Session;
 use mainstay_model::status::Status;
 use mainstay_model::vault::{RestoreAsk, RestorePhase, RestorePlan, RestoreState, RestoreTarget, RestoreWish};
-use mainstay_model::{Command, Durability, Lsn, Moment, NodeId, Timeline};
+use mainstay_model::{Command, Durability, Event, Lsn, Moment, NodeId, Term, Timeline};
 use mainstay_ports::clock::{boot_now, wall_now_ms};
 use mainstay_vault::postgres::restore::{Target, time_text};
 use serde_json::json;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 const LOOK: Duration = Duration::from_millis(400);
@@ -33,6 +34,17 @@ const PLAN: Duration = Duration::from_secs(600);
 const WRITTEN: Duration = Duration::from_secs(60);
 /// An agent that does not answer for so long is gone.
 const SILENCE_MS: u64 = 60_000;
+
+/// What this command did so far.
+#[derive(Default)]
+struct Mine {
+    /// The restore that it asked for last.
+    token: AtomicU64,
+    /// It had clients put out.
+    holds: AtomicBool,
+    /// It handed the copy over, and that was not refused.
+    handed: AtomicBool,
+}
 
 /// Goes back.
 ///
@@ -65,30 +77,101 @@ pub(crate) async fn run(options: Restore, target: Target, global: Global) -> Out
     tell(&progress, &session, &node, &target, &plan, &before);
     confirm(global.yes, &format!("Take the cluster {} back, and lose what came later?", session.spec().cluster.name))?;
     let begun = boot_now();
-    let ready = tokio::select! {
-        ready = prepare(&session, &node, &mut wish, &before, &mut progress) => ready,
-        refused = keep_out(&session, before.cluster.primary.is_some()) => Err(refused),
+    let mine = Mine::default();
+    mine.token.store(asked.token, Relaxed);
+    // Until the record shows the copy: what is committed before is lost.
+    let done = tokio::select! {
+        done = hand_over(&session, &node, &mine, &mut wish, &before, &mut progress) => done,
+        refused = keep_out(&session, &mine, before.cluster.primary.is_some()) => Err(refused),
     };
-    let ready = match ready {
-        Ok(ready) => ready,
-        Err(failure) => {
-            let_in(&session).await;
-            return Err(failure);
+    match done {
+        Ok((ready, lost, term)) => {
+            finish(&session, &node, term, (&ready, &lost), &options, (global, begun), progress).await
         }
-    };
-    let lost = lost(&session, &ready).await;
+        Err(failure) => {
+            // While that is unknown it may yet be taken up: then nobody is let in before their time is over.
+            if !mine.handed.load(Relaxed) {
+                let_in(&session, &mine).await;
+            }
+            Err(failure)
+        }
+    }
+}
+
+/// Has the copy made and handed over, until the record shows it. Says what is lost, and the record's term.
+async fn hand_over(
+    session: &Session,
+    node: &NodeId,
+    mine: &Mine,
+    wish: &mut RestoreWish,
+    before: &Status,
+    progress: &mut Progress,
+) -> Outcome<(RestoreState, String, Term)> {
+    let ready = prepare(session, node, mine, wish, before, progress).await?;
+    let lost = lost(session, &ready).await;
     progress.say(&format!("The copy ends at {}. {lost}", shown(&ready)));
     progress.step("Handing it over");
+    let refused = refusals(session, node).await;
     let commit = RestoreAsk::Commit { token: ready.token, by: crate::local::user::who() };
-    if let Err(failure) = ask(&session, &node, commit).await {
-        progress.fail();
-        // Unanswered it may have been taken up: then nobody is let in before it is done.
-        if !failure.error.contains("does not answer") {
-            let_in(&session).await;
+    mine.handed.store(true, Relaxed);
+    if let Err(failure) = ask(session, node, commit).await {
+        // Unanswered it may have been taken up: the record tells.
+        let unanswered = ["does not answer", "can not be read"].iter().any(|what| failure.error.contains(what));
+        if !unanswered {
+            mine.handed.store(false, Relaxed);
+            progress.fail();
+            return Err(failure);
         }
-        return Err(failure);
     }
-    finish(&session, &node, &before, (&ready, &lost), &options, (global, begun), progress).await
+    let term = written(session, node, mine, refused, progress).await?;
+    Ok((ready, lost, term))
+}
+
+/// Which restores this node's decisions gave up, as far as the history can be read.
+async fn refusals(session: &Session, node: &NodeId) -> Option<Vec<Event>> {
+    let told = super::history::read(session).await.ok()?;
+    let events = told.into_iter().map(|told| told.event);
+    Some(events.filter(|event| event.node == *node && event.kind == "restore-refused").collect())
+}
+
+/// Waits until the record shows this very copy. Says its term.
+async fn written(
+    session: &Session,
+    node: &NodeId,
+    mine: &Mine,
+    known: Option<Vec<Event>>,
+    progress: &mut Progress,
+) -> Outcome<Term> {
+    let (begun, token) = (boot_now(), mine.token.load(Relaxed));
+    loop {
+        let (standings, _) = session.standings().await;
+        let records = standings.into_values().filter_map(|standing| standing.record).map(|(_, record)| record);
+        let mut shows =
+            records.filter(|record| record.restored.as_ref().is_some_and(|restored| restored.copy.number() == token));
+        if let Some(record) = shows.next() {
+            return Ok(record.term);
+        }
+        if let Some(known) = &known {
+            let told = refusals(session, node).await.unwrap_or_default();
+            let new =
+                |event: &&Event| !known.iter().any(|old| (old.wall_ms, &old.text) == (event.wall_ms, &event.text));
+            if let Some(event) = told.iter().find(new) {
+                mine.handed.store(false, Relaxed);
+                progress.fail();
+                return Err(Failure::failed(event.text.clone())
+                    .hint("nothing was changed, and clients are let in again; mend what it says, and restore again"));
+            }
+        }
+        if boot_now().since(begun).0 > u64::try_from(WRITTEN.as_millis()).unwrap_or(u64::MAX) {
+            progress.fail();
+            let says =
+                format!("whether the cluster goes back is unknown: no record shows it within {} s", WRITTEN.as_secs());
+            return Err(Failure::failed(says).hint(
+                "look at `mainstay status` and `mainstay history` before anything else: `restored` there says that it does, `restore-refused` that nothing was changed",
+            ));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 fn wish(target: &Target, options: &Restore) -> RestoreWish {
@@ -130,22 +213,33 @@ async fn ask(session: &Session, node: &NodeId, ask: RestoreAsk) -> Outcome<Resto
 
 /// Clients are kept out while this command goes on. Ends only when the first word of that is refused; one that is missed later is made up for by
 /// the next.
-async fn keep_out(session: &Session, needed: bool) -> Failure {
+async fn keep_out(session: &Session, mine: &Mine, needed: bool) -> Failure {
     let mut first = needed;
     loop {
         let primary = session.agents.status().await.ok().and_then(|status| status.cluster.primary);
         if let Some(primary) = primary {
             match session.command(&primary, Command::Hold { for_ms: HOLD_MS }).await {
-                Err(failure) if first => return failure,
-                _ => first = false,
+                Err(failure) if first && !mine.handed.load(Relaxed) => return failure,
+                Err(_) => {}
+                Ok(_) => {
+                    mine.holds.store(true, Relaxed);
+                    first = false;
+                }
             }
         }
         tokio::time::sleep(HOLD_EACH).await;
     }
 }
 
-/// Lets clients in again, as far as somebody can be told; else they are when the time is over.
-async fn let_in(session: &Session) {
+/// Lets clients in again, as far as somebody can be told; else they are when the time is over. One who keeps them out for another restore is
+/// not forestalled.
+async fn let_in(session: &Session, mine: &Mine) {
+    let (answers, _) = session.agents.ask_all("/v1/restore").await;
+    let mut states = answers.values().filter_map(decode::<Option<RestoreState>>).flatten();
+    let others = states.any(|state| state.token != mine.token.load(Relaxed) && state.phase != RestorePhase::Failed);
+    if others || !mine.holds.load(Relaxed) {
+        return;
+    }
     let primary = session.agents.status().await.ok().and_then(|status| status.cluster.primary);
     if let Some(primary) = primary {
         let _ = session.command(&primary, Command::Hold { for_ms: 0 }).await;
@@ -215,6 +309,7 @@ async fn follow(
 async fn prepare(
     session: &Session,
     node: &NodeId,
+    mine: &Mine,
     wish: &mut RestoreWish,
     before: &Status,
     progress: &mut Progress,
@@ -227,6 +322,7 @@ async fn prepare(
     }
     progress.step("Looking at the repository");
     let asked = ask(session, node, RestoreAsk::Prepare(wish.clone())).await.inspect_err(|_| progress.fail())?;
+    mine.token.store(asked.token, Relaxed);
     // The recovery has its own limit; so much beside it for the files.
     let most = Duration::from_secs(wish.wait_s.saturating_mul(2));
     let ready = follow(session, node, asked.token, most, progress).await?;
@@ -318,26 +414,16 @@ fn tell(progress: &Progress, session: &Session, node: &NodeId, target: &Target, 
 async fn finish(
     session: &Session,
     node: &NodeId,
-    before: &Status,
+    term: Term,
     (ready, lost): (&RestoreState, &str),
     options: &Restore,
     (global, begun): (Global, Moment),
     mut progress: Progress,
 ) -> Outcome {
     let most = Duration::from_secs(options.wait);
-    let term = before.cluster.term;
-    let written = wait::until(session, WRITTEN, &mut progress, |status| match status.cluster.term > term {
-        true => Verdict::Done,
-        false => Verdict::Wait("the hand-over is not written yet".to_owned()),
-    });
-    written.await.map_err(|failure| {
-        failure.hint(
-            "if `mainstay history` says restore-refused, nothing was changed and clients are let in again: begin anew",
-        )
-    })?;
     wait::until(session, most, &mut progress, |status| {
         let open = status.cluster.writable && status.cluster.primary.as_ref() == Some(node);
-        if status.cluster.term > term && open {
+        if status.cluster.term >= term && open {
             Verdict::Done
         } else {
             Verdict::Wait(format!("{node} does not lead yet"))
