@@ -24,7 +24,7 @@ use mainstay_ports::clock::{boot_now, wall_now_ms};
 use mainstay_ports::peer::Caller;
 use mainstay_ports::store::{CasOutcome, Store as _, VALUE_BYTES_MAX, Versioned};
 use serde::Deserialize as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, OwnedMutexGuard};
@@ -56,13 +56,15 @@ pub struct Drills {
     /// Held for as long as a fault is in force: one at a time.
     turn: Arc<Mutex<()>>,
     in_force: std::sync::Mutex<Option<String>>,
+    /// Held while a fault is begun or undone. True: the agent ends, and none begins any more.
+    closed: std::sync::Mutex<bool>,
 }
 
 impl Drills {
     /// None in force. `file` is where the one in force is noted.
     #[must_use]
     pub fn new(file: PathBuf) -> Arc<Self> {
-        Arc::new(Self { file, turn: Arc::default(), in_force: std::sync::Mutex::new(None) })
+        Arc::new(Self { file, turn: Arc::default(), in_force: std::sync::Mutex::default(), closed: Default::default() })
     }
 
     fn show(&self, what: Option<String>) {
@@ -80,8 +82,12 @@ impl Drills {
             let left = force.until.since(boot_now()).to_std();
             tokio::time::sleep(left).await;
             loop {
-                let (force, file) = (force.clone(), drills.file.clone());
-                let undone = tokio::task::spawn_blocking(move || force.undo(&file)).await;
+                let (force, own) = (force.clone(), Arc::clone(&drills));
+                let undone = tokio::task::spawn_blocking(move || {
+                    let _closed = own.lock();
+                    force.undo(&own.file)
+                })
+                .await;
                 match undone {
                     Ok(Ok(())) => break,
                     Ok(Err(problem)) => error!(%problem, "a drill's fault can not be ended; trying again"),
@@ -94,14 +100,63 @@ impl Drills {
             drop(turn);
         });
     }
-}
 
-/// Ends what an earlier agent of this node left in force. Before anything else: a host that is cut off finds no store.
-pub fn end_left(file: &std::path::Path) {
-    if let Some(left) = InForce::load(file) {
+    fn lock(&self) -> std::sync::MutexGuard<'_, bool> {
+        self.closed.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Notes a fault and lets it happen. One that fails half-way is ended at once, for as many attempts as that takes.
+    async fn begin(
+        self: &Arc<Self>,
+        force: InForce,
+        turn: OwnedMutexGuard<()>,
+        act: impl FnOnce(&mut InForce, &Path) -> Result<(), String> + Send + 'static,
+    ) -> Result<(InForce, OwnedMutexGuard<()>), String> {
+        let (own, mut begun) = (Arc::clone(self), force.clone());
+        let acting = tokio::task::spawn_blocking(move || {
+            let closed = own.lock();
+            let done = if *closed { Err("the agent ends".to_owned()) } else { begun.save(&own.file) };
+            let done = done.and_then(|()| act(&mut begun, &own.file));
+            (begun, done)
+        });
+        let (force, done) = acting.await.unwrap_or_else(|error| (force, Err(error.to_string())));
+        match done {
+            Ok(()) => Ok((force, turn)),
+            Err(why) => {
+                self.end_later(InForce { until: boot_now(), ..force }, turn);
+                Err(why)
+            }
+        }
+    }
+
+    /// Ends what an earlier agent of this node left in force. Before anything else: a host that is cut off finds no store. What does not
+    /// end at once is tried again beside the agent's start.
+    pub(crate) fn end_left(self: &Arc<Self>) {
+        let Some(left) = InForce::load(&self.file) else { return };
         warn!(?left, "an earlier agent left a drill's fault in force: ending it");
-        if let Err(problem) = left.undo(file) {
-            error!(%problem, "a drill's fault can not be ended");
+        let Err(problem) = left.undo(&self.file) else { return };
+        error!(%problem, "a drill's fault can not be ended; trying again");
+        if let Ok(turn) = Arc::clone(&self.turn).try_lock_owned() {
+            self.show(Some(format!("what an earlier agent left in force can not be ended: {problem}")));
+            self.end_later(InForce { until: boot_now(), ..left }, turn);
+        }
+    }
+
+    /// The agent ends, and nobody would end a fault any more: none begins from here on, and the one in force ends now.
+    pub(crate) async fn close(self: &Arc<Self>) {
+        for attempt in 1..=TRIES {
+            let own = Arc::clone(self);
+            let undone = tokio::task::spawn_blocking(move || {
+                let mut closed = own.lock();
+                *closed = true;
+                InForce::load(&own.file).map_or(Ok(()), |left| left.undo(&own.file))
+            });
+            match undone.await {
+                Ok(Ok(())) => return,
+                Ok(Err(problem)) => error!(%problem, attempt, "a drill's fault can not be ended"),
+                Err(problem) => error!(%problem, attempt, "a drill's fault can not be ended"),
+            }
+            tokio::time::sleep(BEFORE_ISOLATION).await;
         }
     }
 }
@@ -123,7 +178,10 @@ async fn post_drill(
 ) -> Response {
     let by = who(&wish.by, &caller);
     let done = match wish.command {
-        DrillCommand::DrillFault(wish) => Arc::clone(&api).fault(wish).await,
+        // An asker that hangs up takes this handler with it, and must not take the end of a fault that has begun.
+        DrillCommand::DrillFault(wish) => tokio::spawn(Arc::clone(&api).fault(wish))
+            .await
+            .unwrap_or_else(|error| Err((StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))),
         DrillCommand::DrillResult(result) => api.keep_result(*result, by).await,
     };
     match done {
@@ -206,20 +264,13 @@ impl Api {
     async fn stop_server(&self, lasts_ms: u64, turn: OwnedMutexGuard<()>) -> Result<String, Refused> {
         let (pid, began) = self.server().await?;
         let until = boot_now() + Span(lasts_ms);
-        let file = self.drills.file.clone();
-        let stopping = tokio::task::spawn_blocking(move || {
-            let mut force = InForce { stopped: vec![(pid, began)], isolated: false, until };
-            force.save(&file)?;
-            let stopped = faults::stop_main(pid, began).and_then(|()| {
-                force.stopped.extend(faults::stop_children(pid));
-                force.save(&file)
-            });
-            match stopped {
-                Ok(()) => Ok(force),
-                Err(why) => Err(force.undo(&file).err().unwrap_or(why)),
-            }
-        });
-        let force = stopping.await.map_err(|error| not_now(error.to_string()))?.map_err(not_now)?;
+        let force = InForce { stopped: vec![(pid, began)], isolated: false, until };
+        let stop = move |force: &mut InForce, file: &Path| {
+            faults::stop_main(pid, began)?;
+            force.stopped.extend(faults::stop_children(pid));
+            force.save(file)
+        };
+        let (force, turn) = self.drills.begin(force, turn, stop).await.map_err(not_now)?;
         let text = format!(
             "the server of {}, {} processes, was stopped; it goes on after {}",
             self.me,
@@ -246,13 +297,16 @@ impl Api {
         }
         let mine = spec.node(&self.me).map(|node| ports(node, &spec)).unwrap_or_default();
         let looked = away.clone();
-        let can = tokio::task::spawn_blocking(move || {
-            faults::can_isolate(&looked)?;
-            // The right to is only known by trying: one rule that concerns nobody.
-            let nobody = [Away { address: [192, 0, 2, 1].into(), ports: vec![9] }];
-            faults::isolate(&nobody, &[]).and_then(|()| faults::join_again())
-        });
+        let can = tokio::task::spawn_blocking(move || faults::can_isolate(&looked));
         can.await.map_err(|error| not_now(error.to_string()))?.map_err(not_now)?;
+        // The right to is only known by trying: one rule that concerns nobody, noted as any other.
+        let trial = InForce { stopped: Vec::new(), isolated: true, until: boot_now() };
+        let nobody = [Away { address: [192, 0, 2, 1].into(), ports: vec![9] }];
+        let try_it = move |trial: &mut InForce, file: &Path| {
+            faults::isolate(&nobody, &[])?;
+            trial.undo(file)
+        };
+        let (_, turn) = self.drills.begin(trial, turn, try_it).await.map_err(not_now)?;
         let text = format!(
             "{} is cut from the other nodes in {} ms, for {}",
             self.me,
@@ -267,18 +321,10 @@ impl Api {
                 return self.drills.show(None);
             }
             let force = InForce { stopped: Vec::new(), isolated: true, until: boot_now() + Span(lasts_ms) };
-            let (file, begun) = (self.drills.file.clone(), force.clone());
-            let cut = tokio::task::spawn_blocking(move || {
-                begun.save(&file)?;
-                faults::isolate(&away, &mine).inspect_err(|_| drop(begun.undo(&file)))
-            });
-            match cut.await {
-                Ok(Ok(())) => self.drills.end_later(force, turn),
-                Ok(Err(why)) => {
-                    warn!(%why, "the drill's isolation did not come about");
-                    self.drills.show(None);
-                }
-                Err(why) => error!(%why, "the drill's isolation did not come about"),
+            let cut = move |_: &mut InForce, _: &Path| faults::isolate(&away, &mine);
+            match self.drills.begin(force, turn, cut).await {
+                Ok((force, turn)) => self.drills.end_later(force, turn),
+                Err(why) => warn!(%why, "the drill's isolation did not come about"),
             }
         });
         Ok(text)
@@ -437,5 +483,55 @@ mod tests {
         let value = serde_json::to_value(&wish).unwrap();
         assert_eq!(value["command"]["drill-fault"]["fault"], serde_json::json!({"stop-server": {"lasts_ms": 5000}}));
         assert_eq!(serde_json::from_value::<DrillWish>(value).unwrap(), wish);
+    }
+
+    /// A process that stands still, and its fault.
+    fn stopped(dir: &Path) -> (std::process::Child, InForce) {
+        let child = std::process::Command::new("sleep").arg("30").spawn().unwrap();
+        let began = faults::began(child.id()).unwrap();
+        faults::stop_main(child.id(), began).unwrap();
+        let force = InForce { stopped: vec![(child.id(), began)], isolated: false, until: boot_now() + Span(60_000) };
+        force.save(&dir.join("drill.json")).unwrap();
+        (child, force)
+    }
+
+    fn stands_still(child: &std::process::Child) -> bool {
+        let status = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+        status.contains(") T ")
+    }
+
+    #[tokio::test]
+    async fn a_fault_ends_with_the_agent_and_none_begins_after() {
+        let dir = tempfile::tempdir().unwrap();
+        let drills = Drills::new(dir.path().join("drill.json"));
+        let (mut child, force) = stopped(dir.path());
+        drills.close().await;
+        assert!(!stands_still(&child));
+        assert_eq!(InForce::load(&drills.file), None);
+        let turn = Arc::clone(&drills.turn).lock_owned().await;
+        let begun = drills.begin(force, turn, |_, _| panic!("it happens")).await;
+        assert_eq!(begun.map(drop).unwrap_err(), "the agent ends");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_fault_that_fails_half_way_is_undone_until_it_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let drills = Drills::new(dir.path().join("drill.json"));
+        drills.show(Some("it is in force".to_owned()));
+        let turn = Arc::clone(&drills.turn).lock_owned().await;
+        let force = InForce { stopped: Vec::new(), isolated: false, until: boot_now() + Span(60_000) };
+        let spoil = |_: &mut InForce, file: &Path| {
+            // Nothing can be removed there as a file: the first attempt to undo fails.
+            std::fs::remove_file(file).and_then(|()| std::fs::create_dir(file)).map_err(|error| error.to_string())?;
+            Err("half-way".to_owned())
+        };
+        assert_eq!(drills.begin(force, turn, spoil).await.map(drop).unwrap_err(), "half-way");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert!(drills.turn.try_lock().is_err(), "nobody else's turn before it is undone");
+        std::fs::remove_dir(&drills.file).unwrap();
+        let _turn = tokio::time::timeout(Duration::from_secs(20), drills.turn.lock()).await.unwrap();
+        assert_eq!(drills.shown(), None);
     }
 }

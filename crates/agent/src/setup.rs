@@ -7,7 +7,7 @@ use crate::backups::{self, Backups};
 use crate::certificates::Certificates;
 use crate::deadline::Deadlines;
 use crate::door::{AskDoor, Late, LateApi, StoreReply};
-use crate::drills::{self, Drills};
+use crate::drills::Drills;
 use crate::durable::{self, Gate};
 use crate::evidence::{self, Ports};
 use crate::executor::Hands;
@@ -233,6 +233,7 @@ struct Agent {
     lives: Arc<Lives>,
     backups: mpsc::Sender<backups::Order>,
     restorer: Option<Arc<Restorer>>,
+    drills: Arc<Drills>,
 }
 
 /// Runs the agent until `signal` asks it to end, or it ends by itself.
@@ -241,7 +242,9 @@ struct Agent {
 /// When the agent can not be set up ([`crate::NodeRemoved`] among others), or can not make its promise durable any more.
 pub async fn run(options: AgentOptions, signal: watch::Receiver<Signal>) -> Result<Ended> {
     let mut keeper = None;
-    let outcome = live(options, signal, &mut keeper).await;
+    let drills = Drills::new(options.layout.drill());
+    let outcome = live(options, signal, &mut keeper, &drills).await;
+    drills.close().await;
     if let (Err(_), Some(keeper)) = (&outcome, keeper) {
         keeper.end_if_of_no_use().await;
     }
@@ -252,8 +255,9 @@ async fn live(
     options: AgentOptions,
     mut signal: watch::Receiver<Signal>,
     keeper: &mut Option<Arc<Keeper>>,
+    drills: &Arc<Drills>,
 ) -> Result<Ended> {
-    drills::end_left(&options.layout.drill());
+    drills.end_left();
     let ground = Ground::lay(options, keeper).await?;
     ground.mesh.serve(ground.doors.handlers(), Some(Arc::clone(&ground.doors.api) as _)).await?;
     let store = tokio::select! {
@@ -291,6 +295,7 @@ async fn live(
         ending: Ending::default(),
         lives: Arc::default(),
         backups,
+        drills: Arc::clone(drills),
         ground,
     };
     if agent.ground.keeper.is_some() {
@@ -313,6 +318,8 @@ async fn live(
     let parts = agent.start_tasks(mind, Gate::new(agent.ground.options.layout.durable(), durable));
     let stop = agent.start_ends(signal);
     let outcome = mind_loop::run(parts, input_queue, question_queue, wish_queue, stop).await;
+    // A server that stands still can not be stopped in order.
+    drills.close().await;
     agent.end(outcome.is_ok()).await?;
     outcome?;
     Ok(agent.ending.how().unwrap_or(Ended::Stopped))
@@ -356,7 +363,7 @@ impl Agent {
             certificates: Certificates::of(layout, Arc::clone(&self.ground.mesh)),
             library: Library::default(),
             lives: Arc::clone(&self.lives),
-            drills: Drills::new(layout.drill()),
+            drills: Arc::clone(&self.drills),
             backups: self.backups.clone(),
             restorer: self.restorer.clone(),
             gate,

@@ -45,6 +45,8 @@ pub enum Effect {
     AtOnce,
     /// With the next start of what reads it, which is named.
     NextStart(&'static str),
+    /// When what is named reads its settings anew: RELOAD at its console, or SIGHUP.
+    Reload(&'static str),
     /// Not by `mainstay set`: why, or what to use instead.
     Elsewhere(&'static str),
 }
@@ -106,6 +108,7 @@ const SERVER: Effect = Effect::NextStart("that node's server");
 const AGENT: Effect =
     Effect::Elsewhere("a running agent keeps its ports: remove the node, then add it with the new ones");
 const PROXY: Effect = Effect::NextStart("each proxy");
+const PROXY_READS: Effect = Effect::Reload("each proxy");
 const PARAMETER: Effect =
     Effect::NextStart("the servers, for parameters that need it (it is said which); else at once");
 
@@ -154,20 +157,20 @@ pub const KEYS: &[Key] = &[
     key("proxy", "host", Kind::Text, "a proxy of its own listens there").or("none").when(PROXY),
     key("proxy", "write_port", Kind::Number, "the address for writes").within(1, 65535).when(PROXY),
     key("proxy", "read_port", Kind::Number, "the address for reads").within(1, 65535).when(PROXY),
-    key("proxy", "max_lag_bytes", Kind::Number, "a replica further behind gets no reads").when(PROXY),
+    key("proxy", "max_lag_bytes", Kind::Number, "a replica further behind gets no reads").when(PROXY_READS),
     key("proxy", "hold_ms", Kind::Number, "how long a new connection waits for a primary")
         .within(0, 600_000)
-        .when(PROXY),
-    key("proxy", "max_connections", Kind::Number, "open or held at once").within(1, 1_000_000).when(PROXY),
+        .when(PROXY_READS),
+    key("proxy", "max_connections", Kind::Number, "open or held at once").within(1, 1_000_000).when(PROXY_READS),
     key("proxy", "mode", Kind::Text, "session: whole connections pass | transaction: clients share server connections")
         .or("session")
         .when(PROXY),
     key("proxy", "pool_size", Kind::Number, "server connections per user, database and address; mode transaction")
         .within(1, 10_000)
-        .when(PROXY),
+        .when(PROXY_READS),
     key("proxy", "queue_ms", Kind::Number, "how long a request waits for one of them; mode transaction")
         .within(1, 3_600_000)
-        .when(PROXY),
+        .when(PROXY_READS),
     key("proxy", "threads", Kind::Number, "threads of a proxy, each with its part of the pools; mode transaction")
         .within(1, 64)
         .when(PROXY),
@@ -417,6 +420,7 @@ fn row(out: &mut String, key: &Key) {
     let effect = match key.effect {
         Effect::AtOnce => "at once".to_owned(),
         Effect::NextStart(what) => format!("with the next start of {what}"),
+        Effect::Reload(what) => format!("with SIGHUP to {what} (or RELOAD at its console), or its next start"),
         Effect::Elsewhere(instead) => format!("not by `set`: {instead}"),
     };
     let text = key.text.replace('|', "\\|");

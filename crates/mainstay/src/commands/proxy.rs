@@ -96,23 +96,26 @@ fn place(target: &Target, options: &ProxyArguments) -> Outcome<Place> {
     Ok(Place { host, ca, cert, key, cache: Some(layout.spec_cache()), config, _lock: Some(lock) })
 }
 
-/// Each connection costs two descriptors; where the system allows less, it is said instead of found out under load.
-fn raise_descriptors(connections: usize) {
+/// What a proxy needs besides its connections.
+const OWN_DESCRIPTORS: u64 = 200;
+
+/// Each connection costs two descriptors; where the system allows less, it is said instead of found out under load. Says for how many
+/// connections they suffice, of those asked for.
+pub(crate) fn raise_descriptors(connections: usize) -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let wanted = u64::try_from(connections).unwrap_or(u64::MAX).saturating_mul(2).saturating_add(200);
+    let wanted = u64::try_from(connections).unwrap_or(u64::MAX).saturating_mul(2).saturating_add(OWN_DESCRIPTORS);
     let now = getrlimit(Resource::Nofile);
     if now.current.is_none_or(|current| current >= wanted) {
-        return;
+        return connections;
     }
     let most = now.maximum.map_or(wanted, |maximum| maximum.min(wanted));
     let raised = setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: now.maximum });
-    if raised.is_err() || most < wanted {
-        tracing::warn!(
-            wanted,
-            allowed = most,
-            "fewer connections than max_connections: the limit on open files is too low"
-        );
+    let allowed = if raised.is_ok() { most } else { now.current.unwrap_or(most) };
+    if allowed < wanted {
+        tracing::warn!(wanted, allowed, "fewer connections than max_connections: the limit on open files is too low");
     }
+    let suffice = usize::try_from(allowed.saturating_sub(OWN_DESCRIPTORS) / 2).unwrap_or(usize::MAX);
+    suffice.clamp(1, connections.max(1))
 }
 
 async fn serve(file: Spec, place: Place) -> Outcome {

@@ -1,7 +1,7 @@
 //! A proxy's settings while it runs: SIGHUP, or `RELOAD` at its console, reads them anew without ending anybody's connection; and the
 //! plain listener where it tells its numbers. Absent: what takes a new start (addresses, mode, threads).
 
-use super::proxy::{newest_known, resolve};
+use super::proxy::{newest_known, raise_descriptors, resolve};
 use crate::target::Target;
 use mainstay_agent::plain::{Pages, serve_pages};
 use mainstay_model::Span;
@@ -65,6 +65,16 @@ pub(crate) fn sizes(pooling: &mut PoolOptions, wanted: &Wanted) {
     (pooling.size, pooling.queue) = (count(wanted.pool_size), Span(wanted.queue_ms));
 }
 
+/// No more connections than there are descriptors for: the others are refused in words, not found out under load.
+fn capped(wanted: Wanted, granted: usize) -> Wanted {
+    let most = u32::try_from(granted).unwrap_or(u32::MAX);
+    if most >= wanted.max_connections {
+        return wanted;
+    }
+    tracing::warn!(max_connections = wanted.max_connections, taken = most, "max_connections is taken in part");
+    Wanted { max_connections: most, ..wanted }
+}
+
 /// What takes a new start, and has changed.
 fn later(before: &Wanted, now: &Wanted) -> Vec<&'static str> {
     let keys = [
@@ -98,6 +108,8 @@ pub(crate) fn follow(running: Running, begun_with: Wanted, sources: Sources) {
             });
             match read.await {
                 Ok(Ok(wanted)) => {
+                    let granted = raise_descriptors(count(wanted.max_connections));
+                    let wanted = capped(wanted, granted);
                     running.take(&wanted);
                     let next_start = later(&begun_with, &wanted);
                     tracing::info!(
@@ -159,5 +171,15 @@ mod tests {
         sizes(&mut pooling, &now);
         assert_eq!((options.hold, options.max_connections, pooling.size), (Duration::from_millis(9), 3, 7));
         assert_eq!(pooling.threads, PoolOptions::default().threads);
+    }
+
+    #[test]
+    fn a_reload_takes_no_more_connections_than_the_system_grants() {
+        let wanted = Wanted { max_connections: 900, ..Wanted::default() };
+        assert_eq!(capped(wanted.clone(), 900), wanted);
+        assert_eq!(capped(wanted, 400).max_connections, 400);
+        // No system lets a process open so many.
+        assert!((1..usize::MAX / 4).contains(&raise_descriptors(usize::MAX / 4)));
+        assert_eq!(raise_descriptors(1), 1);
     }
 }

@@ -64,16 +64,19 @@ pub(crate) fn notes(old: &Spec, new: &Spec, differences: &[Difference]) -> Vec<S
             }
         }.to_owned());
     }
-    let mut starts: Vec<&str> = differences
+    let mut starts: Vec<String> = differences
         .iter()
         .filter_map(|difference| match entry(&difference.key)?.effect {
-            Effect::NextStart(what) => Some(what),
-            _ => None,
+            Effect::NextStart(what) => Some(format!("with the next start of {what}")),
+            Effect::Reload(what) => {
+                Some(format!("with SIGHUP to {what} (or RELOAD at its console), or its next start"))
+            }
+            Effect::AtOnce | Effect::Elsewhere(_) => None,
         })
         .collect();
     starts.sort_unstable();
     starts.dedup();
-    found.extend(starts.into_iter().map(|what| format!("Takes effect with the next start of {what}.")));
+    found.extend(starts.into_iter().map(|when| format!("Takes effect {when}.")));
     let times = ["failover.ping_ms", "failover.suspicion_ms", "failover.lease_ms"];
     if differences.iter().any(|difference| times.contains(&difference.key.as_str())) {
         found.push(format!(
@@ -125,7 +128,8 @@ mod tests {
             notes(&old, &new, &differences).join("\n")
         };
         assert!(noted("[failover]\nlease_ms = 4000\n").contains("its lease of 4000 ms"));
-        assert!(noted("[proxy]\nhold_ms = 1\n").contains("next start of each proxy"));
+        assert!(noted("[proxy]\nhold_ms = 1\n").contains("with SIGHUP to each proxy"));
+        assert!(noted("[proxy]\nthreads = 2\n").contains("next start of each proxy"));
         assert!(noted("[postgres.parameters]\nmax_connections = 300\n").contains("for parameters that need it"));
         let (old, new, differences) = changed(|file| file.replace("\"a\"\n", "\"a\"\ndurability = \"async\"\n"));
         assert!(notes(&old, &new, &differences)[0].contains("may lose the newest commits"));

@@ -133,14 +133,14 @@ impl Worker {
             row("pool_mode", "transaction".into(), "session".into(), false),
             row("threads", pooling.threads.to_string(), shipped.threads.to_string(), false),
             row("default_pool_size", pooling.size.to_string(), shipped.size.to_string(), true),
-            row("reserve_pool_size", pooling.reserve.to_string(), shipped.reserve.to_string(), true),
-            row("reserve_pool_timeout", seconds(pooling.reserve_after), seconds(shipped.reserve_after), true),
+            row("reserve_pool_size", pooling.reserve.to_string(), shipped.reserve.to_string(), false),
+            row("reserve_pool_timeout", seconds(pooling.reserve_after), seconds(shipped.reserve_after), false),
             row("query_wait_timeout", seconds(pooling.queue), seconds(shipped.queue), true),
             row("hold_ms", options.hold.as_millis().to_string(), String::new(), true),
             row("max_client_conn", options.max_connections.to_string(), String::new(), true),
             row("max_lag_bytes", options.max_lag_bytes.to_string(), String::new(), true),
-            row("server_idle_timeout", seconds(pooling.idle), seconds(shipped.idle), true),
-            row("server_lifetime", seconds(pooling.life), seconds(shipped.life), true),
+            row("server_idle_timeout", seconds(pooling.idle), seconds(shipped.idle), false),
+            row("server_lifetime", seconds(pooling.life), seconds(shipped.life), false),
             row("queue_ms", ms(pooling.queue), ms(shipped.queue), true),
         ];
         reply::table(out, &["key", "value", "default", "changeable"], &rows);

@@ -77,6 +77,14 @@ impl Worker {
             self.put_server(unready);
             return Ok(0);
         }
+        if client.skip == 0
+            && bytes.first() != Some(&b'X')
+            && let Some(drained) = server.take_if(|server| client.pin.is_some() && self.holds_back(server))
+        {
+            // It stays in the client's inbox: sent on when the route opens again, gone with the session when the server is lost.
+            self.put_server(drained);
+            return Ok(0);
+        }
         let done = self.pass_up(client, &mut server, bytes);
         if let Some(server) = server {
             self.put_server(server);

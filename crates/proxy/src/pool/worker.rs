@@ -215,6 +215,12 @@ impl Worker {
         }
     }
 
+    /// In a drain nothing new goes to this server, not even from the client that it is tied to: that nothing is under way was said.
+    pub(crate) fn holds_back(&self, server: &Server) -> bool {
+        let drains = self.rules.view.held == Held::Draining;
+        drains && matches!(server.place, Place::Primary(_)) && server.rests()
+    }
+
     fn event(&mut self, token: Token, flags: EventFlags) {
         let ending = flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR);
         let reads = ending || flags.contains(EventFlags::IN);
@@ -344,6 +350,11 @@ impl Worker {
             self.cancel(process, secret);
         }
         self.cut();
+        if self.rules.view.held != Held::Draining {
+            // Those tied to a server that was not to get anything new.
+            let tied = self.clients.items().filter(|client| client.pin.is_some() && !client.inbox.is_empty());
+            self.resume.extend(tied.map(|client| client.id));
+        }
         for index in 0..self.pools.len() {
             self.pools[index].retry_at = self.now;
             self.offer_again(index);

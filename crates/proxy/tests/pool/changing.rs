@@ -69,6 +69,41 @@ async fn a_planned_change_costs_clients_a_wait_and_no_error() {
 }
 
 #[tokio::test]
+async fn in_a_drain_a_tied_session_sends_nothing_new_either() {
+    let server = Postgres::start("db1").await;
+    let bench = Bench::start(&server, PoolOptions::default()).await;
+    bench.open(&server, 1, vec![]).await;
+    let client = bench.app().await;
+    client.batch_execute("create table t (id int)").await.unwrap();
+    client.batch_execute("listen news").await.unwrap();
+    let none = Some(Holds { epoch: Term(1), under_way: 0 });
+    let count = async || value(&client, "select count(*) from t").await;
+    // The transaction that is open goes on to its end.
+    client.batch_execute("begin").await.unwrap();
+    bench.say(&server, 1, RouteState::Draining, vec![]).await;
+    until("it is under way", async || bench.pooled.holds().is_some_and(|holds| holds.under_way == 1)).await;
+    client.batch_execute("insert into t values (1)").await.unwrap();
+    client.batch_execute("commit").await.unwrap();
+    until("nothing is under way", async || bench.pooled.holds() == none).await;
+    // What comes then waits, and goes on when nothing was changed.
+    let mut late = Box::pin(client.batch_execute("insert into t values (2)"));
+    assert!(tokio::time::timeout(Duration::from_millis(300), &mut late).await.is_err(), "it was sent");
+    assert_eq!(bench.pooled.holds(), none);
+    bench.open(&server, 1, vec![]).await;
+    late.await.unwrap();
+    assert_eq!(count().await, "2");
+    // Or ends with the session, and nothing of it was done.
+    bench.say(&server, 1, RouteState::Draining, vec![]).await;
+    until("nothing is under way", async || bench.pooled.holds() == none).await;
+    let mut late = Box::pin(client.batch_execute("insert into t values (3)"));
+    assert!(tokio::time::timeout(Duration::from_millis(300), &mut late).await.is_err(), "it was sent");
+    bench.open(&server, 2, vec![]).await;
+    assert_eq!(code(&late.await.unwrap_err()), "57P01");
+    assert_eq!(value(&bench.app().await, "select count(*) from t").await, "2");
+    bench.end().await;
+}
+
+#[tokio::test]
 async fn when_the_primary_dies_only_work_under_way_is_lost_and_said_to_be() {
     let (mut a, b) = pair().await;
     let bench = Bench::start(&a, PoolOptions::default()).await;
