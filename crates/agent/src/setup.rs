@@ -318,8 +318,7 @@ async fn live(
     let parts = agent.start_tasks(mind, Gate::new(agent.ground.options.layout.durable(), durable));
     let stop = agent.start_ends(signal);
     let outcome = mind_loop::run(parts, input_queue, question_queue, wish_queue, stop).await;
-    // A server that stands still can not be stopped in order.
-    drills.close().await;
+    drills.close().await; // A server that stands still can not be stopped in order.
     agent.end(outcome.is_ok()).await?;
     outcome?;
     Ok(agent.ending.how().unwrap_or(Ended::Stopped))
@@ -327,13 +326,10 @@ async fn live(
 
 /// Asked to end before there was a store.
 async fn end_early(ground: &Ground, restart: bool) -> Result<Ended> {
-    if restart {
-        return Ok(Ended::Restart);
-    }
-    if let Some(keeper) = &ground.keeper {
+    if let (false, Some(keeper)) = (restart, &ground.keeper) {
         shut_down(keeper).await;
     }
-    Ok(Ended::Stopped)
+    Ok(if restart { Ended::Restart } else { Ended::Stopped })
 }
 
 impl Agent {
