@@ -167,7 +167,10 @@ impl Backups {
     pub async fn keep(self, mut orders: mpsc::Receiver<Order>) {
         let this = Arc::new(self);
         let left = this.drill.clone();
-        drop(tokio::task::spawn_blocking(move || left.clear()));
+        // Before any order: a drill would make its copy in the same place.
+        if let Err(error) = tokio::task::spawn_blocking(move || left.clear()).await {
+            warn!(%error, "it was not looked what is left of a restore drill");
+        }
         let (mut shown, mut archive) = (this.store.watch(BACKUP_KEY), this.store.watch(ARCHIVE_KEY));
         archive.mark_changed();
         let (mut alive, mut own) = (Instant::now(), Own::default());
@@ -212,7 +215,7 @@ impl Backups {
         if let Some(running) = &state.running {
             self.may_replace(running, self.unless_alive(running, (silent, own.token)))?;
             let gone = running.clone();
-            give_up(&mut state, &gone, GONE);
+            cut_off(&mut state, &gone);
         }
         if wish.drill && state.last.is_none() {
             return Err("there is no backup yet that could be restored: mainstay backup".to_owned());
@@ -270,7 +273,7 @@ impl Backups {
             *suspect = shown;
             return true;
         }
-        give_up(&mut state, &running, GONE);
+        cut_off(&mut state, &running);
         let Ok(value) = serde_json::to_vec(&state) else { return true };
         // If this does not succeed, the next time does.
         let revision = held.map(|held| held.revision);
@@ -436,7 +439,7 @@ impl Backups {
         let (kind, text) = match &result {
             Ok(Done::Made(made)) => ("backup-made", made_text(made)),
             Ok(Done::Drilled(done)) => drill::told(done),
-            Err(why) if drill => ("drill-failed", why.clone()),
+            Err(why) if drill => ("drill-failed", drill::problem(why)),
             Err(why) => ("backup-failed", why.clone()),
         };
         let mut begun = None;
@@ -489,7 +492,17 @@ fn give_up(state: &mut BackupState, running: &BackupRunning, why: &str) {
     }
 }
 
+/// Its agent is gone. A drill then showed nothing, bad or good, and is held again.
+fn cut_off(state: &mut BackupState, running: &BackupRunning) {
+    if running.drill {
+        state.drill_cut = Some(drill::failed(running, GONE));
+    } else {
+        give_up(state, running, GONE);
+    }
+}
+
 fn drilled(state: &mut BackupState, done: &DrillDone) {
+    state.drill_cut = None;
     if done.problem.is_none() {
         state.drill_passed_ms = Some(done.ended_ms);
     }

@@ -43,3 +43,32 @@ fn who_takes_no_orders_says_so_at_once() {
     drop(queue);
     assert!(order(&orders, wish()).unwrap_err().contains("holds no data"));
 }
+
+#[test]
+fn a_drill_that_was_cut_off_proves_nothing_and_is_due_still() {
+    let hour = CLOCK_MS;
+    let running = |drill| BackupRunning {
+        token: 7,
+        node: NodeId::new("db1").unwrap(),
+        term: Term(1),
+        incremental: false,
+        drill,
+        by: "the schedule".to_owned(),
+        begun_ms: 500_000 * hour,
+        total: 0,
+        done: 0,
+        beat: 0,
+    };
+    let vault = Vault { drill_at: Some("0 * * * *".to_owned()), ..Vault::default() };
+    let mut state = BackupState { last: crate::schedule::tests::made(1), ..BackupState::default() };
+    let due = |state: &BackupState| crate::schedule::drill_due(&vault, state, 500_000 * hour + 1);
+    assert!(due(&state).is_some());
+    cut_off(&mut state, &running(true));
+    assert!(state.drill.is_none() && state.failed.is_none() && due(&state).is_some());
+    assert_eq!(state.drill_cut.as_ref().map(|cut| cut.token), Some(7));
+    give_up(&mut state, &running(true), "no room");
+    assert!(state.drill_cut.is_none() && due(&state).is_none());
+    assert_eq!(state.drill.as_ref().and_then(|drill| drill.problem.as_deref()), Some("no room"));
+    cut_off(&mut state, &running(false));
+    assert!(state.failed.is_some() && state.drill_cut.is_none());
+}

@@ -252,12 +252,14 @@ impl Look<'_> {
             list.dated(("backup-corrupt", "critical"), evidence, hint, Some(made.ended_ms));
         }
         self.unbounded(list);
-        // One that runs now is the one that was missing.
-        let due = schedule::due(&self.spec.vault, state, now).filter(|_| state.running.is_none());
+        // One that runs now is the one that was missing, unless it is a drill.
+        let drill = state.running.as_ref().filter(|running| running.drill);
+        let due = schedule::due(&self.spec.vault, state, now).filter(|_| state.running.is_none() || drill.is_some());
         let Some((incremental, since)) = due.filter(|(_, at)| now.saturating_sub(*at) > LATE_MS) else { return };
         let kind = if incremental { "an incremental" } else { "a full" };
         let why = state.failed.as_ref().filter(|failed| failed.at_ms >= since);
         let why = why.map(|failed| format!(": the last attempt, on {}, failed: {}", failed.node, failed.why));
+        let why = drill.map(|drill| format!(": a restore drill runs on {}", drill.node)).or(why);
         let evidence = format!("{kind} backup is due by the schedule and has not begun{}", why.unwrap_or_default());
         let hint = "mend what it says; it is tried again by itself, and `mainstay backup` makes one now";
         list.dated(("backup-overdue", "warning"), evidence, hint, Some(since));

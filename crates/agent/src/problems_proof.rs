@@ -14,7 +14,11 @@ impl Look<'_> {
         let archived = self.beside.archive.as_ref().and_then(|archive| archive.archived).map_or(0, |at| at.lsn.0);
         let since = state.last.as_ref().map_or(0, |last| last.start.lsn.0);
         let log = archived.saturating_sub(since);
-        if vault.repository.is_none() || scheduled || state.running.is_some() || log < UNBOUNDED {
+        if vault.repository.is_none()
+            || scheduled
+            || state.running.as_ref().is_some_and(|running| !running.drill)
+            || log < UNBOUNDED
+        {
             return;
         }
         let what = if state.last.is_some() {
@@ -38,7 +42,11 @@ impl Look<'_> {
         }
         let due = schedule::drill_due(&self.spec.vault, state, now).filter(|_| state.running.is_none());
         let Some(since) = due.filter(|at| now.saturating_sub(*at) > LATE_MS) else { return };
-        let evidence = "a restore drill is due by the schedule and has not begun".to_owned();
+        let cut = state.drill_cut.as_ref().filter(|cut| cut.ended_ms >= since).and_then(|cut| cut.problem.as_ref());
+        let evidence = cut.map_or_else(
+            || "a restore drill is due by the schedule and has not begun".to_owned(),
+            |why| format!("a restore drill is due by the schedule; the last attempt was cut off: {why}"),
+        );
         let hint = "`mainstay archive status` shows what goes on; `mainstay verify --drill` holds one now";
         list.dated(("drill-overdue", "warning"), evidence, hint, Some(since));
     }

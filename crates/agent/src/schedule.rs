@@ -23,6 +23,11 @@ use tracing::{info, warn};
 const LOOK: Duration = Duration::from_secs(10);
 /// After an attempt, whatever became of it.
 const AGAIN: Duration = Duration::from_secs(600);
+/// How long after a drill that nobody took up.
+const REFUSED: Duration = Duration::from_secs(60);
+/// How long after a drill that its agent did not survive: perhaps it was the reason. Milliseconds.
+const CUT_MS: u64 = 3_600_000;
+const BY: &str = "the schedule";
 /// Longer than the asked agent takes to answer for sure: one that began must not be taken for one that did not.
 const TIMEOUT: Duration = backups::BEGIN.saturating_add(Duration::from_secs(3));
 const MINUTE_MS: u64 = 60_000;
@@ -74,6 +79,11 @@ pub fn drill_due(vault: &Vault, state: &BackupState, system_now_ms: u64) -> Opti
     wanted(vault.drill_at.as_deref(), system_now_ms).filter(|at| begun < *at)
 }
 
+/// Was one of the schedule's cut off a short while ago? The agent that asks may be the one that ended.
+fn cut(state: &BackupState, system_now_ms: u64) -> bool {
+    state.drill_cut.as_ref().is_some_and(|cut| cut.by == BY && cut.ended_ms.abs_diff(system_now_ms) < CUT_MS)
+}
+
 /// The last attempt.
 struct Tried {
     at: Instant,
@@ -102,7 +112,8 @@ impl Schedule {
     /// Runs for ever.
     pub async fn keep(self) {
         let mut tried: Option<Tried> = None;
-        let mut drilled: Option<Instant> = None;
+        // When the last one was asked for, and how long no other is.
+        let mut drilled: Option<(Instant, Duration)> = None;
         loop {
             sleep(LOOK).await;
             let vault = self.generations.now().spec.vault.clone();
@@ -111,9 +122,9 @@ impl Schedule {
             let due = due(&vault, &state, wall_now_ms()).filter(|_| vault.repository.is_some());
             let due = due.filter(|due| tried.as_ref().is_none_or(|tried| tried.again(*due, &state)));
             let Some(due) = due.filter(|_| state.running.is_none()) else {
-                let waits = drilled.is_some_and(|at| at.elapsed() < AGAIN);
+                let waits = drilled.is_some_and(|(at, pause)| at.elapsed() < pause) || cut(&state, wall_now_ms());
                 if drill.is_some() && state.running.is_none() && !waits {
-                    drilled = self.begin_drill().await.then(Instant::now).or(drilled);
+                    drilled = self.begin_drill().await.map(|pause| (Instant::now(), pause)).or(drilled);
                 }
                 continue;
             };
@@ -121,17 +132,16 @@ impl Schedule {
             let newest = newest(&state, due.0);
             let before = tried.filter(|tried| tried.newest == newest).map_or(0, |tried| tried.before.saturating_add(1));
             tried = Some(Tried { at: Instant::now(), due, newest, before });
-            let wish = BackupWish { incremental: due.0, drill: false, by: "the schedule".to_owned() };
+            let wish = BackupWish { incremental: due.0, drill: false, by: BY.to_owned() };
             self.begin(&wish, &confirming, before).await;
         }
     }
 
-    /// Whether it was this node's to begin one: it is the open primary, and has asked.
-    async fn begin_drill(&self) -> bool {
-        let Some(confirming) = self.reigns().await else { return false };
-        self.begin(&BackupWish { incremental: false, drill: true, by: "the schedule".to_owned() }, &confirming, 0)
-            .await;
-        true
+    /// After how long the next may be asked for, if it was this node's to ask: it is the open primary. What nobody took up cost nothing.
+    async fn begin_drill(&self) -> Option<Duration> {
+        let confirming = self.reigns().await?;
+        let wish = BackupWish { incremental: false, drill: true, by: BY.to_owned() };
+        Some(if self.begin(&wish, &confirming, 0).await { AGAIN } else { REFUSED })
     }
 
     /// Who confirms commits, if this node is the open primary.
@@ -144,29 +154,31 @@ impl Schedule {
     }
 
     /// On a replica that streams, one that no commit waits for if there is one; on this node if none takes it up. One that took it up
-    /// before, and failed, comes last.
-    async fn begin(&self, wish: &BackupWish, confirming: &BTreeSet<NodeId>, before: usize) {
+    /// before, and failed, comes last. Tells whether somebody took it up.
+    async fn begin(&self, wish: &BackupWish, confirming: &BTreeSet<NodeId>, before: usize) -> bool {
         let replicas: Vec<NodeId> = {
             let seen = self.observed.borrow();
             seen.walsenders.iter().filter(|sender| sender.streaming).map(|sender| sender.node.clone()).collect()
         };
-        let Ok(body) = serde_json::to_vec(&AgentQuestion::Backup(wish.clone())) else { return };
+        let Ok(body) = serde_json::to_vec(&AgentQuestion::Backup(wish.clone())) else { return false };
         for node in in_turn(replicas, &self.me, confirming, before) {
             if node == self.me {
                 if self.begin_here(wish).await {
-                    return;
+                    return true;
                 }
                 continue;
             }
             match self.peers.request(&node, Channel::Ask, body.clone(), TIMEOUT).await {
                 Ok(_) => {
-                    return info!(%node, incremental = wish.incremental, drill = wish.drill, "what was due has begun");
+                    info!(%node, incremental = wish.incremental, drill = wish.drill, "what was due has begun");
+                    return true;
                 }
                 Err(error) => {
                     warn!(%node, %error, drill = wish.drill, "a backup or drill is due, and this replica does not begin it");
                 }
             }
         }
+        false
     }
 
     async fn begin_here(&self, wish: &BackupWish) -> bool {
@@ -260,6 +272,12 @@ pub(crate) mod tests {
         assert_eq!(drill_due(&vault, &state, now), Some(four));
         state.drill = held(now + 61 * MINUTE_MS);
         assert_eq!(drill_due(&vault, &state, now), Some(four), "dated by a clock that was wrong");
+        let ended =
+            |by: &str| mainstay_model::vault::DrillDone { by: by.to_owned(), ended_ms: now, ..Default::default() };
+        state.drill_cut = Some(ended(BY));
+        assert!(cut(&state, now + CUT_MS - 1) && !cut(&state, now + CUT_MS));
+        state.drill_cut = Some(ended("ann"));
+        assert!(!cut(&state, now));
         vault.drill_at = None;
         assert_eq!(drill_due(&vault, &state, now), None);
     }

@@ -87,6 +87,9 @@ pub struct BackupState {
     /// The last restore drill, whatever it showed.
     #[serde(default)]
     pub drill: Option<DrillDone>,
+    /// The last one whose agent ended before it was done, if none was held to its end since: it showed nothing, and what was due is due still.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drill_cut: Option<DrillDone>,
     /// When the last one ended that showed what it should, milliseconds since 1970.
     #[serde(default)]
     pub drill_passed_ms: Option<u64>,
@@ -109,7 +112,7 @@ pub struct DrillDone {
     /// From this backup.
     #[serde(default)]
     pub backup: String,
-    /// The moment that was asked for, microseconds since 1970; `None`: the end of the backup.
+    /// The moment, microseconds since 1970; `None`: the end of the backup.
     #[serde(default)]
     pub asked: Option<i64>,
     /// The log was recovered up to here.

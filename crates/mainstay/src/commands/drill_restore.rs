@@ -53,7 +53,8 @@ async fn until_done(session: &Session, begun: &BackupBegun, wait: Duration, prog
     loop {
         tokio::time::sleep(LOOK).await;
         let state = look(session).await.unwrap_or_default();
-        if let Some(done) = state.drill.filter(|done| done.token == begun.token) {
+        let ended = [state.drill, state.drill_cut].into_iter().flatten().find(|done| done.token == begun.token);
+        if let Some(done) = ended {
             return Ok(done);
         }
         let passed = boot_now().since(since).0;
@@ -96,6 +97,9 @@ pub(super) fn words(done: &DrillDone) -> String {
 /// How drills stand, for other commands.
 pub(super) fn show(state: &BackupState) {
     let since = |ms: u64| ago(wall_now_ms().saturating_sub(ms) / 1000);
+    if let Some(cut) = &state.drill_cut {
+        output::line(&format!("drill       cut off {} ago: {}", since(cut.ended_ms), words(cut)));
+    }
     match &state.drill {
         None => output::line("drill       none yet: mainstay verify --drill"),
         Some(done) if done.problem.is_none() => {
