@@ -119,7 +119,15 @@ fn a_copy_is_exactly_what_was_committed_then_before_and_after_a_take_over() {
     cluster.healthy();
     cluster.sql("create table ledger(id bigserial primary key, note text)");
     cluster.write(1000);
-    let (status, answer) = cluster.answer(&["restore", "--to", cluster.dir.with_extension("none").to_str().unwrap()]);
+    let (begun, none) = (Instant::now(), cluster.dir.with_extension("none"));
+    let (status, answer) = loop {
+        let answered = cluster.answer(&["restore", "--to", none.to_str().unwrap()]);
+        // The repository is made by the first look of whoever archives: until then it can not be reached.
+        if answered.0 != Some(1) || begun.elapsed() > PATIENCE {
+            break answered;
+        }
+        std::thread::sleep(Duration::from_millis(300));
+    };
     assert_eq!(status, Some(3), "there is no backup yet: {answer}");
 
     let first = cluster.backup(&[]);

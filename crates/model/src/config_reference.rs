@@ -223,7 +223,7 @@ pub const KEYS: &[Key] = &[
         .or("none: by hand"),
     key("vault", "drill_at", Kind::Text, "when a restore drill is held: a copy of a random moment is made beside the cluster, looked at, and removed")
         .or("none: by hand"),
-    key("vault", "drill_minutes", Kind::Number, "a restore drill is ended after so many minutes").within(1, 10_080),
+    key("vault", "drill_minutes", Kind::Number, "a restore drill is ended after so many minutes").within(1, 10_080).or("240"),
     key(
         "vault",
         "drill_query",
@@ -231,7 +231,7 @@ pub const KEYS: &[Key] = &[
         "what a drill asks the copy beside its own checks: the first column of the first row must be true, or a number above 0",
     )
     .or("nothing"),
-    key("vault", "drill_database", Kind::Text, "in which database that is asked"),
+    key("vault", "drill_database", Kind::Text, "in which database that is asked").or("\"app\""),
     key("requirements", "purpose", Kind::Text, "what the data is, in a sentence").or("not said"),
     key("requirements", "classification", Kind::Text, "who may see it: public | internal | personal | secret"),
     key("requirements", "owner", Kind::Text, "who answers for it").or("not said"),
@@ -469,6 +469,9 @@ mod tests {
 
     #[test]
     fn defaults_come_from_the_types() {
+        // Not written where they are the default, so said in words.
+        let vault = Vault::default();
+        assert_eq!((vault.drill_minutes, vault.drill_database.as_str()), (240, "app"));
         assert_eq!(find("failover.lease_ms").map(default_of), Some("3000".to_owned()));
         assert_eq!(find("proxy.on_nodes").map(default_of), Some("true".to_owned()));
         assert_eq!(find("cluster.durability").map(default_of), Some("strict".to_owned()));
