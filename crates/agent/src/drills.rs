@@ -407,7 +407,7 @@ fn with_new(mut list: Vec<serde_json::Value>, new: &DrillResult) -> Vec<serde_js
 mod tests {
     use super::*;
     use mainstay_model::NodeId;
-    use mainstay_model::drill::DrillKind;
+    use mainstay_model::drill::{DrillKind, DrillWrites};
 
     fn result(at_ms: u64) -> DrillResult {
         DrillResult {
@@ -423,13 +423,7 @@ mod tests {
             write_gap_ms: 700,
             read_gap_ms: 30,
             whole_after_ms: Some(5000),
-            acknowledged: 900,
-            failed: 0,
-            unknown: 2,
-            unknown_there: 1,
-            lost: 0,
-            lost_ms: 0,
-            duplicated: 0,
+            writes: DrillWrites { acknowledged: 900, unknown: 2, unknown_there: 1, ..DrillWrites::default() },
             outage_allowed_s: Some(10),
             loss_allowed_s: None,
             met: true,

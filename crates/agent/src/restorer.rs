@@ -12,7 +12,7 @@ use crate::setup::{AgentOptions, entropy};
 use mainstay_model::layout::{KEPT_PREFIX, NodeLayout};
 use mainstay_model::spec::Vault;
 use mainstay_model::vault::{
-    ARCHIVE_KEY, ArchiveState, RestoreAsk, RestorePhase, RestorePlan, RestoreState, RestoreTarget, RestoreWish,
+    ARCHIVE_KEY, ArchiveState, RestoreAsk, RestorePhase, RestorePlan, RestoreState, RestoreWish,
 };
 use mainstay_model::{Command, CopyId, Record, Restoration, SystemId, Timeline};
 use mainstay_ports::priority::ordinarily;
@@ -98,17 +98,6 @@ struct Job {
     newest: Timeline,
     bin: PathBuf,
     watch: Arc<Watch>,
-}
-
-fn target(wanted: &RestoreTarget) -> Target {
-    match wanted.clone() {
-        RestoreTarget::Latest => Target::Latest,
-        RestoreTarget::Immediate => Target::Immediate,
-        RestoreTarget::Time(time) => Target::Time(time),
-        RestoreTarget::Position(lsn) => Target::Position(lsn),
-        RestoreTarget::Name(name) => Target::Name(name),
-        RestoreTarget::Transaction(id) => Target::Transaction(id),
-    }
 }
 
 fn words(target: &Target) -> String {
@@ -288,7 +277,7 @@ impl Restorer {
                         the restore (`mainstay set vault.key_file=FILE`, the file on every data node)";
             return Err(VaultError::Impossible(says.to_owned()));
         }
-        let made = plan(&repository, job.system, target(&job.wish.target), job.wish.timeline)?;
+        let made = plan(&repository, job.system, job.wish.target.clone(), job.wish.timeline)?;
         let shown = self.shown(&made);
         let room = check_room(&shown, self.layout.dir());
         let major = made.base.server.version / 10_000;
@@ -321,7 +310,7 @@ impl Restorer {
         let (timeline, lineage) = scratch::finish(&data, self.owner)?;
         let moment = checked((timeline, &lineage), next, &made)?;
         self.note(job, |state| (state.moment, state.last_commit) = (Some(moment), last_commit));
-        let what = format!("{} ({moment})", words(&target(&job.wish.target)));
+        let what = format!("{} ({moment})", words(&job.wish.target));
         Ok(Some(Restoration { copy: job.copy, system: job.system, timeline, lineage, what }))
     }
 

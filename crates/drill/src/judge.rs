@@ -3,7 +3,7 @@
 use crate::access::Told;
 use crate::marker::{Operation, Records};
 use mainstay_model::Durability;
-use mainstay_model::drill::{DrillKind, DrillResult};
+use mainstay_model::drill::{DrillKind, DrillResult, DrillWrites};
 use mainstay_model::spec::Failover;
 use std::collections::BTreeMap;
 
@@ -30,20 +30,8 @@ pub struct Seen {
     pub read: Gap,
     /// The longest time without an acknowledged write before the fault: what this cluster, and this machine, do anyway.
     pub usual_ms: u64,
-    /// Writes that were acknowledged.
-    pub acknowledged: u64,
-    /// Writes that were refused.
-    pub failed: u64,
-    /// Writes whose fate is unknown to the client.
-    pub unknown: u64,
-    /// Of those, how many are there.
-    pub unknown_there: u64,
-    /// Acknowledged, and not there.
-    pub lost: u64,
-    /// How far back the lost ones reach.
-    pub lost_ms: u64,
-    /// There more than once.
-    pub duplicated: u64,
+    /// What became of the writes.
+    pub writes: DrillWrites,
 }
 
 /// The longest time between two answers that ends after `from_ms`; the beginning and the end count as answers.
@@ -78,24 +66,24 @@ pub fn seen(records: &Records, fault_ms: u64) -> Seen {
     let mut first_lost = None::<u64>;
     for operation in &records.writes {
         let there = records.there.get(&(operation.client, operation.number)).copied().unwrap_or(0);
-        seen.duplicated += u64::from(there > 1);
+        seen.writes.duplicated += u64::from(there > 1);
         match operation.told {
             Told::Acknowledged => {
-                seen.acknowledged += 1;
+                seen.writes.acknowledged += 1;
                 if there == 0 {
-                    seen.lost += 1;
+                    seen.writes.lost += 1;
                     first_lost = Some(first_lost.map_or(operation.ended_ms, |first| first.min(operation.ended_ms)));
                 }
             }
-            Told::Failed => seen.failed += 1,
+            Told::Failed => seen.writes.failed += 1,
             Told::Unknown => {
-                seen.unknown += 1;
-                seen.unknown_there += u64::from(there > 0);
+                seen.writes.unknown += 1;
+                seen.writes.unknown_there += u64::from(there > 0);
             }
         }
     }
     // A loss of one moment is a loss all the same.
-    seen.lost_ms = first_lost.map_or(0, |first| write.from_ms.saturating_sub(first).max(1));
+    seen.writes.lost_ms = first_lost.map_or(0, |first| write.from_ms.saturating_sub(first).max(1));
     seen
 }
 
@@ -104,25 +92,26 @@ pub fn seen(records: &Records, fault_ms: u64) -> Seen {
 pub fn judged(mut result: DrillResult, seen: &Seen, durability: Durability) -> DrillResult {
     result.write_gap_ms = seen.write.length_ms;
     result.read_gap_ms = seen.read.length_ms;
-    (result.acknowledged, result.failed) = (seen.acknowledged, seen.failed);
-    (result.unknown, result.unknown_there) = (seen.unknown, seen.unknown_there);
-    (result.lost, result.lost_ms, result.duplicated) = (seen.lost, seen.lost_ms, seen.duplicated);
+    result.writes = seen.writes;
     let mut why = Vec::new();
     if let Some(allowed) = result.outage_allowed_s.filter(|allowed| seen.write.length_ms > allowed * 1000) {
         why.push(format!("no write was acknowledged for {} ms, and {allowed} s are allowed", seen.write.length_ms));
     }
-    let loss_allowed =
-        durability == Durability::Async && result.loss_allowed_s.is_some_and(|allowed| seen.lost_ms <= allowed * 1000);
-    if seen.lost > 0 && !loss_allowed {
+    let loss_allowed = durability == Durability::Async
+        && result.loss_allowed_s.is_some_and(|allowed| seen.writes.lost_ms <= allowed * 1000);
+    if seen.writes.lost > 0 && !loss_allowed {
         let allowed = match (durability, result.loss_allowed_s) {
             (Durability::Async, Some(allowed)) => format!("{allowed} s of writes may be"),
             (Durability::Async, None) => "[requirements] allows no loss".to_owned(),
             _ => format!("durability {} promises that none is", durability.as_str()),
         };
-        why.push(format!("{} acknowledged writes are lost, {} ms back; {allowed}", seen.lost, seen.lost_ms));
+        why.push(format!(
+            "{} acknowledged writes are lost, {} ms back; {allowed}",
+            seen.writes.lost, seen.writes.lost_ms
+        ));
     }
-    if seen.duplicated > 0 {
-        why.push(format!("{} writes are there more than once", seen.duplicated));
+    if seen.writes.duplicated > 0 {
+        why.push(format!("{} writes are there more than once", seen.writes.duplicated));
     }
     if result.whole_after_ms.is_none() {
         why.push("not every node does its part again".to_owned());
@@ -245,13 +234,7 @@ pub(crate) mod tests {
             write_gap_ms: 0,
             read_gap_ms: 0,
             whole_after_ms: Some(4000),
-            acknowledged: 0,
-            failed: 0,
-            unknown: 0,
-            unknown_there: 0,
-            lost: 0,
-            lost_ms: 0,
-            duplicated: 0,
+            writes: DrillWrites::default(),
             outage_allowed_s: Some(1),
             loss_allowed_s: None,
             met: false,
@@ -263,8 +246,11 @@ pub(crate) mod tests {
     fn a_gap_is_what_a_client_waited_between_two_answers() {
         let seen = seen(&records(), 1000);
         assert_eq!(seen.write, Gap { from_ms: 1000, length_ms: 700 });
-        assert_eq!((seen.usual_ms, seen.acknowledged, seen.failed), (10, 148, 1));
-        assert_eq!((seen.unknown, seen.unknown_there, seen.lost, seen.duplicated), (1, 1, 0, 0));
+        assert_eq!((seen.usual_ms, seen.writes.acknowledged, seen.writes.failed), (10, 148, 1));
+        assert_eq!(
+            (seen.writes.unknown, seen.writes.unknown_there, seen.writes.lost, seen.writes.duplicated),
+            (1, 1, 0, 0)
+        );
     }
 
     #[test]
@@ -282,7 +268,7 @@ pub(crate) mod tests {
         records.there.remove(&(0, 95));
         records.there.insert((0, 96), 2);
         let found = seen(&records, 1000);
-        assert_eq!((found.lost, found.lost_ms, found.duplicated), (1, 50, 1));
+        assert_eq!((found.writes.lost, found.writes.lost_ms, found.writes.duplicated), (1, 50, 1));
         let failed = judged(result(), &found, Durability::Strict);
         assert!(
             !failed.met && failed.why[0].contains("1 acknowledged writes are lost, 50 ms back"),

@@ -90,32 +90,23 @@ pub fn page(shown: &Shown<'_>) -> String {
 
 fn numbers(out: &mut String, shown: &Shown<'_>) {
     let (result, seen) = (shown.result, shown.seen);
-    let name = |node: &Option<NodeId>| node.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
+    let writes = seen.writes;
     let allowed = |value: Option<u64>| value.map_or_else(|| "not declared".to_owned(), |value| format!("{value} s"));
     let rows = [
         ("Longest time without an acknowledged write", Span(seen.write.length_ms).to_string()),
         ("Allowed by [requirements]", allowed(result.outage_allowed_s)),
         ("Longest time without an answered read", Span(seen.read.length_ms).to_string()),
         ("The same for writes before the fault", Span(seen.usual_ms).to_string()),
-        ("Acknowledged writes", seen.acknowledged.to_string()),
-        ("Acknowledged and lost", format!("{} ({} back)", seen.lost, Span(seen.lost_ms))),
+        ("Acknowledged writes", writes.acknowledged.to_string()),
+        ("Acknowledged and lost", format!("{} ({} back)", writes.lost, Span(writes.lost_ms))),
         ("Loss allowed by [requirements]", allowed(result.loss_allowed_s)),
         (
             "Writes whose fate the client did not learn",
-            format!("{}, of which {} are there", seen.unknown, seen.unknown_there),
+            format!("{}, of which {} are there", writes.unknown, writes.unknown_there),
         ),
-        ("Refused writes", seen.failed.to_string()),
-        ("There more than once", seen.duplicated.to_string()),
-        (
-            "Primary",
-            format!(
-                "{} (term {}) → {} (term {})",
-                name(&result.from),
-                result.term,
-                name(&result.to),
-                result.term_after
-            ),
-        ),
+        ("Refused writes", writes.failed.to_string()),
+        ("There more than once", writes.duplicated.to_string()),
+        ("Primary", result.passage()),
         (
             "Every node does its part again after",
             result.whole_after_ms.map_or("not in time".to_owned(), |ms| Span(ms).to_string()),

@@ -4,24 +4,13 @@
 
 #[path = "support/local.rs"]
 mod local;
+#[path = "support/until.rs"]
+mod until;
 
 use local::Cluster;
 use serde_json::Value;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
-
-const PATIENCE: Duration = Duration::from_secs(180);
-
-fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
-    let begun = Instant::now();
-    loop {
-        if let Some(found) = found() {
-            return found;
-        }
-        assert!(begun.elapsed() < PATIENCE, "not {what}");
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}
+use until::until;
 
 impl Cluster {
     fn sql(&self, text: &str) {

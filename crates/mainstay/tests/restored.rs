@@ -5,12 +5,14 @@
 
 #[path = "support/local.rs"]
 mod local;
+#[path = "support/until.rs"]
+mod until;
 
 use local::Cluster;
 use serde_json::Value;
 use std::time::{Duration, Instant};
+use until::{PATIENCE, until};
 
-const PATIENCE: Duration = Duration::from_secs(180);
 /// What a copy is compared by.
 const SUM: &str =
     "select count(*), coalesce(max(id), 0), md5(coalesce(string_agg(id || note, ',' order by id), '')) from ledger";
@@ -64,25 +66,13 @@ impl Cluster {
             let pid = node[key].as_u64().unwrap().to_string();
             assert!(std::process::Command::new("kill").args(["-9", &pid]).status().unwrap().success(), "{key}");
         }
-        let begun = Instant::now();
-        while self.json(&["status"])["cluster"]["primary"] == primary {
-            assert!(begun.elapsed() < PATIENCE, "nobody took over");
-            std::thread::sleep(Duration::from_millis(300));
-        }
+        until("a take-over", || (self.json(&["status"])["cluster"]["primary"] != primary).then_some(()));
         self.healthy();
     }
 
     /// Begins a backup, once one can be begun.
     fn begin(&self) -> Value {
-        let begun = Instant::now();
-        loop {
-            let (status, answer) = self.answer(&["backup", "--wait", "0"]);
-            if status == Some(0) {
-                return answer;
-            }
-            assert!(status == Some(3) && begun.elapsed() < PATIENCE, "{answer}");
-            std::thread::sleep(Duration::from_millis(300));
-        }
+        self.once(&["backup", "--wait", "0"])
     }
 
     /// How backups stand, once they stand as wanted.
@@ -100,15 +90,16 @@ impl Cluster {
 
     /// Makes a backup, once none runs.
     fn backup(&self, options: &[&str]) -> Value {
-        let begun = Instant::now();
-        loop {
-            let (status, answer) = self.answer(&[&["backup"], options].concat());
-            if status == Some(0) {
-                return answer["backup"].clone();
-            }
-            assert!(status == Some(3) && begun.elapsed() < PATIENCE, "{answer}");
-            std::thread::sleep(Duration::from_millis(500));
-        }
+        self.once(&[&["backup"], options].concat())["backup"].clone()
+    }
+
+    /// Takes a step that may have to wait for another.
+    fn once(&self, arguments: &[&str]) -> Value {
+        until(&arguments.join(" "), || {
+            let (status, answer) = self.answer(arguments);
+            assert!(matches!(status, Some(0 | 3)), "{answer}");
+            (status == Some(0)).then_some(answer)
+        })
     }
 }
 
@@ -119,15 +110,10 @@ fn a_copy_is_exactly_what_was_committed_then_before_and_after_a_take_over() {
     cluster.healthy();
     cluster.sql("create table ledger(id bigserial primary key, note text)");
     cluster.write(1000);
-    let (begun, none) = (Instant::now(), cluster.dir.with_extension("none"));
-    let (status, answer) = loop {
-        let answered = cluster.answer(&["restore", "--to", none.to_str().unwrap()]);
-        // The repository is made by the first look of whoever archives: until then it can not be reached.
-        if answered.0 != Some(1) || begun.elapsed() > PATIENCE {
-            break answered;
-        }
-        std::thread::sleep(Duration::from_millis(300));
-    };
+    let none = cluster.dir.with_extension("none");
+    let (status, answer) = until("a repository: the first look of whoever archives makes it", || {
+        Some(cluster.answer(&["restore", "--to", none.to_str().unwrap()])).filter(|answered| answered.0 != Some(1))
+    });
     assert_eq!(status, Some(3), "there is no backup yet: {answer}");
 
     let first = cluster.backup(&[]);

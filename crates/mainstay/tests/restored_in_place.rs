@@ -5,28 +5,19 @@
 
 #[path = "support/local.rs"]
 mod local;
+#[path = "support/until.rs"]
+mod until;
 
 use local::Cluster;
 use serde_json::Value;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+use until::until;
 
-const PATIENCE: Duration = Duration::from_secs(180);
 /// What is compared.
 const SUM: &str =
     "select count(*), coalesce(max(id), 0), md5(coalesce(string_agg(id || note, ',' order by id), '')) from ledger";
-
-fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
-    let begun = Instant::now();
-    loop {
-        if let Some(found) = found() {
-            return found;
-        }
-        assert!(begun.elapsed() < PATIENCE, "not {what}");
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}
 
 fn kill(pid: &str) {
     assert!(Command::new("kill").args(["-9", pid]).status().unwrap().success(), "{pid}");

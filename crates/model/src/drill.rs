@@ -162,6 +162,25 @@ pub enum DrillCommand {
     DrillResult(Box<DrillResult>),
 }
 
+/// What became of the writes of a drill, as its clients learned it and as they were found afterwards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrillWrites {
+    /// Writes that were acknowledged.
+    pub acknowledged: u64,
+    /// Writes that were refused.
+    pub failed: u64,
+    /// Writes whose fate the client did not learn.
+    pub unknown: u64,
+    /// Of those, how many are there.
+    pub unknown_there: u64,
+    /// Acknowledged writes that are not there.
+    pub lost: u64,
+    /// How far back the lost ones reach: from the acknowledgement of the first of them to the last one before the gap.
+    pub lost_ms: u64,
+    /// Writes that are there more than once.
+    pub duplicated: u64,
+}
+
 /// What came of a drill.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DrillResult {
@@ -189,20 +208,9 @@ pub struct DrillResult {
     pub read_gap_ms: u64,
     /// From the fault until every node did its part again; `None`: not within the time that was waited for.
     pub whole_after_ms: Option<u64>,
-    /// Writes that were acknowledged.
-    pub acknowledged: u64,
-    /// Writes that were refused.
-    pub failed: u64,
-    /// Writes whose fate the client did not learn.
-    pub unknown: u64,
-    /// Of those, how many are there.
-    pub unknown_there: u64,
-    /// Acknowledged writes that are not there.
-    pub lost: u64,
-    /// How far back the lost ones reach: from the acknowledgement of the first of them to the last one before the gap.
-    pub lost_ms: u64,
-    /// Writes that are there more than once.
-    pub duplicated: u64,
+    /// What became of the writes.
+    #[serde(flatten)]
+    pub writes: DrillWrites,
     /// The longest outage that `[requirements]` allows for this, if it says so.
     pub outage_allowed_s: Option<u64>,
     /// The loss that it allows.
@@ -215,6 +223,13 @@ pub struct DrillResult {
 }
 
 impl DrillResult {
+    /// From which primary to which one, in words.
+    #[must_use]
+    pub fn passage(&self) -> String {
+        let name = |node: &Option<NodeId>| node.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
+        format!("{} (term {}) → {} (term {})", name(&self.from), self.term, name(&self.to), self.term_after)
+    }
+
     /// One sentence for the history.
     #[must_use]
     pub fn words(&self) -> String {
@@ -237,9 +252,9 @@ impl DrillResult {
             self.kind,
             crate::Span(self.write_gap_ms),
             crate::Span(self.read_gap_ms),
-            self.acknowledged,
-            self.lost,
-            self.unknown
+            self.writes.acknowledged,
+            self.writes.lost,
+            self.writes.unknown
         )
     }
 }

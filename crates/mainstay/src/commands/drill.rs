@@ -16,10 +16,10 @@ use mainstay_drill::access::{Access, Login};
 use mainstay_drill::judge::{self, Seen};
 use mainstay_drill::marker::{Marker, MarkerError, Records};
 use mainstay_drill::page::{Shown, page};
-use mainstay_model::drill::{DrillCommand, DrillKind, DrillResult, DrillWish, DrillsAnswer};
+use mainstay_model::Span;
+use mainstay_model::drill::{DrillCommand, DrillKind, DrillResult, DrillWish, DrillWrites, DrillsAnswer};
 use mainstay_model::status::Status;
 use mainstay_model::vault::{ArchiveAnswer, BackupState};
-use mainstay_model::{NodeId, Span};
 use mainstay_ports::clock::wall_now_ms;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -226,13 +226,7 @@ fn result(plan: &Plan, before: &Status, course: &Course) -> DrillResult {
         write_gap_ms: 0,
         read_gap_ms: 0,
         whole_after_ms: whole,
-        acknowledged: 0,
-        failed: 0,
-        unknown: 0,
-        unknown_there: 0,
-        lost: 0,
-        lost_ms: 0,
-        duplicated: 0,
+        writes: DrillWrites::default(),
         outage_allowed_s: plan.outage_allowed_s,
         loss_allowed_s: plan.loss_allowed_s,
         met: false,
@@ -280,7 +274,7 @@ fn people(report: &Report<'_>) {
     let (result, seen) = (report.result, report.seen);
     let asked =
         |value: Option<u64>| value.map_or_else(|| "not declared".to_owned(), |seconds| format!("{seconds} s allowed"));
-    let name = |node: &Option<NodeId>| node.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
+    let writes = seen.writes;
     output::line(&format!("{}.", report.course.fault));
     let rows = [
         (
@@ -297,20 +291,11 @@ fn people(report: &Report<'_>) {
             "writes",
             format!(
                 "{} acknowledged, {} refused, {} unknown ({} of them are there)",
-                seen.acknowledged, seen.failed, seen.unknown, seen.unknown_there
+                writes.acknowledged, writes.failed, writes.unknown, writes.unknown_there
             ),
         ),
-        ("lost", format!("{} ({})", seen.lost, asked(result.loss_allowed_s))),
-        (
-            "primary",
-            format!(
-                "{} (term {}) → {} (term {})",
-                name(&result.from),
-                result.term,
-                name(&result.to),
-                result.term_after
-            ),
-        ),
+        ("lost", format!("{} ({})", writes.lost, asked(result.loss_allowed_s))),
+        ("primary", result.passage()),
         ("whole after", result.whole_after_ms.map_or_else(|| "not in time".to_owned(), |ms| Span(ms).to_string())),
     ];
     for (what, value) in rows {
@@ -365,7 +350,7 @@ fn list(session: &Session, known: &Known<'_>, global: Global) {
                 "{:<16} last: {date}, write gap {}, {} lost, {word}",
                 "",
                 Span(last.write_gap_ms),
-                last.lost
+                last.writes.lost
             ));
         }
     }

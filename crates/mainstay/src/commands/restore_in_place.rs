@@ -14,7 +14,7 @@ use crate::output::{self, confirm};
 use crate::plan::failover::list;
 use crate::session::Session;
 use mainstay_model::status::Status;
-use mainstay_model::vault::{RestoreAsk, RestorePhase, RestorePlan, RestoreState, RestoreTarget, RestoreWish};
+use mainstay_model::vault::{RestoreAsk, RestorePhase, RestorePlan, RestoreState, RestoreWish};
 use mainstay_model::{Command, Durability, Event, Lsn, Moment, NodeId, Term, Timeline};
 use mainstay_ports::clock::{boot_now, wall_now_ms};
 use mainstay_vault::postgres::restore::{Target, time_text};
@@ -175,15 +175,12 @@ async fn written(
 }
 
 fn wish(target: &Target, options: &Restore) -> RestoreWish {
-    let wanted = match target.clone() {
-        Target::Latest => RestoreTarget::Latest,
-        Target::Immediate => RestoreTarget::Immediate,
-        Target::Time(time) => RestoreTarget::Time(time),
-        Target::Position(lsn) => RestoreTarget::Position(lsn),
-        Target::Name(name) => RestoreTarget::Name(name),
-        Target::Transaction(id) => RestoreTarget::Transaction(id),
-    };
-    RestoreWish { target: wanted, timeline: options.timeline.map(Timeline), complete: false, wait_s: options.wait }
+    RestoreWish {
+        target: target.clone(),
+        timeline: options.timeline.map(Timeline),
+        complete: false,
+        wait_s: options.wait,
+    }
 }
 
 /// Where the copy is prepared: named, or the primary, whose data are the most complete ones to keep; without one, the data node whose log reaches

@@ -1,7 +1,6 @@
 //! Bare hosts with a real sshd each, and an administrator whose ssh reaches them: for the tests of `mainstay apply`.
 
-// Each test program uses its own part of it.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test program uses its own part of it")]
 
 use mainstay_testkit::cluster::program;
 use mainstay_testkit::hosts::host::{Blueprint, Host};

@@ -27,22 +27,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Where the fetched log lies, below the restored directory.
 pub const LOG_DIR: &str = "mainstay_log";
 
-/// Which moment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// All that the archive holds.
-    Latest,
-    /// The end of the backup.
-    Immediate,
-    /// The last commit up to this time, microseconds since 1970.
-    Time(i64),
-    /// Up to this position, inclusive.
-    Position(Lsn),
-    /// A restore point that was given a name.
-    Name(String),
-    /// Up to this transaction, inclusive.
-    Transaction(u32),
-}
+pub use mainstay_model::vault::RestoreTarget as Target;
 
 /// How it will be done.
 #[derive(Clone, Debug)]

@@ -1,10 +1,6 @@
 //! Backup, archive, restore, retention and verification of a real server's database in a bucket, over a bad network, cut off and full.
 
-// Not all that it can do is wanted here.
-#[allow(dead_code)]
-#[path = "../bucket/server.rs"]
-mod server;
-
+use crate::bucket_server::{Fault, Server as Store};
 use crate::support::*;
 use mainstay_vault::keys::SecretKey;
 use mainstay_vault::objects::{Bucket, Objects};
@@ -13,7 +9,6 @@ use mainstay_vault::postgres::restore::{Destination, Target, plan, restore};
 use mainstay_vault::repository::Repository;
 use mainstay_vault::retention::{Policy, examine, remove};
 use mainstay_vault::verify::verify;
-use server::{Fault, Server as Store};
 use std::sync::Arc;
 
 fn opened(store: &Store, dir: &std::path::Path, secret: &SecretKey) -> (Arc<dyn Objects>, Repository) {

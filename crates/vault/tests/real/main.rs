@@ -1,9 +1,11 @@
-//! The vault with real servers.
+//! The vault with real servers: of the database, and of buckets.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod bucket;
+mod bucket_server;
 mod moments;
+mod network;
 mod steps;
 mod support;
 mod takeover;

@@ -1,15 +1,12 @@
 //! A bucket as a store, over real connections to a server that fails on demand.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
 #[path = "../../src/objects/conformance.rs"]
 mod conformance;
-mod server;
 
+use crate::bucket_server::{Fault, Server};
 use conformance::{conformance, put};
 use mainstay_vault::objects::{Bucket, Committed, Key, ObjectError, Objects};
 use mainstay_vault::repository::Repository;
-use server::{Fault, Server};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
