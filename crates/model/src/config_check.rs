@@ -228,25 +228,6 @@ fn postgres(spec: &Spec, owned: &[&str], found: &mut Found) {
     }
 }
 
-/// What may stand after the `?` of a bucket's address.
-const BUCKET_WORDS: [&str; 6] = ["endpoint", "region", "path_style", "credentials", "ca", "timeout"];
-
-/// What is wrong with the address of a bucket, as far as it can be told without looking. It is never repeated: it may hold what it must not.
-fn bucket(address: &str) -> Option<String> {
-    let rest = address.strip_prefix("s3://").unwrap_or_default();
-    let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
-    if place.contains('@') || place.contains(':') {
-        return Some("it holds no keys and no port: name a file of keys (&credentials=/FILE), and the port in ?endpoint=https://HOST:PORT".into());
-    }
-    if place.split('/').next().is_none_or(|bucket| bucket.len() < 3) {
-        return Some("a bucket's name follows s3:// (3 to 63 small letters, digits, - and .)".into());
-    }
-    let names =
-        query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split_once('=').map_or("", |(name, _)| name));
-    let unknown = names.into_iter().any(|name| !BUCKET_WORDS.contains(&name));
-    unknown.then(|| format!("after ? stand pairs of NAME=VALUE, with the names {}", BUCKET_WORDS.join(", ")))
-}
-
 fn vault(spec: &Spec, found: &mut Found) {
     let vault = &spec.vault;
     found.bounds("vault.switch_s", vault.switch_s);
@@ -281,8 +262,8 @@ fn vault(spec: &Spec, found: &mut Found) {
             found.add(key, format!("{key} = {:?} must be an absolute path{none}", path.display()));
         }
     }
-    if let Some(why) = vault.bucket().and_then(bucket) {
-        found.add("vault.repository", format!("the address of the bucket: {why}"));
+    if let Some(why) = vault.bucket().and_then(|address| crate::bucket::Address::parse(address).err()) {
+        found.add("vault.repository", why);
     }
     if vault.key_file.is_some() && vault.repository.is_none() {
         found.add("vault.key_file", "key_file opens a repository, and none is named: add vault.repository");

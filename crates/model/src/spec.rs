@@ -284,7 +284,7 @@ impl Vault {
     /// The repository's address, if it is a bucket and not a folder.
     #[must_use]
     pub fn bucket(&self) -> Option<&str> {
-        self.repository.as_ref()?.to_str().filter(|text| text.starts_with("s3://"))
+        self.repository.as_deref().filter(|place| crate::bucket::is_bucket(place))?.to_str()
     }
 
     fn is_default(&self) -> bool {

@@ -5,8 +5,9 @@ use crate::failure::{Failure, Outcome};
 use crate::session::Session;
 use crate::target::{Target, absolute};
 use mainstay_model::SystemId;
+use mainstay_model::bucket::is_bucket;
 use mainstay_model::spec::Spec;
-use mainstay_vault::objects::{ObjectError, is_bucket};
+use mainstay_vault::objects::ObjectError;
 use mainstay_vault::repository::{Repository, VaultError};
 use std::path::{Path, PathBuf};
 

@@ -13,8 +13,9 @@ mod bucket;
 mod folder;
 mod memory;
 
-pub use bucket::{Bucket, is_bucket};
+pub use bucket::Bucket;
 pub use folder::Folder;
+use mainstay_model::bucket::is_bucket;
 pub use memory::{Fault, Memory};
 
 use std::fmt;
@@ -30,12 +31,7 @@ impl Key {
     /// A name, if it is one: no empty part, none that begins with a dot.
     pub fn new(name: impl Into<String>) -> Result<Key, ObjectError> {
         let name = name.into();
-        let fits = |part: &str| {
-            !part.is_empty()
-                && !part.starts_with('.')
-                && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
-        };
-        if name.len() <= 512 && name.split('/').all(fits) {
+        if mainstay_model::bucket::is_object_name(&name) {
             Ok(Key(name))
         } else {
             Err(ObjectError::Refused(format!("{name:?} is not a name for an object")))

@@ -3,10 +3,11 @@
 //! What comes out is an answer of the server, or that it could not be reached: an answer that is cut off or from something in between
 //! is never taken for one.
 
-use super::address::Address;
 use super::answers::{code, reason};
+use super::credentials::credentials;
 use super::sign::{Signed, encoded, sum};
 use crate::objects::ObjectError;
+use mainstay_model::bucket::Address;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -124,7 +125,7 @@ impl Http {
     }
 
     fn signed<'a>(&self, ask: &Ask<'a>) -> Result<Request<&'a [u8]>, ObjectError> {
-        let who = self.address.credentials()?;
+        let who = credentials(&self.address)?;
         let (host, time, body) = (self.address.host(), now(), sum(ask.body));
         let name = encoded(&ask.name, true);
         let path =

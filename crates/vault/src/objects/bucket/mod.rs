@@ -8,18 +8,16 @@
 //!
 //! Absent: making buckets, keys and rights.
 
-mod address;
 mod answers;
+mod credentials;
 mod http;
 mod sign;
 
-pub use address::is_bucket;
-
 use super::{Committed, Entry, Key, ObjectError, Objects, Upload};
 use crate::hex;
-use address::Address;
 use answers::{element, page};
 use http::{Answer, Ask, Http, TRIES};
+use mainstay_model::bucket::Address;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -54,8 +52,8 @@ fn any(_: &Answer) -> bool {
 impl Bucket {
     /// From its address (`docs/backup.md`). Keys must be at hand; the bucket is not asked yet.
     pub fn open(place: &Path) -> Result<Bucket, ObjectError> {
-        let address = Address::parse(&place.to_string_lossy())?;
-        address.credentials()?;
+        let address = Address::parse(&place.to_string_lossy()).map_err(ObjectError::Refused)?;
+        credentials::credentials(&address)?;
         Ok(Bucket { inner: Arc::new(Inner { http: Http::new(address)?, keeps: Mutex::new(None) }) })
     }
 }

@@ -1,6 +1,6 @@
 //! The signature of a request, version 4: who asks, and that nothing of it was changed on the way.
 
-use super::address::Credentials;
+use super::credentials::Credentials;
 use crate::hex;
 use ring::digest::{SHA256, digest};
 use ring::hmac::{HMAC_SHA256, Key, sign};

@@ -1,13 +1,9 @@
-//! Where a bucket is, as people write it, and who may use it.
+//! Where a bucket is, as people write it.
 //!
 //! `s3://BUCKET/PREFIX?endpoint=https://HOST:PORT&region=REGION&path_style=true&credentials=/FILE&ca=/FILE&timeout=SECONDS`
 //!
 //! All after the bucket may be left out. Keys never stand here: they come from a file that its owner alone can read, or from the environment.
 
-use crate::objects::{Key, ObjectError};
-use std::fs::File;
-use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,38 +15,36 @@ pub fn is_bucket(place: &Path) -> bool {
     place.to_str().is_some_and(|text| text.starts_with(SCHEME))
 }
 
+/// Is it a name for objects: parts of letters, digits, `-`, `_` and `.`, joined by `/`, none empty, none that begins with a dot?
+#[must_use]
+pub fn is_object_name(name: &str) -> bool {
+    let fits = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with('.')
+            && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+    };
+    name.len() <= 512 && name.split('/').all(fits)
+}
+
 /// A bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Address {
-    pub(super) bucket: String,
+pub struct Address {
+    /// Its name.
+    pub bucket: String,
     /// Before the name of each object: empty, or ending in `/`.
-    pub(super) prefix: String,
+    pub prefix: String,
     /// Without the bucket and without `/` at its end.
-    pub(super) endpoint: String,
-    pub(super) region: String,
+    pub endpoint: String,
+    /// The region that requests are signed for.
+    pub region: String,
     /// The bucket stands in the path, not in the host's name.
-    pub(super) path_style: bool,
-    pub(super) credentials: Option<PathBuf>,
-    pub(super) ca: Option<PathBuf>,
-    pub(super) timeout: Duration,
-}
-
-/// Who signs.
-#[derive(Clone, PartialEq, Eq)]
-pub(super) struct Credentials {
-    pub(super) id: String,
-    pub(super) secret: String,
-    pub(super) token: Option<String>,
-}
-
-impl std::fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Credentials({})", self.id)
-    }
-}
-
-fn refused(says: String) -> ObjectError {
-    ObjectError::Refused(says)
+    pub path_style: bool,
+    /// A file of keys; `None`: the environment holds them.
+    pub credentials: Option<PathBuf>,
+    /// A file of authorities; `None`: those of the system.
+    pub ca: Option<PathBuf>,
+    /// For each request.
+    pub timeout: Duration,
 }
 
 fn decoded(text: &str) -> Option<String> {
@@ -69,26 +63,31 @@ fn decoded(text: &str) -> Option<String> {
 
 impl Address {
     /// From its text.
-    pub(super) fn parse(text: &str) -> Result<Address, ObjectError> {
+    ///
+    /// # Errors
+    /// What is wrong with it; nothing is repeated that may hold a secret.
+    pub fn parse(text: &str) -> Result<Address, String> {
         let rest = text.strip_prefix(SCHEME);
-        let rest = rest.ok_or_else(|| refused("the address of a bucket begins with s3://".to_owned()))?;
+        let rest = rest.ok_or_else(|| "the address of a bucket begins with s3://".to_owned())?;
         let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
         // The rest is not repeated: it may hold a secret.
-        let wrong = |why: &str| refused(format!("the address of the bucket {bucket:?} is wrong: {why}"));
+        let wrong = |why: &str| format!("the address of the bucket {bucket:?} is wrong: {why}");
         if bucket.contains('@') || bucket.contains(':') {
             // Not repeated: it may hold a secret.
             let says = "the address of a bucket holds no keys and no port: keys come from a file (&credentials=/FILE) or the environment, the \
                         port belongs to the endpoint (?endpoint=https://HOST:PORT)";
-            return Err(refused(says.into()));
+            return Err(says.into());
         }
         let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
         if !(3..=63).contains(&bucket.len()) || !bucket.bytes().all(fits) {
             return Err(wrong("a bucket's name has 3 to 63 small letters, digits, - and ."));
         }
         let prefix = prefix.trim_end_matches('/');
-        let key = |prefix: &str| Key::new(prefix).map_err(|_| wrong("what stands after it is not a name for objects"));
-        let prefix = if prefix.is_empty() { String::new() } else { format!("{}/", key(prefix)?) };
+        if !prefix.is_empty() && !is_object_name(prefix) {
+            return Err(wrong("what stands after it is not a name for objects"));
+        }
+        let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
         let mut address = Address {
             bucket: bucket.to_owned(),
             prefix,
@@ -126,11 +125,7 @@ impl Address {
         address.complete(path_style, wrong)
     }
 
-    fn complete(
-        mut self,
-        path_style: Option<bool>,
-        wrong: impl Fn(&str) -> ObjectError,
-    ) -> Result<Address, ObjectError> {
+    fn complete(mut self, path_style: Option<bool>, wrong: impl Fn(&str) -> String) -> Result<Address, String> {
         let word = |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
         if !word(&self.region) {
             return Err(wrong("a region has letters, digits and -"));
@@ -152,7 +147,8 @@ impl Address {
     }
 
     /// The host that is asked, as requests name it.
-    pub(super) fn host(&self) -> String {
+    #[must_use]
+    pub fn host(&self) -> String {
         let (scheme, host) = self.endpoint.split_once("://").unwrap_or_default();
         let standard = if scheme == "https" { ":443" } else { ":80" };
         let host = host.strip_suffix(standard).unwrap_or(host);
@@ -160,56 +156,16 @@ impl Address {
     }
 
     /// `https` or `http`.
-    pub(super) fn scheme(&self) -> &str {
+    #[must_use]
+    pub fn scheme(&self) -> &str {
         self.endpoint.split_once("://").map_or("https", |(scheme, _)| scheme)
     }
 
     /// For people.
-    pub(super) fn shown(&self) -> String {
+    #[must_use]
+    pub fn shown(&self) -> String {
         format!("s3://{}/{} at {}", self.bucket, self.prefix.trim_end_matches('/'), self.endpoint)
     }
-
-    /// Read for each request: keys may change while a server runs.
-    pub(super) fn credentials(&self) -> Result<Credentials, ObjectError> {
-        let Some(file) = &self.credentials else { return from_environment() };
-        let wrong = |e: std::io::Error| refused(format!("the credentials in {}: {e}", file.display()));
-        let mut open = File::open(file).map_err(wrong)?;
-        let mode = open.metadata().map_err(wrong)?.permissions().mode() & 0o777;
-        let shown = file.display();
-        if mode & 0o077 != 0 {
-            let says = format!("{shown} can be read by others than its owner (mode {mode:o}): run `chmod 600 {shown}`");
-            return Err(refused(says));
-        }
-        let mut text = String::new();
-        open.read_to_string(&mut text).map_err(wrong)?;
-        let value = |name: &str| {
-            let line = text.lines().find_map(|line| line.trim().strip_prefix(name)?.trim_start().strip_prefix('='));
-            line.map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
-        };
-        let missing =
-            || refused(format!("{shown} needs the lines aws_access_key_id = … and aws_secret_access_key = …"));
-        Ok(Credentials {
-            id: value("aws_access_key_id").ok_or_else(missing)?,
-            secret: value("aws_secret_access_key").ok_or_else(missing)?,
-            token: value("aws_session_token"),
-        })
-    }
-}
-
-fn from_environment() -> Result<Credentials, ObjectError> {
-    let value = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let missing = || {
-        refused(
-            "no keys to the bucket: name a file in its address (&credentials=/FILE, mode 600, with the lines aws_access_key_id = … and \
-             aws_secret_access_key = …), or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-                .into(),
-        )
-    };
-    Ok(Credentials {
-        id: value("AWS_ACCESS_KEY_ID").ok_or_else(missing)?,
-        secret: value("AWS_SECRET_ACCESS_KEY").ok_or_else(missing)?,
-        token: value("AWS_SESSION_TOKEN"),
-    })
 }
 
 #[cfg(test)]
@@ -235,7 +191,7 @@ mod tests {
             ("s3://vault?ca=relative", "absolute"),
             ("s3://vault?timeout=0", "1 to 3600"),
         ] {
-            let error = Address::parse(bad).unwrap_err().to_string();
+            let error = Address::parse(bad).unwrap_err();
             assert!(error.contains(says), "{bad}: {error}");
         }
         for bad in [
@@ -244,27 +200,10 @@ mod tests {
             "s3://vault?endpoint=https://a:s3cret@x",
             "x://a:s3cret@b",
         ] {
-            let error = Address::parse(bad).unwrap_err().to_string();
+            let error = Address::parse(bad).unwrap_err();
             assert!(!error.contains("s3cret"), "{error}");
         }
-        let error = Address::parse("s3://AKIA:s3cret@vault").unwrap_err().to_string();
+        let error = Address::parse("s3://AKIA:s3cret@vault").unwrap_err();
         assert!(error.contains("no keys") && !error.contains("s3cret"), "{error}");
-    }
-
-    #[test]
-    fn a_file_of_keys_that_others_can_read_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("keys");
-        std::fs::write(&file, "[default]\naws_access_key_id = id\naws_secret_access_key=s3cret\n").unwrap();
-        let address = Address::parse(&format!("s3://vault?credentials={}", file.display())).unwrap();
-        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
-        let error = address.credentials().unwrap_err().to_string();
-        assert!(error.contains("chmod 600") && !error.contains("s3cret"), "{error}");
-        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
-        let read = address.credentials().unwrap();
-        assert_eq!((read.id.as_str(), read.secret.as_str(), read.token.is_none()), ("id", "s3cret", true));
-        assert!(!format!("{read:?}").contains("s3cret"));
-        std::fs::write(&file, "aws_access_key_id = id\n").unwrap();
-        assert!(address.credentials().unwrap_err().to_string().contains("aws_secret_access_key"));
     }
 }
