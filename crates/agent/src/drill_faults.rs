@@ -1,6 +1,7 @@
 //! Faults of drills, as this host can make them: signals to the server's processes, and rules that cut it from the other nodes. Each is
 //! undone from a file as well, should this agent end before it could.
 
+use crate::durable::write_atomically;
 use mainstay_model::Moment;
 use mainstay_ports::clock::boot_now;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
@@ -34,9 +35,7 @@ impl InForce {
     /// Notes it, before it happens.
     pub(crate) fn save(&self, path: &Path) -> Result<(), String> {
         let text = serde_json::to_vec(self).map_err(|error| error.to_string())?;
-        let new = path.with_extension("new");
-        let written = std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, path));
-        written.map_err(|error| format!("{} can not be written: {error}", path.display()))
+        write_atomically(path, &text).map_err(|error| format!("{} can not be written: {error}", path.display()))
     }
 
     /// What an agent that ended left in force.
@@ -47,8 +46,12 @@ impl InForce {
 
     /// Ends it. What is gone already needs no end.
     pub(crate) fn undo(&self, path: &Path) -> Result<(), String> {
-        for (pid, began) in &self.stopped {
-            go_on(*pid, *began);
+        for (pid, since) in &self.stopped {
+            // Its children may have been stopped before they could be noted. Going on harms nobody who was not.
+            if began(*pid) == Some(*since) {
+                children(*pid).into_iter().for_each(|(child, at)| go_on(child, at));
+            }
+            go_on(*pid, *since);
         }
         if self.isolated {
             join_again()?;
@@ -271,18 +274,21 @@ mod tests {
         stopped.extend(stop_children(pid));
         assert_eq!(stopped.len(), 2);
         let path = dir.path().join("drill.json");
+        // As an agent leaves it that dies before it could note the children.
+        stopped.truncate(1);
         let force = InForce { stopped, isolated: false, until: Moment(5) };
         force.save(&path).unwrap();
         let found = InForce::load(&path).unwrap();
         assert_eq!(found, force);
         found.undo(&path).unwrap();
         for _ in 0..500 {
-            if !matches!(stat(pid), Some(('T', ..))) {
+            if [pid, child[0].0].iter().all(|pid| !matches!(stat(*pid), Some(('T', ..)))) {
                 break;
             }
             std::thread::sleep(Duration::from_millis(10));
         }
         assert_ne!(stat(pid).map(|(state, ..)| state), Some('T'));
+        assert_ne!(stat(child[0].0).map(|(state, ..)| state), Some('T'));
         assert_eq!(InForce::load(&path), None);
         // The number of a process that has ended is nobody's.
         assert!(kill(child[0].0, child[0].1 + 1).unwrap_err().contains("has ended"));

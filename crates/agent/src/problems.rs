@@ -426,7 +426,8 @@ impl Look<'_> {
             list.add(("disk-nearly-full", severity), evidence, hint);
         }
         for place in &answer.kept {
-            let (what, remove) = match place.contains(RESTORED_PREFIX) {
+            let named = place.rsplit('/').next().unwrap_or(place);
+            let (what, remove) = match named.starts_with(RESTORED_PREFIX) {
                 true => (
                     "a copy that was handed over for a restore in place which did not come about",
                     format!("{place} {place}.given"),
