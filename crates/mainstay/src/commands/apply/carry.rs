@@ -104,7 +104,9 @@ impl Run {
                     None => self.left().remove(node),
                 };
             }),
-            _ => Ok(()),
+            Step::Authority | Step::Add(_) | Step::Await(_) | Step::Change(_) | Step::Restart | Step::Remove(_) => {
+                Ok(())
+            }
         };
         match done {
             Ok(()) => {
@@ -223,7 +225,8 @@ impl Run {
                 let options = NodeRemove { which: Which::default(), node: name.clone(), wait: self.options.wait };
                 node::gone(session, &options, &mut progress, &mut verified).await?;
             }
-            _ => {}
+            Step::Authority | Step::Packages(_) | Step::Program(_) | Step::Configure(_) | Step::Join(_) => {}
+            Step::Renew(_) | Step::Start(_) | Step::Reload(_) | Step::Move(_) | Step::Retire(_) => {}
         }
         self.verified.extend(verified);
         Ok(())
