@@ -4,6 +4,7 @@ use crate::support::{Cluster, Node, is, setting, until, value};
 use mainstay_model::{CopyId, Lost, ServerState, Timeline};
 use mainstay_ports::engine::{Engine, EngineError};
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::Duration;
 
 /// The first node goes on alone and dies; the second is primary.
@@ -284,4 +285,40 @@ async fn tablespaces_are_cloned_beside_the_data_and_go_with_the_last_copy_that_u
         // This copy's, and that of the one aside.
         assert_eq!(std::fs::read_dir(&places).unwrap().count(), clones.min(2), "after clone {clones}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_copy_takes_the_datas_place_from_whatever_an_interruption_left() {
+    let cluster = Cluster::running(2).await;
+    let (first, second) = (&cluster.nodes[0], &cluster.nodes[1]);
+    second.pg.stop_standby().await.unwrap();
+    let layout = second.options.layout.clone();
+    let (data, kept) = (layout.data(), layout.dir().join("data.before-restore-1"));
+    let copied = |from: &Path, to: &Path| {
+        assert!(std::process::Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
+    };
+    let copy = CopyId::new(77).unwrap();
+    let ready = layout.restored(copy);
+    copied(&data, &ready);
+    std::fs::write(data.join("old"), "").unwrap();
+    let adopt = async || second.pg.adopt_restored(copy, Timeline(1)).await.unwrap();
+    let adopted = || !ready.exists() && !data.join("old").exists() && kept.join("old").exists();
+    adopt().await;
+    assert!(adopted());
+    // Said again, because nobody heard that it was done.
+    adopt().await;
+    assert!(adopted());
+    // Ended between the renames: there are no data at all.
+    std::fs::rename(&data, &ready).unwrap();
+    adopt().await;
+    assert!(adopted() && !layout.dir().join("data.before-restore-2").exists());
+    // Another copy than the one that was prepared, and one that is gone, cost the data nothing.
+    let other = CopyId::new(78).unwrap();
+    copied(&data, &layout.restored(other));
+    for (copy, says) in [(other, "not the restored copy"), (CopyId::new(79).unwrap(), "is gone")] {
+        let error = second.pg.adopt_restored(copy, Timeline(9)).await.unwrap_err().to_string();
+        assert!(error.contains(says) && adopted(), "{error}");
+    }
+    second.pg.start_standby(copy, Some(&first.id)).await.unwrap();
+    second.until_receiving().await;
 }
