@@ -69,14 +69,22 @@ impl KeyRequest {
     /// # Errors
     /// When the certificate is for another key.
     pub fn with(self, cert_pem: String) -> Result<Issued, NetError> {
-        let key = KeyPair::from_pem(&self.key_pem).map_err(wrong("the own key"))?;
-        let ders = crate::tls::certificates(cert_pem.as_bytes())?;
-        let first = ders.first().ok_or_else(|| NetError::Certificate("no certificate came back".to_owned()))?;
-        if parse_certificate(first)?.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
+        if !belongs(&cert_pem, &self.key_pem)? {
             return Err(NetError::Certificate("the certificate that came back is for another key".to_owned()));
         }
         Ok(Issued { cert_pem, key_pem: self.key_pem })
     }
+}
+
+/// Is the certificate for this key?
+///
+/// # Errors
+/// When one of the two can not be read.
+pub fn belongs(cert_pem: &str, key_pem: &str) -> Result<bool, NetError> {
+    let key = KeyPair::from_pem(key_pem).map_err(wrong("the own key"))?;
+    let ders = crate::tls::certificates(cert_pem.as_bytes())?;
+    let first = ders.first().ok_or_else(|| NetError::Certificate("there is no certificate".to_owned()))?;
+    Ok(parse_certificate(first)?.public_key().subject_public_key.data.as_ref() == key.public_key_raw())
 }
 
 /// A certificate with its key, PEM.

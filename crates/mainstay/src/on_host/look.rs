@@ -112,9 +112,19 @@ fn whole(layout: &NodeLayout, witness: bool) -> Result<Papers, String> {
     let own = read(layout.node_cert())?;
     let (identity, mut until) = pki::describe(&own).map_err(wrong)?;
     let mut names = Vec::new();
-    let others = [layout.proxy_cert(), layout.server_cert(), layout.replication_cert()];
-    for path in others.into_iter().take(if witness { 1 } else { 3 }) {
-        until = until.min(pki::valid_until(&read(path)?).map_err(wrong)?);
+    let pairs = [
+        (layout.node_cert(), layout.node_key()),
+        (layout.proxy_cert(), layout.proxy_key()),
+        (layout.server_cert(), layout.server_key()),
+        (layout.replication_cert(), layout.replication_key()),
+    ];
+    for (cert, key) in pairs.into_iter().take(if witness { 2 } else { 4 }) {
+        let (pem, shown) = (read(cert.clone())?, cert.display());
+        // A renewal that lost its power half-way.
+        if !pki::belongs(&pem, &read(key)?).map_err(wrong)? {
+            return Err(format!("{shown} is not for the key beside it"));
+        }
+        until = until.min(pki::valid_until(&pem).map_err(wrong)?);
     }
     if !witness {
         names = pki::hosts(&read(layout.server_cert())?).map_err(wrong)?;
