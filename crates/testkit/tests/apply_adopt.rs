@@ -11,6 +11,8 @@ use std::os::unix::fs::MetadataExt as _;
 use std::time::{Duration, Instant};
 
 const OLD: &str = "/var/lib/mainstay/pg/main";
+/// Not `main`: the machine that runs this may have one.
+const CLUSTER: &str = "shop";
 const NEW: &str = "/var/lib/mainstay/orders/data";
 const SUM: &str = "select count(*) || ' ' || md5(string_agg(id || item, ',' order by id)) from sold";
 
@@ -55,14 +57,15 @@ fn furnish(bed: &Bed) -> String {
     let dir = bed.host(2).path("/var/lib/mainstay/pg");
     std::fs::create_dir(dir).unwrap();
     let log = "/var/lib/mainstay/pg/log";
-    on_host(bed, 2, &["pg_createcluster", &major, "main", "-d", OLD, "-l", log, "-p", "5432", "--locale=C.UTF-8"]);
-    let conf = bed.host(2).path(&format!("/etc/postgresql/{major}/main/postgresql.conf"));
+    on_host(bed, 2, &["pg_createcluster", &major, CLUSTER, "-d", OLD, "-l", log, "-p", "5432", "--locale=C.UTF-8"]);
+    let conf = bed.host(2).path(&format!("/etc/postgresql/{major}/{CLUSTER}/postgresql.conf"));
     let text = read_to_string(&conf).unwrap();
     std::fs::write(&conf, format!("{text}\nlisten_addresses = '*'\nwork_mem = '9MB'\nfsync = off\n")).unwrap();
-    on_host(bed, 2, &["pg_ctlcluster", &major, "main", "start"]);
+    on_host(bed, 2, &["pg_ctlcluster", &major, CLUSTER, "start"]);
     old(bed, "postgres", "create role shop login password 'a pass''word'");
     old(bed, "postgres", "create database shop owner shop");
     old(bed, "postgres", "alter system set maintenance_work_mem = '33MB'");
+    old(bed, "postgres", "select pg_reload_conf()");
     old(bed, "shop", "create table sold as select id, 'item ' || id as item from generate_series(1, 20000) id");
     old(bed, "shop", "alter table sold owner to shop");
     on_host(bed, 2, &["install", "-d", "-o", "postgres", "/var/lib/mainstay/space"]);
@@ -112,6 +115,7 @@ fn an_existing_server_becomes_the_first_copy() {
         assert!(looked.said.contains(words), "{words}: {}", looked.said);
     }
     assert_eq!((looked.code, old(&bed, "shop", SUM)), (Some(3), sum.clone()));
+    assert!((1..=3).all(|number| bed.bare(number)));
 
     // Ended the hard way as soon as it has moved the data, and gone on with.
     let mut run = bed.start(&[]);
@@ -133,7 +137,7 @@ fn an_existing_server_becomes_the_first_copy() {
     // It is the same file, not a copy; and its old means find nothing to start.
     assert_eq!(file_of(NEW), inode);
     assert!(!bed.host(2).path(OLD).exists());
-    let start = bed.host(2).command(&["pg_ctlcluster", &major, "main", "start"]).output().unwrap();
+    let start = bed.host(2).command(&["pg_ctlcluster", &major, CLUSTER, "start"]).output().unwrap();
     assert!(!start.status.success());
     let noted = read_to_string(bed.host(2).path("/var/lib/mainstay/orders/agent/adopted.json")).unwrap();
     assert!(noted.contains(OLD) && noted.contains("start.conf"));
