@@ -52,7 +52,8 @@ impl Leftovers {
     /// When so many segments are taken that servers would soon not start: the tests would fail for no fault of theirs.
     pub(crate) fn look() -> Result<Self> {
         let there = segments();
-        let most: Option<usize> = std::fs::read_to_string("/proc/sys/kernel/shmmni").ok().and_then(|text| text.trim().parse().ok());
+        let most: Option<usize> =
+            std::fs::read_to_string("/proc/sys/kernel/shmmni").ok().and_then(|text| text.trim().parse().ok());
         if let Some(most) = most
             && there.len() * 4 > 3 * most
         {
