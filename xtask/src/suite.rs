@@ -97,7 +97,7 @@ fn virtual_hosts(root: &Path) -> Result<String> {
 
 /// `mainstay apply` on hosts with a real sshd. They need root.
 fn apply(root: &Path) -> Result<String> {
-    let counted = count(&run_kept("apply", &mut tests_of_built(root, &["--test", "apply"])?)?);
+    let counted = count(&run_kept("apply", &mut tests_of_built(root, &["--test", "apply", "--test", "apply_adopt"])?)?);
     closing_line("apply", counted)
 }
 
