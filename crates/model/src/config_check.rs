@@ -214,6 +214,7 @@ fn proxy(spec: &Spec, found: &mut Found) {
     found.bounds("proxy.hold_ms", proxy.hold_ms);
     found.bounds("proxy.max_connections", u64::from(proxy.max_connections));
     found.bounds("proxy.pool_size", u64::from(proxy.pool_size));
+    found.bounds("proxy.pool_reserve", u64::from(proxy.pool_reserve));
     found.bounds("proxy.queue_ms", proxy.queue_ms);
     found.bounds("proxy.threads", u64::from(proxy.threads));
 }

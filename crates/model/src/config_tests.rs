@@ -90,6 +90,7 @@ fn full() -> Spec {
             hold_ms: 7,
             mode: ProxyMode::Transaction,
             pool_size: 3,
+            pool_reserve: 1,
             queue_ms: 5,
             threads: 2,
             max_connections: 9,

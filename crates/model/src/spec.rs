@@ -166,6 +166,8 @@ pub struct Proxy {
     pub mode: ProxyMode,
     /// Server connections for each user, database and address. Mode `transaction` only, as what follows.
     pub pool_size: u32,
+    /// So many more when a request has waited for five seconds.
+    pub pool_reserve: u32,
     /// How long a request waits for one of them.
     pub queue_ms: u64,
     /// Threads.
@@ -207,6 +209,7 @@ impl Default for Proxy {
             max_connections: 2000,
             mode: ProxyMode::Session,
             pool_size: 20,
+            pool_reserve: 0,
             queue_ms: 30_000,
             threads: 1,
             metrics_port: None,
