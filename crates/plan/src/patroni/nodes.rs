@@ -159,7 +159,6 @@ fn node(
         agent_port: 7420 + offset.min(1000),
         health_port: health.unwrap_or(7421 + offset.min(1000)),
         dir: (offset > 0).then(|| PathBuf::from(format!("/var/lib/mainstay/{cluster}-{name}"))),
-        adopt: None,
         name,
     };
     tell_names(book, (name_id, &called), &node);
