@@ -17,6 +17,7 @@
 //! | `certificate-expired`, `certificate-expiring` | critical, warning | a certificate has ended, or ends within 30 days |
 //! | `certificate-not-taken` | warning | changed certificate files of a running agent can not be used |
 //! | `proxy-down` | warning | a node's own proxy does not stay up |
+//! | `proxy-paused` | warning | somebody at a proxy's console holds its clients' work back |
 //! | `clock-off` | warning | a node's wall clock differs by more than two seconds |
 //! | `disk-nearly-full` | warning, critical | little room, nearly none, on a data volume (`Room`) |
 //! | `file-older`, `file-differs` | info, warning | a node's file is not what is in force |
@@ -330,6 +331,12 @@ impl Look<'_> {
     /// Proxies on hosts of their own have no status; what they show the agents tells when their certificates end. One that was renewed shows
     /// it to each agent in turn, so the latest end counts. A node's own proxy is told of with its node.
     fn proxies(&self, list: &mut List) {
+        let paused: BTreeSet<&String> = self.answers.values().flat_map(|answer| &answer.proxies_paused).collect();
+        for name in paused {
+            let evidence = format!("proxy {name}: PAUSE was said at its console; its clients wait");
+            let hint = "RESUME at its console: psql to its port, database mainstay, as a superuser";
+            list.add(("proxy-paused", "warning"), evidence, hint);
+        }
         let mut ends: BTreeMap<&str, i64> = BTreeMap::new();
         for shown in self.answers.values().flat_map(|answer| &answer.proxies) {
             let until = ends.entry(&shown.purpose).or_insert(shown.until);

@@ -44,6 +44,7 @@ pub(crate) fn answer(name: &str, role: &str, state: &str) -> LocalStatus {
         proxies: Vec::new(),
         not_taken: None,
         proxy_down: None,
+        proxies_paused: Vec::new(),
         kept: Vec::new(),
     }
 }
@@ -94,6 +95,7 @@ fn every_condition_of_a_node_has_its_name() {
         ),
         ("certificate-not-taken", Box::new(|answer| answer.not_taken = Some("node.key: no key".to_owned()))),
         ("proxy-down", Box::new(|answer| answer.proxy_down = Some("listen on 10.0.0.2:6432: in use".to_owned()))),
+        ("proxy-paused", Box::new(|answer| answer.proxies_paused = vec!["app1".to_owned()])),
         ("clock-off", Box::new(|answer| answer.clock_off_ms = -2001)),
         ("disk-nearly-full", Box::new(|answer| answer.observed.disk_free = Some(1 << 20))),
         (
@@ -242,6 +244,7 @@ fn an_answer_of_an_older_agent_is_understood() {
         "proxies",
         "not_taken",
         "proxy_down",
+        "proxies_paused",
     ] {
         fields.remove(added).expect("it is told now");
     }
