@@ -154,13 +154,12 @@ fn node(
         host: host.clone(),
         zone: None,
         witness: false,
+        // Which of them is the primary no file says.
         adopt: None,
         port,
         agent_port: 7420 + offset.min(1000),
         health_port: health.unwrap_or(7421 + offset.min(1000)),
         dir: (offset > 0).then(|| PathBuf::from(format!("/var/lib/mainstay/{cluster}-{name}"))),
-        // Which of them is the primary no file says.
-        adopt: None,
         name,
     };
     tell_names(book, (name_id, &called), &node);
