@@ -105,7 +105,8 @@ impl Seed for VaultSeed {
 
     async fn fill(&self, wish: SeedWish) -> Result<String, String> {
         let vault = self.generations.now().spec.vault.clone();
-        let place = vault.repository.as_ref().map(|place| place.display().to_string()).ok_or("no repository is named")?;
+        let place =
+            vault.repository.as_ref().map(|place| place.display().to_string()).ok_or("no repository is named")?;
         let known = self.archive().filter(|archive| archive.repository == place && !archive.id.is_empty());
         let known = known.ok_or_else(|| format!("nothing was archived to {place} yet"))?.id;
         let watch = Arc::new(Watch::default());
@@ -113,7 +114,10 @@ impl Seed for VaultSeed {
         let job = Job { vault, known, owner: self.owner, wish, watch: Arc::clone(&watch) };
         let (reply, mut answer) = oneshot::channel();
         let work = move || drop(reply.send(ordinarily(|| job.run().map_err(|error| error.to_string()))));
-        std::thread::Builder::new().name("clone".to_owned()).spawn(work).map_err(|error| format!("no thread: {error}"))?;
+        std::thread::Builder::new()
+            .name("clone".to_owned())
+            .spawn(work)
+            .map_err(|error| format!("no thread: {error}"))?;
         let (mut seen, mut since) = (u64::MAX, Instant::now());
         loop {
             tokio::select! {
@@ -135,7 +139,10 @@ impl Seed for VaultSeed {
     }
 
     fn passed_over(&self, why: &str) {
-        self.tell("vault-passed-over", format!("the primary is cloned and not the repository (vault.clone_nodes): {why}"));
+        self.tell(
+            "vault-passed-over",
+            format!("the primary is cloned and not the repository (vault.clone_nodes): {why}"),
+        );
     }
 }
 
@@ -154,7 +161,9 @@ impl Job {
         let log = made.bytes().saturating_sub(files);
         if log > files.saturating_add(LOG_BYTES) {
             let (label, log, files) = (&made.base.label, log >> 20, files >> 20);
-            return impossible(format!("{log} MiB of log lie after the backup {label} of {files} MiB: a newer backup serves better"));
+            return impossible(format!(
+                "{log} MiB of log lie after the backup {label} of {files} MiB: a newer backup serves better"
+            ));
         }
         let dir = self.wish.into.parent().unwrap_or(Path::new("/"));
         if let Some(free) = too_little(made.bytes().saturating_add(SPARE), dir) {
@@ -171,7 +180,13 @@ impl Job {
             ..Destination::default()
         };
         restore(&repository, &made, &to)?;
-        Ok(format!("of the backup {} ({} MiB) and {} MiB of the log up to {}", made.base.label, files >> 20, log >> 20, made.reaches))
+        Ok(format!(
+            "of the backup {} ({} MiB) and {} MiB of the log up to {}",
+            made.base.label,
+            files >> 20,
+            log >> 20,
+            made.reaches
+        ))
     }
 
     /// A plan whose log reaches to what the primary keeps: whole segments are archived, so that the last one may take its time.
@@ -186,7 +201,9 @@ impl Job {
             }
             if begun.elapsed() > REACH || self.watch.stop.load(Ordering::Relaxed) {
                 let (reaches, from) = (made.reaches, self.wish.kept_from);
-                return impossible(format!("the archive reaches {reaches} and the primary keeps its log from {from} on"));
+                return impossible(format!(
+                    "the archive reaches {reaches} and the primary keeps its log from {from} on"
+                ));
             }
             std::thread::sleep(LOOK);
         }
@@ -196,7 +213,8 @@ impl Job {
         let place = &self.wish.tablespaces;
         if !made.base.tablespaces.is_empty() {
             for dir in [place.parent(), Some(place.as_path())].into_iter().flatten() {
-                own_dir(dir, self.owner).map_err(|error| VaultError::File { path: dir.display().to_string(), error })?;
+                own_dir(dir, self.owner)
+                    .map_err(|error| VaultError::File { path: dir.display().to_string(), error })?;
             }
         }
         Ok(made.base.tablespaces.keys().map(|number| (*number, place.join(number.to_string()))).collect())

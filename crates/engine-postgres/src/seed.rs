@@ -61,7 +61,10 @@ impl Postgres {
     ) -> Result<String, String> {
         let last = *self.seed.last.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(last) = last.filter(|last| last.elapsed() < AGAIN) {
-            return Err(format!("the last copy from there is {} s old and a new one is needed", last.elapsed().as_secs()));
+            return Err(format!(
+                "the last copy from there is {} s old and a new one is needed",
+                last.elapsed().as_secs()
+            ));
         }
         let name = literal(&slot_name(&self.options.node));
         let sql = format!("select coalesce(restart_lsn::text, '') from pg_replication_slots where slot_name = {name}");

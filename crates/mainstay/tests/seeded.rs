@@ -60,7 +60,8 @@ fn a_copy_made_of_the_repository_takes_over_with_everything() {
     let status = cluster.healthy();
     let primary = status["cluster"]["primary"].as_str().unwrap().to_owned();
     let nodes = status["nodes"].as_array().unwrap();
-    let replicas: Vec<&str> = nodes.iter().map(|node| node["name"].as_str().unwrap()).filter(|name| *name != primary).collect();
+    let replicas: Vec<&str> =
+        nodes.iter().map(|node| node["name"].as_str().unwrap()).filter(|name| *name != primary).collect();
 
     // Out of reach: the primary is cloned, and the reason is told.
     let (vault, away) = (cluster.dir.join("vault"), cluster.dir.join("away"));

@@ -7,13 +7,13 @@
 //! 3. Nothing here chooses: which upstream, which setting, which timeline all come with the order.
 //! 4. "Verified" means: seen on the server after the change, not inferred from a tool's exit status.
 
+use crate::seed::Seed;
 use async_trait::async_trait;
 use mainstay_model::logins::Logins;
 use mainstay_model::record::RecoveryEnd;
 use mainstay_model::{
     CopyId, LogEnd, Lost, Lsn, Moment, NodeId, Position, ServerObservation, SyncSetting, SystemId, Term, Timeline,
 };
-use crate::seed::Seed;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 

@@ -44,7 +44,11 @@ pub(crate) async fn run(options: Restore, global: Global) -> Outcome {
     let target = target(&options)?;
     let Some(to) = &options.to else { return super::restore_in_place::run(options, target, global).await };
     let data = absolute(to)?;
-    if options.delta { copy_of(&data).map(drop)? } else { check_place(&data)? }
+    if options.delta {
+        copy_of(&data).map(drop)?
+    } else {
+        check_place(&data)?
+    }
     let owner = user::server_user()?;
     if !options.files_only {
         check_server(&data, owner.as_ref())?;
@@ -120,7 +124,8 @@ fn check_place(data: &Path) -> Outcome {
 /// Of which database a directory is a copy.
 fn copy_of(data: &Path) -> Outcome<SystemId> {
     copy_at(data).map_err(|error| {
-        Failure::usage(error.to_string()).hint("without --delta a new copy is made in a directory that is not there yet; nothing was changed")
+        Failure::usage(error.to_string())
+            .hint("without --delta a new copy is made in a directory that is not there yet; nothing was changed")
     })
 }
 
@@ -131,7 +136,9 @@ fn check_copy(data: &Path, system: SystemId) -> Outcome {
         return Ok(());
     }
     Err(Failure::usage(format!("{} is a copy of the database {is}, and the repository's is {system}", data.display()))
-        .hint("name a copy of this database, or a directory that is not there yet without --delta; nothing was changed"))
+        .hint(
+            "name a copy of this database, or a directory that is not there yet without --delta; nothing was changed",
+        ))
 }
 
 /// The directories that belong to the repository and to the cluster's nodes.
@@ -295,12 +302,7 @@ fn words(made: &Plan, data: &Path) -> String {
     )
 }
 
-async fn files(
-    shelf: &Shelf,
-    made: &Plan,
-    (data, delta): (&Path, bool),
-    progress: &mut Progress,
-) -> Outcome<Restored> {
+async fn files(shelf: &Shelf, made: &Plan, (data, delta): (&Path, bool), progress: &mut Progress) -> Outcome<Restored> {
     progress.step("Writing the files");
     let owner = user::server_user()?.map(|user| (user.uid, user.gid));
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -439,6 +441,8 @@ mod tests {
         }
         // An old copy may be written over, what lies in it may not be a copy.
         check_apart(&at("old"), &taken, true).unwrap();
-        assert!(check_apart(&at("old/base"), &taken, true).is_err() && check_apart(&at("vault"), &taken, true).is_err());
+        assert!(
+            check_apart(&at("old/base"), &taken, true).is_err() && check_apart(&at("vault"), &taken, true).is_err()
+        );
     }
 }

@@ -62,7 +62,8 @@ impl Shelf {
         let bucket = options.repository.clone().filter(|place| is_bucket(place));
         if let Some(text) = bucket.as_ref().and_then(|place| place.to_str()) {
             Address::parse(text).map_err(|why| {
-                Failure::usage(format!("--repository: {why}")).hint("write it as s3://BUCKET/PREFIX?endpoint=https://HOST&… in quotes (docs/backup.md)")
+                Failure::usage(format!("--repository: {why}"))
+                    .hint("write it as s3://BUCKET/PREFIX?endpoint=https://HOST&… in quotes (docs/backup.md)")
             })?;
         }
         let place = if bucket.is_some() { bucket } else { named(&options.repository)? };

@@ -387,8 +387,7 @@ async fn prove_log(
     let (size, system) = (SegmentSize(manifest.server.segment_size), manifest.system);
     let begun = Instant::now();
     loop {
-        let (repo, start, stop, data) =
-            (repository.clone(), manifest.start, manifest.stop, options.data.clone());
+        let (repo, start, stop, data) = (repository.clone(), manifest.start, manifest.stop, options.data.clone());
         let looking = tokio::task::spawn_blocking(move || {
             let path = path_to(&repo, system, size, stop.timeline, &data)?;
             let wanted = segments(size, start, stop, &path).map_err(VaultError::Backup)?;

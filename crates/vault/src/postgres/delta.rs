@@ -71,8 +71,11 @@ impl Mark {
             let noted = before.is_some_and(|before| before.tablespaces.get(number) == Some(place));
             let empty = std::fs::read_dir(place).map_or(true, |mut entries| entries.next().is_none());
             if !linked && !noted && !empty {
-                let says =
-                    format!("{} holds something, and is no tablespace of {}: move it away", place.display(), data.display());
+                let says = format!(
+                    "{} holds something, and is no tablespace of {}: move it away",
+                    place.display(),
+                    data.display()
+                );
                 return Err(VaultError::Impossible(says));
             }
         }

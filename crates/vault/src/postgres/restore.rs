@@ -141,8 +141,11 @@ pub fn plan_from(
     };
     if let Some(label) = backup.filter(|label| !on_path.iter().any(|backup| backup.label == *label)) {
         let has: Vec<&str> = on_path.iter().map(|backup| backup.label.as_str()).collect();
-        let says =
-            format!("there is no backup {label} on the path to timeline {timeline}; there are {}{}", has.join(", "), but());
+        let says = format!(
+            "there is no backup {label} on the path to timeline {timeline}; there are {}{}",
+            has.join(", "),
+            but()
+        );
         return Err(VaultError::Impossible(says));
     }
     let named = |of: &&&Manifest| backup.is_none_or(|label| of.label == label);
@@ -331,7 +334,8 @@ impl Work<'_> {
         // Once more, now that nobody else can change it.
         self.check_empty(&tops)?;
         delta::refuse_server(data)?;
-        let mark = Mark::of(self.base, self.base.tablespaces.keys().map(|number| (*number, self.space(*number))).collect());
+        let mark =
+            Mark::of(self.base, self.base.tablespaces.keys().map(|number| (*number, self.space(*number))).collect());
         if self.to.delta {
             mark.check_spaces(data, Mark::read(data)?.as_ref())?;
         }
