@@ -135,6 +135,8 @@ impl Seed for VaultSeed {
     }
 
     fn made(&self, of: &str) {
+        // Each copy is told.
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.tell("cloned-from-vault", format!("the new copy is made {of}; the rest is streamed from the primary"));
     }
 
@@ -155,6 +157,10 @@ impl Job {
         let made = self.reaching(&repository)?;
         if made.path != self.wish.lineage {
             return impossible("the repository knows another way to the primary's timeline than the primary");
+        }
+        if !made.base.corrupt.is_empty() {
+            // The primary may have them whole.
+            return impossible(format!("the backup {} holds damaged blocks", made.base.label));
         }
         check_version(&self.wish.programs, made.base.server.version / 10_000)?;
         let files: u64 = made.base.files.iter().map(|file| file.size).sum();
