@@ -17,6 +17,7 @@ const END_TO_END: &str = "mainstay-testkit";
 pub(crate) fn test(root: &Path) -> Result<()> {
     let began = Instant::now();
     packages::ensure()?;
+    packages::ensure_etcd()?;
     // Before the first test: some of them need what virtual hosts are made with.
     let hosts = packages::ensure_hosts()?;
     tools(root)?;
