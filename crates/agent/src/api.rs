@@ -33,6 +33,7 @@ use mainstay_ports::clock::{boot_now, wall_now_ms};
 use mainstay_ports::engine::{Configured, Engine};
 use mainstay_ports::peer::{Caller, Channel, Handler, PeerError, Peers};
 use mainstay_ports::process::ServerProcess;
+use mainstay_ports::route_board::RouteBoard;
 use mainstay_ports::store::Store;
 use mainstay_store::ClusterStore;
 use mainstay_vault::postgres::backup;
@@ -88,6 +89,8 @@ pub struct Api {
     pub first_seen: Mutex<FirstSeen>,
     /// Why this node's proxy does not stay up, if so.
     pub proxy_down: watch::Receiver<Option<String>>,
+    /// What proxies ask, and say of themselves.
+    pub board: Arc<RouteBoard>,
     /// Until when this node's certificates are valid.
     pub certificates: Certificates,
     /// This host's C library.
@@ -222,6 +225,7 @@ impl Api {
             proxies: self.certificates.proxies(),
             not_taken: self.certificates.refused(),
             proxy_down: self.proxy_down.borrow().clone(),
+            proxies_paused: self.board.paused(),
             kept: self.restorer.as_ref().map(|restorer| restorer.kept()).unwrap_or_default(),
         };
         Some(status::local(self.me.clone(), &snapshot, self.observed.borrow().clone(), extras))
@@ -291,6 +295,7 @@ impl Api {
         beside.now_ms = wall_now_ms();
         beside.archive = self.archive();
         beside.backup = self.backups_state();
+        beside.runbook = self.runbook();
         let mut status = status::merge(&self.spec(), self.address.clone(), &answers, &beside);
         let mut seen = self.first_seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.date(&mut status.problems, boot_now(), wall_now_ms());
@@ -365,6 +370,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/command", post(post_command))
         .merge(api_cluster::routes())
         .merge(crate::drills::routes())
+        .merge(crate::runbooks::routes())
         .with_state(api)
         .layer(axum::middleware::from_fn_with_state(gate, roles::gate))
 }

@@ -17,6 +17,7 @@
 //! | `certificate-expired`, `certificate-expiring` | critical, warning | a certificate has ended, or ends within 30 days |
 //! | `certificate-not-taken` | warning | changed certificate files of a running agent can not be used |
 //! | `proxy-down` | warning | a node's own proxy does not stay up |
+//! | `proxy-paused` | warning | somebody at a proxy's console holds its clients' work back |
 //! | `clock-off` | warning | a node's wall clock differs by more than two seconds |
 //! | `disk-nearly-full` | warning, critical | little room, nearly none, on a data volume (`Room`) |
 //! | `file-older`, `file-differs` | info, warning | a node's file is not what is in force |
@@ -35,6 +36,7 @@
 //! | `drill-failed` | critical | the last restore drill did not bring back a sound copy |
 //! | `drill-overdue` | warning | a restore drill should have been held long ago, by the schedule |
 //! | `archive-gap` | critical | a part of the log is neither archived nor on the primary any more |
+//! | `runbook-outdated` | warning | the specification has changed since the last runbook was made |
 
 use crate::schedule;
 use crate::status::{LocalStatus, rfc3339};
@@ -42,7 +44,7 @@ use mainstay_model::layout::RESTORED_PREFIX;
 use mainstay_model::record::Durability;
 use mainstay_model::spec::{Node, Spec};
 use mainstay_model::status::Problem;
-use mainstay_model::stored_spec::FileState;
+use mainstay_model::stored_spec::{FileState, RunbookMade};
 use mainstay_model::vault::{ArchiveState, BackupState};
 use mainstay_model::{ClaimState, NodeId, Room, ServerState};
 use mainstay_net::reason::says_expired;
@@ -76,12 +78,16 @@ pub struct Beside {
     pub archive: Option<ArchiveState>,
     /// How backups stand.
     pub backup: BackupState,
+    /// What the last runbook was made from, if one was.
+    pub runbook: Option<RunbookMade>,
     /// The asking agent's wall clock, milliseconds since 1970.
     pub now_ms: u64,
 }
 
 #[path = "problems_proof.rs"]
 mod proof;
+#[path = "problems_runbook.rs"]
+mod runbook;
 
 struct List(Vec<Problem>);
 
@@ -120,6 +126,7 @@ pub fn find(
     look.archive(&mut list);
     look.backups(&mut list);
     look.drills(&mut list);
+    look.runbook(&mut list);
     for node in &spec.nodes {
         look.node(node, &mut list);
     }
@@ -338,6 +345,12 @@ impl Look<'_> {
     /// Proxies on hosts of their own have no status; what they show the agents tells when their certificates end. One that was renewed shows
     /// it to each agent in turn, so the latest end counts. A node's own proxy is told of with its node.
     fn proxies(&self, list: &mut List) {
+        let paused: BTreeSet<&String> = self.answers.values().flat_map(|answer| &answer.proxies_paused).collect();
+        for name in paused {
+            let evidence = format!("proxy {name}: PAUSE was said at its console; its clients wait");
+            let hint = "RESUME at its console: psql to its port, database mainstay, as a superuser";
+            list.add(("proxy-paused", "warning"), evidence, hint);
+        }
         let mut ends: BTreeMap<&str, i64> = BTreeMap::new();
         for shown in self.answers.values().flat_map(|answer| &answer.proxies) {
             let until = ends.entry(&shown.purpose).or_insert(shown.until);

@@ -365,6 +365,7 @@ impl Agent {
             version: OnceCell::new(),
             first_seen: Mutex::default(),
             proxy_down: self.proxy_down.subscribe(),
+            board: self.routes.board(),
             certificates: Certificates::of(layout, Arc::clone(&self.ground.mesh)),
             library: Library::default(),
             lives: Arc::clone(&self.lives),

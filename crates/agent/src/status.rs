@@ -141,6 +141,9 @@ pub struct LocalStatus {
     /// Why its proxy does not stay up, if so.
     #[serde(default)]
     pub proxy_down: Option<String>,
+    /// Proxies that ask it for the route and say that somebody at their console holds all work back.
+    #[serde(default)]
+    pub proxies_paused: Vec<String>,
     /// Directories in which the data of before a restore in place are kept.
     #[serde(default)]
     pub kept: Vec<String>,
@@ -182,6 +185,8 @@ pub struct Extras {
     pub not_taken: Option<String>,
     /// Why this node's proxy does not stay up, if so.
     pub proxy_down: Option<String>,
+    /// Proxies that ask it for the route and say that somebody at their console holds all work back.
+    pub proxies_paused: Vec<String>,
     /// Directories in which the data of before a restore in place are kept.
     pub kept: Vec<String>,
 }
@@ -220,6 +225,7 @@ pub fn local(node: NodeId, snapshot: &Snapshot, observed: ServerObservation, ext
         proxies: extras.proxies,
         not_taken: extras.not_taken,
         proxy_down: extras.proxy_down,
+        proxies_paused: extras.proxies_paused,
         kept: extras.kept,
     }
 }

@@ -33,24 +33,42 @@ fn main() -> ExitCode {
     };
     let json = cli.global.json;
     match commands::run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => told(),
         Err(failure) => report(&failure, json),
     }
 }
 
+/// Done is only what could also be said: a result that a full disk swallowed is none.
+fn told() -> ExitCode {
+    let Some(why) = output::unwritten() else { return ExitCode::SUCCESS };
+    Failure::failed(format!("standard output can not be written: {why}"))
+        .hint("what was asked is done; its result was not shown")
+        .print();
+    ExitCode::from(failure::FAILED)
+}
+
 /// Help and version go to standard output and are no failure; a wrong command line is, with one object if `--json` was there.
 fn usage(error: &clap::Error) -> ExitCode {
-    let _ = error.print();
+    let printed = error.print();
     if !error.use_stderr() {
-        return ExitCode::SUCCESS;
+        output::remember(printed);
+        return told();
     }
     let json = std::env::args_os().take_while(|argument| argument != "--").any(|argument| argument == "--json");
     if json {
-        let text = error.render().to_string();
-        let first = text.lines().next().unwrap_or("wrong command line").trim_start_matches("error: ");
-        output::object(&Failure::usage(first).to_json());
+        output::object(&wrong_line(&error.render().to_string()).to_json());
     }
     ExitCode::from(failure::USAGE)
+}
+
+/// What was wrong, names and possible values included, without the usage below; what may have been meant as the hint.
+fn wrong_line(text: &str) -> Failure {
+    let said: Vec<&str> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
+    let said = said.join(" ");
+    let said = said.strip_prefix("error: ").unwrap_or(&said);
+    let failure = Failure::usage(if said.is_empty() { "wrong command line" } else { said });
+    let tips: Vec<&str> = text.lines().filter_map(|line| line.trim().strip_prefix("tip: ")).collect();
+    if tips.is_empty() { failure.hint("`--help` shows what may be said") } else { failure.hint(tips.join("; ")) }
 }
 
 fn report(failure: &Failure, json: bool) -> ExitCode {
@@ -62,4 +80,25 @@ fn report(failure: &Failure, json: bool) -> ExitCode {
         output::object(&failure.to_json());
     }
     ExitCode::from(failure.status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_line_is_told_with_its_names() {
+        let told = |text: &str| wrong_line(text).to_json();
+        let missing = told(
+            "error: the following required arguments were not provided:\n  <KIND>\n  --to <DIR>\n\nUsage: mainstay drill <KIND>\n\n\
+             For more information, try '--help'.\n",
+        );
+        assert_eq!(missing["error"], "the following required arguments were not provided: <KIND> --to <DIR>");
+        let mistyped = told(
+            "error: unexpected argument '--jso' found\n\n  tip: a similar argument exists: '--json'\n\nUsage: x\n",
+        );
+        assert_eq!(mistyped["error"], "unexpected argument '--jso' found");
+        assert_eq!(mistyped["hint"], "a similar argument exists: '--json'");
+        assert_eq!(told("")["error"], "wrong command line");
+    }
 }

@@ -40,6 +40,27 @@ fn files(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// No restart, no signal, no edited file: it hears of it from the agents.
+fn a_proxy_of_its_own_takes_over_what_is_set(cluster: &Cluster, write: &str) {
+    let said = |wanted: &str| {
+        let begun = std::time::Instant::now();
+        loop {
+            let _other = std::net::TcpStream::connect(write).unwrap();
+            let output = cluster.run(&["connect", "--", "-XAtqc", "select 'in'"]);
+            let text = [output.stdout, output.stderr].concat();
+            if String::from_utf8_lossy(&text).contains(wanted) {
+                return;
+            }
+            assert!(begun.elapsed().as_secs() < 60, "never: {wanted}; last: {}", String::from_utf8_lossy(&text));
+        }
+    };
+    said("in");
+    cluster.json(&["set", "proxy.max_connections=1"]);
+    said("the proxy serves 1 connections and takes no more");
+    cluster.json(&["set", "--unset", "proxy.max_connections"]);
+    said("in");
+}
+
 #[test]
 fn a_cluster_lives_through_its_commands() {
     let cluster = Cluster::new();
@@ -61,6 +82,8 @@ fn a_cluster_lives_through_its_commands() {
 
     let again = cluster.json(&["up"]);
     assert_eq!((&again["already_running"], &again["created"]), (&true.into(), &false.into()));
+
+    a_proxy_of_its_own_takes_over_what_is_set(&cluster, status["routes"]["write"].as_str().unwrap());
 
     let before = status["cluster"]["primary"].as_str().unwrap().to_owned();
     let moved = cluster.json(&["switchover"]);

@@ -247,6 +247,9 @@ fn render_node(out: &mut String, node: &crate::spec::Node) {
     if let Some(dir) = &node.dir {
         let _ = writeln!(out, "dir = {}", quoted(&dir.display().to_string()));
     }
+    if let Some(adopt) = &node.adopt {
+        let _ = writeln!(out, "adopt = {}", quoted(&adopt.display().to_string()));
+    }
 }
 
 /// A setting, as a comment if it stands at its default.
@@ -316,6 +319,7 @@ fn render_proxy(out: &mut String, spec: &Spec) {
     setting(out, "proxy.max_connections", now.max_connections, default.max_connections);
     setting(out, "proxy.mode", now.mode, default.mode);
     setting(out, "proxy.pool_size", now.pool_size, default.pool_size);
+    setting(out, "proxy.pool_reserve", now.pool_reserve, default.pool_reserve);
     setting(out, "proxy.queue_ms", now.queue_ms, default.queue_ms);
     setting(out, "proxy.threads", now.threads, default.threads);
 }

@@ -45,8 +45,8 @@ pub enum Effect {
     AtOnce,
     /// With the next start of what reads it, which is named.
     NextStart(&'static str),
-    /// When what is named reads its settings anew: RELOAD at its console, or SIGHUP.
-    Reload(&'static str),
+    /// Some seconds later, when what is named has heard of it.
+    Soon(&'static str),
     /// Not by `mainstay set`: why, or what to use instead.
     Elsewhere(&'static str),
 }
@@ -108,11 +108,12 @@ const KEPT: Effect = Effect::Elsewhere("a cluster keeps its store");
 const STORE: Effect = Effect::Elsewhere(
     "how to reach an etcd stands in each node's own file: change it there, and restart the agents one by one",
 );
+const FIRST: Effect = Effect::NextStart("a cluster that has no first copy yet; afterwards it means nothing");
 const SERVER: Effect = Effect::NextStart("that node's server");
 const AGENT: Effect =
     Effect::Elsewhere("a running agent keeps its ports: remove the node, then add it with the new ones");
 const PROXY: Effect = Effect::NextStart("each proxy");
-const PROXY_READS: Effect = Effect::Reload("each proxy");
+const PROXY_READS: Effect = Effect::Soon("each proxy");
 const PARAMETER: Effect =
     Effect::NextStart("the servers, for parameters that need it (it is said which); else at once");
 
@@ -153,6 +154,9 @@ pub const KEYS: &[Key] = &[
     key("node", "dir", Kind::Text, "where the node keeps its files, an absolute path")
         .or("/var/lib/mainstay/CLUSTER")
         .when(MOVED),
+    key("node", "adopt", Kind::Text, "data directory of an existing server that is to be the first copy (`apply`)")
+        .or("none")
+        .when(FIRST),
     key("failover", "ping_ms", Kind::Number, "how often agents tell each other that they live").within(20, 10_000),
     key("failover", "suspicion_ms", Kind::Number, "silence after which a primary is suspected").within(100, 60_000),
     key("failover", "lease_ms", Kind::Number, "how long a primary serves without renewing its claim")
@@ -184,6 +188,9 @@ pub const KEYS: &[Key] = &[
         .when(PROXY),
     key("proxy", "pool_size", Kind::Number, "server connections per user, database and address; mode transaction")
         .within(1, 10_000)
+        .when(PROXY_READS),
+    key("proxy", "pool_reserve", Kind::Number, "so many more once a request has waited five seconds; mode transaction")
+        .within(0, 10_000)
         .when(PROXY_READS),
     key("proxy", "queue_ms", Kind::Number, "how long a request waits for one of them; mode transaction")
         .within(1, 3_600_000)
@@ -438,7 +445,7 @@ fn row(out: &mut String, key: &Key) {
     let effect = match key.effect {
         Effect::AtOnce => "at once".to_owned(),
         Effect::NextStart(what) => format!("with the next start of {what}"),
-        Effect::Reload(what) => format!("with SIGHUP to {what} (or RELOAD at its console), or its next start"),
+        Effect::Soon(what) => format!("within seconds, at {what}"),
         Effect::Elsewhere(instead) => format!("not by `set`: {instead}"),
     };
     let text = key.text.replace('|', "\\|");

@@ -100,6 +100,9 @@ pub struct Node {
     /// Where this node keeps its files; default `/var/lib/mainstay/<cluster>`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dir: Option<PathBuf>,
+    /// The data directory of a server that exists on this host: its data become the cluster's first copy (`mainstay apply`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopt: Option<PathBuf>,
 }
 
 fn default_server_port() -> u16 {
@@ -244,6 +247,8 @@ pub struct Proxy {
     pub mode: ProxyMode,
     /// Server connections for each user, database and address. Mode `transaction` only, as what follows.
     pub pool_size: u32,
+    /// So many more when a request has waited for five seconds.
+    pub pool_reserve: u32,
     /// How long a request waits for one of them.
     pub queue_ms: u64,
     /// Threads.
@@ -285,6 +290,7 @@ impl Default for Proxy {
             max_connections: 2000,
             mode: ProxyMode::Session,
             pool_size: 20,
+            pool_reserve: 0,
             queue_ms: 30_000,
             threads: 1,
             metrics_port: None,
@@ -424,6 +430,11 @@ impl Spec {
     /// Nodes that hold data, in order.
     pub fn data_nodes(&self) -> impl Iterator<Item = &Node> {
         self.nodes.iter().filter(|node| !node.witness)
+    }
+    /// The node that alone may make the first copy: the one whose existing server is adopted.
+    #[must_use]
+    pub fn founder(&self) -> Option<&NodeId> {
+        self.data_nodes().find(|node| node.adopt.is_some()).map(|node| &node.name)
     }
     /// n: how many replicas a commit waits for, before the mode is applied. Default ⌊data nodes / 2⌋.
     #[must_use]

@@ -35,6 +35,9 @@ pub struct RouteRequest {
     /// It holds new work for a planned change, and this is what is still under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holds: Option<Holds>,
+    /// Somebody at its console holds all work back.
+    #[serde(default)]
+    pub paused: bool,
 }
 
 /// A proxy's word in a drain.
@@ -78,6 +81,7 @@ struct Posted {
 struct Heard {
     at: Moment,
     holds: Option<Holds>,
+    paused: bool,
 }
 
 /// The newest route of one agent.
@@ -111,12 +115,22 @@ impl RouteBoard {
         }
         let key = (name.to_owned(), request.life);
         if proxies.len() < PROXIES_MAX || proxies.contains_key(&key) {
-            let before = proxies.insert(key, Heard { at: now, holds: request.holds });
+            let before = proxies.insert(key, Heard { at: now, holds: request.holds, paused: request.paused });
             drop(proxies);
             if before.is_none_or(|before| before.holds != request.holds) {
                 self.said.send_modify(|count| *count = count.wrapping_add(1));
             }
         }
+    }
+
+    /// The proxies that have asked lately and say that somebody at their console holds all work back.
+    #[must_use]
+    pub fn paused(&self) -> Vec<String> {
+        let (now, proxies) = (boot_now(), self.proxies());
+        let paused = proxies.iter().filter(|(_, heard)| heard.paused && now.since(heard.at) < GONE);
+        let mut names: Vec<String> = paused.map(|((name, _), _)| name.clone()).collect();
+        names.dedup();
+        names
     }
 
     /// How far the proxies are that have asked lately.
@@ -225,6 +239,20 @@ mod tests {
         assert_eq!(board.draining(Term(3)).done, names(&["b"]), "the same drain goes on");
         (0..2 * PROXIES_MAX as u64).for_each(|life| ask("many", life, None));
         assert_eq!(board.proxies().len(), PROXIES_MAX);
+    }
+
+    #[test]
+    fn who_is_paused_is_known_until_it_says_otherwise() {
+        let board = RouteBoard::new(1 << 40);
+        let ask =
+            |name: &str, life, paused| board.heard(name, &RouteRequest { life, paused, ..RouteRequest::default() });
+        ask("a", 1, true);
+        ask("a", 2, true);
+        ask("b", 1, false);
+        ask("c", 1, true);
+        assert_eq!(board.paused(), ["a", "c"]);
+        ask("c", 1, false);
+        assert_eq!(board.paused(), ["a"]);
     }
 
     #[tokio::test]

@@ -2,6 +2,7 @@
 //! Absent: the search for a server (`hold`) and copying (`relay`).
 
 use crate::hold::{Found, Kind, Shared, find, full};
+use crate::recall;
 use crate::registry::{Cut, Place};
 use crate::relay::{Ended, farewell, relay};
 use crate::socket::tune;
@@ -89,21 +90,21 @@ async fn serve(shared: Arc<Shared>, kind: Kind, mut client: TcpStream, _slot: Ow
         add(&shared.stats.silent);
         return;
     }
+    if let Some(request) = recall::request(&client).await {
+        recall::pass_on(&shared, request).await;
+        return farewell(&mut client).await;
+    }
     let (mut server, mut ticket) = match find(&shared, kind, &client).await {
         Found::Server(server, ticket) => (server, ticket),
         Found::GaveUp(refusal) => return turn_away(Arc::clone(&shared), client, refusal, None).await,
         Found::Left => return,
     };
     let stats = &shared.stats;
-    let (open, connected) = match kind {
-        Kind::Write => (&stats.write_open, &stats.write_connected),
-        Kind::Read => (&stats.read_open, &stats.read_connected),
-    };
-    add(connected);
+    add(stats.connected(kind));
     if kind == Kind::Read && matches!(ticket.place, Place::Primary(_)) {
         add(&stats.read_on_primary);
     }
-    let _open = Gauge::new(open);
+    let _open = Gauge::new(stats.open(kind));
     match relay(&mut client, &mut server, &mut ticket.cut, stats).await {
         Ended::Closed => {}
         Ended::Cut(Cut::Epoch) => add(&stats.cut_by_epoch),

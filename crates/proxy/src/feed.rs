@@ -31,11 +31,13 @@ pub struct Standing {
     pub life: u64,
     /// What it holds for a planned change, if it does now.
     pub holds: Arc<dyn Fn() -> Option<Holds> + Send + Sync>,
+    /// Does somebody at its console hold all work back?
+    pub paused: Arc<dyn Fn() -> bool + Send + Sync>,
 }
 
 impl Default for Standing {
     fn default() -> Self {
-        Self { life: 0, holds: Arc::new(|| None) }
+        Self { life: 0, holds: Arc::new(|| None), paused: Arc::new(|| false) }
     }
 }
 
@@ -88,7 +90,8 @@ where
     let (mut known, mut retry, mut wait_ms) = (0, RETRY_FIRST, WAIT_MS);
     while !to.is_closed() {
         let (sent, begun) = (boot_now(), tokio::time::Instant::now());
-        let request = RouteRequest { known, wait_ms, life: standing.life, holds: (standing.holds)() };
+        let (holds, paused) = ((standing.holds)(), (standing.paused)());
+        let request = RouteRequest { known, wait_ms, life: standing.life, holds, paused };
         let answer = tokio::select! {
             answer = question(&ask, request) => answer,
             () = to.closed() => return,

@@ -17,6 +17,7 @@ mod hold;
 mod options;
 pub mod pool;
 mod proxy;
+mod recall;
 mod registry;
 mod relay;
 mod socket;

@@ -4,7 +4,8 @@
 
 use crate::table::{Held, Target, View};
 use mainstay_model::{Moment, NodeId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
 
@@ -87,6 +88,11 @@ impl Registry {
         let doomed: Vec<(u64, Cut)> =
             inner.entries.iter().filter_map(|(id, entry)| Some((*id, verdict(view, &entry.place)?))).collect();
         doomed.into_iter().filter_map(|(id, why)| inner.remove(id).map(|entry| (entry.cut.send(why), why).1)).collect()
+    }
+
+    /// The servers that have connections here.
+    pub(crate) fn servers(&self) -> BTreeSet<SocketAddr> {
+        self.lock().entries.values().map(|entry| entry.place.target().address).collect()
     }
 
     /// Enters the primary, if it is open now.

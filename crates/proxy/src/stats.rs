@@ -1,6 +1,7 @@
 //! Numbers: counted with atomics, told as text for Prometheus or as JSON. Absent: a listener that serves them.
 
 use crate::changes::{Change, Changes};
+use crate::hold::Kind;
 use mainstay_model::Term;
 use mainstay_ports::route_board::Holds;
 use serde::Serialize;
@@ -41,14 +42,14 @@ macro_rules! numbers {
 }
 
 numbers! {
-    write_open "gauge" "Connections to the primary through the write address, now.";
-    read_open "gauge" "Connections through the read address, now.";
+    write_open "gauge" "Connections through the write address, now: to the primary, or to a pool of its servers.";
+    read_open "gauge" "Connections through the read address, now: to a server, or to a pool.";
     held "gauge" "Connections that wait for a server, now.";
     accepted "counter" "Connections accepted.";
-    write_connected "counter" "Connections of the write address that reached a server.";
-    read_connected "counter" "Connections of the read address that reached a server.";
+    write_connected "counter" "Connections of the write address that reached a server, or were let into a pool.";
+    read_connected "counter" "Connections of the read address that reached a server, or were let into a pool.";
     read_on_primary "counter" "Of those, on the primary, since no replica was fit.";
-    held_total "counter" "Connections that had to wait for a server.";
+    held_total "counter" "Waits for a server: of connections, in a pool of requests.";
     longest_hold_ms "gauge" "The longest wait so far that ended well, in milliseconds.";
     cut_by_epoch "counter" "Connections to a primary that was replaced, cut.";
     cut_by_fence "counter" "Connections to a primary of which nothing was known any more, cut.";
@@ -80,6 +81,14 @@ fn metric(text: &mut String, name: &str, kind: &str, doc: &str, value: u64) {
 }
 
 impl Stats {
+    pub(crate) fn open(&self, kind: Kind) -> &AtomicU64 {
+        if kind == Kind::Write { &self.write_open } else { &self.read_open }
+    }
+
+    pub(crate) fn connected(&self, kind: Kind) -> &AtomicU64 {
+        if kind == Kind::Write { &self.write_connected } else { &self.read_connected }
+    }
+
     /// What a proxy of whole connections holds for a planned change: which of them work, it does not know.
     #[must_use]
     pub fn holds(&self) -> Option<Holds> {

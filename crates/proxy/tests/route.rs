@@ -310,3 +310,29 @@ async fn stopping_closes_everything_and_a_taken_address_is_named() {
     assert!(tokio::net::TcpStream::connect(bench.write).await.is_err());
     until("the server's side is closed", async || server.open() == 0).await;
 }
+
+#[tokio::test]
+async fn a_request_to_cancel_reaches_every_server_that_works_for_clients_and_is_never_held() {
+    let (bench, primary) = (Bench::start(options()), Server::start("db1").await);
+    let (one, two, idle) = (Server::start("db2").await, Server::start("db3").await, Server::start("db4").await);
+    let request = [&[0, 0, 0, 16, 0x04, 0xd2, 0x16, 0x2e][..], &[1, 2, 3, 4, 5, 6, 7, 8]].concat();
+    // Nobody works for anybody: it ends at once, though there is no primary.
+    let mut cancel = Client::connect(bench.write).await;
+    cancel.send(&request).await;
+    cancel.end().await;
+    bench.open(&primary, 1, vec![one.member(0), two.member(0)]).await;
+    let mut readers = [Client::hello(bench.read).await, Client::hello(bench.read).await];
+    for reader in &mut readers {
+        reader.line().await;
+    }
+    assert_eq!((one.open(), two.open()), (1, 1));
+    bench.open(&primary, 1, vec![one.member(0), two.member(0), idle.member(0)]).await;
+    // In pieces, too.
+    let mut cancel = Client::connect(bench.read).await;
+    cancel.send(&request[..6]).await;
+    tokio::time::sleep(ms(20)).await;
+    cancel.send(&request[6..]).await;
+    until("both have heard it", async || one.accepted() == 2 && two.accepted() == 2).await;
+    assert_eq!((primary.accepted(), idle.accepted(), bench.now().held_total), (0, 0, 0));
+    assert_eq!(readers[0].ask("still").await.split(':').nth(1), Some("still\n"));
+}

@@ -22,11 +22,11 @@ use mainstay_proxy::pool::{PoolOptions, Pooled, PooledProxy, Shown, TlsShown};
 use mainstay_proxy::{Proxy, ProxyError, ProxyOptions, Standing, Stats, TimedReport, feed};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::lookup_host;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 /// The name in the proxy's certificate that `up` makes.
@@ -63,12 +63,13 @@ pub(crate) fn run(options: &ProxyArguments) -> Outcome {
 
 /// Where this proxy listens, and what it shows.
 struct Place {
-    host: String,
+    /// `None`: where the specification says that a proxy of its own does.
+    host: Option<String>,
     ca: PathBuf,
     cert: PathBuf,
     key: PathBuf,
-    /// The newest specification that the node has kept.
-    cache: Option<PathBuf>,
+    /// Where nodes on this disk keep the newest specification that they have seen.
+    caches: Vec<PathBuf>,
     /// The cluster's file.
     config: PathBuf,
     _lock: Option<ProxyLock>,
@@ -81,9 +82,10 @@ fn place(target: &Target, options: &ProxyArguments) -> Outcome<Place> {
             Some(dir) => ClusterLayout::new(crate::target::absolute(dir)?),
             None => target.layout.clone(),
         };
-        let host = target.spec.proxy.host.clone().unwrap_or_else(|| "0.0.0.0".to_owned());
         let (ca, cert, key) = (layout.ca_cert(), layout.proxy_cert(), layout.proxy_key());
-        return Ok(Place { host, ca, cert, key, cache: None, config, _lock: None });
+        // In a cluster made by `up` the nodes lie here; elsewhere there are none, and the agents are asked.
+        let caches = target.spec.nodes.iter().map(|node| layout.node(&node.name).spec_cache()).collect();
+        return Ok(Place { host: None, ca, cert, key, caches, config, _lock: None });
     };
     super::why::check_node(target, Some(node))?;
     let known = target.spec.node(node);
@@ -91,9 +93,9 @@ fn place(target: &Target, options: &ProxyArguments) -> Outcome<Place> {
     let lock = ProxyLock::take(&layout)
         .map_err(|error| Failure::failed(format!("{} can not be written: {error}", layout.proxy_lock().display())))?
         .ok_or_else(|| Failure::not_now(format!("the proxy of node {node} runs already")))?;
-    let host = known.map(|known| known.host.clone()).unwrap_or_default();
+    let host = Some(known.map(|known| known.host.clone()).unwrap_or_default());
     let (ca, cert, key) = (layout.ca_cert(), layout.proxy_cert(), layout.proxy_key());
-    Ok(Place { host, ca, cert, key, cache: Some(layout.spec_cache()), config, _lock: Some(lock) })
+    Ok(Place { host, ca, cert, key, caches: vec![layout.spec_cache()], config, _lock: Some(lock) })
 }
 
 /// What a proxy needs besides its connections.
@@ -119,8 +121,10 @@ pub(crate) fn raise_descriptors(connections: usize) -> usize {
 }
 
 async fn serve(file: Spec, place: Place) -> Outcome {
-    let first = newest_known(file, place.cache.as_deref());
-    let options = options(&first.spec, &place.host).await?;
+    let first = newest_known(file, &place.caches);
+    let own_host = || first.spec.proxy.host.clone().unwrap_or_else(|| "0.0.0.0".to_owned());
+    let host = place.host.clone().unwrap_or_else(own_host);
+    let options = options(&first.spec, &host).await?;
     raise_descriptors(options.max_connections);
     let wrong = |error: NetError| Failure::failed(error.to_string());
     let credentials = Credentials::load(&first.spec.cluster.name, &place.ca, &place.cert, &place.key).map_err(wrong)?;
@@ -134,10 +138,12 @@ async fn serve(file: Spec, place: Place) -> Outcome {
     let stats = Arc::new(Stats::default());
     let failed = |error: ProxyError| Failure::failed(error.to_string());
     let wanted = first.spec.proxy.clone();
-    let metrics: Option<(String, u16)> = wanted.metrics_port.map(|port| (place.host.clone(), port));
-    let settings = Sources { config: place.config.clone(), cache: place.cache.clone() };
+    let metrics: Option<(String, u16)> = wanted.metrics_port.map(|port| (host.clone(), port));
+    let (told, agents) = watch::channel(first.clone());
+    let cluster = first.spec.cluster.name.clone();
+    let settings = Sources { config: place.config.clone(), caches: place.caches.clone(), cluster, agents };
     let (addresses, feeds, standing) = (BTreeMap::new(), BTreeMap::new(), Standing::default());
-    let nodes = Nodes { mesh, reports, stored: first, addresses, feeds, pooled: None, standing };
+    let nodes = Nodes { mesh, reports, stored: first, told, addresses, feeds, pooled: None, standing };
     if wanted.mode == ProxyMode::Session {
         let own = Arc::clone(&stats);
         let standing = standing_of(move || own.holds())?;
@@ -153,7 +159,8 @@ async fn serve(file: Spec, place: Place) -> Outcome {
     let pooled = proxy.handle();
     super::proxy_settings::follow(Running::Pooled(pooled.clone()), wanted, settings);
     super::proxy_settings::tell(&metrics, &stats, Some(pooled.clone())).await;
-    let standing = standing_of(move || pooled.holds())?;
+    let holds = pooled.clone();
+    let standing = Standing { paused: Arc::new(move || pooled.paused()), ..standing_of(move || holds.holds())? };
     tokio::spawn(Nodes { pooled: Some(proxy.handle()), standing, ..nodes }.follow());
     proxy.run(heard, stop).await.map_err(failed)
 }
@@ -163,7 +170,7 @@ fn standing_of(holds: impl Fn() -> Option<Holds> + Send + Sync + 'static) -> Out
     let mut life = [0; 8];
     let random = rustix::rand::getrandom(&mut life, rustix::rand::GetRandomFlags::empty());
     random.map_err(|error| Failure::failed(format!("the system gives no random numbers: {error}")))?;
-    Ok(Standing { life: u64::from_ne_bytes(life), holds: Arc::new(holds) })
+    Ok(Standing { life: u64::from_ne_bytes(life), holds: Arc::new(holds), ..Standing::default() })
 }
 
 /// What clients that ask for TLS see.
@@ -189,11 +196,12 @@ fn pooling(wanted: &mainstay_model::spec::Proxy, credentials: &Arc<Credentials>)
     options
 }
 
-/// The file, or what the node has kept of a later one.
-pub(crate) fn newest_known(file: Spec, cache: Option<&Path>) -> StoredSpec {
-    let kept = cache.and_then(|cache| std::fs::read(cache).ok());
-    let kept = kept.and_then(|text| serde_json::from_slice::<StoredSpec>(&text).ok());
-    kept.filter(|kept| kept.spec.cluster.name == file.cluster.name).unwrap_or_else(|| StoredSpec::of_file(file))
+/// The file, or what nodes have kept of a later one.
+pub(crate) fn newest_known(file: Spec, caches: &[PathBuf]) -> StoredSpec {
+    let texts = caches.iter().filter_map(|cache| std::fs::read(cache).ok());
+    let kept = texts.filter_map(|text| serde_json::from_slice::<StoredSpec>(&text).ok());
+    let ours = kept.filter(|kept| kept.spec.cluster.name == file.cluster.name);
+    ours.max_by_key(|kept| kept.generation).unwrap_or_else(|| StoredSpec::of_file(file))
 }
 
 /// The agents that this proxy listens to.
@@ -201,6 +209,8 @@ struct Nodes {
     mesh: Arc<Mesh>,
     reports: mpsc::Sender<TimedReport>,
     stored: StoredSpec,
+    /// Where each later one is told.
+    told: watch::Sender<StoredSpec>,
     addresses: BTreeMap<NodeId, SocketAddr>,
     feeds: BTreeMap<NodeId, AbortHandle>,
     /// Who has to know who may log in.
@@ -220,7 +230,8 @@ impl Nodes {
                 tokio::time::sleep(if known { ASK_LOGINS_EVERY } else { ASK_LOGINS_SOON }).await;
             }
             if let Some(newer) = self.newer().await {
-                tracing::info!(generation = newer.generation, "the cluster's nodes may have changed");
+                tracing::info!(generation = newer.generation, "the specification has changed");
+                self.told.send_replace(newer.clone());
                 self.stored = newer;
             }
         }

@@ -1,11 +1,13 @@
-//! A proxy's settings while it runs: SIGHUP, or `RELOAD` at its console, reads them anew without ending anybody's connection; and the
-//! plain listener where it tells its numbers. Absent: what takes a new start (addresses, mode, threads).
+//! A proxy's settings while it runs: those of a later generation are taken when an agent tells of it, and SIGHUP, or `RELOAD` at its
+//! console, reads them anew, without ending anybody's connection; and the plain listener where it tells its numbers.
+//! Absent: what takes a new start (addresses, mode, threads).
 
 use super::proxy::{newest_known, raise_descriptors, resolve};
 use crate::target::Target;
 use mainstay_agent::plain::{Pages, serve_pages};
-use mainstay_model::Span;
 use mainstay_model::spec::Proxy as Wanted;
+use mainstay_model::stored_spec::StoredSpec;
+use mainstay_model::{ClusterName, Span};
 use mainstay_proxy::pool::{PoolOptions, Pooled};
 use mainstay_proxy::{ProxyOptions, Stats, Whole};
 use std::path::PathBuf;
@@ -13,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
 /// The proxy whose settings change.
 pub(crate) enum Running {
@@ -26,8 +29,27 @@ pub(crate) enum Running {
 pub(crate) struct Sources {
     /// The cluster's file.
     pub(crate) config: PathBuf,
-    /// The newest specification that the node has kept, if this is a node's proxy.
-    pub(crate) cache: Option<PathBuf>,
+    /// Where nodes on this disk keep the newest specification that they have seen.
+    pub(crate) caches: Vec<PathBuf>,
+    /// The cluster whose proxy this is.
+    pub(crate) cluster: ClusterName,
+    /// The newest specification that agents have told of.
+    pub(crate) agents: watch::Receiver<StoredSpec>,
+}
+
+impl Sources {
+    /// The newest that can be had now. A disk may stall: not on a thread that serves.
+    fn read(&self) -> Result<Wanted, String> {
+        let target = Target::read(&self.config).map_err(|failure| failure.to_string())?;
+        let named = target.spec.cluster.name.clone();
+        if named != self.cluster {
+            let file = self.config.display();
+            return Err(format!("{file} describes the cluster {named} now; this is a proxy of {}", self.cluster));
+        }
+        let (kept, told) = (newest_known(target.spec, &self.caches), self.agents.borrow().clone());
+        // Where no agent has told of one, an edited file counts.
+        Ok(if told.generation > kept.generation { told.spec.proxy } else { kept.spec.proxy })
+    }
 }
 
 impl Running {
@@ -35,6 +57,13 @@ impl Running {
         match self {
             Running::Whole(_) => std::future::pending().await,
             Running::Pooled(pooled) => pooled.reload_wanted().await,
+        }
+    }
+
+    /// Tells whoever asked at the console.
+    fn answer(&self, outcome: &Result<(), String>) {
+        if let Running::Pooled(pooled) = self {
+            pooled.reloaded(outcome);
         }
     }
 
@@ -62,7 +91,8 @@ pub(crate) fn limits(options: &mut ProxyOptions, wanted: &Wanted) {
 
 /// How many server connections clients share.
 pub(crate) fn sizes(pooling: &mut PoolOptions, wanted: &Wanted) {
-    (pooling.size, pooling.queue) = (count(wanted.pool_size), Span(wanted.queue_ms));
+    (pooling.size, pooling.reserve) = (count(wanted.pool_size), count(wanted.pool_reserve));
+    pooling.queue = Span(wanted.queue_ms);
 }
 
 /// No more connections than there are descriptors for: the others are refused in words, not found out under load.
@@ -88,40 +118,52 @@ fn later(before: &Wanted, now: &Wanted) -> Vec<&'static str> {
     keys.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
 }
 
-/// Follows SIGHUP and the console, for as long as the proxy runs.
-pub(crate) fn follow(running: Running, begun_with: Wanted, sources: Sources) {
+/// Follows the agents, SIGHUP and the console, for as long as the proxy runs.
+pub(crate) fn follow(running: Running, begun_with: Wanted, mut sources: Sources) {
     let mut hangup = match signal(SignalKind::hangup()) {
         Ok(hangup) => hangup,
         Err(error) => return tracing::warn!(%error, "SIGHUP can not be heard: settings take a new start"),
     };
-    let sources = Arc::new(sources);
+    sources.agents.mark_unchanged();
+    let (mut agents, sources) = (sources.agents.clone(), Arc::new(sources));
     tokio::spawn(async move {
         loop {
             tokio::select! {
                 heard = hangup.recv() => if heard.is_none() { return },
                 () = running.asked() => {}
+                told = agents.changed() => {
+                    if told.is_err() {
+                        return;
+                    }
+                    // Nobody asked for the file to be read.
+                    let told = agents.borrow_and_update().spec.proxy.clone();
+                    take(&running, &begun_with, told);
+                    continue;
+                }
             }
             let again = Arc::clone(&sources);
-            // A disk may stall.
-            let read = tokio::task::spawn_blocking(move || {
-                Target::read(&again.config).map(|target| newest_known(target.spec, again.cache.as_deref()).spec.proxy)
-            });
-            match read.await {
-                Ok(Ok(wanted)) => {
-                    let granted = raise_descriptors(count(wanted.max_connections));
-                    let wanted = capped(wanted, granted);
-                    running.take(&wanted);
-                    let next_start = later(&begun_with, &wanted);
-                    tracing::info!(
-                        ?next_start,
-                        "settings are read anew; what is named takes a new start of this proxy"
-                    );
+            let read = tokio::task::spawn_blocking(move || again.read()).await;
+            let outcome = match read.unwrap_or_else(|error| Err(error.to_string())) {
+                Ok(wanted) => {
+                    take(&running, &begun_with, wanted);
+                    Ok(())
                 }
-                Ok(Err(error)) => tracing::error!(%error, "settings can not be read anew: the ones in use stay"),
-                Err(error) => tracing::error!(%error, "settings can not be read anew: the ones in use stay"),
-            }
+                Err(error) => {
+                    tracing::error!(%error, "settings can not be read anew: the ones in use stay");
+                    Err(error)
+                }
+            };
+            running.answer(&outcome);
         }
     });
+}
+
+fn take(running: &Running, begun_with: &Wanted, wanted: Wanted) {
+    let granted = raise_descriptors(count(wanted.max_connections));
+    let wanted = capped(wanted, granted);
+    running.take(&wanted);
+    let next_start = later(begun_with, &wanted);
+    tracing::info!(?next_start, "settings are read anew; what is named takes a new start of this proxy");
 }
 
 /// Tells the proxy's numbers there. A port that is taken costs the numbers, not the proxy.
@@ -164,13 +206,54 @@ mod tests {
     #[test]
     fn what_takes_a_new_start_is_named_and_the_rest_is_taken() {
         let before = Wanted::default();
-        let now = Wanted { pool_size: 7, hold_ms: 9, threads: 2, read_port: 1, max_connections: 3, ..before.clone() };
+        let now = Wanted {
+            pool_size: 7,
+            pool_reserve: 2,
+            hold_ms: 9,
+            threads: 2,
+            read_port: 1,
+            max_connections: 3,
+            ..before.clone()
+        };
         assert_eq!(later(&before, &now), ["proxy.read_port", "proxy.threads"]);
         let (mut options, mut pooling) = (ProxyOptions::default(), PoolOptions::default());
         limits(&mut options, &now);
         sizes(&mut pooling, &now);
         assert_eq!((options.hold, options.max_connections, pooling.size), (Duration::from_millis(9), 3, 7));
+        assert_eq!(pooling.reserve, 2);
         assert_eq!(pooling.threads, PoolOptions::default().threads);
+    }
+
+    #[test]
+    fn the_newest_generation_counts_whoever_knows_it_and_another_clusters_file_does_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let (config, one, two) = (dir.path().join("a.toml"), dir.path().join("1.json"), dir.path().join("2.json"));
+        let file = |name: &str| {
+            let node = "[[node]]\nname = \"db1\"\nhost = \"10.0.0.1\"\n";
+            std::fs::write(&config, format!("[cluster]\nname = \"{name}\"\n{node}[proxy]\npool_size = 1\n")).unwrap();
+        };
+        file("a");
+        let spec = Target::read(&config).unwrap().spec;
+        let stored = |generation: u64| {
+            let mut stored = StoredSpec { generation, ..StoredSpec::of_file(spec.clone()) };
+            stored.spec.proxy.pool_size = 10 + u32::try_from(generation).unwrap();
+            stored
+        };
+        let (told, agents) = watch::channel(stored(0));
+        let cluster = spec.cluster.name.clone();
+        let sources = Sources { config: config.clone(), caches: vec![one.clone(), two.clone()], cluster, agents };
+        let size = || sources.read().map(|wanted| wanted.pool_size);
+        assert_eq!(size(), Ok(1), "nobody knows a generation: the file");
+        std::fs::write(&one, serde_json::to_vec(&stored(2)).unwrap()).unwrap();
+        std::fs::write(&two, serde_json::to_vec(&stored(3)).unwrap()).unwrap();
+        assert_eq!(size(), Ok(13));
+        told.send_replace(stored(4));
+        assert_eq!(size(), Ok(14));
+        std::fs::write(&one, "{").unwrap();
+        file("b");
+        assert!(size().unwrap_err().contains("describes the cluster b now; this is a proxy of a"));
+        std::fs::write(&config, "[cluster").unwrap();
+        assert!(size().unwrap_err().contains("holds mistakes"));
     }
 
     #[test]

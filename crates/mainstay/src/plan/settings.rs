@@ -68,9 +68,7 @@ pub(crate) fn notes(old: &Spec, new: &Spec, differences: &[Difference]) -> Vec<S
         .iter()
         .filter_map(|difference| match entry(&difference.key)?.effect {
             Effect::NextStart(what) => Some(format!("with the next start of {what}")),
-            Effect::Reload(what) => {
-                Some(format!("with SIGHUP to {what} (or RELOAD at its console), or its next start"))
-            }
+            Effect::Soon(what) => Some(format!("within seconds at {what}")),
             Effect::AtOnce | Effect::Elsewhere(_) => None,
         })
         .collect();
@@ -128,7 +126,7 @@ mod tests {
             notes(&old, &new, &differences).join("\n")
         };
         assert!(noted("[failover]\nlease_ms = 4000\n").contains("its lease of 4000 ms"));
-        assert!(noted("[proxy]\nhold_ms = 1\n").contains("with SIGHUP to each proxy"));
+        assert!(noted("[proxy]\nhold_ms = 1\n").contains("within seconds at each proxy"));
         assert!(noted("[proxy]\nthreads = 2\n").contains("next start of each proxy"));
         assert!(noted("[postgres.parameters]\nmax_connections = 300\n").contains("for parameters that need it"));
         let (old, new, differences) = changed(|file| file.replace("\"a\"\n", "\"a\"\ndurability = \"async\"\n"));

@@ -3,6 +3,7 @@
 
 use super::client::{Client, Stage};
 use super::options::PoolOptions;
+use super::slab::Id;
 use super::stats::PoolNumbers;
 use super::worker::{End, Worker};
 use crate::changes::Change;
@@ -16,7 +17,9 @@ impl Worker {
     pub(crate) fn console(&mut self, client: &mut Client, bytes: &[u8]) -> Result<usize, End> {
         let mut at = 0;
         let mut out = Vec::new();
-        while let Some(head) = header(&bytes[at..])? {
+        while !matches!(client.stage, Stage::Admin { reloads: Some(_), .. })
+            && let Some(head) = header(&bytes[at..])?
+        {
             if head.length > super::upstream::CHUNK {
                 return Err(WireError::Body("too long a question").into());
             }
@@ -26,8 +29,9 @@ impl Worker {
                 b'X' => return Err(End::Bye),
                 b'Q' => {
                     let text = String::from_utf8_lossy(message::query(whole)?).into_owned();
-                    self.command_of(client, &text, &mut out);
-                    reply::ready(&mut out, b'I');
+                    if self.command_of(client, &text, &mut out) {
+                        reply::ready(&mut out, b'I');
+                    }
                 }
                 b'S' => reply::ready(&mut out, b'I'),
                 b'P' => {
@@ -41,14 +45,15 @@ impl Worker {
         Ok(at)
     }
 
-    fn command_of(&mut self, client: &Client, text: &str, out: &mut Vec<u8>) {
+    /// True: that was the answer. Otherwise it comes later.
+    fn command_of(&mut self, client: &mut Client, text: &str, out: &mut Vec<u8>) -> bool {
         let words: Vec<String> = text
             .trim_matches(|c: char| c.is_whitespace() || c == ';')
             .split_whitespace()
             .map(str::to_ascii_lowercase)
             .collect();
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        let may_change = matches!(client.stage, Stage::Admin { may_change: true });
+        let may_change = matches!(client.stage, Stage::Admin { may_change: true, .. });
         match words[..] {
             [] => reply::message(out, b'I', |_| {}),
             ["show", what] => self.show(what, out),
@@ -65,13 +70,35 @@ impl Worker {
                 self.hub.wake_all();
                 reply::complete(out, "RESUME");
             }
-            ["reload"] => {
-                self.hub.reload.notify_one();
-                reply::complete(out, "RELOAD");
+            ["reload"] if self.hub.ask_reload(self.thread, client.id) => {
+                client.stage = Stage::Admin { may_change, reloads: Some(self.now) };
+                return false;
             }
+            ["reload"] => Reply::error("ERROR", "53400", "too many ask for that at once", "", "").encode(out),
             ["set", ..] => reply::complete(out, "SET"),
             _ => unknown(text, out),
         }
+        true
+    }
+
+    /// The settings are read anew, or can not be: who asked for that hears so, and is heard again.
+    pub(crate) fn reloaded(&mut self, id: Id, outcome: Result<(), &str>) {
+        let Some(client) = self.clients.get(id) else { return };
+        let Stage::Admin { reloads, .. } = &mut client.stage else { return };
+        if reloads.take().is_none() {
+            return;
+        }
+        let mut out = Vec::new();
+        match outcome {
+            Ok(()) => reply::complete(&mut out, "RELOAD"),
+            Err(why) => {
+                let text = "the settings could not be read anew: the ones in use stay";
+                Reply::error("ERROR", "F0000", text, why, "Mend that, and RELOAD again.").encode(&mut out);
+            }
+        }
+        reply::ready(&mut out, b'I');
+        client.link.ending |= client.write(&out).is_err();
+        self.resume.push(id);
     }
 
     fn show(&mut self, what: &str, out: &mut Vec<u8>) {
@@ -133,7 +160,7 @@ impl Worker {
             row("pool_mode", "transaction".into(), "session".into(), false),
             row("threads", pooling.threads.to_string(), shipped.threads.to_string(), false),
             row("default_pool_size", pooling.size.to_string(), shipped.size.to_string(), true),
-            row("reserve_pool_size", pooling.reserve.to_string(), shipped.reserve.to_string(), false),
+            row("reserve_pool_size", pooling.reserve.to_string(), shipped.reserve.to_string(), true),
             row("reserve_pool_timeout", seconds(pooling.reserve_after), seconds(shipped.reserve_after), false),
             row("query_wait_timeout", seconds(pooling.queue), seconds(shipped.queue), true),
             row("hold_ms", options.hold.as_millis().to_string(), String::new(), true),
@@ -306,6 +333,7 @@ fn stats(numbers: &[PoolNumbers], out: &mut Vec<u8>) {
             n.parses_saved,
         ];
         row.extend(values.map(|value| value.to_string()));
+        row.push(if n.reads { "read" } else { "write" }.to_owned());
         row
     };
     let columns = [
@@ -326,6 +354,7 @@ fn stats(numbers: &[PoolNumbers], out: &mut Vec<u8>) {
         "unknown_commits",
         "unreplicated_commits",
         "parses_saved",
+        "address",
     ];
     reply::table(out, &columns, &numbers.iter().map(row).collect::<Vec<_>>());
 }

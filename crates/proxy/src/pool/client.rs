@@ -23,8 +23,8 @@ pub(crate) enum Stage {
     Entering,
     /// It works.
     Ready,
-    /// It talks to the proxy itself.
-    Admin { may_change: bool },
+    /// It talks to the proxy itself; since then it waits for the settings to be read anew.
+    Admin { may_change: bool, reloads: Option<Moment> },
     /// Nothing more is heard from it; what is left for it is written, then it is closed.
     Closing,
 }

@@ -56,6 +56,7 @@ impl Worker {
         }
         let passed = flow.pass(at);
         if !passed.is_empty() {
+            self.bytes.1 += passed.len() as u64;
             if let Some(pool) = self.pools.get_mut(server.pool) {
                 pool.numbers.bytes_out += passed.len() as u64;
             }

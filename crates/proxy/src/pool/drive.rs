@@ -6,6 +6,7 @@ use super::server::{Server, Stage};
 use super::slab::{Id, Token};
 use super::upstream::CHUNK;
 use super::worker::{CHUNKS_PER_TURN, CLOSING, End, Worker};
+use crate::stats::add;
 use mainstay_wire::WireError;
 use std::io::ErrorKind;
 use std::sync::atomic::Ordering;
@@ -13,7 +14,8 @@ use std::sync::atomic::Ordering;
 impl Worker {
     /// Can this client's bytes go anywhere now?
     fn is_stopped(&mut self, client: &Client) -> bool {
-        if client.waiting_since.is_some() || client.is_slow() {
+        let reloads = matches!(client.stage, ClientStage::Admin { reloads: Some(_), .. });
+        if client.waiting_since.is_some() || client.is_slow() || reloads {
             return true;
         }
         match client.server.and_then(|id| self.servers.get(id)) {
@@ -168,10 +170,14 @@ impl Worker {
     }
 
     pub(crate) fn drop_client(&mut self, mut client: Box<Client>) {
+        if client.waiting_since.is_some() {
+            add(&self.stats.left_while_held);
+        }
         self.leave_queue(&mut client);
         self.hub.clients.fetch_sub(1, Ordering::Relaxed);
         if let Some(pool) = client.pool.and_then(|index| self.pools.get_mut(index)) {
             pool.clients = pool.clients.saturating_sub(1);
+            self.stats.open(client.kind).fetch_sub(1, Ordering::Relaxed);
         }
         if let Some(mut server) = client.server.and_then(|id| self.servers.take(id)) {
             server.client = None;

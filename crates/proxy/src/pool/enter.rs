@@ -8,6 +8,7 @@ use super::scram::{Challenge, Keys, Verifier, nonce, sha256};
 use super::server::Server;
 use super::settings::Settings;
 use super::worker::{End, Worker};
+use crate::hold::Kind;
 use mainstay_wire::reply::{self, Reply};
 use mainstay_wire::startup::STARTUP_BYTES_MAX;
 use mainstay_wire::{Startup, WireError, header, startup};
@@ -175,7 +176,7 @@ impl Worker {
                 let hint = "Log in as a superuser, or as a member of pg_monitor.";
                 return Err(fatal("42501", "this role may not look at the proxy", "", hint));
             }
-            client.stage = Stage::Admin { may_change: role.superuser };
+            client.stage = Stage::Admin { may_change: role.superuser, reloads: None };
             let mut out = Vec::new();
             reply::message(&mut out, b'R', |out| out.extend([0; 4]));
             for (name, value) in
@@ -194,8 +195,12 @@ impl Worker {
         client.settings = self.settings.intern(settings);
         client.start_settings = Rc::clone(&client.settings);
         let key = Key { kind: client.kind, user: user.to_owned(), database: database.to_owned() };
-        let index = self.pool_of(key);
+        let index = self.pool_of(key).ok_or_else(|| {
+            let most = format!("It keeps {} at most, one for each user, database and address.", self.pooling.pools);
+            fatal("53300", "the proxy has no room for another pool", &most, "Connect again when others have left.")
+        })?;
         client.pool = Some(index);
+        crate::stats::add(self.stats.open(client.kind));
         client.stage = Stage::Entering;
         let pool = &mut self.pools[index];
         pool.clients += 1;
@@ -206,13 +211,47 @@ impl Worker {
         }
     }
 
-    fn pool_of(&mut self, key: Key) -> usize {
+    /// The pool of this name, made if there is none. `None`: there are too many.
+    fn pool_of(&mut self, key: Key) -> Option<usize> {
         if let Some(index) = self.by_key.get(&key) {
-            return *index;
+            return Some(*index);
         }
-        self.pools.push(Pool::new(key.clone()));
-        self.by_key.insert(key, self.pools.len() - 1);
-        self.pools.len() - 1
+        if self.by_key.len() >= self.pooling.pools {
+            let empty = self.pools.iter().position(|pool| !pool.gone && pool.is_empty())?;
+            self.forget_pool(empty);
+        }
+        let pool = Pool::new(key.clone());
+        let free = self.pools.iter_mut().enumerate().find(|(_, pool)| pool.gone);
+        let index = match free {
+            Some((index, place)) => {
+                *place = pool;
+                index
+            }
+            None => {
+                self.pools.push(pool);
+                self.pools.len() - 1
+            }
+        };
+        self.by_key.insert(key, index);
+        Some(index)
+    }
+
+    /// A pool that nobody is in: its place may be another's.
+    fn forget_pool(&mut self, index: usize) {
+        if let Some(pool) = self.pools.get_mut(index) {
+            self.by_key.remove(&pool.key);
+            *pool = Pool::new(pool.key.clone());
+            pool.gone = true;
+        }
+    }
+
+    /// Pools that have been empty for long are forgotten.
+    pub(crate) fn tick_pools(&mut self) {
+        for index in 0..self.pools.len() {
+            if self.pools.get_mut(index).is_some_and(|pool| pool.is_over(self.now)) {
+                self.forget_pool(index);
+            }
+        }
     }
 
     /// A server has taken the client's settings: how they read is the greeting.
@@ -239,6 +278,10 @@ impl Worker {
         reply::ready(&mut out, b'I');
         client.stage = Stage::Ready;
         client.since = self.now;
+        crate::stats::add(self.stats.connected(client.kind));
+        if client.kind == Kind::Read && self.rules.view.reads.is_empty() {
+            crate::stats::add(&self.stats.read_on_primary);
+        }
         client.write(&out).map_err(|_| End::Bye)
     }
 

@@ -3,6 +3,7 @@
 
 use super::options::PoolOptions;
 use super::scram::Verifier;
+use super::slab::Id;
 use super::stats::PoolNumbers;
 use crate::hold::Kind;
 use crate::options::{Live, ProxyOptions};
@@ -74,10 +75,12 @@ fn same(a: &Target, b: &Target) -> bool {
 }
 
 /// A word to a thread.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Mail {
     /// A client with this number and secret wants its query cancelled.
     Cancel { process: u32, secret: u32 },
+    /// The settings that this client at the console asked for are read anew, or why not.
+    Reloaded { client: Id, outcome: Result<(), Arc<str>> },
 }
 
 pub(crate) struct Mailbox {
@@ -110,6 +113,8 @@ pub(crate) struct Hub {
     pub(crate) pooling: Live<PoolOptions>,
     /// The console asks for the settings to be read anew.
     pub(crate) reload: Notify,
+    /// Who asked there, and by which thread.
+    reloaders: Mutex<Vec<(usize, Id)>>,
     boxes: Vec<Mailbox>,
     /// The version that holds new work for a planned change; 0: it is not held.
     drains_since: AtomicU64,
@@ -137,6 +142,7 @@ impl Hub {
             options: Arc::new(Live::new(options)),
             pooling: Live::new(pooling),
             reload: Notify::new(),
+            reloaders: Mutex::default(),
             boxes: wakes.into_iter().map(Mailbox::new).collect(),
             drains_since: AtomicU64::new(0),
             told: Mutex::new(vec![Vec::new(); count]),
@@ -215,6 +221,25 @@ impl Hub {
                 waiting.push(mail);
             }
             ring(&held.wake);
+        }
+    }
+
+    /// A client at the console wants the settings read anew. False: too many do.
+    pub(crate) fn ask_reload(&self, thread: usize, client: Id) -> bool {
+        let mut reloaders = lock(&self.reloaders);
+        let room = reloaders.len() < MAIL_MAX;
+        if room {
+            reloaders.push((thread, client));
+            self.reload.notify_one();
+        }
+        room
+    }
+
+    /// They are, or can not be.
+    pub(crate) fn reloaded(&self, outcome: &Result<(), String>) {
+        let outcome: Result<(), Arc<str>> = outcome.as_ref().map(|()| ()).map_err(|why| Arc::from(why.as_str()));
+        for (thread, client) in std::mem::take(&mut *lock(&self.reloaders)) {
+            self.post(thread, Mail::Reloaded { client, outcome: outcome.clone() });
         }
     }
 

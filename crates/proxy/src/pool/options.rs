@@ -28,6 +28,8 @@ pub struct PoolOptions {
     pub size: usize,
     /// How many more when somebody has waited for `reserve_after`.
     pub reserve: usize,
+    /// Pools that a thread keeps, at most: one for each user, database and address.
+    pub pools: usize,
     /// See there.
     pub reserve_after: Span,
     /// How long a request waits for a server connection while there is a primary.
@@ -57,7 +59,8 @@ impl Default for PoolOptions {
         Self {
             threads: 1,
             size: 20,
-            reserve: 5,
+            reserve: 0,
+            pools: 2000,
             reserve_after: Span::seconds(5),
             queue: Span::seconds(30),
             idle: Span::seconds(600),

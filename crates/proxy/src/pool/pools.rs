@@ -7,7 +7,7 @@ use super::settings::Settings;
 use super::slab::Id;
 use super::stats::{NodeNumbers, PoolNumbers};
 use crate::hold::Kind;
-use mainstay_model::Moment;
+use mainstay_model::{Moment, Span};
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
@@ -38,8 +38,16 @@ pub(crate) struct Pool {
     /// How a server's parameters read with these settings: what a client is told when it enters.
     pub(crate) greetings: HashMap<Rc<Settings>, Rc<[u8]>>,
     pub(crate) numbers: PoolNumbers,
+    /// Since when nobody is in it.
+    empty_since: Option<Moment>,
+    /// Its place is free for another pool.
+    pub(crate) gone: bool,
 }
 
+/// An empty pool is kept for so long, and its numbers with it, if it has done something.
+const KEPT: Span = Span::seconds(600);
+/// And if it has not: nobody could log in there.
+const KEPT_UNUSED: Span = Span::seconds(5);
 /// Settings whose greeting is kept.
 const GREETINGS_MAX: usize = 256;
 
@@ -63,7 +71,24 @@ impl Pool {
             failures: 0,
             greetings: HashMap::new(),
             numbers,
+            empty_since: None,
+            gone: false,
         }
+    }
+
+    /// Nobody is in it: no client, and no connection to a server.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.clients == 0 && self.servers == 0 && self.waiting.is_empty()
+    }
+
+    /// It has been empty for long enough to be forgotten.
+    pub(crate) fn is_over(&mut self, now: Moment) -> bool {
+        if !self.is_empty() || self.gone {
+            self.empty_since = None;
+            return false;
+        }
+        let kept = if self.numbers.transactions > 0 { KEPT } else { KEPT_UNUSED };
+        now.since(*self.empty_since.get_or_insert(now)) > kept
     }
 
     pub(crate) fn keep_greeting(&mut self, settings: &Rc<Settings>, greeting: Rc<[u8]>) {
@@ -101,5 +126,28 @@ impl Pool {
     pub(crate) fn lacking(&self, size: usize) -> usize {
         let wanted = self.waiting.len().saturating_sub(self.opening);
         wanted.min(size.saturating_sub(self.servers))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_pool_is_over_soon_or_later_and_one_that_is_used_never() {
+        let mut pool = Pool::new(Key { kind: Kind::Write, user: "u".into(), database: "d".into() });
+        let at = |seconds: u64| Moment(1) + Span::seconds(seconds);
+        pool.clients = 1;
+        assert!(!pool.is_over(at(0)) && !pool.is_over(at(9000)));
+        pool.clients = 0;
+        assert!(!pool.is_over(at(9001)) && !pool.is_over(at(9005)), "counted from when it became empty");
+        assert!(pool.is_over(at(9007)));
+        pool.servers = 1;
+        assert!(!pool.is_over(at(9008)));
+        (pool.servers, pool.numbers.transactions) = (0, 1);
+        assert!(!pool.is_over(at(9009)) && !pool.is_over(at(9600)));
+        assert!(pool.is_over(at(9610)));
+        pool.gone = true;
+        assert!(!pool.is_over(at(99_999)));
     }
 }

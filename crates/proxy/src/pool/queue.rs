@@ -7,6 +7,7 @@ use super::server::{Server, Stage};
 use super::slab::{Id, Token};
 use super::worker::{End, Worker};
 use crate::registry::Place;
+use crate::stats::add;
 use crate::table::Held;
 use mainstay_model::Span;
 use mainstay_wire::reply::{self, Reply};
@@ -108,6 +109,7 @@ impl Worker {
     fn wait(&mut self, client: &mut Client, index: usize) -> Result<Attached, End> {
         let most = u64::try_from(self.options.max_held).unwrap_or(u64::MAX);
         if self.hub.waiting.load(Ordering::Relaxed) >= most {
+            add(&self.stats.refused_held_full);
             return Err(End::Refuse(Reply::error(
                 "FATAL",
                 "53300",
@@ -117,6 +119,8 @@ impl Worker {
             )));
         }
         self.hub.waiting.fetch_add(1, Ordering::Relaxed);
+        add(&self.stats.held);
+        add(&self.stats.held_total);
         client.waiting_since = Some(self.now);
         client.wait_began_us = self.now_us;
         if let Some(pool) = self.pools.get_mut(index) {
@@ -132,6 +136,7 @@ impl Worker {
     pub(crate) fn stop_waiting(&mut self, client: &mut Client) {
         if client.waiting_since.take().is_some() {
             self.hub.waiting.fetch_sub(1, Ordering::Relaxed);
+            self.stats.held.fetch_sub(1, Ordering::Relaxed);
             self.hub.held_bytes.fetch_sub(std::mem::take(&mut client.held_bytes), Ordering::Relaxed);
             self.stats.changes.let_go(self.now_us.saturating_sub(client.wait_began_us));
             if let Some(pool) = client.pool.and_then(|index| self.pools.get_mut(index)) {
@@ -157,6 +162,7 @@ impl Worker {
         let most = u64::try_from(self.options.max_held_bytes).unwrap_or(u64::MAX);
         if self.hub.held_bytes.fetch_add(more, Ordering::Relaxed).saturating_add(more) > most {
             self.hub.held_bytes.fetch_sub(more, Ordering::Relaxed);
+            add(&self.stats.refused_held_full);
             self.leave_queue(client);
             return Err(End::Refuse(Reply::error(
                 "FATAL",
@@ -198,6 +204,8 @@ impl Worker {
             let waits = client.waiting_since.is_some();
             if waits {
                 self.stop_waiting(&mut client);
+                let waited = self.now_us.saturating_sub(client.wait_began_us) / 1000;
+                self.stats.longest_hold_ms.fetch_max(waited, Ordering::Relaxed);
                 self.hand(server, &mut client);
                 self.resume.push(next);
             }
@@ -282,7 +290,7 @@ impl Worker {
 
     /// An attempt failed: the next one comes a little later.
     pub(crate) fn put_off(&mut self, index: usize) {
-        crate::stats::add(&self.stats.connect_failed);
+        add(&self.stats.connect_failed);
         let first = u64::try_from(self.options.retry.as_millis()).unwrap_or(RETRY_MOST_MS);
         if let Some(pool) = self.pools.get_mut(index) {
             let pause = (first << pool.failures.min(6)).min(RETRY_MOST_MS);
@@ -349,6 +357,10 @@ impl Worker {
             server.applied = Rc::clone(&client.settings);
             server.stage = Stage::Busy;
             self.resume.push(client.id);
+            if client.inbox.is_empty() {
+                // What it was for was cancelled meanwhile.
+                self.let_go.push(server.id);
+            }
             if matches!(client.stage, ClientStage::Entering) {
                 self.enter(server, &mut client);
             }
@@ -410,17 +422,26 @@ impl Worker {
     }
 
     fn in_vain(&mut self, client: &mut Client, held: Option<Held>) {
-        let (code, message) = match held {
-            Some(held) => ("57P03", format!("no database server can take this request now: {held}")),
-            None => ("53300", "no connection to the database server came free in time".to_owned()),
+        add(&self.stats.refused_hold);
+        let (code, message, hint) = match held {
+            Some(held) => (
+                "57P03",
+                format!("no database server can take this request now: {held}"),
+                "Try again; \"mainstay status\" and \"mainstay why\" tell what the cluster waits for.",
+            ),
+            None if self.hub.paused.load(Ordering::Relaxed) => (
+                "57P03",
+                "the proxy is paused".to_owned(),
+                "Somebody said PAUSE at its console; RESUME there lets work go on.",
+            ),
+            None => (
+                "53300",
+                "no connection to the database server came free in time".to_owned(),
+                "SHOW POOLS at the proxy's console tells who waits: end transactions sooner, or raise proxy.pool_size.",
+            ),
         };
-        let error = Reply::error(
-            "FATAL",
-            code,
-            &message,
-            "The statement was not executed: nothing of it was sent to a server.",
-            "Try again; \"mainstay status\" and \"mainstay why\" tell what the cluster waits for.",
-        );
+        let detail = "The statement was not executed: nothing of it was sent to a server.";
+        let error = Reply::error("FATAL", code, &message, detail, hint);
         self.refuse(client, &error);
     }
 }

@@ -50,6 +50,17 @@ impl Pooled {
         self.0.reload.notified().await;
     }
 
+    /// Tells whoever asked for that at the console: they are, or why not.
+    pub fn reloaded(&self, outcome: &Result<(), String>) {
+        self.0.reloaded(outcome);
+    }
+
+    /// Somebody at the console holds all work back.
+    #[must_use]
+    pub fn paused(&self) -> bool {
+        self.0.paused.load(Ordering::Relaxed)
+    }
+
     /// The primary, as far as is known.
     #[must_use]
     pub fn primary(&self) -> Option<NodeId> {

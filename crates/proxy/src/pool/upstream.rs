@@ -129,6 +129,7 @@ impl Worker {
             }
             let passed = flow.pass(at);
             if !passed.is_empty() {
+                self.bytes.0 += passed.len() as u64;
                 if let Some(pool) = self.pools.get_mut(server.pool) {
                     pool.numbers.bytes_in += passed.len() as u64;
                 }

@@ -62,6 +62,8 @@ const TICK: Span = Span(20);
 const SLOW_TICK: Span = Span(500);
 /// How long a client that was told to go may take to read that.
 pub(crate) const CLOSING: Span = Span::seconds(2);
+/// How long the console waits until settings are read anew.
+const RELOAD: Span = Span::seconds(10);
 /// After a failure to accept (no descriptors left, mostly).
 const ACCEPT_PAUSE: Span = Span(50);
 
@@ -99,6 +101,8 @@ pub(crate) struct Worker {
     pub(crate) to_close: Vec<Id>,
     /// Servers that may have nothing to do for their client any more.
     pub(crate) let_go: Vec<Id>,
+    /// To servers and to clients, since this was told last.
+    pub(crate) bytes: (u64, u64),
     pub(crate) read_buffer: Vec<u8>,
     pub(crate) up_buffer: Vec<u8>,
     pub(crate) down_buffer: Vec<u8>,
@@ -153,6 +157,7 @@ impl Worker {
             broken: Vec::new(),
             to_close: Vec::new(),
             let_go: Vec::new(),
+            bytes: (0, 0),
             read_buffer: vec![0; CHUNK],
             up_buffer: Vec::new(),
             down_buffer: Vec::new(),
@@ -346,9 +351,7 @@ impl Worker {
         self.version = self.hub.version.load(Ordering::Acquire);
         self.rules = self.hub.rules();
         (self.options, self.pooling) = (self.hub.options.now(), self.hub.pooling.now());
-        for Mail::Cancel { process, secret } in self.hub.mail(self.thread) {
-            self.cancel(process, secret);
-        }
+        self.read_mail();
         self.cut();
         if self.rules.view.held != Held::Draining {
             // Those tied to a server that was not to get anything new.
@@ -358,6 +361,17 @@ impl Worker {
         for index in 0..self.pools.len() {
             self.pools[index].retry_at = self.now;
             self.offer_again(index);
+        }
+    }
+
+    fn read_mail(&mut self) {
+        for mail in self.hub.mail(self.thread) {
+            match mail {
+                Mail::Cancel { process, secret } => self.cancel(process, secret),
+                Mail::Reloaded { client, outcome } => {
+                    self.reloaded(client, outcome.as_ref().map(|()| ()).map_err(|why| &**why));
+                }
+            }
         }
     }
 
@@ -379,10 +393,7 @@ impl Worker {
     }
 
     fn tick(&mut self) {
-        let mail = self.hub.mail(self.thread);
-        for Mail::Cancel { process, secret } in mail {
-            self.cancel(process, secret);
-        }
+        self.read_mail();
         if self.now.since(self.ticked) < TICK {
             return;
         }
@@ -402,6 +413,7 @@ impl Worker {
         for index in 0..self.pools.len() {
             self.tick_pool(index);
         }
+        self.tick_pools();
         self.tick_servers();
         self.tick_cancels();
         self.tick_clients();
@@ -416,6 +428,12 @@ impl Worker {
             let limit = match client.stage {
                 ClientStage::Start | ClientStage::Proving(_) => first,
                 ClientStage::Closing => CLOSING,
+                ClientStage::Admin { reloads: Some(since), .. } => {
+                    if self.now.since(since) > RELOAD {
+                        self.reloaded(id, Err("nobody has read them in time"));
+                    }
+                    continue;
+                }
                 _ => continue,
             };
             if self.now.since(client.since) > limit
@@ -457,7 +475,10 @@ impl Worker {
                 Pool::count(numbers, server);
             }
         }
-        self.hub.tell(self.thread, told);
+        let there = told.into_iter().zip(&self.pools).filter(|(_, pool)| !pool.gone).map(|(numbers, _)| numbers);
+        self.hub.tell(self.thread, there.collect());
+        self.stats.bytes_to_server.fetch_add(std::mem::take(&mut self.bytes.0), Ordering::Relaxed);
+        self.stats.bytes_to_client.fetch_add(std::mem::take(&mut self.bytes.1), Ordering::Relaxed);
     }
 
     /// Something that nobody outside can guess.

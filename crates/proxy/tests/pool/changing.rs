@@ -252,8 +252,17 @@ async fn the_console_speaks_the_usual_words_and_pauses() {
     assert!(rows(boss.simple_query("show version").await.unwrap())[0][0].starts_with("Mainstay"));
     assert_eq!(code(&boss.simple_query("show nonsense").await.map(|_| ()).unwrap_err()), "42601");
     // Settings change under the clients' feet, and nobody's connection ends.
-    boss.batch_execute("reload").await.unwrap();
-    tokio::time::timeout(crate::support::SOON, bench.pooled.reload_wanted()).await.expect("the proxy hears of it");
+    for (outcome, wanted) in [(Err("line 3: no such key".to_owned()), Some("F0000")), (Ok(()), None)] {
+        let (said, ()) = tokio::join!(boss.batch_execute("reload"), async {
+            tokio::time::timeout(crate::support::SOON, bench.pooled.reload_wanted()).await.expect("it is heard");
+            bench.pooled.reloaded(&outcome);
+        });
+        assert_eq!(said.err().map(|error| code(&error)).as_deref(), wanted);
+    }
+    // Nobody reads them: that is said, too, and the console goes on.
+    assert_eq!(code(&boss.batch_execute("reload").await.unwrap_err()), "F0000");
+    let stats = rows(boss.simple_query("show stats").await.unwrap());
+    assert!(stats.iter().any(|row| row[1] == "app" && row.last().is_some_and(|last| last == "write")), "{stats:?}");
     bench.pooled.change(|options, pooling| (options.max_connections, pooling.size) = (2, 7));
     let config = rows(boss.simple_query("show config").await.unwrap());
     assert!(config.iter().any(|row| row[0] == "default_pool_size" && row[1] == "7"), "{config:?}");

@@ -3,7 +3,10 @@
 // A helper that cannot go on fails its test.
 #![allow(unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
 
+mod bounds;
+mod cancelling;
 mod changing;
+mod drivers;
 mod hostile;
 mod refused;
 mod sharing;
