@@ -6,6 +6,7 @@
 mod bench_proxy;
 mod bench_vault;
 mod deb;
+mod leftovers;
 mod measure;
 mod packages;
 mod step;

@@ -1,5 +1,6 @@
 //! The whole suite in its order, and the two programs that stand behind `demo` and `bench`.
 
+use crate::leftovers::{self, Leftovers};
 use crate::step::{answers, cargo, pass, run, run_kept, step};
 use crate::{deb, packages, tidy};
 use anyhow::{Context, Result, bail};
@@ -16,6 +17,8 @@ const END_TO_END: &str = "mainstay-testkit";
 /// Everything, in the order in which a failure is cheapest.
 pub(crate) fn test(root: &Path) -> Result<()> {
     let began = Instant::now();
+    let _leftovers = Leftovers::look()?;
+    leftovers::room()?;
     packages::ensure()?;
     // Before the first test: some of them need what virtual hosts are made with.
     let hosts = packages::ensure_hosts()?;
@@ -94,7 +97,7 @@ fn virtual_hosts(root: &Path) -> Result<String> {
 
 /// `mainstay apply` on hosts with a real sshd. They need root.
 fn apply(root: &Path) -> Result<String> {
-    let counted = count(&run_kept("apply", &mut tests_of_built(root, &["--test", "apply"])?)?);
+    let counted = count(&run_kept("apply", &mut tests_of_built(root, &["--test", "apply", "--test", "apply_adopt"])?)?);
     closing_line("apply", counted)
 }
 
@@ -216,6 +219,7 @@ fn binary(root: &Path, name: &str) -> Result<PathBuf> {
 
 /// One of the end-to-end tools' commands, after installing and building what it needs.
 pub(crate) fn testkit(root: &Path, command: &str, arguments: &[OsString]) -> Result<ExitCode> {
+    let _leftovers = Leftovers::look()?;
     // With --json the last line of standard output belongs to the tool; ours come before it.
     packages::ensure()?;
     let on_hosts = matches!(command, "hosts" | "chaos" | "soak") || arguments.iter().any(|word| word == "--hosts");

@@ -295,6 +295,7 @@ impl Api {
         beside.now_ms = wall_now_ms();
         beside.archive = self.archive();
         beside.backup = self.backups_state();
+        beside.runbook = self.runbook();
         let mut status = status::merge(&self.spec(), self.address.clone(), &answers, &beside);
         let mut seen = self.first_seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.date(&mut status.problems, boot_now(), wall_now_ms());
@@ -369,6 +370,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/command", post(post_command))
         .merge(api_cluster::routes())
         .merge(crate::drills::routes())
+        .merge(crate::runbooks::routes())
         .with_state(api)
         .layer(axum::middleware::from_fn_with_state(gate, roles::gate))
 }

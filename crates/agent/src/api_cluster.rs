@@ -143,7 +143,7 @@ impl Api {
     }
 
     /// The record as this member of the store shows it, without asking anybody.
-    fn known_record(&self) -> Option<Record> {
+    pub(crate) fn known_record(&self) -> Option<Record> {
         record_of(self.store.watch(RECORD_KEY).borrow().as_ref())
     }
 
@@ -184,7 +184,7 @@ impl Api {
         })
     }
 
-    fn tell(&self, term: Term, kind: &str, text: String) {
+    pub(crate) fn tell(&self, term: Term, kind: &str, text: String) {
         let (node, kind, wall_ms) = (self.me.clone(), kind.to_owned(), wall_now_ms());
         // Lost only when hundreds wait; the audit has it too.
         let _ = self.events.try_send(Event { node, wall_ms, term, kind, text, change: None, lost: None });

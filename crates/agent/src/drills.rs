@@ -16,11 +16,12 @@ use axum::{Extension, Json, Router};
 use mainstay_decide::summary::Role;
 use mainstay_model::api::Accepted;
 use mainstay_model::drill::{
-    DRILLS_KEY, DRILLS_MAX, DrillCommand, DrillFault, DrillResult, DrillWish, DrillsAnswer, FaultWish, LASTS_MS_MAX,
+    DRILLS_KEY, DRILLS_MAX, DrillCommand, DrillFault, DrillResult, DrillWish, DrillsAnswer, FAULT_OF_DRILL, FaultWish,
+    LASTS_MS_MAX,
 };
 use mainstay_model::spec::Node;
-use mainstay_model::{Event, Span, Term};
-use mainstay_ports::clock::{boot_now, wall_now_ms};
+use mainstay_model::{Span, Term};
+use mainstay_ports::clock::boot_now;
 use mainstay_ports::peer::Caller;
 use mainstay_ports::store::{CasOutcome, Store as _, VALUE_BYTES_MAX, Versioned};
 use serde::Deserialize as _;
@@ -179,9 +180,15 @@ async fn post_drill(
     let by = who(&wish.by, &caller);
     let done = match wish.command {
         // An asker that hangs up takes this handler with it, and must not take the end of a fault that has begun.
-        DrillCommand::DrillFault(wish) => tokio::spawn(Arc::clone(&api).fault(wish))
-            .await
-            .unwrap_or_else(|error| Err((StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))),
+        DrillCommand::DrillFault(wish) => {
+            let done = tokio::spawn(Arc::clone(&api).fault(wish)).await;
+            let done = done.unwrap_or_else(|error| Err((StatusCode::INTERNAL_SERVER_ERROR, error.to_string())));
+            // In the history now: an asker that is interrupted brings no result.
+            done.inspect(|accepted| {
+                let text = format!("{FAULT_OF_DRILL} on {}: {}, asked for by {by}", api.me, accepted.text);
+                api.tell(accepted.term, "drill", text);
+            })
+        }
         DrillCommand::DrillResult(result) => api.keep_result(*result, by).await,
     };
     match done {
@@ -353,16 +360,7 @@ impl Api {
             let revision = held.as_ref().map(|at| at.revision);
             match self.store.compare_and_set(DRILLS_KEY, revision, value, STORE).await {
                 CasOutcome::Done(_) => {
-                    let event = Event {
-                        node: self.me.clone(),
-                        wall_ms: wall_now_ms(),
-                        term,
-                        kind: "drill".to_owned(),
-                        text: text.clone(),
-                        change: None,
-                        lost: None,
-                    };
-                    let _ = self.events.try_send(event);
+                    self.tell(term, "drill", text.clone());
                     return Ok(Accepted { node: self.me.clone(), term, text });
                 }
                 CasOutcome::Conflict(seen) => held = seen,

@@ -99,6 +99,7 @@ pub fn decision_config(me: &NodeId, stored: &StoredSpec, seed: u64) -> Config {
         me: me.clone(),
         data_nodes: data_nodes.zip(0..).collect(),
         excluded: Default::default(),
+        founder: spec.founder().cloned(),
         durability: if sabotage::on("durability-forgotten") { Durability::Async } else { spec.cluster.durability },
         sync_replicas: spec.sync_replicas(),
         lease,

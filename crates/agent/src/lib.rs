@@ -54,6 +54,7 @@ pub mod restore_drill;
 pub mod restorer;
 pub mod roles;
 pub mod routes;
+mod runbooks;
 pub mod schedule;
 pub mod setup;
 mod setup_engine;

@@ -33,6 +33,7 @@
 //! | `drill-failed` | critical | the last restore drill did not bring back a sound copy |
 //! | `drill-overdue` | warning | a restore drill should have been held long ago, by the schedule |
 //! | `archive-gap` | critical | a part of the log is neither archived nor on the primary any more |
+//! | `runbook-outdated` | warning | the specification has changed since the last runbook was made |
 
 use crate::schedule;
 use crate::status::{LocalStatus, rfc3339};
@@ -40,7 +41,7 @@ use mainstay_model::layout::RESTORED_PREFIX;
 use mainstay_model::record::Durability;
 use mainstay_model::spec::{Node, Spec};
 use mainstay_model::status::Problem;
-use mainstay_model::stored_spec::FileState;
+use mainstay_model::stored_spec::{FileState, RunbookMade};
 use mainstay_model::vault::{ArchiveState, BackupState};
 use mainstay_model::{ClaimState, NodeId, Room, ServerState};
 use mainstay_net::reason::says_expired;
@@ -74,12 +75,16 @@ pub struct Beside {
     pub archive: Option<ArchiveState>,
     /// How backups stand.
     pub backup: BackupState,
+    /// What the last runbook was made from, if one was.
+    pub runbook: Option<RunbookMade>,
     /// The asking agent's wall clock, milliseconds since 1970.
     pub now_ms: u64,
 }
 
 #[path = "problems_proof.rs"]
 mod proof;
+#[path = "problems_runbook.rs"]
+mod runbook;
 
 struct List(Vec<Problem>);
 
@@ -118,6 +123,7 @@ pub fn find(
     look.archive(&mut list);
     look.backups(&mut list);
     look.drills(&mut list);
+    look.runbook(&mut list);
     for node in &spec.nodes {
         look.node(node, &mut list);
     }

@@ -54,7 +54,7 @@ const fn rule(method: &'static str, path: &'static str, need: Need, body_max: us
 }
 
 /// Everything that may be called, and by whom. What is not here does not exist. A command's body can ask for more: [`need`].
-const RULES: [Rule; 17] = [
+const RULES: [Rule; 18] = [
     rule("GET", "/v1/status", Need::Read, 0),
     rule("GET", "/v1/history", Need::Read, 0),
     rule("GET", "/v1/why", Need::Read, 0),
@@ -68,6 +68,7 @@ const RULES: [Rule; 17] = [
     rule("POST", "/v1/archive", Need::Operate, SMALL),
     rule("POST", "/v1/backup", Need::Operate, SMALL),
     rule("POST", "/v1/pause", Need::Operate, SMALL),
+    rule("POST", "/v1/runbook", Need::Operate, SMALL),
     rule("POST", "/v1/spec", Need::Admin, LARGE),
     rule("POST", "/v1/drill", Need::Admin, SMALL),
     rule("POST", "/v1/replace", Need::Admin, SMALL),

@@ -1,6 +1,7 @@
 //! What a merged status says, condition by condition.
 
 use super::*;
+use mainstay_model::stored_spec::RunbookMade;
 use mainstay_model::{CopyId, Lsn, Walsender};
 
 pub(crate) fn node(name: &str) -> NodeId {
@@ -249,6 +250,26 @@ fn an_answer_of_an_older_agent_is_understood() {
     }
     let read: LocalStatus = serde_json::from_value(older).unwrap();
     assert_eq!(names(&merged(vec![primary(), read])), [""; 0]);
+}
+
+#[test]
+fn a_runbook_of_before_a_change_is_told_of() {
+    let made = |change: fn(&mut Spec)| {
+        let mut then = spec();
+        change(&mut then);
+        let made = RunbookMade { generation: 3, wall_ms: 1_795_391_999_000, by: "ann".to_owned(), spec: then };
+        let beside = Beside { runbook: Some(made), ..Beside::default() };
+        merged_beside(vec![primary(), answer("db2", "replica", "streaming")], &beside)
+    };
+    assert_eq!(names(&made(|_| {})), [""; 0], "it says what is");
+    let status = made(|spec| spec.cluster.durability = Durability::Async);
+    assert_eq!(names(&status), ["runbook-outdated"]);
+    let evidence = &status.problems[0].evidence;
+    assert!(evidence.contains("made by ann on 2026-11-22 from generation 3"), "{evidence}");
+    assert!(evidence.ends_with("changed since: cluster.durability"), "{evidence}");
+    let status = made(|spec| drop(spec.nodes.pop()));
+    let evidence = &status.problems[0].evidence;
+    assert!(evidence.contains("node.db2.agent_port") && evidence.contains(" more"), "many keys are cut: {evidence}");
 }
 
 #[test]

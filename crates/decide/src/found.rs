@@ -21,6 +21,9 @@ impl Mind {
         if busy || !empty || !self.has_data_role() || self.config.excluded.contains(&self.config.me) {
             return;
         }
+        if self.another_founds() {
+            return;
+        }
         let at = match self.record() {
             None if self.view.absent => self.found_at(),
             Some(record) if record.state == ClaimState::Founding => self.found_again_at(&record.clone()),
@@ -38,8 +41,23 @@ impl Mind {
         }
     }
 
-    /// Data nodes before me in the file.
+    /// Is the first copy to be another node's, however long that takes? An empty one beside an existing server's data would be a second
+    /// truth, to which clients are led.
+    fn another_founds(&mut self) -> bool {
+        let Some(founder) = self.config.founder.clone().filter(|founder| *founder != self.config.me) else {
+            return false;
+        };
+        if self.record().is_none_or(|record| record.state == ClaimState::Founding) {
+            self.reason("found", format!("waiting for {founder}: the data of its existing server are the first copy"));
+        }
+        true
+    }
+
+    /// Data nodes before me in the file; none before whoever alone may found.
     fn place(&self) -> u64 {
+        if self.is_me(self.config.founder.as_ref()) {
+            return 0;
+        }
         let mine = self.config.data_nodes.get(&self.config.me).copied().unwrap_or(u32::MAX);
         self.config.data_nodes.values().filter(|place| **place < mine).count() as u64
     }

@@ -28,6 +28,8 @@ pub struct Config {
     pub data_nodes: BTreeMap<NodeId, u32>,
     /// Nodes that may not become primary nor count for commits, for now.
     pub excluded: std::collections::BTreeSet<NodeId>,
+    /// Whoever alone may make the first copy, because it is to be an existing server's data; `None`: whoever comes first.
+    pub founder: Option<NodeId>,
     /// How commits are protected.
     pub durability: Durability,
     /// n: how many replicas a commit waits for.

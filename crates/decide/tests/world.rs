@@ -32,6 +32,28 @@ fn founding_ends_with_everybody_in_the_sync_set() {
 }
 
 #[test]
+fn where_a_server_is_adopted_its_node_founds_and_nobody_else_ever_does() {
+    let adopting = || {
+        let mut world = World::new(&["a", "b", "c"], Durability::Strict, 1);
+        world.configure(None, |config| config.founder = Some(id("c")));
+        world
+    };
+    let mut world = adopting();
+    assert_eq!(world.settle(20_000), Ok(id("c")));
+    // However long it takes: the founder is down before it began, or after it had claimed the right.
+    for before_ms in [0, 50, 100, 200, 400] {
+        let mut world = adopting();
+        world.run(before_ms);
+        if world.primary().is_some() {
+            continue;
+        }
+        world.kill_node(&id("c"));
+        world.run(60_000);
+        assert_eq!(world.primary(), None, "after {before_ms} ms: {}", world.picture());
+    }
+}
+
+#[test]
 fn a_crashed_server_is_handed_over_at_once() {
     let (mut world, old) = three();
     let since = world.now;

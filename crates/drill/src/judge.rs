@@ -118,16 +118,26 @@ pub fn judged(mut result: DrillResult, seen: &Seen, durability: Durability) -> D
     }
     if result.kind == DrillKind::Switchover && result.from == result.to {
         why.push("the role did not move".to_owned());
+    } else if !moved(&result) {
+        why.push(format!(
+            "nothing is proved: the term is still {}, so no other primary was needed; did the fault end early?",
+            result.term_after
+        ));
     }
     result.met = why.is_empty();
     result.why = why;
     result
 }
 
+/// Did the role change hands, where it must? If not, a drill has measured nothing of a take-over.
+fn moved(result: &DrillResult) -> bool {
+    !result.kind.moves_primary() || result.term_after > result.term
+}
+
 /// How long writes are expected to wait, and from what that is taken.
 #[must_use]
 pub fn expected(kind: DrillKind, times: &Failover, durability: Durability, known: &[DrillResult]) -> (u64, String) {
-    let before: Vec<&DrillResult> = known.iter().filter(|result| result.kind == kind).collect();
+    let before: Vec<&DrillResult> = known.iter().filter(|result| result.kind == kind && moved(result)).collect();
     if let Some(worst) = before.iter().rev().take(5).max_by_key(|result| result.write_gap_ms) {
         let count = before.len().min(5);
         let of = if count == 1 { "the last drill".to_owned() } else { format!("the worst of the last {count} drills") };
@@ -295,6 +305,20 @@ pub(crate) mod tests {
         assert!(!judged(torn, &Seen::default(), Durability::Strict).met);
         let stayed = DrillResult { kind: DrillKind::Switchover, to: result().from, ..result() };
         assert!(!judged(stayed, &Seen::default(), Durability::Strict).met);
+    }
+
+    #[test]
+    fn a_fault_after_which_the_same_term_goes_on_proves_nothing() {
+        let times = Failover::default();
+        for kind in DrillKind::ALL.into_iter().filter(|kind| kind.moves_primary()) {
+            let early = DrillResult { kind, to: result().from, term_after: Term(3), ..result() };
+            let judged = judged(early, &Seen::default(), Durability::Strict);
+            assert!(!judged.met && judged.why.len() == 1, "{judged:?}");
+            let (_, why) = expected(kind, &times, Durability::Strict, &[judged]);
+            assert!(why.contains("not measured"), "nor is it expected again: {why}");
+        }
+        let lost = DrillResult { kind: DrillKind::LoseReplica, to: result().from, term_after: Term(3), ..result() };
+        assert!(judged(lost, &Seen::default(), Durability::Strict).met, "the primary stays where a replica is lost");
     }
 
     #[test]

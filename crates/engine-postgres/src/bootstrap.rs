@@ -1,4 +1,4 @@
-//! The cluster's first copy: `initdb`, the roles, the application's database. Runs once in a cluster's life.
+//! The cluster's first copy: `initdb`, or an existing server's data; the roles, the application's database. Runs once in a cluster's life.
 
 use crate::config::REPLICATOR;
 use crate::files;
@@ -23,8 +23,16 @@ impl Postgres {
         if self.server_pid().await?.is_some() {
             return Err(failed("a server runs already; it must be stopped before a first copy is made"));
         }
+        if self.adopts() {
+            // Until then the old server may hold this node's port.
+            self.await_existing().await?;
+        }
         self.refuse_bad_start(|found| found.blocks()).await?;
-        self.init_data().await?;
+        if self.adopts() {
+            self.take_existing().await?
+        } else {
+            self.init_data().await?
+        }
         self.set_floors(crate::held::Floors::default());
         self.write(Some(false), |live| {
             live.copy = Some(copy);
@@ -78,15 +86,28 @@ impl Postgres {
         }
         let functions = "pg_ls_dir(text, boolean, boolean), pg_stat_file(text, boolean), pg_read_binary_file(text), \
              pg_read_binary_file(text, bigint, bigint, boolean)";
+        // Nothing of the verifier in the log, not even when the statement fails.
+        session.rows("set log_min_error_statement = panic", STATEMENT).await?;
+        // What is there stays as it is: adopted data may have these roles, and an attempt before may have made some.
+        let made = [
+            ("pg_roles where rolname = 'app'", format!("create role app login password {}", literal(verifier))),
+            (
+                &*format!("pg_roles where rolname = '{REPLICATOR}'"),
+                format!("create role {REPLICATOR} login replication"),
+            ),
+            ("pg_database where datname = 'app'", "create database app owner app".to_owned()),
+        ];
+        for (there, statement) in made {
+            let known = session.value(&format!("select count(*) from {there}"), STATEMENT).await?;
+            if known == "0" {
+                session.rows(&statement, STATEMENT * 4).await?;
+            }
+        }
         let statements = [
-            // Nothing of the verifier in the log, not even when the statement fails.
-            "set log_min_error_statement = panic".to_owned(),
-            format!("create role app login password {}", literal(verifier)),
-            format!("create role {REPLICATOR} login replication"),
+            format!("alter role {REPLICATOR} login replication"),
             format!("grant execute on function {functions} to {REPLICATOR}"),
             // So that the one who rewinds can ask for the checkpoint without which pg_rewind sees no divergence.
             format!("grant pg_checkpoint to {REPLICATOR}"),
-            "create database app owner app".to_owned(),
         ];
         for statement in statements {
             session.rows(&statement, STATEMENT * 4).await?;

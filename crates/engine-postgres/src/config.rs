@@ -213,6 +213,12 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("idle_in_transaction_session_timeout", "0"),
 ];
 
+/// Parameters that a server of ours has unless the operator says otherwise.
+#[must_use]
+pub fn default_parameters() -> &'static [(&'static str, &'static str)] {
+    DEFAULTS
+}
+
 /// What only we set.
 const OURS: &[(&str, &str)] = &[
     ("wal_level", "replica"),

@@ -196,7 +196,7 @@ impl Postgres {
     }
 }
 
-fn inspect_data(data: &Path, owner: files::Owner, half_made: bool) -> Vec<Finding> {
+pub(crate) fn inspect_data(data: &Path, owner: files::Owner, half_made: bool) -> Vec<Finding> {
     let Ok(is) = std::fs::symlink_metadata(data) else { return Vec::new() };
     if is.is_symlink() {
         return vec![Finding::Link(data.to_owned())];

@@ -13,6 +13,7 @@ mod clone;
 mod config;
 mod configure;
 mod diverged;
+mod existing;
 mod files;
 mod held;
 mod inspect;
@@ -35,7 +36,7 @@ mod tools;
 mod unfinished;
 mod wal;
 
-pub use config::REPLICATOR;
+pub use config::{REPLICATOR, default_parameters};
 pub use inspect::Finding;
 pub use options::{OptionsError, PostgresOptions, find_bin_dir, owned_parameters};
 pub use server::Postgres;

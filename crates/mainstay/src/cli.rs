@@ -3,6 +3,7 @@
 mod apply;
 mod archive;
 mod drill;
+mod import;
 mod vault;
 mod verbs;
 
@@ -10,6 +11,7 @@ pub(crate) use crate::cli_plan::*;
 pub(crate) use apply::*;
 pub(crate) use archive::*;
 pub(crate) use drill::*;
+pub(crate) use import::*;
 pub(crate) use vault::*;
 pub(crate) use verbs::*;
 
@@ -84,6 +86,8 @@ pub(crate) enum Command {
     Recover(Recover),
     /// Write the file of a new cluster, asking for what matters most
     Init(Init),
+    /// Make the file of a cluster from what another program was told
+    Import(Import),
     /// Make a plan from the requirements in the file: what it survives, its settings, its maintenance, each with its reason
     Plan(Plan),
     /// Carry the file out on real hosts over ssh: install, configure, start, add and remove nodes, change settings

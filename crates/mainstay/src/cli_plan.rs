@@ -35,6 +35,7 @@ pub(crate) struct Plan {
 #[command(
     after_help = "One page for each thing that can happen: how it shows, when to stop, what to type, how long it takes, what is lost, how to verify it and\n\
                   the way back; a card for three in the morning; how to run the database by hand. Without a file it is printed as Markdown.\n\n\
+                  When it wrote a file, the agents note from which generation: `status` then says `runbook-outdated` once the specification has changed.\n\n\
                   Examples:\n  mainstay runbook --html runbook.html\n  mainstay runbook --config mainstay.toml --offline --markdown runbook.md"
 )]
 pub(crate) struct Runbook {
@@ -49,6 +50,9 @@ pub(crate) struct Runbook {
     /// Write it as one HTML page that needs nothing else, each scenario on a page of its own when printed
     #[arg(long, value_name = "FILE")]
     pub(crate) html: Option<PathBuf>,
+    /// Write nothing: nobody keeps a copy any more, so none can be outdated
+    #[arg(long, conflicts_with_all = ["offline", "markdown", "html"])]
+    pub(crate) forget: bool,
 }
 
 /// `init`.

@@ -5,7 +5,7 @@ use crate::target::Target;
 use mainstay_model::NodeId;
 use mainstay_model::spec::Node;
 use mainstay_model::status::Status;
-use mainstay_net::{Credentials, Expect, http};
+use mainstay_net::{Credentials, Expect, Role, http};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -95,6 +95,11 @@ impl Agents {
     /// The cluster has these nodes now.
     pub(crate) fn know(&mut self, nodes: &[Node]) {
         nodes.clone_into(&mut self.nodes);
+    }
+
+    /// As whom they are asked.
+    pub(crate) fn role(&self) -> &Role {
+        &self.credentials.identity().role
     }
 
     /// Of whom these are the agents.

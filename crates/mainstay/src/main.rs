@@ -33,16 +33,26 @@ fn main() -> ExitCode {
     };
     let json = cli.global.json;
     match commands::run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => told(),
         Err(failure) => report(&failure, json),
     }
 }
 
+/// Done is only what could also be said: a result that a full disk swallowed is none.
+fn told() -> ExitCode {
+    let Some(why) = output::unwritten() else { return ExitCode::SUCCESS };
+    Failure::failed(format!("standard output can not be written: {why}"))
+        .hint("what was asked is done; its result was not shown")
+        .print();
+    ExitCode::from(failure::FAILED)
+}
+
 /// Help and version go to standard output and are no failure; a wrong command line is, with one object if `--json` was there.
 fn usage(error: &clap::Error) -> ExitCode {
-    let _ = error.print();
+    let printed = error.print();
     if !error.use_stderr() {
-        return ExitCode::SUCCESS;
+        output::remember(printed);
+        return told();
     }
     let json = std::env::args_os().take_while(|argument| argument != "--").any(|argument| argument == "--json");
     if json {

@@ -60,6 +60,44 @@ fn help_and_version_are_no_failures() {
 }
 
 #[test]
+fn what_can_not_be_said_is_not_done() {
+    let home = home();
+    let full = |arguments: &[&str]| {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_mainstay"))
+            .args(arguments)
+            .current_dir(home.path())
+            .stdin(std::process::Stdio::null())
+            .stdout(full)
+            .output();
+        output.unwrap()
+    };
+    let file = home.path().join("mainstay.toml");
+    let file = file.to_str().unwrap();
+    assert_eq!(status(&run(home.path(), &["init", "--file", file, "--host", "192.0.2.1", "--yes"])), 0);
+    for arguments in [
+        &["--version"][..],
+        &["up", "--help"],
+        &["completions", "bash"],
+        &["plan", "--offline", "--config", file],
+        &["plan", "--offline", "--config", file, "--json"],
+    ] {
+        let output = full(arguments);
+        assert_eq!(status(&output), 1, "{arguments:?}");
+        assert!(stderr(&output).contains("standard output can not be written"), "{arguments:?}: {}", stderr(&output));
+    }
+    // Whoever has read enough closes the pipe: that is no failure.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let plan = Command::new(env!("CARGO_BIN_EXE_mainstay"))
+        .args(["plan", "--offline", "--config", file])
+        .stdin(std::process::Stdio::null())
+        .stdout(writer)
+        .output();
+    assert_eq!(status(&plan.unwrap()), 0);
+}
+
+#[test]
 fn up_refuses_wrong_options_and_changes_nothing() {
     let home = home();
     let dir = home.path().join("c");

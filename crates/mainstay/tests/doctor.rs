@@ -144,8 +144,22 @@ fn whoever_may_not_look_is_told_so(cluster: &Cluster) {
 fn a_runbook_is_of_what_is_in_force(cluster: &Cluster) {
     let book = cluster.dir.join("runbook.md");
     let book = book.to_str().unwrap();
+    let told = |wanted: bool| {
+        let begun = std::time::Instant::now();
+        loop {
+            let status = cluster.json(&["status"]);
+            let problem =
+                status["problems"].as_array().unwrap().iter().find(|problem| problem["name"] == "runbook-outdated");
+            // Each agent learns of a write in the store by itself.
+            if problem.is_some() == wanted {
+                return problem.cloned().unwrap_or_default();
+            }
+            assert!(begun.elapsed() < std::time::Duration::from_secs(30), "{status}");
+            std::thread::sleep(std::time::Duration::from_millis(200));
+        }
+    };
     let write = || {
-        cluster.json(&["runbook", "--markdown", book]);
+        assert_eq!(cluster.json(&["runbook", "--markdown", book])["noted"], true);
         std::fs::read_to_string(book).unwrap()
     };
     assert!(write().contains("3000 ms at most until the older one has ended"));
@@ -155,11 +169,18 @@ fn a_runbook_is_of_what_is_in_force(cluster: &Cluster) {
     let found =
         cluster.problem("db1", "runbook-outdated", &format!("generation {generation} of orders holds"), &outdated);
     assert!(found["mend"][0].as_str().unwrap().contains("--markdown"), "{found}");
+    let problem = told(true);
+    assert!(problem["evidence"].as_str().unwrap().ends_with("changed since: failover.lease_ms"), "{problem}");
     let text = write();
+    told(false);
     assert!(text.contains("4321 ms at most until the older one has ended"), "the file still says 3000");
     assert!(text.contains(&format!("Made from generation {generation} in force")));
     assert_eq!(cluster.wrong("db1", "runbook-outdated", &outdated), Vec::<Value>::new());
     // Whoever says --offline wants the file.
-    cluster.json(&["runbook", "--offline", "--markdown", book]);
+    assert_eq!(cluster.json(&["runbook", "--offline", "--markdown", book])["noted"], false);
     cluster.problem("db1", "runbook-outdated", "a file of orders", &outdated);
+    cluster.json(&["set", "failover.lease_ms=4000"]);
+    told(true);
+    assert_eq!(cluster.json(&["runbook", "--forget"])["forgotten"], true);
+    told(false);
 }

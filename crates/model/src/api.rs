@@ -12,6 +12,7 @@
 //! | `GET /v1/standing` | read | – → [`Standing`]; answers without the store too |
 //! | `POST /v1/command` | operate; [`Command::Reinit`] and a failover that accepts loss: admin | [`CommandWish`] → [`Accepted`] |
 //! | `POST /v1/pause` | operate | [`PauseWish`] → [`SpecAnswer`] |
+//! | `POST /v1/runbook` | operate | [`RunbookWish`] → [`Accepted`] |
 //! | `POST /v1/spec` | admin | [`SpecWish`] → [`SpecAnswer`] |
 //! | `POST /v1/replace` | admin | [`ReplaceWish`] → [`Accepted`] |
 //! | `POST /v1/recover` | admin | [`RecoverWish`] → [`Accepted`] |
@@ -59,6 +60,17 @@ pub struct PauseWish {
     /// Why.
     #[serde(default)]
     pub note: String,
+}
+
+/// A runbook was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunbookWish {
+    /// From this generation; `None`: nobody keeps a copy any more.
+    pub generation: Option<u64>,
+    /// Who made it.
+    #[serde(default)]
+    pub by: String,
 }
 
 /// A new generation of the specification.

@@ -56,6 +56,9 @@ fn nodes(spec: &Spec, found: &mut Found) {
         {
             found.add(format!("node.{place}.dir"), format!("dir = {:?} must be an absolute path", dir.display()));
         }
+        if let Some(why) = adoption(spec, node) {
+            found.add(format!("node.{place}.adopt"), why);
+        }
         if node.zone.as_deref() == Some("") {
             found.add(format!("node.{place}.zone"), "zone is empty: name it, or leave it out");
         }
@@ -118,6 +121,26 @@ fn addresses(spec: &Spec, found: &mut Found) {
             claim(host, port, "metrics_port of the proxy".into(), "proxy.metrics_port".into(), found);
         }
     }
+}
+
+/// What is wrong with the server that a node is to adopt.
+fn adoption(spec: &Spec, node: &Node) -> Option<String> {
+    let adopt = node.adopt.as_ref()?;
+    let shown = adopt.display();
+    if !adopt.is_absolute() {
+        return Some(format!("adopt = {shown:?} must be an absolute path"));
+    }
+    if node.witness {
+        return Some(format!("adopt = {shown:?}: a witness holds no data"));
+    }
+    if spec.founder() != Some(&node.name) {
+        return Some(format!("adopt = {shown:?}: one server is adopted; the others become copies of it and name none"));
+    }
+    let own = spec.node_dir(node);
+    if adopt.starts_with(&own) || own.starts_with(adopt) {
+        return Some(format!("adopt = {shown:?}: the node's own directory is {}; name the other one", own.display()));
+    }
+    None
 }
 
 fn node_ports(node: &Node) -> Vec<(&'static str, u16)> {

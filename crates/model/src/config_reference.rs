@@ -104,6 +104,7 @@ const ENGINE: Effect = Effect::Elsewhere("a cluster keeps its engine: its data a
 const MOVED: Effect = Effect::Elsewhere("a node on another host is new: `mainstay node replace NAME --host HOST`");
 const RENAMED: Effect = Effect::Elsewhere("a node keeps its name: add one with the new name, then remove this one");
 const TURNED: Effect = Effect::Elsewhere("a node keeps its kind: remove it, then add it anew");
+const FIRST: Effect = Effect::NextStart("a cluster that has no first copy yet; afterwards it means nothing");
 const SERVER: Effect = Effect::NextStart("that node's server");
 const AGENT: Effect =
     Effect::Elsewhere("a running agent keeps its ports: remove the node, then add it with the new ones");
@@ -146,6 +147,9 @@ pub const KEYS: &[Key] = &[
     key("node", "dir", Kind::Text, "where the node keeps its files, an absolute path")
         .or("/var/lib/mainstay/CLUSTER")
         .when(MOVED),
+    key("node", "adopt", Kind::Text, "data directory of an existing server that is to be the first copy (`apply`)")
+        .or("none")
+        .when(FIRST),
     key("failover", "ping_ms", Kind::Number, "how often agents tell each other that they live").within(20, 10_000),
     key("failover", "suspicion_ms", Kind::Number, "silence after which a primary is suspected").within(100, 60_000),
     key("failover", "lease_ms", Kind::Number, "how long a primary serves without renewing its claim")

@@ -65,6 +65,7 @@ fn full() -> Spec {
         agent_port: 7430,
         health_port: 7431,
         dir: Some("/var/lib/x y/db".into()),
+        adopt: (name == "db1").then(|| "/var/lib/postgresql/15/main".into()),
     };
     Spec {
         cluster: Cluster {
@@ -134,6 +135,28 @@ fn what_is_written_reads_back_as_the_same_spec() {
     assert_eq!(parse(&render(&spec), OWNED).unwrap(), spec);
     let plain = parse(GOOD, OWNED).unwrap();
     assert_eq!(parse(&render(&plain), OWNED).unwrap(), plain);
+}
+
+#[test]
+fn a_server_to_adopt_is_one_and_lies_elsewhere() {
+    let with = |more: &str, second: &str| {
+        let text = format!(
+            "[cluster]\nname = \"a\"\n[[node]]\nname = \"x\"\nhost = \"h\"\n{more}[[node]]\nname = \"y\"\nhost = \"i\"\n{second}"
+        );
+        parse(&text, OWNED).map_or_else(|error| error.to_string(), |spec| format!("{:?}", spec.founder()))
+    };
+    assert!(with("", "adopt = \"/srv/main\"\n").contains("\"y\""));
+    assert_eq!(with("", ""), "None");
+    for (more, second, words) in [
+        ("adopt = \"main\"\n", "", "must be an absolute path"),
+        ("adopt = \"/srv/main\"\n", "adopt = \"/srv/main\"\n", "one server is adopted"),
+        ("adopt = \"/srv/main\"\nwitness = true\n", "", "a witness holds no data"),
+        ("adopt = \"/var/lib/mainstay/a/data\"\n", "", "name the other one"),
+        ("adopt = \"/var/lib/mainstay\"\n", "", "name the other one"),
+    ] {
+        let told = with(more, second);
+        assert!(told.contains(words), "{words}: {told}");
+    }
 }
 
 #[test]

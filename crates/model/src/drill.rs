@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 pub const DRILLS_KEY: &str = "drills";
 /// So many results are kept.
 pub const DRILLS_MAX: usize = 60;
+/// How an event of the history begins that tells of a drill's fault; what came of the drill follows in another one, if the asker stays.
+pub const FAULT_OF_DRILL: &str = "fault of a drill";
 /// A fault that lasts ends by itself after this long at most, in milliseconds.
 pub const LASTS_MS_MAX: u64 = 60_000;
 

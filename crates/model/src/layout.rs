@@ -9,6 +9,7 @@
 //! log/       server.log, agent.log, guard.log, audit.log
 //! diverged/  logs kept before a rewind or re-clone (the agent's user only)
 //! proof/     the copy of a restore drill, while one is held
+//! data.adopted/         an existing server's data on their way to become the first copy (`agent/adopted.json` says whose)
 //! data.before-restore-N/  the data of before a restore in place
 //! data.restored-COPY/     a copy for a restore in place; data.restored-COPY.given: it was handed over
 //! ```
@@ -81,6 +82,8 @@ paths!(NodeLayout {
     node_key => "agent/node.key", "The agent's key (PEM).";
     ca_cert => "agent/ca.crt", "The cluster authority (PEM).";
     app_verifier => "agent/app.verifier", "SCRAM verifier of the application role, for the first copy.";
+    adopted => "data.adopted", "An existing server's data on their way to become the first copy.";
+    adoption => "agent/adopted.json", "Which server was adopted, and how it was kept before.";
     guard_socket => "agent/guard.sock", "Where the guard listens.";
     data => "data", "The server's data directory.";
     conf => "conf", "The server's configuration.";

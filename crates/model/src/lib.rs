@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod adoption;
 pub mod api;
 pub mod bucket;
 pub mod command;

@@ -97,6 +97,9 @@ pub struct Node {
     /// Where this node keeps its files; default `/var/lib/mainstay/<cluster>`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dir: Option<PathBuf>,
+    /// The data directory of a server that exists on this host: its data become the cluster's first copy (`mainstay apply`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopt: Option<PathBuf>,
 }
 
 fn default_server_port() -> u16 {
@@ -346,6 +349,11 @@ impl Spec {
     /// Nodes that hold data, in order.
     pub fn data_nodes(&self) -> impl Iterator<Item = &Node> {
         self.nodes.iter().filter(|node| !node.witness)
+    }
+    /// The node that alone may make the first copy: the one whose existing server is adopted.
+    #[must_use]
+    pub fn founder(&self) -> Option<&NodeId> {
+        self.data_nodes().find(|node| node.adopt.is_some()).map(|node| &node.name)
     }
     /// n: how many replicas a commit waits for, before the mode is applied. Default ⌊data nodes / 2⌋.
     #[must_use]

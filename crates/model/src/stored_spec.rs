@@ -29,6 +29,22 @@ pub struct StoredSpec {
     pub ancestors: Vec<(u64, u64)>,
 }
 
+/// The store's key of what the last runbook was made from.
+pub const RUNBOOK_KEY: &str = "runbook";
+
+/// What the last runbook was made from. `null` in the store: nobody keeps one. Fields are added, never renamed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunbookMade {
+    /// The generation then.
+    pub generation: u64,
+    /// When, milliseconds since 1970 by the clock of the agent that was told.
+    pub wall_ms: u64,
+    /// Who made it.
+    pub by: String,
+    /// The whole specification then: what differs now is what the copy says wrongly.
+    pub spec: Spec,
+}
+
 /// Who paused the cluster, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Paused {

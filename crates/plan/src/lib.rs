@@ -17,6 +17,7 @@ pub mod layout;
 pub mod markdown;
 pub mod objectives;
 pub mod parameters;
+pub mod patroni;
 mod picture;
 mod plan;
 pub mod refusal;

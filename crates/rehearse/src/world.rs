@@ -72,6 +72,7 @@ fn config(spec: &Spec, me: &NodeId) -> Config {
         me: me.clone(),
         data_nodes: places.map(|(node, place)| (node.name.clone(), place)).collect(),
         excluded: BTreeSet::new(),
+        founder: None,
         durability: spec.cluster.durability,
         sync_replicas: spec.sync_replicas(),
         lease: spec.failover.lease(),

@@ -109,6 +109,7 @@ impl World {
             me: self.names[node].clone(),
             data_nodes: listed.collect(),
             excluded: wish.excluded.clone(),
+            founder: None,
             durability: wish.durability,
             sync_replicas: wish.sync_replicas,
             lease: wish.lease,

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How long a killed process may take to be gone.
-const DYING: Duration = Duration::from_secs(5);
+const DYING: Duration = Duration::from_secs(20);
 
 /// The state letter of a process (`R`, `S`, `T`, `Z` …); `None`: there is none of this number.
 #[must_use]
@@ -113,7 +113,7 @@ impl Pinned {
 /// did not happen proves nothing. Returns the moment of the first signal.
 ///
 /// # Errors
-/// When one of `required` is not there, or one is still there after five seconds.
+/// When one of `required` is not there, or one is still there after twenty seconds.
 pub fn kill_all(required: &[u32], others: &[u32]) -> Result<Instant> {
     let mut pinned = required.iter().map(|pid| Pinned::new(*pid)).collect::<Result<Vec<_>>>()?;
     pinned.extend(others.iter().filter_map(|pid| Pinned::new(*pid).ok()));

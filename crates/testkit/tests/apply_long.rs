@@ -4,27 +4,12 @@
 
 mod apply_bed;
 
-use apply_bed::{Bed, CONFIG, FILE, address, ended, file, names};
+use apply_bed::{Bed, CONFIG, FILE, address, ended, file, kill_apply, names};
 use mainstay_testkit::hosts::page;
 use serde_json::Value;
 use std::os::unix::fs::PermissionsExt as _;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
-
-/// Stops a run of apply the hard way, wherever it is. Returns whether there was one.
-fn kill_apply(bed: &Bed) -> bool {
-    let ours = |pid: &u32| {
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let mut words = line.split(|byte| *byte == 0);
-        let program = words.next().unwrap_or_default().to_vec();
-        program == bed.program.as_os_str().as_encoded_bytes() && words.next() == Some(b"apply")
-    };
-    let found: Vec<u32> = bed.admin.host.processes().into_iter().filter(ours).collect();
-    for pid in &found {
-        Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap();
-    }
-    !found.is_empty()
-}
 
 #[test]
 fn what_stands_in_the_way_leaves_every_host_as_it_was() {

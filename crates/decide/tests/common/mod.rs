@@ -31,6 +31,7 @@ pub(crate) fn config(me: &str, nodes: &[&str], durability: Durability, n: u32) -
         ping: Span(250),
         hang: Span(2000),
         seed: 7,
+        founder: None,
         paused: false,
         plants: BTreeSet::new(),
     }

@@ -262,6 +262,7 @@ impl Cluster {
                     .into(),
                 archived: false,
                 hba: Vec::new(),
+                adopt: None,
                 app_verifier: postgres_protocol::password::scram_sha_256(PASSWORD.as_bytes()),
             };
             edit(&mut options);

@@ -68,6 +68,8 @@ pub(crate) enum HostVerb {
     Packages,
     /// Write file, settings and unit
     Configure,
+    /// Stop the server that is to be adopted, and move its data to the node
+    Adopt,
     /// Start the agent and let it be kept
     Start,
     /// Let the agent begin anew

@@ -3,18 +3,13 @@
 use crate::cli::{Cli, Completions, Manual};
 use crate::failure::{Failure, Outcome};
 use clap::CommandFactory;
-use std::io::Write;
 
 /// Prints a shell's completions.
 pub(super) fn print(options: &Completions) -> Outcome {
     let mut script = Vec::new();
     clap_complete::generate(options.shell, &mut Cli::command(), "mainstay", &mut script);
-    match std::io::stdout().write_all(&script) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Failure::failed(format!("the completions can not be written: {error}")))
-        }
-        _ => Ok(()),
-    }
+    crate::output::bytes(&script);
+    Ok(())
 }
 
 /// Writes `mainstay.1`, and a page for each command that people type: `mainstay-node-add.1`.

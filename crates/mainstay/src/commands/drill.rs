@@ -20,9 +20,11 @@ use mainstay_model::Span;
 use mainstay_model::drill::{DrillCommand, DrillKind, DrillResult, DrillWish, DrillWrites, DrillsAnswer};
 use mainstay_model::status::Status;
 use mainstay_model::vault::{ArchiveAnswer, BackupState};
+use mainstay_net::Role;
 use mainstay_ports::clock::wall_now_ms;
 use serde_json::json;
 use std::path::{Path, PathBuf};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// What the agents said beforehand.
 struct Found {
@@ -30,6 +32,8 @@ struct Found {
     backup: Option<BackupState>,
     results: Vec<DrillResult>,
     gaps: Vec<(u64, u64)>,
+    /// A fault that an agent has in force now.
+    under_way: Option<String>,
 }
 
 impl Found {
@@ -43,10 +47,7 @@ impl Found {
         let archives = archives.0.values().filter_map(decode::<ArchiveAnswer>).filter_map(|answer| answer.backup);
         let backup = archives.max_by_key(|backup| backup.running.is_some());
         let answers: Vec<DrillsAnswer> = drills.0.values().filter_map(decode).collect();
-        if let Some(what) = answers.iter().find_map(|answer| answer.in_force.clone()) {
-            return Err(Failure::not_now(format!("a drill is under way: {what}"))
-                .hint("it ends by itself; nothing was changed"));
-        }
+        let under_way = answers.iter().find_map(|answer| answer.in_force.clone());
         if answers.is_empty() {
             return Err(
                 Failure::not_now("no agent knows of drills").hint("agents of an earlier version do not: upgrade them")
@@ -60,7 +61,7 @@ impl Found {
             Some((told.event.wall_ms, change.gap?.0))
         };
         let gaps = events?.into_iter().filter_map(gap).collect();
-        Ok(Found { status, backup, results, gaps })
+        Ok(Found { status, backup, results, gaps, under_way })
     }
 
     fn known<'a>(&'a self, session: &'a Session) -> Known<'a> {
@@ -81,19 +82,25 @@ impl Found {
 /// When it may not be now (exit status 3), is asked wrongly, or did not come out as asked for.
 pub(crate) async fn run(options: Drill, global: Global) -> Outcome {
     let session = Session::open_for(&options.which, options.node.as_ref()).await?;
-    let found = Found::look(&session).await?;
-    let known = found.known(&session);
     let Some(kind) = options.kind else {
-        list(&session, &known, global);
+        let found = Found::look(&session).await?;
+        list(&session, &found, global);
         return Ok(());
     };
+    // Before anything happens, and before it is said what would: what can be known to be wrong.
+    may(&session)?;
+    let page_file = page_file(&options, kind)?;
+    let found = Found::look(&session).await?;
+    let known = found.known(&session);
+    if let Some(what) = &found.under_way {
+        return Err(under_way(what));
+    }
     let wish = Wish { kind, node: options.node.as_ref(), lasts_s: options.lasts };
     let plan = drill::plan(&known, wish, options.over_budget)?;
     let words = drill::words(&plan, &known);
     if options.dry_run {
         return dry(&plan, &words, global);
     }
-    let page_file = page_file(&options, kind)?;
     let (write, read) = addresses(&session, &options)?;
     let question = format!("Drill on cluster {}, in service: {words}\nGo on?", found.status.cluster.name);
     confirm(global.yes, &question)?;
@@ -121,6 +128,44 @@ pub(crate) async fn run(options: Drill, global: Global) -> Outcome {
     report(&Report { course: &course, records: &records, seen: &seen, result: &result, kept, written }, global)
 }
 
+fn under_way(what: &str) -> Failure {
+    Failure::not_now(format!("a drill is under way: {what}")).hint("it ends by itself; nothing was changed")
+}
+
+/// Agents let faults happen, and keep results, at an administrator's wish only.
+fn may(session: &Session) -> Outcome {
+    match session.agents.role() {
+        Role::Admin(_) => Ok(()),
+        other => Err(Failure::failed(format!(
+            "a drill needs a certificate with the role admin, and that of {} has the role {}",
+            other.name(),
+            other.word()
+        ))
+        .hint("name another with --identity, or MAINSTAY_IDENTITY (`mainstay pki issue --admin NAME` makes one); nothing was changed")),
+    }
+}
+
+/// Completes when a person, or the system, ends this program. Made before there is anything to clean up.
+struct Ended([Signal; 3]);
+
+impl Ended {
+    fn new() -> Outcome<Ended> {
+        let wait = |kind: SignalKind| {
+            signal(kind).map_err(|error| Failure::failed(format!("signals can not be waited for: {error}")))
+        };
+        Ok(Ended([wait(SignalKind::interrupt())?, wait(SignalKind::terminate())?, wait(SignalKind::hangup())?]))
+    }
+
+    async fn wait(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.0;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+}
+
 /// The marker at work around the course; given up when that is, or a person says so.
 async fn watched(
     session: &Session,
@@ -129,10 +174,11 @@ async fn watched(
     (write, read): (Access, Access),
     progress: &mut Progress,
 ) -> Outcome<(Course, Records)> {
+    let mut ended = Ended::new()?;
     let marker = Marker::start(write, read).await.map_err(no_marker)?;
     let went = tokio::select! {
         went = course(session, &marker, plan, before, progress) => went,
-        _ = tokio::signal::ctrl_c() => Err(Failure::failed("interrupted").hint(
+        () = ended.wait() => Err(Failure::failed("interrupted").hint(
             "what an agent began it ends by itself, soon; whether the cluster is well again: `mainstay status`",
         )),
     };
@@ -207,6 +253,17 @@ fn page_file(options: &Drill, kind: DrillKind) -> Outcome<PathBuf> {
     if !dir.is_dir() {
         return Err(Failure::usage(format!("--page {}: there is no directory {}", path.display(), dir.display())));
     }
+    if path.is_dir() {
+        return Err(Failure::usage(format!("--page {}: it is a directory", path.display()))
+            .hint("name the page: a file in it; nothing was changed"));
+    }
+    let mut trial = path.clone().into_os_string();
+    trial.push(".new");
+    let made = std::fs::File::create(&trial).and_then(|_| std::fs::remove_file(&trial));
+    made.map_err(|error| {
+        Failure::usage(format!("--page {}: it can not be written there: {error}", path.display()))
+            .hint("name another place with --page FILE; nothing was changed")
+    })?;
     Ok(path)
 }
 
@@ -304,9 +361,9 @@ fn people(report: &Report<'_>) {
     for why in &result.why {
         output::line(&paint(Colour::Red, &format!("  not as asked for: {why}")));
     }
-    if result.met {
-        output::line(&paint(Colour::Green, "As asked for; kept in `mainstay history`."));
-    }
+    let kept = if report.kept.is_ok() { "kept in `mainstay history`" } else { "NOT kept in the history" };
+    let (colour, asked) = if result.met { (Colour::Green, "As asked for") } else { (Colour::Red, "Not as asked for") };
+    output::line(&paint(colour, &format!("{asked}; {kept}.")));
     if let Ok(page) = &report.written {
         output::line(&format!("Page: {page}"));
     }
@@ -326,17 +383,20 @@ fn dry(plan: &Plan, words: &str, global: Global) -> Outcome {
     Ok(())
 }
 
-fn list(session: &Session, known: &Known<'_>, global: Global) {
+fn list(session: &Session, found: &Found, global: Global) {
+    let known = &found.known(session);
     let spec = session.spec();
     let of = |kind: DrillKind| judge::expected(kind, &spec.failover, spec.cluster.durability, known.results);
     let last = |kind: DrillKind| known.results.iter().rev().find(|result| result.kind == kind);
+    let running = found.under_way.iter().map(|what| format!("a drill is under way: {what}"));
+    let amiss: Vec<String> = running.chain(drill::amiss(known, DrillKind::KillServer)).collect();
     if global.json {
         let kinds = DrillKind::ALL.map(|kind| {
             let (expected_ms, why) = of(kind);
             json!({ "kind": kind, "what": kind.words(), "expected_ms": expected_ms, "expected_why": why, "last": last(kind) })
         });
         return output::object(
-            &json!({ "kinds": kinds, "results": known.results, "amiss": drill::amiss(known, DrillKind::KillServer) }),
+            &json!({ "kinds": kinds, "results": known.results, "amiss": amiss, "under_way": found.under_way }),
         );
     }
     for kind in DrillKind::ALL {
@@ -354,7 +414,7 @@ fn list(session: &Session, known: &Known<'_>, global: Global) {
             ));
         }
     }
-    for why in drill::amiss(known, DrillKind::KillServer) {
+    for why in amiss {
         output::line(&paint(Colour::Yellow, &format!("not now: {why}")));
     }
 }

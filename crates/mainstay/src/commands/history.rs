@@ -9,9 +9,13 @@ use crate::plan::changes::{Row, Told, changes, counted, loss, merge};
 use crate::session::Session;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use mainstay_model::drill::FAULT_OF_DRILL;
 use serde::Deserialize;
 use serde_json::json;
 use std::fmt::Write as _;
+
+/// A drill's result comes so soon after its fault.
+const RESULT_MS: u64 = 600_000;
 
 #[derive(Deserialize)]
 struct Page {
@@ -39,7 +43,8 @@ pub(crate) async fn run(options: History, global: Global) -> Outcome {
             output::line("Nothing has happened.");
         }
     } else {
-        events.iter().filter_map(|told| shown(told, &rows, &zone)).for_each(|text| output::line(text.trim_end()));
+        let shown = |(at, told)| if is_settled(&events, at) { None } else { shown(told, &rows, &zone) };
+        events.iter().enumerate().filter_map(shown).for_each(|text| output::line(text.trim_end()));
         let others = events.iter().filter(|told| !told.is_change() && !is_drill(told)).count();
         if rows.is_empty() {
             output::line("No change of primary.");
@@ -53,6 +58,19 @@ pub(crate) async fn run(options: History, global: Global) -> Outcome {
 
 fn is_drill(told: &Told) -> bool {
     told.event.kind == "drill"
+}
+
+/// Is this the fault of a drill of which the result follows? Then that is shown. A drill that was interrupted has none.
+fn is_settled(events: &[Told], at: usize) -> bool {
+    let Some(told) = events.get(at).filter(|told| is_drill(told) && told.event.text.starts_with(FAULT_OF_DRILL)) else {
+        return false;
+    };
+    let next = events.iter().skip(at + 1).find(|told| is_drill(told));
+    next.is_some_and(|next| {
+        !next.event.text.starts_with(FAULT_OF_DRILL)
+            && next.event.text.contains(&format!(" on {}: ", told.event.node))
+            && next.event.wall_ms.saturating_sub(told.event.wall_ms) < RESULT_MS
+    })
 }
 
 /// A change of primary, or what came of a drill; `None`: neither.
@@ -144,7 +162,7 @@ fn stamp(wall_ms: u64, zone: &TimeZone, form: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{change_text, event_line};
+    use super::{change_text, event_line, is_settled, shown};
     use crate::plan::changes::{Row, Told};
     use crate::plan::examples::{at, name};
     use jiff::tz::TimeZone;
@@ -201,6 +219,24 @@ mod tests {
              cause: the server of db1 ended (signal 9)\n      \
              left behind: 2@0/5000148 to 2@0/5000948, 3 commits, may have been acknowledged; kept in /d/1\n"
         );
+    }
+
+    #[test]
+    fn a_drill_that_was_interrupted_is_told_by_its_fault() {
+        let drill = |wall_ms: u64, text: &str| {
+            let mut told = told();
+            (told.event.wall_ms, told.event.kind, told.event.text) = (wall_ms, "drill".into(), text.into());
+            told
+        };
+        let begun = drill(1000, "fault of a drill on db2: the server of db2, process 7, was killed, asked for by ann");
+        let result = drill(9000, "drill kill-server on db2: db2 → db1, write gap 412 ms; as promised");
+        let other = drill(9000, "drill lose-replica on db3: write gap 4 ms; as promised");
+        assert!(is_settled(&[begun.clone(), told(), result.clone()], 0), "the result tells it");
+        assert!(!is_settled(&[begun.clone(), told(), result.clone()], 2), "a result is always shown");
+        assert!(!is_settled(&[begun.clone(), begun.clone(), result], 0) && !is_settled(&[begun.clone()], 0));
+        assert!(!is_settled(&[begun.clone(), other], 0), "another drill's result");
+        let line = shown(&begun, &[], &TimeZone::UTC).unwrap();
+        assert!(line.contains("fault of a drill on db2\n      the server of db2, process 7, was killed"), "{line}");
     }
 
     #[test]

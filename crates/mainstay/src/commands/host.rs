@@ -4,7 +4,7 @@
 
 use crate::cli::HostVerb;
 use crate::failure::{Failure, Outcome};
-use crate::on_host::{look, place, proof, service};
+use crate::on_host::{adopt, look, place, proof, service};
 use crate::output;
 use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
@@ -30,6 +30,7 @@ pub(crate) async fn run(verb: HostVerb) -> Outcome {
         HostVerb::Install => print(&place::install()?),
         HostVerb::Packages => print(&place::packages().await?),
         HostVerb::Configure => print(&place::configure(&told()?).await?),
+        HostVerb::Adopt => print(&adopt::bring(&told()?).await?),
         HostVerb::Start => print(&service::start(&told()?).await?),
         HostVerb::Reload => print(&service::reload(&told()?).await?),
         HostVerb::Restart => print(&service::restart(&told()?).await?),

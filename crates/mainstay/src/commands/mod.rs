@@ -16,6 +16,7 @@ mod failover;
 mod guard;
 mod history;
 mod host;
+mod import;
 mod init;
 mod join;
 mod node;
@@ -70,6 +71,7 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Node(options) => one_thread(node::run(options, global)),
         Command::Recover(options) => one_thread(recover::run(options, global)),
         Command::Init(options) => init::run(&options, global),
+        Command::Import(options) => import::run(&options, global),
         Command::Plan(options) => one_thread(plan::run(options, global)),
         Command::Apply(options) => one_thread(apply::run(options, global)),
         Command::Host(options) => one_thread(host::run(options.verb)),

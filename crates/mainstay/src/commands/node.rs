@@ -48,6 +48,7 @@ async fn add(options: NodeAdd, global: Global) -> Outcome {
         agent_port: options.agent_port,
         health_port: options.health_port,
         dir: options.data_dir.clone(),
+        adopt: None,
     };
     let before = session.spec().clone();
     let mut spec = before.clone();

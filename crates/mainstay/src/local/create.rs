@@ -71,6 +71,7 @@ fn spec(up: &Up, dir: &Path, hosts: &[Ipv4Addr], ports: ports::Ports, bin_dir: O
             port: ports.server,
             agent_port: ports.agent,
             health_port: ports.health,
+            adopt: None,
         })
     });
     let name = match &up.name {

@@ -9,6 +9,7 @@ use crate::target::Target;
 use mainstay_model::layout::NodeLayout;
 use mainstay_model::spec::Node;
 use mainstay_net::pki;
+use mainstay_plan::apply::adopt::Adopt;
 use mainstay_plan::apply::facts::{Agent, Host, Papers, Said};
 use mainstay_plan::doctor::facts::Existing;
 use mainstay_plan::doctor::{Severity, examine};
@@ -31,7 +32,18 @@ pub(crate) async fn look(task: &Task) -> Outcome<Host> {
     let papers = papers(&target, &node, &layout)?;
     // A doctor asks the other nodes' ports, too: what they answer matters once this node has joined.
     let seen = Seen::of(target).await;
-    let facts = gather(&seen, &node, false).await;
+    let mut facts = gather(&seen, &node, false).await;
+    let adopt = super::existing::look(&seen.target.spec, &node, &layout).await;
+    if let Some(Adopt::Named(existing)) = &adopt
+        && let Some(Ok(told)) = &existing.told
+    {
+        // The server that is to be adopted has this node's port until it is stopped.
+        facts
+            .ports
+            .iter_mut()
+            .filter(|port| port.of == "server" && port.port == told.port)
+            .for_each(|port| port.busy = Ok(false));
+    }
     let findings =
         examine(&seen.target.spec, &node, &facts).into_iter().filter(|finding| finding.severity != Severity::Fine);
     let said = |finding: mainstay_plan::doctor::Finding| Said {
@@ -60,6 +72,8 @@ pub(crate) async fn look(task: &Task) -> Outcome<Host> {
             Ok(Existing::Other(names)) => Some(names.join(", ")),
             Err(why) => Some(format!("what can not be read ({why})")),
         },
+        libraries: super::existing::missing_libraries(&seen.target.spec).await,
+        adopt,
         findings: findings.map(said).collect(),
     })
 }

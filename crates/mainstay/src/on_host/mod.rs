@@ -1,6 +1,8 @@
 //! What `mainstay apply` does on a host, as root: looking, writing, starting. Each part is idempotent and decides nothing: which parts are needed
 //! is decided where apply runs (`mainstay_plan::apply`), from what [`look`] shows.
 
+pub(crate) mod adopt;
+mod existing;
 pub(crate) mod look;
 pub(crate) mod place;
 pub(crate) mod proof;

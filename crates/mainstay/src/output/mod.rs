@@ -1,13 +1,18 @@
 //! What people and programs see: tables, colours only on a terminal, progress on standard error, one object per line for `--json`.
 //!
-//! A closed pipe (`mainstay status | head -1`) is no error: what can not be written is dropped.
+//! A closed pipe (`mainstay status | head -1`) is no error: what can not be written is dropped. Any other trouble with standard output is
+//! remembered, and makes the command fail at its end ([`unwritten`]).
 
 pub(crate) mod lines;
 pub(crate) mod progress;
 pub(crate) mod table;
 
 use crate::failure::{Failure, Outcome};
-use std::io::{BufRead as _, IsTerminal as _, Write as _};
+use std::io::{BufRead as _, ErrorKind, IsTerminal as _, Write};
+use std::sync::OnceLock;
+
+/// The first trouble with standard output.
+static UNWRITTEN: OnceLock<String> = OnceLock::new();
 
 /// The few colours in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +63,31 @@ pub(crate) fn paint_error(colour: Colour, text: &str) -> String {
 
 /// A line on standard output.
 pub(crate) fn line(text: &str) {
-    let _ = writeln!(std::io::stdout().lock(), "{text}");
+    put(std::io::stdout().lock(), format!("{text}\n").as_bytes());
+}
+
+/// Bytes on standard output, as they are.
+pub(crate) fn bytes(bytes: &[u8]) {
+    put(std::io::stdout().lock(), bytes);
+}
+
+fn put(mut to: impl Write, bytes: &[u8]) {
+    remember(to.write_all(bytes));
+}
+
+/// Keeps trouble with standard output for [`unwritten`].
+pub(crate) fn remember(done: std::io::Result<()>) {
+    if let Err(error) = done
+        && error.kind() != ErrorKind::BrokenPipe
+    {
+        let _ = UNWRITTEN.set(error.to_string());
+    }
+}
+
+/// Why standard output did not take everything, if so: what was asked may be done, but nobody was told.
+pub(crate) fn unwritten() -> Option<&'static str> {
+    remember(std::io::stdout().lock().flush());
+    UNWRITTEN.get().map(String::as_str)
 }
 
 /// A line on standard error.

@@ -66,7 +66,9 @@ pub(crate) fn amiss(known: &Known<'_>, kind: DrillKind) -> Vec<String> {
         why.push("no primary takes writes".to_owned());
     }
     let counts = |severity: &str| severity != "info";
-    let problems = status.problems.iter().filter(|problem| counts(&problem.severity));
+    // What stands on paper says nothing of how the cluster is.
+    let problems =
+        status.problems.iter().filter(|problem| counts(&problem.severity) && problem.name != "runbook-outdated");
     why.extend(problems.map(|problem| format!("{}: {}", problem.name, problem.evidence)));
     let ill = status.nodes.iter().filter(|node| !node.healthy);
     why.extend(ill.map(|node| format!("{} is {}", node.name, node.state)));
@@ -272,6 +274,10 @@ mod tests {
             |known| plan(known, wish(DrillKind::LoseProxy), true).unwrap_err(),
         );
         assert!(paused.status == 3 && paused.error.contains("paused: by ann"), "{paused:?}");
+        with(
+            |_, status| status.problems.push(Problem { name: "runbook-outdated".to_owned(), ..problem("warning") }),
+            |known| drop(plan(known, wish(DrillKind::KillServer), false).unwrap()),
+        );
         with(
             |_, status| status.problems.push(problem("info")),
             |known| {

@@ -1,5 +1,6 @@
 //! What is wanted, and what the hosts and the cluster show.
 
+use super::adopt::Adopt;
 use mainstay_model::NodeId;
 use mainstay_model::spec::Spec;
 use mainstay_model::stored_spec::{FileState, StoredSpec};
@@ -94,6 +95,10 @@ pub struct Host {
     pub server: Option<u64>,
     /// What lies in the data directory: empty, or in words.
     pub data: Option<String>,
+    /// The server that the file names for this node, if it names one.
+    pub adopt: Option<Adopt>,
+    /// Libraries that the file lets servers load and that are not there.
+    pub libraries: Vec<String>,
     /// What a doctor says of the host.
     pub findings: Vec<Said>,
 }

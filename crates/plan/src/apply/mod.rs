@@ -4,6 +4,7 @@
 //! PURE. The same function decides about bare hosts, about a run that was interrupted anywhere, and about a cluster that is as the file says:
 //! then the list is empty. Nothing remembers how far an earlier run came; the hosts show it. Begin at [`work`].
 
+pub mod adopt;
 pub mod facts;
 mod obstacles;
 mod steps;

@@ -26,7 +26,7 @@ pub struct Obstacle {
 }
 
 impl Obstacle {
-    fn on(node: &NodeId, what: impl Into<String>, mend: impl Into<String>) -> Self {
+    pub(super) fn on(node: &NodeId, what: impl Into<String>, mend: impl Into<String>) -> Self {
         Self { node: Some(node.clone()), what: what.into(), mend: mend.into() }
     }
 
@@ -110,6 +110,14 @@ fn on_host(wanted: &Wanted<'_>, inventory: &Inventory, node: &Node, host: &Host,
             "nothing there is touched; if it may go: mv {dir} {dir}.old on that host; or set another `dir` for the node"
         );
         found.push(Obstacle::on(name, what, mend));
+    }
+    super::adopt::obstacles(wanted, inventory, node, found);
+    // A server that loads what is not there does not start; that is found before the old one is stopped.
+    if super::adopt::pending(wanted, inventory).is_some() {
+        for library in &host.libraries {
+            let mend = "install its package there (it is where the adopted server loads it from), or take it out of shared_preload_libraries";
+            found.push(Obstacle::on(name, format!("there is no library {library:?} for its server"), mend));
+        }
     }
     if host.agent.is_some() && matches!(host.papers, Papers::None) {
         let what = "an agent runs there that has no certificates";

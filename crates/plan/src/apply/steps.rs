@@ -27,6 +27,15 @@ pub enum Step {
     Join(NodeId),
     /// The same over certificates that are there.
     Renew(NodeId),
+    /// Stop the server that exists there, let it not be started again, and move its data into the node's directory.
+    Adopt {
+        /// On whose host.
+        node: NodeId,
+        /// The data directory.
+        directory: String,
+        /// The identity of the data: others are left alone.
+        system: String,
+    },
     /// Start the agent if it does not run, and let it be kept.
     Start(NodeId),
     /// Wait until a node that was added votes and does its part.
@@ -51,6 +60,7 @@ impl Step {
     pub fn node(&self) -> Option<&NodeId> {
         match self {
             Self::Packages(node) | Self::Program(node) | Self::Configure(node) | Self::Add(node) => Some(node),
+            Self::Adopt { node, .. } => Some(node),
             Self::Join(node) | Self::Renew(node) | Self::Start(node) | Self::Await(node) => Some(node),
             Self::Reload(node) | Self::Move(node) | Self::Remove(node) | Self::Retire(node) => Some(node),
             Self::Authority | Self::Change(_) | Self::Restart => None,
@@ -68,6 +78,7 @@ impl Step {
             Self::Add(_) => "add",
             Self::Join(_) => "join",
             Self::Renew(_) => "renew",
+            Self::Adopt { .. } => "adopt",
             Self::Start(_) => "start",
             Self::Await(_) => "await",
             Self::Change(_) => "change",
@@ -90,6 +101,7 @@ impl Step {
             Self::Add(_) => "add it to the nodes".into(),
             Self::Join(_) => "make keys there and certify them".into(),
             Self::Renew(_) => "make new keys there and certify them".into(),
+            Self::Adopt { directory, .. } => format!("stop the server of {directory} and move its data here"),
             Self::Start(_) => "start the agent".into(),
             Self::Await(_) => "wait until it votes and does its part".into(),
             Self::Change(keys) => format!("change {}", keys.join(", ")),
@@ -197,6 +209,7 @@ fn from_the_start(wanted: &Wanted<'_>, inventory: &Inventory, began: bool, work:
     work.stage(prepared);
     // In the order of the file, one after the other: the first one is the first to ask for the primary's role.
     started.into_iter().for_each(|step| work.stage(vec![step]));
+    work.stage(adopted(wanted, inventory, work).into_iter().collect());
     work.again = !work.is_empty();
 }
 
@@ -218,6 +231,7 @@ fn running(wanted: &Wanted<'_>, inventory: &Inventory, in_force: &Spec, work: &m
         work.stage(certified(wanted, node, host).into_iter().collect());
         work.stage(vec![because(Step::Start(node.clone()), "its agent does not run")]);
     }
+    work.stage(adopted(wanted, inventory, work).into_iter().collect());
     for (node, host) in hosts().filter(|(node, _)| !known(node)) {
         work.stage(vec![because(Step::Add(node.clone()), "the file lists it, and it is not in force")]);
         work.stage(certified(wanted, node, host).into_iter().collect());
@@ -250,6 +264,19 @@ fn running(wanted: &Wanted<'_>, inventory: &Inventory, in_force: &Spec, work: &m
         work.stage(unkept(node, host).into_iter().collect());
         work.stage(reload(wanted, inventory, node, host).into_iter().collect());
     }
+}
+
+/// The server that the file names and that is not brought yet: last, when every agent runs and waits for it, because clients are away from there
+/// on. Not before its own node's agent runs or is started.
+fn adopted(wanted: &Wanted<'_>, inventory: &Inventory, before: &Work) -> Option<Reasoned> {
+    let (node, existing) = super::adopt::pending(wanted, inventory)?;
+    let runs = inventory.host(&node).is_some_and(|host| host.agent.is_some());
+    if !runs && !before.steps().any(|each| each.step == Step::Start(node.clone())) {
+        return None;
+    }
+    let (directory, system) = (existing.directory.clone(), existing.system.clone());
+    let why = if existing.noted.is_some() { "it was begun" } else { "the file says that its data are the first copy" };
+    Some(because(Step::Adopt { node, directory, system }, why))
 }
 
 /// An agent that runs, and that nobody starts again.

@@ -1,5 +1,6 @@
 //! A small world in which steps are carried out as they are on hosts: whatever was interrupted, deciding again leads to the same end.
 
+use super::adopt::Adopt;
 use super::facts::*;
 use super::*;
 use mainstay_model::NodeId;
@@ -7,6 +8,8 @@ use mainstay_model::config::{parse, render};
 use mainstay_model::spec::Spec;
 use mainstay_model::stored_spec::{FileState, StoredSpec};
 use std::collections::BTreeMap;
+
+mod adopting;
 
 const PROGRAM: &str = "f00d";
 const UNIT: &str = "[Unit]";
@@ -25,6 +28,10 @@ fn spec(text: &str) -> Spec {
 
 fn name(number: u8) -> NodeId {
     NodeId::new(format!("db{number}")).unwrap()
+}
+
+fn wanted<'a>(spec: &'a Spec, text: &'a str, authority: Option<&'a str>, remove: bool) -> Wanted<'a> {
+    Wanted { spec, text, program: PROGRAM, unit: UNIT, authority, now: NOW, packages: false, remove, back: false }
 }
 
 /// Hosts, and the cluster on them.
@@ -71,26 +78,20 @@ impl World {
             files: files.collect(),
             voters: if answers { self.voters.clone() } else { Vec::new() },
             in_force,
-            primary: self.primary.clone().filter(|_| answers),
+            primary: self.primary.clone().filter(|_| answers && !self.waits()),
             ..Inventory::default()
         }
+    }
+
+    /// Are there data without which there is no primary?
+    fn waits(&self) -> bool {
+        self.hosts.values().any(|host| matches!(host.adopt, Some(Adopt::Named(_))))
     }
 
     fn decide(&self, text: &str, remove: bool) -> Result<Work, Vec<Obstacle>> {
         let spec = spec(text);
         let authority = self.authority.then_some(AUTHORITY);
-        let wanted = Wanted {
-            spec: &spec,
-            text,
-            program: PROGRAM,
-            unit: UNIT,
-            authority,
-            now: NOW,
-            packages: false,
-            remove,
-            back: false,
-        };
-        work(&wanted, &self.inventory(&spec))
+        work(&wanted(&spec, text, authority, remove), &self.inventory(&spec))
     }
 
     fn host(&mut self, node: &NodeId) -> &mut Host {
@@ -139,6 +140,14 @@ impl World {
                 host.agent = Some(Agent { pid: 1, current: true, elsewhere: false });
                 let config = host.config.clone().unwrap();
                 self.read.insert(node.clone(), config);
+            }
+            Step::Adopt { node, directory, system } => {
+                let running = file.nodes.iter().filter(|node| self.hosts[&node.name].agent.is_some()).count();
+                assert_eq!(running, file.nodes.len(), "clients are away before everything is ready");
+                let host = self.host(node);
+                let Some(Adopt::Named(existing)) = &host.adopt else { panic!("{node} has nothing to adopt") };
+                assert_eq!((&existing.directory, &existing.system), (directory, system));
+                host.adopt = Some(Adopt::Taken);
             }
             Step::Add(node) => {
                 let mut spec = self.stored.clone().unwrap().spec;

@@ -18,6 +18,7 @@ pub(crate) fn config(me: &NodeId, nodes: &[NodeId], durability: Durability, plan
         ping: Span(250),
         hang: Span(2000),
         seed: 7,
+        founder: None,
         paused: false,
         plants: plant.into_iter().collect(),
     }

@@ -68,6 +68,7 @@ fn node(name: String, last: u8, witness: bool) -> Result<Node> {
         agent_port: 7420,
         health_port: 7421,
         dir: None,
+        adopt: None,
     })
 }
 

@@ -363,8 +363,8 @@ async fn long_query(cluster: &HostCluster, status: &Status, primary: &NodeId, ho
     // Replay of its lock waits for those queries.
     ask(host, "TRUNCATE mainstay_conflict").await?;
     for (_, replica) in replicas(cluster, primary) {
-        let blocked =
-            "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'startup' AND wait_event_type = 'Lock'";
+        // It may wait for the same query a little earlier in the log already, where rows that it might see were removed.
+        let blocked = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'startup' AND (wait_event_type = 'Lock' OR wait_event LIKE 'RecoveryConflict%')";
         until(replica, blocked, "1").await?;
     }
     let (at, evidence, _) = kill_server(host, status, primary)?;

@@ -152,3 +152,18 @@ pub(crate) fn names(status: &Value) -> Vec<String> {
     let well = nodes.iter().filter(|node| node["healthy"] == true);
     well.map(|node| node["name"].as_str().unwrap_or_default().to_owned()).collect()
 }
+
+/// Stops a run of apply the hard way, wherever it is. Returns whether there was one.
+pub(crate) fn kill_apply(bed: &Bed) -> bool {
+    let ours = |pid: &u32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let mut words = line.split(|byte| *byte == 0);
+        let program = words.next().unwrap_or_default().to_vec();
+        program == bed.program.as_os_str().as_encoded_bytes() && words.next() == Some(b"apply")
+    };
+    let found: Vec<u32> = bed.admin.host.processes().into_iter().filter(ours).collect();
+    for pid in &found {
+        Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap();
+    }
+    !found.is_empty()
+}

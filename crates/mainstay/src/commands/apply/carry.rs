@@ -7,6 +7,7 @@ use crate::commands::{node, pki, restart, set};
 use crate::failure::{Failure, Outcome};
 use crate::local::keys::{Keys, Member};
 use crate::local::tokens::Tokens;
+use crate::on_host::adopt::Bring;
 use crate::on_host::{CONFIG, Task};
 use crate::output::progress::Progress;
 use crate::session::Session;
@@ -23,6 +24,8 @@ const PACKAGES: Duration = Duration::from_secs(2000);
 const SMALL: Duration = Duration::from_secs(100);
 /// The service manager may take its time, and an agent that ends in order hands over first.
 const END: Duration = Duration::from_secs(200);
+/// A server may take its time to write a checkpoint and to stop; the cluster is waited for before.
+const ADOPT: Duration = Duration::from_secs(1500);
 /// A token is used a moment after it is made.
 const TOKEN: Duration = Duration::from_secs(300);
 /// How long a node may take to do its part again after its agent began anew.
@@ -95,6 +98,10 @@ impl Run {
             Step::Configure(_) => answer("configure", SMALL).await.map(drop),
             Step::Join(_) => self.join(node, false).await,
             Step::Renew(_) => self.join(node, true).await,
+            Step::Adopt { system, .. } => {
+                let bring = Bring { task: self.task(node), system: system.clone() };
+                self.fleet.ask::<serde_json::Value>(node, "adopt", &bring, ADOPT).await.map(drop)
+            }
             Step::Start(_) => answer("start", END).await.map(drop),
             Step::Reload(_) => answer("reload", SMALL).await.map(drop),
             Step::Move(_) => answer("restart", END).await.map(drop),
@@ -226,6 +233,7 @@ impl Run {
                 node::gone(session, &options, &mut progress, &mut verified).await?;
             }
             Step::Authority | Step::Packages(_) | Step::Program(_) | Step::Configure(_) | Step::Join(_) => {}
+            Step::Adopt { .. } => {}
             Step::Renew(_) | Step::Start(_) | Step::Reload(_) | Step::Move(_) | Step::Retire(_) => {}
         }
         self.verified.extend(verified);

@@ -21,7 +21,7 @@ use crate::target::{Target, absolute};
 use fleet::{Fleet, Program};
 use mainstay_model::NodeId;
 use mainstay_model::status::Status;
-use mainstay_plan::apply::{Obstacle, Reasoned, Step, Work, notes, work};
+use mainstay_plan::apply::{Obstacle, Reasoned, Step, Work, adopt, notes, work};
 use mainstay_ports::clock::boot_now;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -155,9 +155,10 @@ impl Run {
                 return self.verify(pass > 0).await;
             }
             self.check_changes(&looked)?;
-            self.announce(&work);
+            let adoption = adopt::told(&wanted, &looked.inventory);
+            self.announce(&work, &adoption);
             if self.options.check {
-                return Err(self.checked(&work));
+                return Err(self.checked(&work, &adoption));
             }
             let question = format!("Do this on the hosts of the cluster {}?", self.target.spec.cluster.name);
             let yes = self.global.yes;
@@ -192,7 +193,8 @@ impl Run {
             .hint("plan anew, look at it, then apply"))
     }
 
-    fn announce(&self, work: &Work) {
+    fn announce(&self, work: &Work, adoption: &[String]) {
+        adoption.iter().for_each(|line| output::errline(line));
         for stage in &work.stages {
             // What is the same on several hosts is one line.
             let mut told: Vec<(String, &str, Vec<&str>)> = Vec::new();
@@ -228,11 +230,11 @@ impl Run {
     }
 
     /// The end of `--check` when there is something to do.
-    fn checked(&self, work: &Work) -> Failure {
+    fn checked(&self, work: &Work, adoption: &[String]) -> Failure {
         if self.global.json {
             let steps: Vec<_> = work.steps().map(shown).collect();
             output::object(
-                &json!({ "cluster": self.target.spec.cluster.name, "steps": steps, "again": work.again, "changed": false }),
+                &json!({ "cluster": self.target.spec.cluster.name, "steps": steps, "again": work.again, "adoption": adoption, "changed": false }),
             );
             return Failure { status: NOT_NOW, ..Failure::said() };
         }

@@ -2,12 +2,14 @@
 
 use super::ssh::Secret;
 use crate::failure::{Failure, Outcome};
-use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, tcgetattr, tcsetattr};
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::Path;
 
 const BYTES_MAX: u64 = 1024;
+/// Ctrl-C.
+const INTERRUPT: u8 = 3;
 
 /// Reads it.
 ///
@@ -46,18 +48,21 @@ fn typed(hosts: &[String]) -> Outcome<String> {
     let _ = write!(terminal, "Password for sudo on {}: ", hosts.join(", "));
     let before = tcgetattr(&terminal).map_err(|error| wrong(error.into()))?;
     let mut hidden = before.clone();
-    // Signals of the terminal too: a Ctrl-C must not leave it without echo.
+    // Signals of the terminal too: a Ctrl-C must not leave it without echo. It ends the line instead, and is seen at once.
     hidden.local_modes.remove(LocalModes::ECHO | LocalModes::ISIG);
+    hidden.special_codes[SpecialCodeIndex::VEOL] = INTERRUPT;
     tcsetattr(&terminal, OptionalActions::Flush, &hidden).map_err(|error| wrong(error.into()))?;
-    let line =
-        terminal.try_clone().map_err(wrong).and_then(|terminal| first_line(BufReader::new(terminal), "the terminal"));
+    let mut bytes = [0; BYTES_MAX as usize];
+    // One read is one line of a terminal.
+    let read = terminal.read(&mut bytes);
     let _ = tcsetattr(&terminal, OptionalActions::Flush, &before);
     let _ = writeln!(terminal);
-    let line = line?;
-    if line.contains('\u{3}') {
+    let bytes = bytes.get(..read.map_err(wrong)?).unwrap_or_default();
+    if bytes.is_empty() || bytes.contains(&INTERRUPT) {
         return Err(Failure::not_now("given up: nothing was changed"));
     }
-    Ok(line)
+    let line = std::str::from_utf8(bytes).map_err(|error| Failure::usage(format!("the password for sudo: {error}")))?;
+    Ok(line.trim_end_matches(['\n', '\r']).to_owned())
 }
 
 #[cfg(test)]

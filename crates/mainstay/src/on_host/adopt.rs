@@ -1,0 +1,281 @@
+//! Bringing an existing server's data to a node (docs/adr/0037): looked at once more, its server stopped in order and not started again there,
+//! one rename. Goes on from wherever an earlier run has ended; nothing is copied, and nothing is removed.
+
+use super::existing::{control, no_data, noted, postmaster, psql, start_conf, unit, working_in};
+use super::{CONFIG, Task, systemd, target};
+use crate::client::{Agents, decode};
+use crate::failure::{Failure, Outcome};
+use crate::target::Target;
+use mainstay_model::adoption::Adoption;
+use mainstay_model::api::Standing;
+use mainstay_model::layout::NodeLayout;
+use mainstay_model::spec::Spec;
+use mainstay_model::{ClaimState, NodeId, SystemId};
+use mainstay_net::write_file;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long this node may take to hold the right to make the first copy: a store is founded and led.
+const CLAIM: Duration = Duration::from_secs(120);
+/// How long a checkpoint may take while clients still work: what it writes need not be written while they are away.
+const CHECKPOINT: Duration = Duration::from_secs(600);
+/// How long the server may take to stop.
+const STOP: Duration = Duration::from_secs(600);
+const EACH: Duration = Duration::from_millis(100);
+
+/// What is to be brought.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Bring {
+    /// To which node.
+    pub(crate) task: Task,
+    /// The identity of the data, as they were looked at.
+    pub(crate) system: String,
+}
+
+/// Where everything is.
+struct Places {
+    spec: Spec,
+    node: NodeId,
+    layout: NodeLayout,
+    directory: PathBuf,
+    major: u64,
+}
+
+/// Brings the data.
+///
+/// # Errors
+/// When they are not what was looked at, the cluster is not ready for them, or the server does not stop: then its data are where they were.
+pub(crate) async fn bring(bring: &Bring) -> Outcome<Value> {
+    let target = target(&bring.task.file)?;
+    let node = target.spec.node(&bring.task.node).ok_or_else(|| Failure::usage("the file does not list the node"))?;
+    let layout = NodeLayout::new(target.spec.node_dir(node));
+    let Some(directory) = node.adopt.clone() else {
+        return Err(Failure::usage(format!("the file names no server to adopt for {}", node.name)));
+    };
+    if layout.adopted().exists() || layout.data().join("PG_VERSION").exists() {
+        return Ok(json!({ "adopted": false, "why": "its data are there" }));
+    }
+    if let Some(why) = no_data(&directory) {
+        return Err(Failure::failed(format!("{} {why}", directory.display())).hint("nothing was touched"));
+    }
+    let version = std::fs::read_to_string(directory.join("PG_VERSION")).unwrap_or_default();
+    let major = version.trim().parse().unwrap_or(0);
+    let places = Places { node: node.name.clone(), spec: target.spec.clone(), layout, directory, major };
+    places.check(&bring.system).await?;
+    places.movable()?;
+    places.until_claimed().await?;
+    places.note(&bring.system).await?;
+    let pid = places.stop().await.map_err(|failure| places.back(failure))?;
+    places.rename(&bring.system).await.map_err(|failure| places.back(failure))?;
+    Ok(json!({ "adopted": true, "stopped": pid }))
+}
+
+impl Places {
+    /// The data must be those that were looked at.
+    async fn check(&self, system: &str) -> Outcome {
+        let shown = self.directory.display();
+        let control = control(&self.spec, &self.directory, self.major).await;
+        let control = control.map_err(|why| Failure::failed(format!("{shown}: {why}")).hint("nothing was touched"))?;
+        let before = noted(&self.layout).map(|noted| noted.system.to_string());
+        if control.system != system || before.is_some_and(|before| before != system) {
+            let what = format!(
+                "{shown} holds other data than those that were looked at (system identifier {})",
+                control.system
+            );
+            return Err(Failure::failed(what).hint("nothing was touched; look at them, then apply again"));
+        }
+        Ok(())
+    }
+
+    /// A directory of no meaning goes the way that the data will go: whether it can be gone is known before anybody is away.
+    fn movable(&self) -> Outcome {
+        let above = self.directory.parent().unwrap_or(Path::new("/"));
+        let name = format!(".mainstay-probe-{}", std::process::id());
+        let (there, here) = (above.join(&name), self.layout.dir().join(&name));
+        let tried = std::fs::create_dir(&there).and_then(|()| std::fs::rename(&there, &here));
+        let _ = (std::fs::remove_dir(&there), std::fs::remove_dir(&here));
+        tried.map_err(|error| {
+            let (from, to) = (above.display(), self.layout.dir().display());
+            Failure::failed(format!("nothing can be moved from {from} to {to} in one step: {error}"))
+                .hint("give the node a `dir` on the file system of the data; nothing was touched")
+        })
+    }
+
+    /// The old server goes on until the cluster is there for its data: its store works, and this node is to make the first copy.
+    async fn until_claimed(&self) -> Outcome {
+        let agents = Agents::of(&Target::read(Path::new(CONFIG))?)?;
+        let until = Instant::now() + CLAIM;
+        loop {
+            let answer = agents.ask(&self.node, "GET", "/v1/standing", None).await;
+            let standing: Option<Standing> = answer.ok().and_then(|answer| decode(&answer));
+            let record = standing.and_then(|standing| standing.record).map(|(_, record)| record);
+            let ours = |record: &mainstay_model::Record| {
+                record.state == ClaimState::Founding && record.holder.as_ref() == Some(&self.node)
+            };
+            if record.as_ref().is_some_and(ours) {
+                return Ok(());
+            }
+            if let Some(held) = record.filter(|record| record.state != ClaimState::Founding) {
+                let what = format!("the cluster has its data already (term {})", held.term);
+                return Err(
+                    Failure::failed(what).hint("the existing server was not touched; take `adopt` out of the file")
+                );
+            }
+            if Instant::now() >= until {
+                let what = format!(
+                    "the cluster is not ready: after {} s the agent of {} does not hold the right to make the first copy",
+                    CLAIM.as_secs(),
+                    self.node
+                );
+                return Err(Failure::not_now(what).hint(
+                    "the existing server was not touched and goes on; more than half of the agents must reach each other: mainstay status, mainstay why",
+                ));
+            }
+            tokio::time::sleep(EACH).await;
+        }
+    }
+
+    /// What is done from here on can be undone by what stands there.
+    async fn note(&self, system: &str) -> Outcome {
+        if noted(&self.layout).is_some() {
+            return Ok(());
+        }
+        let system = system.parse().map_err(|_| Failure::usage(format!("{system:?} is no system identifier")))?;
+        let start_conf = start_conf(&self.directory).and_then(|path| {
+            let said = std::fs::read_to_string(&path).ok()?;
+            Some((path, said))
+        });
+        let unit = match postmaster(&self.directory) {
+            Some(pid) => unit(pid).await,
+            None => None,
+        };
+        let adoption = Adoption {
+            directory: self.directory.clone(),
+            system: SystemId(system),
+            unit,
+            start_conf,
+            auto_conf: std::fs::read_to_string(self.directory.join("postgresql.auto.conf")).ok(),
+        };
+        let text = serde_json::to_vec_pretty(&adoption).map_err(|error| Failure::failed(error.to_string()))?;
+        write_file(&self.layout.adoption(), &text, 0o600, None, true).map_err(crate::local::keys::net)
+    }
+
+    /// Stops the server in order, and sees to it that its own means do not start it again.
+    async fn stop(&self) -> Outcome<Option<u32>> {
+        let Some(noted) = noted(&self.layout) else { return Err(Failure::failed("what is to be undone is not noted")) };
+        if let Some((path, _)) = &noted.start_conf {
+            write_file(path, b"disabled\n", 0o644, None, true).map_err(crate::local::keys::net)?;
+        }
+        let unit = noted.unit.as_deref().filter(|_| systemd());
+        if let Some(unit) = unit {
+            // An instance that Debian's generator enabled has nothing to be disabled: its file says it.
+            let _ = super::service::systemctl(&["disable", unit]).await;
+            if noted.start_conf.is_some() {
+                let _ = super::service::systemctl(&["daemon-reload"]).await;
+            }
+        }
+        let pid = postmaster(&self.directory);
+        if let Some(pid) = pid {
+            self.checkpoint().await;
+            match unit {
+                // Its own supervisor stops it, or it would start it again.
+                Some(unit) => drop(super::service::systemctl(&["stop", "--no-block", unit]).await),
+                None => self.interrupt(pid)?,
+            }
+        }
+        let until = Instant::now() + STOP;
+        while postmaster(&self.directory).is_some() || !working_in(&self.directory).is_empty() {
+            if Instant::now() >= until {
+                let left = working_in(&self.directory);
+                let what = format!(
+                    "the server of {} has not ended after {} s (processes {left:?})",
+                    self.directory.display(),
+                    STOP.as_secs()
+                );
+                return Err(Failure::failed(what)
+                    .hint("it was told to stop, and nothing was moved; see its log for what it waits for"));
+            }
+            tokio::time::sleep(EACH).await;
+        }
+        Ok(pid)
+    }
+
+    /// While clients still work, so that the stop has little to write. A failure costs time, nothing else.
+    async fn checkpoint(&self) {
+        let Ok(mut psql) = psql(&self.spec, &self.directory, self.major) else { return };
+        let asked = psql.args(["-c", "checkpoint"]).stdin(std::process::Stdio::null()).kill_on_drop(true).output();
+        drop(tokio::time::timeout(CHECKPOINT, asked).await);
+    }
+
+    /// "Fast": clients are ended, and a shutdown checkpoint is written.
+    fn interrupt(&self, pid: u32) -> Outcome {
+        let wrong = |error: std::io::Error| Failure::failed(format!("process {pid} can not be told to stop: {error}"));
+        let number = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(|| Failure::failed("no process id"))?;
+        let process = pidfd_open(number, PidfdFlags::empty()).map_err(|error| wrong(error.into()))?;
+        // The descriptor came first: what works there now is what it names.
+        if postmaster(&self.directory) == Some(pid) {
+            pidfd_send_signal(&process, Signal::INT).map_err(|error| wrong(error.into()))?;
+        }
+        Ok(())
+    }
+
+    /// The one step: before it everything is as it was, after it the data are the node's.
+    async fn rename(&self, system: &str) -> Outcome {
+        let shown = self.directory.display();
+        let control = control(&self.spec, &self.directory, self.major)
+            .await
+            .map_err(|why| Failure::failed(format!("{shown}: {why}")))?;
+        if control.system != system || control.state != "shut down" {
+            return Err(Failure::failed(format!(
+                "the data in {shown} were not shut down in order: they are {}",
+                control.state
+            )));
+        }
+        for name in ["standby.signal", "recovery.signal", "postmaster.pid"] {
+            if self.directory.join(name).exists() {
+                return Err(Failure::failed(format!(
+                    "{shown}/{name} is there: somebody uses these data in another way"
+                )));
+            }
+        }
+        let to = self.layout.adopted();
+        let wrong =
+            |error: std::io::Error| Failure::failed(format!("{shown} can not be moved to {}: {error}", to.display()));
+        std::fs::rename(&self.directory, &to).map_err(wrong)?;
+        for dir in [self.directory.parent(), to.parent()].into_iter().flatten() {
+            File::open(dir).and_then(|dir| dir.sync_all()).map_err(wrong)?;
+        }
+        Ok(())
+    }
+
+    /// Says how it is undone.
+    fn back(&self, failure: Failure) -> Failure {
+        let noted = noted(&self.layout);
+        let mut ways = vec!["apply again goes on with it; to go back instead, on that host:".to_owned()];
+        if self.layout.adopted().exists() {
+            ways.push(format!(
+                "systemctl stop mainstay-agent; mv {} {}",
+                self.layout.adopted().display(),
+                self.directory.display()
+            ));
+        }
+        if let Some((path, said)) = noted.as_ref().and_then(|noted| noted.start_conf.as_ref()) {
+            ways.push(format!(
+                "echo {} > {}",
+                said.lines().find(|line| !line.starts_with('#') && !line.trim().is_empty()).unwrap_or("auto"),
+                path.display()
+            ));
+        }
+        if let Some(unit) = noted.and_then(|noted| noted.unit) {
+            ways.push(format!("systemctl start {unit}"));
+        }
+        ways.push("docs/adopt.md tells it step by step".to_owned());
+        let hint = failure.hint.clone().into_iter().chain(ways).collect::<Vec<_>>().join("\n");
+        failure.hint(hint)
+    }
+}

@@ -1,0 +1,445 @@
+//! An existing server that the file names for a node (`adopt`): what its host shows of it, what stands in the way, and what is told before
+//! anybody is asked (docs/adr/0037).
+
+use super::facts::{Inventory, Wanted};
+use super::obstacles::Obstacle;
+use mainstay_model::NodeId;
+use mainstay_model::spec::{Node, Spec};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Clients see no server from the stop of the old one until the new primary is open; beyond the stop itself it takes about this long. Seconds.
+const AWAY: &str = "some 10 s";
+/// The smallest number that counts as much as the one that there was: more of these does no harm.
+const CAPACITY: [&str; 7] = [
+    "max_connections",
+    "max_locks_per_transaction",
+    "max_prepared_transactions",
+    "max_replication_slots",
+    "max_wal_senders",
+    "max_worker_processes",
+    "superuser_reserved_connections",
+];
+/// What concerns the old server's own surroundings: its log files, its process, its sockets. Not what an application sees.
+const SURROUNDINGS: [&str; 8] = [
+    "bonjour_name",
+    "dynamic_shared_memory_type",
+    "external_pid_file",
+    "lc_messages",
+    "shared_memory_type",
+    "stats_temp_directory",
+    "syslog_facility",
+    "syslog_ident",
+];
+
+/// Where the adoption stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Adopt {
+    /// Its data lie in the node's directory.
+    Taken,
+    /// Its data lie where the file says, or should.
+    Named(Box<Existing>),
+}
+
+/// What a host shows of the server.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Existing {
+    /// Its data directory.
+    pub directory: String,
+    /// Why that is no directory with a database: not there, a link, something else.
+    pub no_data: Option<String>,
+    /// Its identity.
+    pub system: String,
+    /// An adoption that was interrupted has noted this identity.
+    pub noted: Option<String>,
+    /// Its major version.
+    pub major: u64,
+    /// Whose the directory is, if not the user's as which servers run here: theirs, and whose it must be.
+    pub owner: Option<(String, String)>,
+    /// Its mode, if a server would not start with it.
+    pub mode: Option<u32>,
+    /// Why it can not be moved into the node's directory by a rename.
+    pub elsewhere: Option<String>,
+    /// Links in it that lead out of it: tablespaces, the log. Name and target.
+    pub links: Vec<(String, String)>,
+    /// A file in it makes it a standby.
+    pub standby: bool,
+    /// How it was left, in the words of `pg_controldata`.
+    pub state: String,
+    /// Its pages have checksums.
+    pub checksums: bool,
+    /// Its process.
+    pub pid: Option<u32>,
+    /// What starts it, in words.
+    pub keepers: Vec<String>,
+    /// Programs that run here and would start it again.
+    pub managers: Vec<String>,
+    /// What it answered, if it runs.
+    pub told: Option<Result<Told, String>>,
+}
+
+/// What a running server says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Told {
+    /// It is a standby.
+    pub in_recovery: bool,
+    /// Where it listens.
+    pub port: u16,
+    /// `postgres` is a superuser that may log in.
+    pub superuser: bool,
+    /// Bytes of all databases.
+    pub bytes: u64,
+    /// Clients that are connected.
+    pub clients: u64,
+    /// Parameters that somebody has set.
+    pub settings: Vec<Setting>,
+    /// Access lines for other hosts, as text, and their method.
+    pub access: Vec<(String, String)>,
+    /// Replication slots.
+    pub slots: Vec<String>,
+    /// Standbys that stream from it.
+    pub standbys: Vec<String>,
+    /// Transactions that are prepared.
+    pub prepared: u64,
+    /// Roles whose passwords are MD5 hashes.
+    pub md5: Vec<String>,
+    /// There is a role `app`.
+    pub app: bool,
+}
+
+/// A parameter that somebody has set.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setting {
+    /// Its name.
+    pub name: String,
+    /// Its value, as it would be written.
+    pub value: String,
+    /// That is what the program has built in.
+    pub built_in: bool,
+    /// It stands in `postgresql.auto.conf`, which goes with the data.
+    pub automatic: bool,
+    /// What a server of ours has, if it sets it and the file does not.
+    pub ours: Option<String>,
+    /// Mainstay sets it itself.
+    pub owned: bool,
+}
+
+/// What becomes of a parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// It stays as it is, or as good.
+    Stays,
+    /// The file says what it is to be.
+    Decided,
+    /// It is gone, and nobody's query sees that.
+    Goes,
+    /// Mainstay sets it itself.
+    Owned,
+    /// Somebody must say what it is to be.
+    Open,
+}
+
+fn fate(setting: &Setting, spec: &Spec) -> Fate {
+    let name = setting.name.to_ascii_lowercase();
+    let in_file = spec.postgres.parameters.keys().any(|known| known.eq_ignore_ascii_case(&name));
+    if setting.owned {
+        return Fate::Owned;
+    }
+    // The file's line has no effect beside it; it is the data's.
+    if setting.automatic {
+        return Fate::Stays;
+    }
+    if in_file {
+        return Fate::Decided;
+    }
+    if name.starts_with("log_") || name.starts_with("ssl_") || SURROUNDINGS.contains(&name.as_str()) {
+        return Fate::Goes;
+    }
+    match &setting.ours {
+        Some(ours) if same_value(&name, ours, &setting.value) => Fate::Stays,
+        None if setting.built_in => Fate::Stays,
+        _ => Fate::Open,
+    }
+}
+
+fn same_value(name: &str, ours: &str, theirs: &str) -> bool {
+    if CAPACITY.contains(&name)
+        && let (Ok(ours), Ok(theirs)) = (ours.parse::<u64>(), theirs.parse::<u64>())
+    {
+        return ours >= theirs;
+    }
+    let utc = |zone: &str| ["UTC", "Etc/UTC"].iter().any(|known| known.eq_ignore_ascii_case(zone));
+    ours.eq_ignore_ascii_case(theirs) || (name == "timezone" && utc(ours) && utc(theirs))
+}
+
+fn of(settings: &[Setting], spec: &Spec, wanted: Fate) -> Vec<String> {
+    let found = settings.iter().filter(|setting| fate(setting, spec) == wanted);
+    found.map(|setting| format!("{} = {}", setting.name, toml(&setting.value))).collect()
+}
+
+fn toml(value: &str) -> String {
+    format!("\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+/// The server that is still to be brought: on which node, and what is known of it. `None`: nothing is adopted, or it was done.
+#[must_use]
+pub fn pending<'a>(wanted: &Wanted<'_>, inventory: &'a Inventory) -> Option<(NodeId, &'a Existing)> {
+    // A cluster with a primary has its data; what the line said is over.
+    if inventory.primary.is_some() {
+        return None;
+    }
+    let node = wanted.spec.founder()?;
+    match inventory.host(node)?.adopt.as_ref()? {
+        Adopt::Named(existing) => Some((node.clone(), existing)),
+        Adopt::Taken => None,
+    }
+}
+
+/// What stands in the way of it.
+pub(super) fn obstacles(wanted: &Wanted<'_>, inventory: &Inventory, node: &Node, found: &mut Vec<Obstacle>) {
+    let Some((_, existing)) = pending(wanted, inventory).filter(|(name, _)| *name == node.name) else { return };
+    let mut say = |what: String, mend: String| found.push(Obstacle::on(&node.name, what, mend));
+    let dir = &existing.directory;
+    if let Some(why) = &existing.no_data {
+        let mend = "name the data directory itself with `adopt` (psql: show data_directory); if the adoption is long over, take the line out of the file";
+        return say(format!("the server that is to be adopted is not there: {dir} {why}"), mend.into());
+    }
+    on_disk(wanted, inventory, node, existing, &mut say);
+    for manager in &existing.managers {
+        let mend = format!(
+            "end it and let it not be started again, its server untouched (systemctl disable --now {manager}; first, where it has a mode for that, let it go: patronictl pause)"
+        );
+        say(format!("{manager} runs there: it would start the server of {dir} again"), mend);
+    }
+    match (&existing.told, existing.pid) {
+        (Some(Ok(told)), _) => as_told(wanted, existing, told, &mut say),
+        (Some(Err(why)), _) => say(
+            format!("the server of {dir} does not answer as postgres on its own socket: {why}"),
+            format!(
+                "let the operating-system user of {dir} in as postgres: the line `local all postgres peer` of its pg_hba.conf, first; then reload it"
+            ),
+        ),
+        (None, Some(pid)) => say(
+            format!("process {pid} works in {dir} and is no server that answers"),
+            format!("look at it: ps -p {pid} -f"),
+        ),
+        // An interrupted adoption has stopped it: it was asked before.
+        (None, None) if existing.noted.is_none() => say(
+            format!("the server of {dir} does not run: what is to be kept of it can not be seen"),
+            "start it by its own means (pg_ctlcluster, systemctl), then apply again".into(),
+        ),
+        (None, None) => {}
+    }
+}
+
+fn on_disk(
+    wanted: &Wanted<'_>,
+    inventory: &Inventory,
+    node: &Node,
+    existing: &Existing,
+    say: &mut impl FnMut(String, String),
+) {
+    let dir = &existing.directory;
+    if existing.noted.as_ref().is_some_and(|noted| *noted != existing.system) {
+        say(
+            format!("{dir} holds other data than those whose adoption began (system identifier {})", existing.system),
+            "look where those are; the note is agent/adopted.json in the node's directory".into(),
+        );
+    }
+    if let Some(programs) =
+        inventory.host(&node.name).and_then(|host| host.server).filter(|major| *major != existing.major)
+    {
+        say(
+            format!("{dir} is of PostgreSQL {}, and servers of this node are PostgreSQL {programs}", existing.major),
+            format!(
+                "name the programs of PostgreSQL {} with bin_dir under [postgres], and install them on every node",
+                existing.major
+            ),
+        );
+    }
+    if existing.major < 15 {
+        say(
+            format!("{dir} is of PostgreSQL {}: 15 is the oldest that is supported", existing.major),
+            "upgrade that server first (pg_upgradecluster)".into(),
+        );
+    }
+    if let Some((theirs, ours)) = &existing.owner {
+        say(
+            format!("{dir} belongs to {theirs}, and servers run as {ours} here"),
+            format!("with that server stopped: chown -R {ours} {dir}"),
+        );
+    }
+    if let Some(mode) = existing.mode {
+        say(format!("{dir} has mode {mode:o}, with which no server starts"), format!("chmod 700 {dir}"));
+    }
+    if let Some(why) = &existing.elsewhere {
+        let shown = wanted.spec.node_dir(node);
+        say(
+            format!("{dir} can not be moved into {} in one step: {why}", shown.display()),
+            "give the node a directory on the same file system: `dir` of that [[node]], for example a new directory beside the data; nothing is copied".into(),
+        );
+    }
+    for (name, target) in &existing.links {
+        say(
+            format!("{name} in {dir} leads to {target}: a server with places outside its directory is not adopted"),
+            "bring it back first: ALTER TABLE … SET TABLESPACE pg_default and DROP TABLESPACE; for pg_wal, with the server stopped, move the directory back into its place".into(),
+        );
+    }
+    let clean = existing.pid.is_some() || existing.state == "shut down";
+    if !clean && !existing.standby {
+        say(
+            format!("the server of {dir} was not shut down in order (it is {})", existing.state),
+            "start it and stop it once by its own means, then apply again".into(),
+        );
+    }
+    let recovers = existing.told.as_ref().and_then(|told| told.as_ref().ok()).is_some_and(|told| told.in_recovery);
+    if existing.standby || recovers {
+        say(
+            format!("the server of {dir} is a standby"),
+            "name its primary with `adopt`, on that server's node; this node then becomes a copy of it by itself"
+                .into(),
+        );
+    }
+}
+
+fn as_told(wanted: &Wanted<'_>, existing: &Existing, told: &Told, say: &mut impl FnMut(String, String)) {
+    let (spec, dir) = (wanted.spec, &existing.directory);
+    if !told.superuser {
+        say(
+            format!("the server of {dir} has no superuser called postgres that may log in"),
+            "as its superuser: create role postgres superuser login".into(),
+        );
+    }
+    for standby in &told.standbys {
+        let mend = "stop that standby first, and drop its slot; nodes of the file are cloned anew, and others can not follow any more";
+        say(format!("a standby streams from the server of {dir}: {standby}"), mend.into());
+    }
+    for slot in &told.slots {
+        let mend = format!("when nobody needs it any more: select pg_drop_replication_slot({})", quoted(slot));
+        say(format!("the server of {dir} has the replication slot {slot}, which would keep its log for nobody"), mend);
+    }
+    if told.prepared > 0 {
+        let mend = "commit or roll back each: select gid from pg_prepared_xacts";
+        say(format!("{} prepared transactions wait in the server of {dir}", told.prepared), mend.into());
+    }
+    let open = of(&told.settings, spec, Fate::Open);
+    if !open.is_empty() {
+        say(
+            format!("the server of {dir} has parameters that the file does not mention: {}", open.join(", ")),
+            format!("write under [postgres.parameters] what each is to be; as they are now:\n{}", open.join("\n")),
+        );
+    }
+    let strange: Vec<&str> =
+        told.access.iter().filter(|(_, method)| !by_password(method)).map(|(line, _)| line.as_str()).collect();
+    if !strange.is_empty() && spec.postgres.hba.is_empty() {
+        say(
+            format!("the server of {dir} lets clients in by other ways than passwords: {}", strange.join("; ")),
+            format!(
+                "write under [postgres] which lines are to be (the usual ones come after them):\nhba = [{}]",
+                strange.iter().map(|line| toml(line)).collect::<Vec<_>>().join(", ")
+            ),
+        );
+    }
+    if !told.md5.is_empty() && !spec.postgres.hba.iter().any(|line| line.split_whitespace().any(|word| word == "md5")) {
+        say(
+            format!("roles have passwords of the kind MD5, with which the usual access lines let nobody in: {}", told.md5.join(", ")),
+            "set each password anew with password_encryption = scram-sha-256; or write a line with md5 into hba under [postgres]".into(),
+        );
+    }
+    if told.app && wanted.authority.is_none() {
+        say(
+            format!("the server of {dir} has a role app, as which Mainstay proves writes: its password is not known here"),
+            "mainstay pki init --config FILE, then write that role's password into secrets/app.password beside the file; the role stays as it is".into(),
+        );
+    }
+}
+
+fn by_password(method: &str) -> bool {
+    ["scram-sha-256", "md5", "password", "reject"].contains(&method)
+}
+
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+/// What is told before anybody is asked: what is done with the server, what becomes of its settings, and the way back.
+#[must_use]
+pub fn told(wanted: &Wanted<'_>, inventory: &Inventory) -> Vec<String> {
+    let Some((name, existing)) = pending(wanted, inventory) else { return Vec::new() };
+    let Some(node) = wanted.spec.node(&name) else { return Vec::new() };
+    let (dir, to) = (&existing.directory, wanted.spec.node_dir(node).join("data"));
+    let mut lines = vec![format!(
+        "{name}: the server of {dir} is adopted (PostgreSQL {}, system identifier {})",
+        existing.major, existing.system
+    )];
+    let mut say = |line: String| lines.push(format!("  {line}"));
+    let proxy = &wanted.spec.proxy;
+    match &existing.told {
+        Some(Ok(told)) => {
+            say(format!(
+                "it is stopped in order, with {} clients; its data ({}) are moved to {} by a rename, nothing is copied",
+                told.clients,
+                size(told.bytes),
+                to.display()
+            ));
+            say(format!(
+                "clients are away for the time of that stop and {AWAY}; then they come to port {} of any node",
+                proxy.write_port
+            ));
+            settings(wanted.spec, told, &mut say);
+        }
+        _ => {
+            say(format!("it is stopped already; its data are moved to {} by a rename, nothing is copied", to.display()))
+        }
+    }
+    for keeper in &existing.keepers {
+        say(format!("it is not started there again: {keeper}"));
+    }
+    if !existing.checksums {
+        say("its pages have no checksums: damage by a disk goes unseen; pg_checksums --enable, with the server stopped, mends that".into());
+    }
+    say(format!(
+        "the other nodes become copies of it; roles, passwords and databases stay, and what Mainstay needs is added (app, {})",
+        "mainstay_replicator"
+    ));
+    say(format!(
+        "the way back, at any time: end the agents, move {} to {dir}, let its own means start it (docs/adopt.md)",
+        to.display()
+    ));
+    lines
+}
+
+fn settings(spec: &Spec, told: &Told, say: &mut impl FnMut(String)) {
+    let mut each = |fate: Fate, words: &str| {
+        let found = of(&told.settings, spec, fate);
+        if !found.is_empty() {
+            say(format!("{words}: {}", found.join(", ")));
+        }
+    };
+    each(Fate::Owned, "Mainstay sets these itself");
+    each(Fate::Goes, "these go with its surroundings");
+    let automatic: Vec<&str> =
+        told.settings.iter().filter(|one| one.automatic && !one.owned).map(|one| one.name.as_str()).collect();
+    if !automatic.is_empty() {
+        say(format!(
+            "these stay in postgresql.auto.conf, and count before the file's: {} (ALTER SYSTEM RESET hands one over)",
+            automatic.join(", ")
+        ));
+    }
+    let mut by_method: BTreeMap<&str, usize> = BTreeMap::new();
+    told.access.iter().for_each(|(_, method)| *by_method.entry(method).or_default() += 1);
+    if !by_method.is_empty() {
+        let lines: Vec<&str> = told.access.iter().map(|(line, _)| line.as_str()).collect();
+        say(format!(
+            "its access lines are replaced by hba of [postgres] and the usual ones, with which everybody comes over TLS and by password; there were: {}",
+            lines.join("; ")
+        ));
+    }
+}
+
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..=9_999_999_999 => format!("{} MB", bytes / 1_000_000),
+        _ => format!("{} GB", bytes / 1_000_000_000),
+    }
+}

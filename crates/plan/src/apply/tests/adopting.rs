@@ -1,0 +1,159 @@
+//! Adopting an existing server, in the same small world.
+
+use super::super::adopt::{self, Adopt, Existing, Setting, Told};
+use super::*;
+
+/// A file by which the second node's server is adopted, and hosts where it runs.
+fn adopting() -> (World, String) {
+    let text = text(&[1, 2, 3], "").replace("host = \"10.0.0.2\"\n", "host = \"10.0.0.2\"\nadopt = \"/srv/main\"\n");
+    let told = Told { superuser: true, port: 5432, clients: 3, bytes: 5_000_000, ..Told::default() };
+    let existing = Existing {
+        directory: "/srv/main".into(),
+        system: "77".into(),
+        major: 15,
+        pid: Some(9),
+        state: "in production".into(),
+        told: Some(Ok(told)),
+        ..Existing::default()
+    };
+    let mut world = World::bare(3);
+    world.hosts.values_mut().for_each(|host| host.server = Some(15));
+    world.host(&name(2)).adopt = Some(Adopt::Named(Box::new(existing)));
+    (world, text)
+}
+
+fn existing(world: &mut World) -> &mut Existing {
+    let Some(Adopt::Named(existing)) = &mut world.host(&name(2)).adopt else { panic!("nothing to adopt") };
+    existing
+}
+
+fn asked(world: &mut World) -> &mut Told {
+    existing(world).told.as_mut().unwrap().as_mut().unwrap()
+}
+
+#[test]
+fn a_server_is_adopted_last_wherever_that_was_interrupted() {
+    let (bare, text) = adopting();
+    for interrupted in 0..60 {
+        let mut world = bare.clone();
+        world.apply(&text, false, interrupted);
+        same(&world, &[1, 2, 3], &text);
+        assert_eq!(world.hosts[&name(2)].adopt, Some(Adopt::Taken));
+        assert_eq!(world.decide(&text, false), Ok(Work::default()));
+    }
+    // The old server was stopped, and the run ended there.
+    let mut world = bare.clone();
+    (1..=3).for_each(|number| world.host(&name(number)).server = Some(15));
+    let stopped = existing(&mut world);
+    (stopped.pid, stopped.told, stopped.state, stopped.noted) = (None, None, "shut down".into(), Some("77".into()));
+    world.apply(&text, false, usize::MAX / 2);
+    same(&world, &[1, 2, 3], &text);
+    // Its host is set up anew, years later: the line means nothing any more.
+    let mut later = world.clone();
+    later.host(&name(2)).adopt =
+        Some(Adopt::Named(Box::new(Existing { no_data: Some("does not exist".into()), ..Existing::default() })));
+    let inventory = Inventory { primary: Some(name(1)), ..later.inventory(&spec(&text)) };
+    let spec = spec(&text);
+    let wanted = wanted(&spec, &text, Some(AUTHORITY), false);
+    assert_eq!(adopt::pending(&wanted, &inventory), None);
+    assert_eq!(work(&wanted, &inventory), Ok(Work::default()));
+}
+
+#[test]
+fn what_keeps_a_server_from_being_adopted_is_told_before_it_is_stopped() {
+    let (bare, text) = adopting();
+    let told = |change: &dyn Fn(&mut World), text: &str| {
+        let mut world = bare.clone();
+        change(&mut world);
+        world.decide(text, false).map_or_else(
+            |found| found.iter().map(|each| format!("{}: {}\n", each.what, each.mend)).collect::<String>(),
+            |_| String::new(),
+        )
+    };
+    assert_eq!(told(&|_| {}, &text), "");
+    type Change<'a> = (&'a str, &'a dyn Fn(&mut World));
+    let cases: [Change<'_>; 19] = [
+        ("does not exist", &|world| existing(world).no_data = Some("does not exist".into())),
+        ("other data than those whose adoption began", &|world| existing(world).noted = Some("78".into())),
+        ("is of PostgreSQL 16, and servers of this node are PostgreSQL 15", &|world| existing(world).major = 16),
+        ("15 is the oldest", &|world| existing(world).major = 14),
+        ("chown -R postgres", &|world| existing(world).owner = Some(("ann".into(), "postgres".into()))),
+        ("mode 777", &|world| existing(world).mode = Some(0o777)),
+        ("on the same file system", &|world| existing(world).elsewhere = Some("that is on another file system".into())),
+        ("DROP TABLESPACE", &|world| existing(world).links = vec![("pg_tblspc/16384".into(), "/fast".into())]),
+        ("is a standby", &|world| existing(world).standby = true),
+        ("is a standby", &|world| asked(world).in_recovery = true),
+        ("patroni runs there", &|world| existing(world).managers = vec!["patroni".into()]),
+        ("local all postgres peer", &|world| existing(world).told = Some(Err("no".into()))),
+        ("no superuser called postgres", &|world| asked(world).superuser = false),
+        ("does not run", &|world| (existing(world).pid, existing(world).told) = (None, None)),
+        ("not shut down in order", &|world| {
+            existing(world).noted = Some("77".into());
+            (existing(world).pid, existing(world).told) = (None, None);
+        }),
+        ("a standby streams from", &|world| asked(world).standbys = vec!["walreceiver at 10.0.0.7".into()]),
+        ("pg_drop_replication_slot('it''s')", &|world| asked(world).slots = vec!["it's".into()]),
+        ("prepared transactions", &|world| asked(world).prepared = 2),
+        ("secrets/app.password", &|world| asked(world).app = true),
+    ];
+    for (words, change) in cases {
+        let told = told(change, &text);
+        assert!(told.contains(words), "{words}: {told}");
+    }
+    let library = |world: &mut World| world.host(&name(3)).libraries = vec!["timescaledb".into()];
+    assert!(told(&library, &text).contains("no library \"timescaledb\""));
+    let md5 = |world: &mut World| asked(world).md5 = vec!["shop".into()];
+    assert!(told(&md5, &text).contains("MD5"));
+    let ldap = |world: &mut World| asked(world).access = vec![("host all all 10.0.0.0/8 ldap".into(), "ldap".into())];
+    assert!(told(&ldap, &text).contains("hba = [\"host all all 10.0.0.0/8 ldap\"]"));
+    // Somebody has decided about both.
+    let more = format!("{text}[postgres]\nhba = [\"hostssl all shop all md5\"]\n");
+    assert_eq!((told(&md5, &more), told(&ldap, &more)), (String::new(), String::new()));
+}
+
+#[test]
+fn parameters_that_nobody_has_decided_about_keep_a_server_from_being_adopted() {
+    let (bare, text) = adopting();
+    let setting = |name: &str, value: &str| Setting { name: name.into(), value: value.into(), ..Setting::default() };
+    let ours = |name: &str, value: &str, ours: &str| Setting { ours: Some(ours.into()), ..setting(name, value) };
+    let open = |one: Setting, text: &str| {
+        let mut world = bare.clone();
+        asked(&mut world).settings = vec![one];
+        world.decide(text, false).is_err()
+    };
+    let fine = [
+        ours("max_connections", "100", "200"),
+        ours("TimeZone", "Etc/UTC", "UTC"),
+        ours("shared_buffers", "128MB", "128MB"),
+        Setting { built_in: true, ..setting("DateStyle", "ISO, MDY") },
+        Setting { owned: true, ..setting("archive_command", "cp") },
+        Setting { automatic: true, ..setting("work_mem", "64MB") },
+        setting("log_min_duration_statement", "1s"),
+        setting("external_pid_file", "/run/x.pid"),
+    ];
+    for one in fine {
+        assert!(!open(one.clone(), &text), "{one:?}");
+    }
+    let decide = [
+        ours("max_connections", "500", "200"),
+        ours("TimeZone", "Europe/Berlin", "UTC"),
+        setting("default_text_search_config", "pg_catalog.german"),
+        setting("shared_preload_libraries", "pg_stat_statements"),
+    ];
+    for one in decide {
+        assert!(open(one.clone(), &text), "{one:?}");
+        let decided = format!("{text}[postgres.parameters]\n{} = \"x\"\n", one.name.to_lowercase());
+        assert!(!open(one.clone(), &decided), "{one:?}");
+    }
+    // What is told can be pasted, and says what becomes of the rest.
+    let mut world = bare.clone();
+    asked(&mut world).settings =
+        vec![setting("search_path", "\"$user\", public"), Setting { owned: true, ..setting("archive_mode", "on") }];
+    let found = world.decide(&text, false).unwrap_err();
+    assert!(found[0].mend.ends_with("search_path = \"\\\"$user\\\", public\""), "{}", found[0].mend);
+    let spec = spec(&text);
+    let told = adopt::told(&wanted(&spec, &text, None, false), &world.inventory(&spec)).join("\n");
+    for words in ["nothing is copied", "3 clients", "the way back", "sets these itself: archive_mode", "port 6432"] {
+        assert!(told.contains(words), "{words}: {told}");
+    }
+}
