@@ -61,8 +61,9 @@ pub(crate) fn heard(server: &mut Server, row: &[u8]) {
 
 /// A client that has to stay with a server which may not have replayed what it asks for.
 pub(crate) fn tied_behind(client: &Client, server: &Server) -> bool {
-    let named = || client.settings.read_after().ok().flatten();
-    client.kind == Kind::Read && client.pin.is_some() && server.rests() && named() > Some(server.replayed)
+    // What is no position is not passed over either.
+    let behind = || client.settings.read_after().map_or(true, |named| named > Some(server.replayed));
+    client.kind == Kind::Read && client.pin.is_some() && server.rests() && behind()
 }
 
 /// That can not be helped.

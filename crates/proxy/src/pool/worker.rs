@@ -374,7 +374,7 @@ impl Worker {
             match mail {
                 Mail::Cancel { process, secret } => self.cancel(process, secret),
                 Mail::Reloaded { client, outcome } => {
-                    self.reloaded(client, outcome.as_ref().map(|()| ()).map_err(|why| &**why));
+                    self.reloaded(client, outcome.as_ref().copied().map_err(|why| &**why));
                 }
             }
         }

@@ -80,6 +80,7 @@ async fn a_position_that_does_not_come_or_is_none_is_said_and_never_passed_over(
         ("select 1", "'FFFF/0'", "57P03"),
         ("select 1", "'yesterday'", "22023"),
         ("prepare p as select 1", "'FFFF/0'", "0A000"),
+        ("prepare p as select 1", "'yesterday'", "0A000"),
     ] {
         let reader = bench.client(bench.read, "app", "secret").await;
         reader.batch_execute(before).await.unwrap();
