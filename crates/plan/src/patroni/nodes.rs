@@ -154,6 +154,7 @@ fn node(
         host: host.clone(),
         zone: None,
         witness: false,
+        adopt: None,
         port,
         agent_port: 7420 + offset.min(1000),
         health_port: health.unwrap_or(7421 + offset.min(1000)),
