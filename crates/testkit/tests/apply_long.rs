@@ -8,6 +8,7 @@ use apply_bed::existing::{CLUSTER, NEW, OLD, SUM, adopting, furnish, old, on_hos
 use apply_bed::{Bed, CONFIG, FILE, address, ended, file, kill_apply, names};
 use mainstay_testkit::hosts::page;
 use serde_json::Value;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -68,6 +69,32 @@ fn what_stands_in_the_way_leaves_every_host_as_it_was() {
     bed.applied(&[]);
 }
 
+/// A look on a terminal, where this is typed when the password is asked for; everything that the terminal showed.
+fn typed(bed: &Bed, keys: &str) -> String {
+    let line = format!("{} apply --check --file {FILE} --user ann", bed.program.display());
+    let mut command = bed.admin.host.command(&["script", "-qefc", &line, "/dev/null"]);
+    let mut run = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut to, mut from) = (run.stdin.take().unwrap(), run.stdout.take().unwrap());
+    let (mut shown, mut bytes) = (String::new(), [0; 4096]);
+    let mut asked = 0;
+    loop {
+        let count = from.read(&mut bytes).unwrap();
+        shown.push_str(&String::from_utf8_lossy(&bytes[..count]));
+        if count == 0 {
+            break;
+        }
+        if asked == 0 && shown.contains("Password for sudo on ") {
+            asked += 1;
+            // What was typed before echo was off is dropped, as it may have been seen.
+            std::thread::sleep(Duration::from_millis(500));
+            to.write_all(keys.as_bytes()).unwrap();
+        }
+    }
+    run.wait().unwrap();
+    assert_eq!((asked, shown.matches("Password for sudo on ").count()), (1, 1), "{shown}");
+    shown
+}
+
 #[test]
 fn sudo_with_a_password() {
     let bed = Bed::new(3);
@@ -85,6 +112,15 @@ fn sudo_with_a_password() {
     assert!((1..=3).all(|number| bed.bare(number)));
     let none = bed.apply(&["--user", "ann"]);
     assert!(none.code == Some(2) && none.said.contains("there is no terminal to ask on"), "{}", none.said);
+
+    // Typed: asked for once, and not shown. A Ctrl-C gives up at once.
+    let given_up = typed(&bed, "\u{3}");
+    assert!(given_up.contains("given up: nothing was changed"), "{given_up}");
+    let mistyped = typed(&bed, "mistyped\n");
+    assert!(mistyped.contains("does not take the password") && !mistyped.contains("mistyped"), "{mistyped}");
+    let looked = typed(&bed, &format!("{password}\n"));
+    assert!(looked.contains("put the program in place") && !looked.contains("geheim"), "{looked}");
+    assert!((1..=3).all(|number| bed.bare(number)), "it was only looked at");
 
     std::fs::write(&secret, format!("{password}\n")).unwrap();
     let run = bed.start(&arguments);
@@ -182,6 +218,51 @@ fn settings_change_and_a_node_goes() {
     });
     assert!(!runs, "its agent has ended");
     assert_eq!(bed.applied(&["--remove"]).answer["changed"], false);
+}
+
+#[test]
+fn a_rolling_restart_under_writes_costs_no_error() {
+    let bed = Bed::new(3);
+    let pooled = "[proxy]\nmode = \"transaction\"\n";
+    bed.write(&file(&[1, 2, 3], pooled));
+    bed.applied(&[]);
+    let sql = "create table writes (at timestamptz default clock_timestamp()); select pg_postmaster_start_time()";
+    let made = bed.command(&["connect", "--config", FILE, "--", "-Atc", sql]).output().unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let uri = bed.command(&["connect", "--config", FILE, "--uri"]).output().unwrap();
+    let uri = String::from_utf8(uri.stdout).unwrap().trim().to_owned();
+    std::fs::write(bed.admin.home("write.sql"), "insert into writes default values;\n").unwrap();
+    // The clients of an application. One that sees an error ends, and says so by its exit status.
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let acknowledged = std::thread::scope(|scope| {
+        let clients = scope.spawn(|| {
+            let mut acknowledged = 0;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let words = ["pgbench", "-n", "-c", "4", "-T", "15", "-f", "/root/write.sql", &uri];
+                let ran = bed.admin.host.command(&words).stdin(Stdio::null()).output().unwrap();
+                let (out, err) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+                assert!(ran.status.success() && !err.contains("error"), "{out}{err}");
+                let count =
+                    out.lines().find_map(|line| line.strip_prefix("number of transactions actually processed: "));
+                acknowledged += count.and_then(|count| count.split('/').next()?.trim().parse::<u64>().ok()).unwrap();
+            }
+            acknowledged
+        });
+        std::thread::sleep(Duration::from_secs(2));
+        bed.write(&file(&[1, 2, 3], &format!("max_connections = 130\n{pooled}")));
+        let applied = bed.apply(&[]);
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        let acknowledged = clients.join().unwrap();
+        assert_eq!(applied.code, Some(0), "{}", applied.said);
+        acknowledged
+    });
+    let ask = |sql: &str| {
+        let shown = bed.command(&["connect", "--config", FILE, "--", "-Atc", sql]).output().unwrap();
+        String::from_utf8_lossy(&shown.stdout).trim().to_owned()
+    };
+    assert_eq!(ask("show max_connections"), "130");
+    assert_eq!(ask("select count(*) from writes"), acknowledged.to_string(), "each acknowledged write once");
+    println!("{acknowledged} writes, no error");
 }
 
 #[test]
