@@ -4,12 +4,13 @@
 
 mod apply_bed;
 
+use apply_bed::existing::{CLUSTER, NEW, OLD, SUM, adopting, furnish, old, on_host, shop, until};
 use apply_bed::{Bed, CONFIG, FILE, address, ended, file, kill_apply, names};
 use mainstay_testkit::hosts::page;
 use serde_json::Value;
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 #[test]
@@ -348,4 +349,76 @@ fn hosts_with_systemd_and_the_package() {
     bed.applied(&["--remove"]);
     assert!(!bed.host(3).path("/run/units/mainstay-agent/enabled").exists());
     assert_eq!(bed.applied(&["--remove"]).answer["changed"], false);
+}
+
+/// Ends every process of Mainstay on a host at once, and with the guard its server.
+fn end_mainstay(bed: &Bed, number: u8, which: &str) {
+    let ours = |pid: &u32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words: Vec<String> =
+            line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+        words.first().is_some_and(|word| word.ends_with("mainstay"))
+            && words.iter().any(|word| which.is_empty() || word == which)
+    };
+    // Whoever starts others again may be among them.
+    for _ in 0..3 {
+        for pid in bed.host(number).processes().into_iter().filter(ours) {
+            Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+#[test]
+fn an_adopted_server_is_handed_back() {
+    let bed = Bed::new(3);
+    let major = furnish(&bed);
+    old(&bed, "postgres", "drop tablespace fast");
+    let sum = old(&bed, "shop", SUM);
+    let lines = ["default_text_search_config = \"pg_catalog.english\"", "work_mem = \"9MB\""];
+    let lc = ["lc_monetary", "lc_numeric", "lc_time"].map(|name| format!("{name} = \"C.UTF-8\""));
+    bed.write(&adopting(&format!("{}\n{}\n", lines.join("\n"), lc.join("\n"))));
+
+    // Somebody looks around in the directory: the server is stopped, and its data are not moved meanwhile.
+    let (host, words) = (bed.host(2), ["sh", "-c", "cd \"$0\" && exec sleep 600", OLD]);
+    let mut looker = host.command(&words).spawn().unwrap();
+    let mut run = bed.start(&[]);
+    until("the old server is stopped", || !host.path(OLD).join("postmaster.pid").exists());
+    kill_apply(&bed);
+    run.wait().unwrap();
+    end_mainstay(&bed, 2, "adopt");
+    let sleeps = |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "sleep\n");
+    for pid in host.processes().into_iter().filter(sleeps) {
+        Command::new("kill").arg(pid.to_string()).status().unwrap();
+    }
+    looker.wait().unwrap();
+    assert!(host.path(OLD).join("PG_VERSION").exists() && !host.path(NEW).join("PG_VERSION").exists());
+    let start = host.command(&["pg_ctlcluster", &major, CLUSTER, "start"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&start.stderr).contains("disabled"), "{start:?}");
+    bed.applied(&[]);
+    assert_eq!(shop(&bed, "6432", SUM), Some(sum));
+    assert_eq!(shop(&bed, "6432", "insert into sold values (0, 'after') returning id").as_deref(), Some("0"));
+    let sum = shop(&bed, "6432", SUM).unwrap();
+
+    // As docs/adopt.md says it.
+    for number in [1, 3] {
+        end_mainstay(&bed, number, "");
+    }
+    until("the old primary is fenced", || shop(&bed, "6432", "select 1").is_none());
+    end_mainstay(&bed, 2, "");
+    on_host(&bed, 2, &["mv", NEW, OLD]);
+    on_host(&bed, 2, &["rm", "-f", &format!("{OLD}/postmaster.pid"), &format!("{OLD}/standby.signal")]);
+    let noted = std::fs::read_to_string(host.path("/var/lib/mainstay/orders/agent/adopted.json")).unwrap();
+    let noted: Value = serde_json::from_str(&noted).unwrap();
+    let (place, said) = (noted["start_conf"][0].as_str().unwrap(), noted["start_conf"][1].as_str().unwrap());
+    assert!(said.contains("auto"), "{noted}");
+    std::fs::write(host.path(place), said).unwrap();
+    on_host(&bed, 2, &["pg_ctlcluster", &major, CLUSTER, "start"]);
+    old(
+        &bed,
+        "postgres",
+        "select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name like 'mainstay_%'",
+    );
+    assert_eq!(old(&bed, "shop", SUM), sum);
+    assert_eq!(old(&bed, "shop", "insert into sold values (-1, 'back') returning id"), "-1");
 }
