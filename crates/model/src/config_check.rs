@@ -15,6 +15,7 @@ pub fn check(spec: &Spec, owned: &[&str]) -> Vec<ConfigProblem> {
     addresses(spec, &mut found);
     commits(spec, &mut found);
     failover(spec, &mut found);
+    crate::config_check_store::store(&spec.store, &mut |key, text| found.add(key, text));
     proxy(spec, &mut found);
     postgres(spec, owned, &mut found);
     vault(spec, &mut found);
