@@ -27,7 +27,7 @@ fn fitting(name: &str) -> String {
         }
     }
     if !out.starts_with(|letter: char| letter.is_ascii_lowercase()) {
-        out.insert_str(0, "n");
+        out.insert(0, 'n');
     }
     out.truncate(40);
     out.trim_end_matches('-').to_owned()
