@@ -6,6 +6,7 @@ use crate::mind_loop::Question;
 use crate::record::RECORD_KEY;
 use crate::setup::AgentOptions;
 use anyhow::{Context, Result, anyhow, bail};
+use mainstay_model::spec::Spec;
 use mainstay_model::{NodeId, Record, Term};
 use mainstay_ports::peer::Peers;
 use mainstay_ports::store::Store as _;
@@ -23,6 +24,21 @@ const SAY_EVERY: Duration = Duration::from_secs(5);
 /// How often terms are compared, and for how long what is wrong must be so.
 const COMPARE: Duration = Duration::from_secs(1);
 const LOWER_MAX: u32 = 3;
+
+/// Which store it is stands in each node's own file: whoever has lost the store must find it without asking it. But no node may begin with
+/// another kind than the cluster has.
+///
+/// # Errors
+/// When this one would.
+pub(crate) fn same_store(file: &Spec, kept: &Spec) -> Result<()> {
+    let (in_file, in_use) = (file.store.kind, kept.store.kind);
+    anyhow::ensure!(
+        in_file == in_use,
+        "this node's file says store.kind = \"{in_file}\", and the cluster's store is of the kind \"{in_use}\": a cluster keeps its store; put the \
+         file right and start the agent again"
+    );
+    Ok(())
+}
 
 /// Starts on the cluster's keys; founds them if more than half of the nodes are there and none has ever seen any.
 ///

@@ -1,4 +1,11 @@
-//! What is wrong with an etcd that is the store, from what each node says of it.
+//! What is wrong with an etcd that is the store, from what each node says of it. `store-no-quorum` and `store-member-lost` as with the
+//! nodes' own store, and
+//!
+//! | problem | severity | when |
+//! |---|---|---|
+//! | `store-distrusted` | critical | etcd shows less than nodes have seen, or another cluster's keys |
+//! | `store-alarm` | critical | etcd has raised an alarm, and takes no writes |
+//! | `store-cut-off` | warning | a node does not reach the etcd that others reach |
 
 use crate::status::LocalStatus;
 use mainstay_model::NodeId;
@@ -7,6 +14,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Name and severity, evidence, hint.
 pub(crate) type Add<'a> = &'a mut dyn FnMut((&'static str, &'static str), String, String);
+
+/// A node leads the store, or the etcd that it is answers.
+pub(crate) fn store_works(answer: &LocalStatus) -> bool {
+    let etcd = answer.store.as_ref().filter(|store| store.failure.is_none()).and_then(|store| store.etcd.as_ref());
+    answer.store_leader.is_some() || etcd.is_some_and(|etcd| etcd.works)
+}
 
 /// Hands every problem to `add`, the gravest first.
 pub(crate) fn find(answers: &BTreeMap<NodeId, LocalStatus>, add: Add<'_>) {

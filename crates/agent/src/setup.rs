@@ -16,7 +16,7 @@ use crate::founding::{Begin, Part, ask_around};
 use crate::generations::Generations;
 use crate::handlers::{MindHandler, RouteHandler};
 use crate::health::{self, Health};
-use crate::intent::{self, Intent, Removed};
+use crate::intent::{self, Removed};
 use crate::keeper::Keeper;
 use crate::leased::Leased;
 use crate::library::Library;
@@ -143,7 +143,7 @@ impl Ground {
         let (me, layout) = (options.node.clone(), options.layout.clone());
         setup_engine::check_removed(&layout)?;
         let generations = Arc::new(Generations::load(layout.spec_cache(), options.spec.clone())?);
-        same_store(&options.spec, &generations.now().spec)?;
+        crate::etcd::same_store(&options.spec, &generations.now().spec)?;
         let mut durable = durable::load(&layout.durable())?;
         let above = intent::carry_out(&layout, &me, &generations.now(), &mut durable)?;
         let now = generations.now();
@@ -411,15 +411,7 @@ impl Agent {
         let inputs = &self.inputs;
 
         tokio::spawn(record::watch(Arc::clone(&store), inputs.clone()));
-        match &*self.store {
-            ClusterStore::Raft(raft) => {
-                let (me, raft, peers) = (self.me.clone(), Arc::clone(raft), self.peers());
-                tokio::spawn(leadership::keep_apart(me, raft, peers, self.routes.clone()));
-            }
-            ClusterStore::Etcd(etcd) => {
-                tokio::spawn(crate::etcd::compare_terms(Arc::clone(etcd), self.questions.clone()));
-            }
-        }
+        leadership::start(self.me.clone(), &self.store, self.peers(), self.routes.clone(), self.questions.clone());
         if self.ground.keeper.is_some() {
             let (engine, seen) = (Arc::clone(&self.ground.engine), self.observed.clone());
             tokio::spawn(probes::probe(Arc::clone(&engine), interval, Arc::clone(&probe_now), seen, inputs.clone()));
@@ -473,7 +465,7 @@ impl Agent {
         tokio::spawn(self.members().keep());
         tokio::spawn(self.proxy().keep(Arc::clone(generations)));
         if let (true, Some(raft)) = (self.ground.above.is_some(), self.store.embedded()) {
-            tokio::spawn(clear_once_taken_in(Arc::clone(raft), self.ground.options.layout.clone()));
+            tokio::spawn(leadership::clear_once_taken_in(Arc::clone(raft), self.ground.options.layout.clone()));
         }
     }
 
@@ -596,27 +588,6 @@ impl Agent {
         }
         Ok(())
     }
-}
-
-/// Which store it is stands in each node's own file: whoever has lost the store must find it without asking it. But no node may begin with
-/// another kind than the cluster has.
-fn same_store(file: &Spec, kept: &Spec) -> Result<()> {
-    let (in_file, in_use) = (file.store.kind, kept.store.kind);
-    anyhow::ensure!(
-        in_file == in_use,
-        "this node's file says store.kind = \"{in_file}\", and the cluster's store is of the kind \"{in_use}\": a cluster keeps its store; put the \
-         file right and start the agent again"
-    );
-    Ok(())
-}
-
-/// The intent to join another store is done once its leader has taken this node in.
-async fn clear_once_taken_in(store: Arc<RaftStore>, layout: NodeLayout) {
-    while store.standing().joining {
-        tokio::time::sleep(Duration::from_millis(500)).await;
-    }
-    info!("the store's leader has taken this node in");
-    Intent::clear(&layout);
 }
 
 /// Ends the server and the guard. Bounded.

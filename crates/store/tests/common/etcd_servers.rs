@@ -21,7 +21,7 @@ fn address() -> Ipv4Addr {
     let number = std::process::id() % 60_000;
     let [_, _, high, low] = number.to_be_bytes();
     let turn = NEXT.fetch_add(1, Ordering::Relaxed);
-    Ipv4Addr::new(127, 100 + u8::try_from(turn % 100).unwrap(), high, low.max(1))
+    Ipv4Addr::new(127, 100 + u8::try_from(turn % 100).unwrap(), high, low)
 }
 
 fn program(name: &str) -> PathBuf {
