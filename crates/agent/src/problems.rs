@@ -54,10 +54,6 @@ const CLOCK_MS: i64 = 2000;
 const EXPIRING: i64 = 30 * 86_400;
 /// For a volume whose size is not known: an agent of an earlier version.
 const SIZE_UNKNOWN: u64 = 10 << 30;
-/// Trouble with the archive that passes sooner is not said. Milliseconds.
-const ARCHIVE_MS: u64 = 30_000;
-/// So many whole segments may wait.
-const ARCHIVE_SEGMENTS: u64 = 8;
 /// By so much a backup may be late. Milliseconds.
 const LATE_MS: u64 = 3_600_000;
 /// The way out when the authority itself ends.
@@ -275,38 +271,6 @@ impl Look<'_> {
         let evidence = format!("{kind} backup is due by the schedule and has not begun{}", why.unwrap_or_default());
         let hint = "mend what it says; it is tried again by itself, and `mainstay backup` makes one now";
         list.dated(("backup-overdue", "warning"), evidence, hint, Some(since));
-    }
-
-    fn archive(&self, list: &mut List) {
-        let place = self.spec.vault.repository.as_ref().map(|place| place.display().to_string());
-        // Of a repository that is not in use any more nothing is said.
-        let Some(state) = self.beside.archive.as_ref().filter(|state| Some(&state.repository) == place.as_ref()) else {
-            return;
-        };
-        let end = self.primary.and_then(|primary| primary.observed.end);
-        let behind = end.zip(state.archived).map_or(0, |(end, archived)| end.0.saturating_sub(archived.lsn.0));
-        let waiting = behind / state.segment_size.max(1 << 20);
-        if let Some((since, why)) = state
-            .failing
-            .as_ref()
-            .filter(|(since, _)| self.beside.now_ms.saturating_sub(*since) > ARCHIVE_MS || waiting > ARCHIVE_SEGMENTS)
-        {
-            let hint = "mend what it says; the log waits on the servers as long as their volumes have room, then moments are lost to a restore";
-            list.dated(("archive-lagging", "warning"), format!("the log is not archived: {why}"), hint, Some(*since));
-        } else if waiting > ARCHIVE_SEGMENTS {
-            let evidence = format!("{waiting} segments of the log wait to be archived ({behind} bytes)");
-            let hint = "is the repository slow, or full? `mainstay archive status` shows whether it catches up";
-            list.add(("archive-lagging", "warning"), evidence, hint);
-        }
-        for problem in &state.problems {
-            let hint = "nothing was overwritten; find out which server wrote the other content, make a new backup, then remove what was kept aside";
-            list.add(("archive-conflict", "critical"), problem.clone(), hint);
-        }
-        for (first, last) in state.gaps.iter().chain(&state.given_up) {
-            let evidence = format!("the log from {first} to {last} is neither archived nor on the primary any more");
-            let hint = "moments after the hole need a backup that is newer than it; a replica that has this log fills the hole by itself";
-            list.add(("archive-gap", "critical"), evidence, hint);
-        }
     }
 
     fn node(&self, node: &Node, list: &mut List) {

@@ -233,7 +233,9 @@ mod tests {
         let other = drill(9000, "drill lose-replica on db3: write gap 4 ms; as promised");
         assert!(is_settled(&[begun.clone(), told(), result.clone()], 0), "the result tells it");
         assert!(!is_settled(&[begun.clone(), told(), result.clone()], 2), "a result is always shown");
-        assert!(!is_settled(&[begun.clone(), begun.clone(), result], 0) && !is_settled(&[begun.clone()], 0));
+        assert!(
+            !is_settled(&[begun.clone(), begun.clone(), result], 0) && !is_settled(std::slice::from_ref(&begun), 0)
+        );
         assert!(!is_settled(&[begun.clone(), other], 0), "another drill's result");
         let line = shown(&begun, &[], &TimeZone::UTC).unwrap();
         assert!(line.contains("fault of a drill on db2\n      the server of db2, process 7, was killed"), "{line}");

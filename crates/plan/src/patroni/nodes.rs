@@ -75,7 +75,7 @@ pub(super) fn nodes(
         ),
         2 => notes.push(
             "Two nodes: Mainstay keeps its store on the nodes themselves, and two can not outvote the loss of one. Add a third host as a \
-             [[node]] with witness = true; it holds no data."
+             [[node]] with witness = true; it holds no data. Or let an etcd be the store (docs/etcd.md)."
                 .to_owned(),
         ),
         _ => {}

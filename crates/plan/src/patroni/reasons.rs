@@ -6,6 +6,7 @@ use super::book::{Book, Leaf, Verdict};
 const CLIENT: &str = "people call the agents with certificates (`mainstay pki issue`), not with passwords";
 const STORE: &str =
     "Mainstay keeps its own store on the nodes (embedded Raft): no other service is asked for who is primary";
+const ETCD: &str = "the store is on the nodes themselves (embedded Raft): an etcd of version 3 can be it too, by [store] (docs/etcd.md)";
 const HOOK: &str = "Mainstay runs no scripts of others while it decides or acts: what clients need to know the proxy and the health endpoints tell";
 const PASSWORD: &str = "the agent comes in through the socket and servers by certificates: no password of a superuser, of replication or of rewinding is needed";
 const CLONE: &str = "a replica is made by Mainstay itself: rewound, or cloned from another node";
@@ -20,8 +21,8 @@ const LEFT: &[(&str, &str)] = &[
     ("thread_stack_size", "there is no pool of threads to size"),
     ("log", "agents log JSON lines to the journal; MAINSTAY_LOG filters them"),
     ("ctl", CLIENT),
-    ("etcd", STORE),
-    ("etcd3", STORE),
+    ("etcd", ETCD),
+    ("etcd3", ETCD),
     ("consul", STORE),
     ("zookeeper", STORE),
     ("exhibitor", STORE),
