@@ -73,6 +73,31 @@ pub(crate) fn ensure_program(program: &str, package: &str) -> Result<()> {
     })
 }
 
+/// Makes sure that etcd is installed: the tests of the store start servers of their own. The package's own service is kept from starting.
+pub(crate) fn ensure_etcd() -> Result<()> {
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let there = |program: &str| std::env::split_paths(&paths).any(|dir| dir.join(program).is_file());
+    let tools = [("etcd", "etcd-server"), ("etcdctl", "etcd-client")];
+    let missing: Vec<&str> = tools.iter().filter(|(program, _)| !there(program)).map(|(_, package)| *package).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let by_hand = format!("apt-get install --no-install-recommends {}", missing.join(" "));
+    if !is_root()? || !Path::new("/usr/bin/apt-get").exists() {
+        bail!(
+            "etcd 3.4 or newer is not installed (etcd and etcdctl); on Debian or Ubuntu, as root: {by_hand}, then: systemctl disable --now etcd"
+        );
+    }
+    println!("{} is missing. Now, as root:\n    {by_hand}", missing.join(" "));
+    step("packages for etcd", || {
+        apt(&["update"])?;
+        without_services(|| apt(&[&["install", "-y", "--no-install-recommends"], missing.as_slice()].concat()))
+    })?;
+    // Nobody asked for an etcd on this machine; where no systemd is at work this fails, and there is nothing to switch off.
+    let _ = Command::new("systemctl").args(["--quiet", "disable", "etcd.service"]).output();
+    Ok(())
+}
+
 /// What virtual hosts are made with, and the package that brings it.
 const HOST_TOOLS: [(&str, &str); 10] = [
     ("/usr/bin/ssh", "openssh-client"),

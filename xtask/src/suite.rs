@@ -20,6 +20,7 @@ pub(crate) fn test(root: &Path) -> Result<()> {
     let _leftovers = Leftovers::look()?;
     leftovers::room()?;
     packages::ensure()?;
+    packages::ensure_etcd()?;
     // Before the first test: some of them need what virtual hosts are made with.
     let hosts = packages::ensure_hosts()?;
     tools(root)?;

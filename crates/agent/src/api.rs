@@ -35,7 +35,7 @@ use mainstay_ports::peer::{Caller, Channel, Handler, PeerError, Peers};
 use mainstay_ports::process::ServerProcess;
 use mainstay_ports::route_board::RouteBoard;
 use mainstay_ports::store::Store;
-use mainstay_store::RaftStore;
+use mainstay_store::ClusterStore;
 use mainstay_vault::postgres::backup;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -76,7 +76,7 @@ pub struct Api {
     /// The other agents.
     pub peers: Arc<dyn Peers>,
     /// The store.
-    pub store: Arc<RaftStore>,
+    pub store: Arc<ClusterStore>,
     /// The guard.
     pub process: Arc<dyn ServerProcess>,
     /// The engine.
@@ -150,7 +150,7 @@ impl Api {
             file: Some(self.generations.file_state()),
             pending_restart: self.configured.borrow().pending_restart.clone(),
             paused: now.paused.clone(),
-            store: Some(self.store.standing()),
+            store: Some(self.store_standing()),
         }
     }
 

@@ -4,7 +4,7 @@ use crate::api::{Api, who};
 use crate::door::StoreReply;
 use crate::founding::Part;
 use crate::generations;
-use crate::intent::Intent;
+use crate::intent::{self, Intent};
 use crate::lifecycle::Ended;
 use crate::record::RECORD_KEY;
 use crate::roles::refusal;
@@ -16,12 +16,15 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
-use mainstay_model::api::{Accepted, PauseWish, RecoverWish, ReplaceWish, SpecAnswer, SpecWish, Standing};
+use mainstay_model::api::{
+    Accepted, PauseWish, RecoverWish, ReplaceWish, SpecAnswer, SpecWish, Standing, StoreStanding,
+};
 use mainstay_model::stored_spec::{Paused, SPEC_KEY, StoredSpec};
-use mainstay_model::{ClaimState, Event, Record, Term};
+use mainstay_model::{ClaimState, CopyId, Event, Record, Term};
 use mainstay_ports::clock::wall_now_ms;
 use mainstay_ports::peer::Caller;
 use mainstay_ports::store::{CasOutcome, Store as _, Versioned};
+use mainstay_store::etcd::EtcdStore;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use std::sync::Arc;
@@ -34,6 +37,8 @@ const TRIES: u32 = 5;
 const REPLACE_TIMEOUT: Duration = Duration::from_secs(8);
 /// A store that answers within this works.
 const WORKS: Duration = Duration::from_millis(1200);
+/// How long making the store anew in etcd may take.
+const MAKE_ANEW: Duration = Duration::from_secs(5);
 /// The answer to the caller leaves before the process is replaced.
 const BEFORE_RESTART: Duration = Duration::from_millis(300);
 
@@ -147,10 +152,20 @@ impl Api {
         record_of(self.store.watch(RECORD_KEY).borrow().as_ref())
     }
 
+    /// This node's view of the store. An etcd's own members have no part in the cluster: there every node that is listed counts.
+    pub(crate) fn store_standing(&self) -> StoreStanding {
+        let mut standing = self.store.standing();
+        if standing.etcd.is_some() {
+            let now = self.generations.now();
+            standing.voters = now.spec.nodes.iter().map(|node| node.name.clone()).collect();
+        }
+        standing
+    }
+
     /// What this node says of its part of the store.
     #[must_use]
     pub fn store_reply(&self) -> StoreReply {
-        let standing = self.store.standing();
+        let standing = self.store_standing();
         let part = match (standing.joining, self.store.is_new()) {
             (true, _) => Part::Joining,
             (false, true) => Part::Founding,
@@ -177,7 +192,7 @@ impl Api {
             server: summary.server,
             shut: summary.shut,
             record: summary.record,
-            store: self.store.standing(),
+            store: self.store_standing(),
             generation: self.generations.now().generation,
             libc: self.library.version().await,
             wall_ms: wall_now_ms(),
@@ -299,11 +314,21 @@ impl Api {
                 "wait until another node has taken over, or switch over first",
             ));
         }
-        if self.store.leader().as_ref() == Some(node) {
-            let _ = self.store.transfer_leader(&self.me).await;
+        let Some(raft) = self.store.embedded() else {
+            let text = format!(
+                "{node} has no vote in an etcd; it is taken in once its agent has started with an empty directory"
+            );
+            return Ok(Accepted {
+                node: self.me.clone(),
+                term: record.map(|record| record.term).unwrap_or_default(),
+                text,
+            });
+        };
+        if raft.leader().as_ref() == Some(node) {
+            let _ = raft.transfer_leader(&self.me).await;
         }
         let late = "ask again: what is done already is not done twice";
-        let removed = tokio::time::timeout(REPLACE_TIMEOUT, self.store.remove_member(node)).await;
+        let removed = tokio::time::timeout(REPLACE_TIMEOUT, raft.remove_member(node)).await;
         removed
             .map_err(|_| (StatusCode::SERVICE_UNAVAILABLE, "taking the vote back takes long".to_owned(), late))?
             .map_err(|problem| (StatusCode::SERVICE_UNAVAILABLE, problem.to_string(), late))?;
@@ -346,16 +371,51 @@ impl Api {
             ));
         }
         if wish.from != self.me {
-            return self.join_other(wish.term, false, &by).await;
+            return match self.store.etcd() {
+                Some(_) => accepted("it follows by itself once the store is made anew in etcd"),
+                None => self.join_other(wish.term, false, &by).await,
+            };
         }
-        if summary.copy.is_none() {
+        let Some(copy) = summary.copy else {
             return Err(conflict("this node has no whole copy of the data", "recover from a node that has one"));
+        };
+        if let Some(etcd) = self.store.etcd() {
+            self.make_anew(etcd, &wish, copy, &by).await?;
+            self.restart_soon();
+            return accepted("the store is made anew in etcd from what this node knows; its agent restarts");
         }
         let group = entropy().map_err(|problem| no_store(format!("{problem:#}")))?.max(1);
         let intent = Intent::Rebuild { group, term: wish.term, by, lossy: wish.lossy };
         intent.save(&self.layout).map_err(|problem| no_store(format!("{problem:#}")))?;
         self.restart_soon();
         accepted("rebuilding the store from this node; its agent restarts")
+    }
+
+    /// One transaction in etcd: the record of the new incarnation, and what else a rebuilt store begins with.
+    async fn make_anew(&self, etcd: &EtcdStore, wish: &RecoverWish, copy: CopyId, by: &str) -> Result<(), Refused> {
+        if !etcd.standing().works {
+            let why = "etcd itself does not answer; bring it back, or restore it, first: the store is made anew in it";
+            return Err((
+                StatusCode::SERVICE_UNAVAILABLE,
+                why.to_owned(),
+                "mainstay status shows which endpoints are away",
+            ));
+        }
+        let group = entropy().map_err(|problem| no_store(format!("{problem:#}")))?.max(1);
+        let known = etcd.known(STORE_TIMEOUT).await.map_err(no_store)?;
+        let new = intent::Rebuilding {
+            me: &self.me,
+            copy: Some(copy),
+            term: wish.term,
+            by,
+            lossy: wish.lossy,
+            group,
+            kept: &self.generations.now(),
+        };
+        let hint = "nothing was changed";
+        let values = intent::rebuilt_values(&known, &new).map_err(|why| conflict(format!("{why:#}"), hint))?;
+        let made = etcd.make_anew((group, wish.term.incarnation()), values, MAKE_ANEW).await;
+        made.map_err(|why| (StatusCode::SERVICE_UNAVAILABLE, why, "ask again: what is done already is not done twice"))
     }
 
     /// Moves this node's part of the store aside and joins the one of this term's incarnation.
@@ -371,6 +431,10 @@ impl Api {
     /// For a node whose peers belong to a rebuilt store: leave the old one, join theirs, and give the copy up. `None`: it does not
     /// stand so.
     pub(crate) async fn leave_old_store(&self, by: &str) -> Result<Option<Accepted>, (StatusCode, String)> {
+        if self.store.etcd().is_some() {
+            // One etcd holds one store of the cluster: there is no old one to be left.
+            return Ok(None);
+        }
         let Some(snapshot) = self.snapshot().await else { return Ok(None) };
         let mine = snapshot.summary.record.as_ref().map(|(_, record)| record.term).unwrap_or_default();
         let promises =

@@ -185,7 +185,8 @@ impl LateApi {
 }
 
 async fn starting() -> impl IntoResponse {
-    let error = "the agent is starting: it asks the other nodes whether the cluster's store exists";
+    let error =
+        "the agent is starting: it asks the other nodes, or the etcd that its file names, for the cluster's store";
     let hint = "start the agents of more than half of the nodes; the agent's log says whom it waits for";
     (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "error": error, "hint": hint })))
 }

@@ -302,6 +302,12 @@ impl Api {
             let address = address.map_err(|error| not_now(format!("{error:#}")))?.ip();
             away.push(Away { address, ports: ports(node, &spec) });
         }
+        // Who is cut off reaches an etcd no more than the other nodes: else it would go on renewing its claim.
+        for endpoint in self.store.etcd().map(|etcd| etcd.endpoints()).unwrap_or_default() {
+            let address = follow::resolve(&endpoint.host, endpoint.port).await;
+            let address = address.map_err(|error| not_now(format!("{error:#}")))?.ip();
+            away.push(Away { address, ports: vec![endpoint.port] });
+        }
         let mine = spec.node(&self.me).map(|node| ports(node, &spec)).unwrap_or_default();
         let looked = away.clone();
         let can = tokio::task::spawn_blocking(move || faults::can_isolate(&looked));

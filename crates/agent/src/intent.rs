@@ -139,9 +139,8 @@ pub fn carry_out(
         None => Ok(None),
         Some(Intent::Rebuild { group, term, by, lossy }) => {
             let copy = durable.as_ref().and_then(|durable| durable.copy);
-            let scatter = u32::try_from(group % u64::from(TIMELINE_STEP)).unwrap_or(0);
             let change = |values: &BTreeMap<String, Versioned>| {
-                rebuilt_values(values, &Rebuilding { me, copy, term, by: &by, lossy, scatter, kept })
+                rebuilt_values(values, &Rebuilding { me, copy, term, by: &by, lossy, group, kept })
                     .map_err(|error| format!("{error:#}"))
             };
             match mainstay_store::rebuild(&layout.raft(), me, group, change) {
@@ -170,27 +169,33 @@ pub fn carry_out(
     }
 }
 
-struct Rebuilding<'a> {
-    me: &'a NodeId,
-    copy: Option<CopyId>,
-    term: Term,
-    by: &'a str,
+/// What a rebuilt store begins with.
+pub(crate) struct Rebuilding<'a> {
+    pub(crate) me: &'a NodeId,
+    pub(crate) copy: Option<CopyId>,
+    pub(crate) term: Term,
+    pub(crate) by: &'a str,
     /// Something acknowledged may be missing in its copy.
-    lossy: bool,
-    /// Differs, as a rule, between two stores that are rebuilt from one old store without knowing of each other.
-    scatter: u32,
-    kept: &'a StoredSpec,
+    pub(crate) lossy: bool,
+    /// The new store's number.
+    pub(crate) group: u64,
+    pub(crate) kept: &'a StoredSpec,
 }
 
 /// The values that a rebuilt store begins with, besides those that stay.
-fn rebuilt_values(values: &BTreeMap<String, Versioned>, new: &Rebuilding<'_>) -> Result<BTreeMap<String, Vec<u8>>> {
+pub(crate) fn rebuilt_values(
+    values: &BTreeMap<String, Versioned>,
+    new: &Rebuilding<'_>,
+) -> Result<BTreeMap<String, Vec<u8>>> {
     let Some(held) = values.get(RECORD_KEY) else { bail!("this node knows no record of the cluster") };
     let record: Record = serde_json::from_slice(&held.value).context("the record can not be read")?;
     let Some(copy) = new.copy else { bail!("this node has no whole copy of the data") };
     if new.term.incarnation() <= record.term.incarnation() {
         bail!("term {} is not of a later incarnation than the record's {}", new.term, record.term);
     }
-    let mut next = record.recovered(new.me, copy, new.term, TIMELINE_STEP + new.scatter);
+    // Differs, as a rule, between two stores that are rebuilt from one old store without knowing of each other.
+    let scatter = u32::try_from(new.group % u64::from(TIMELINE_STEP)).unwrap_or(0);
+    let mut next = record.recovered(new.me, copy, new.term, TIMELINE_STEP + scatter);
     next.reason = format!("{}, by {}", next.reason, new.by);
     let stored = values.get(SPEC_KEY).and_then(|held| serde_json::from_slice::<StoredSpec>(&held.value).ok());
     let newest = stored.filter(|stored| stored.generation > new.kept.generation).unwrap_or_else(|| new.kept.clone());
@@ -205,7 +210,7 @@ fn rebuilt_values(values: &BTreeMap<String, Versioned>, new: &Rebuilding<'_>) ->
         term: new.term,
         kind: "store-rebuilt".to_owned(),
         text: format!(
-            "{} had the store rebuilt from {} after its majority was lost; the last known term was {}, held by {}, members {}{}",
+            "{} had the store rebuilt from {} after the store was lost; the last known term was {}, held by {}, members {}{}",
             new.by,
             new.me,
             record.term,
@@ -270,7 +275,7 @@ mod tests {
         let me = node("db1");
         rebuilt_values(
             &values(),
-            &Rebuilding { me: &me, copy, term: Term(term), by: "anna", lossy: false, scatter: 3, kept: &kept() },
+            &Rebuilding { me: &me, copy, term: Term(term), by: "anna", lossy: false, group: 3, kept: &kept() },
         )
     }
 

@@ -4,7 +4,7 @@
 use crate::mind_loop::{Question, Snapshot, Wish};
 use mainstay_model::{ClaimState, Command, NodeId};
 use mainstay_ports::peer::Peers;
-use mainstay_store::RaftStore;
+use mainstay_store::{ClusterStore, RaftStore};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -96,7 +96,7 @@ pub struct Lifecycle {
     /// Commands to the loop.
     pub wishes: mpsc::Sender<Wish>,
     /// The store.
-    pub store: Arc<RaftStore>,
+    pub store: Arc<ClusterStore>,
     /// Where the store's files lie.
     pub store_dir: PathBuf,
     /// The other agents.
@@ -110,10 +110,7 @@ impl Lifecycle {
     pub async fn follow(self, mut signal: watch::Receiver<Signal>) {
         let asked = tokio::select! {
             asked = signal.wait_for(|signal| *signal != Signal::Run) => asked.map(|asked| *asked).ok(),
-            () = room_again(&self.store, &self.store_dir) => {
-                warn!("the store ended on a full volume, and there is room again: starting anew");
-                Some(Signal::Restart)
-            }
+            () = anew(&self.store, &self.store_dir) => Some(Signal::Restart),
         };
         // A sender that is gone says nothing.
         let Some(asked) = asked else { return std::future::pending().await };
@@ -187,13 +184,25 @@ impl Lifecycle {
 
     /// A leader that vanishes costs the store an election: another one leads first, if one is there.
     async fn pass_store_on(&self) {
-        if self.store.leader().as_ref() != Some(&self.me) {
-            return;
-        }
-        let voters = self.store.standing().voters;
+        let Some(raft) = self.store.embedded().filter(|raft| raft.leader().as_ref() == Some(&self.me)) else { return };
+        let voters = raft.standing().voters;
         let to = voters.into_iter().find(|node| *node != self.me && self.peers.connected(node));
         if let Some(to) = to {
-            let _ = timeout(PASS_ON, self.store.transfer_leader(&to)).await;
+            let _ = timeout(PASS_ON, raft.transfer_leader(&to)).await;
+        }
+    }
+}
+
+/// Completes when the agent must start anew for the sake of the store.
+async fn anew(store: &ClusterStore, dir: &Path) {
+    match store {
+        ClusterStore::Raft(raft) => {
+            room_again(raft, dir).await;
+            warn!("the store ended on a full volume, and there is room again: starting anew");
+        }
+        ClusterStore::Etcd(etcd) => {
+            etcd.until_anew().await;
+            warn!("the cluster's store was made anew in etcd: starting anew with it");
         }
     }
 }

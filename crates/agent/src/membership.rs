@@ -10,7 +10,7 @@ use mainstay_model::{Event, NodeId, Record, Term};
 use mainstay_ports::clock::wall_now_ms;
 use mainstay_ports::peer::Peers;
 use mainstay_ports::store::Store;
-use mainstay_store::RaftStore;
+use mainstay_store::{ClusterStore, RaftStore};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -77,7 +77,7 @@ pub struct Members {
     /// Who.
     pub me: NodeId,
     /// The store.
-    pub store: Arc<RaftStore>,
+    pub store: Arc<ClusterStore>,
     /// The other agents.
     pub peers: Arc<dyn Peers>,
     /// What the operator wants.
@@ -89,32 +89,34 @@ pub struct Members {
 impl Members {
     /// Looks each second, while this node leads the store.
     pub async fn keep(self) {
+        // The members of an etcd are not ours.
+        let Some(raft) = self.store.embedded().cloned() else { return };
         loop {
             sleep(PAUSE).await;
-            if self.store.leader().as_ref() == Some(&self.me)
-                && self.seems_due()
-                && let Some((step, term)) = self.look().await
+            if raft.leader().as_ref() == Some(&self.me)
+                && self.seems_due(&raft)
+                && let Some((step, term)) = self.look(&raft).await
             {
-                self.carry_out(step, term).await;
+                self.carry_out(&raft, step, term).await;
             }
         }
     }
 
     /// By what this node shows anyway: an idle store is not asked each second.
-    fn seems_due(&self) -> bool {
+    fn seems_due(&self, raft: &RaftStore) -> bool {
         let now = self.generations.now();
         let wanted: BTreeSet<NodeId> = now.spec.nodes.iter().map(|node| node.name.clone()).collect();
         let connected = wanted.iter().filter(|node| self.peers.connected(node)).cloned().collect();
-        next_step(&self.me, &self.store.standing(), &wanted, &BTreeSet::new(), &connected).is_some()
+        next_step(&self.me, &raft.standing(), &wanted, &BTreeSet::new(), &connected).is_some()
     }
 
     /// Specification and record as the store has them now: a leader that has just come must not go by what it remembers.
-    async fn look(&self) -> Option<(Step, Term)> {
-        let spec = generations::parse(&self.store.read(SPEC_KEY, READ).await.ok()??)?;
-        let record: Record = serde_json::from_slice(&self.store.read(RECORD_KEY, READ).await.ok()??.value).ok()?;
+    async fn look(&self, raft: &RaftStore) -> Option<(Step, Term)> {
+        let spec = generations::parse(&raft.read(SPEC_KEY, READ).await.ok()??)?;
+        let record: Record = serde_json::from_slice(&raft.read(RECORD_KEY, READ).await.ok()??.value).ok()?;
         let wanted: BTreeSet<NodeId> = spec.spec.nodes.iter().map(|node| node.name.clone()).collect();
         let counted = record.members.keys().chain(&record.holder).chain(&record.leader).cloned().collect();
-        let standing = self.store.standing();
+        let standing = raft.standing();
         let near = self.near(&standing, &wanted).await;
         next_step(&self.me, &standing, &wanted, &counted, &near).map(|step| (step, record.term))
     }
@@ -133,19 +135,15 @@ impl Members {
         near
     }
 
-    async fn carry_out(&self, step: Step, term: Term) {
+    async fn carry_out(&self, raft: &RaftStore, step: Step, term: Term) {
         let (result, kind, text) = match &step {
-            Step::Add(node) => {
-                (self.store.add_member(node).await, "member-added", format!("{node} votes in the store"))
+            Step::Add(node) => (raft.add_member(node).await, "member-added", format!("{node} votes in the store")),
+            Step::Remove(node) => {
+                (raft.remove_member(node).await, "member-removed", format!("{node} has no vote in the store any more"))
             }
-            Step::Remove(node) => (
-                self.store.remove_member(node).await,
-                "member-removed",
-                format!("{node} has no vote in the store any more"),
-            ),
             Step::Pass(to) => {
                 debug!(%to, "this node is to leave the store: passing its leadership on");
-                let _ = self.store.transfer_leader(to).await;
+                let _ = raft.transfer_leader(to).await;
                 return;
             }
         };
@@ -163,6 +161,9 @@ impl Members {
 
     /// Completes once this node is certainly removed: its specification does not name it, and the store has no place for it.
     pub async fn until_removed(&self) -> Arc<StoredSpec> {
+        if self.store.etcd().is_some() {
+            return self.until_left_out().await;
+        }
         let mut lonely = 0;
         loop {
             sleep(PAUSE).await;
@@ -180,6 +181,23 @@ impl Members {
                 self.learn(group, now.generation, &replies).await;
                 lonely = 0;
             } else if removed(&self.me, group, now.generation, &replies) {
+                return now;
+            }
+        }
+    }
+
+    /// An etcd itself tells: neither its specification nor its record knows this node any more.
+    async fn until_left_out(&self) -> Arc<StoredSpec> {
+        loop {
+            sleep(PAUSE).await;
+            let now = self.generations.now();
+            if now.spec.node(&self.me).is_none()
+                && let Ok(Some(spec)) = self.store.read(SPEC_KEY, READ).await
+                && generations::parse(&spec).is_some_and(|stored| stored.spec.node(&self.me).is_none())
+                && let Ok(Some(held)) = self.store.read(RECORD_KEY, READ).await
+                && let Ok(record) = serde_json::from_slice::<Record>(&held.value)
+                && !record.members.keys().chain(&record.holder).any(|node| *node == self.me)
+            {
                 return now;
             }
         }

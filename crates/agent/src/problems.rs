@@ -24,6 +24,9 @@
 //! | `restart-pending` | info | server parameters wait for a restart |
 //! | `store-no-quorum` | critical | no node knows a leader of the store |
 //! | `store-member-lost` | warning | a member of the store does not work or does not answer |
+//! | `store-distrusted` | critical | etcd shows less than nodes have seen, or another cluster's keys |
+//! | `store-alarm` | critical | etcd has raised an alarm, and takes no writes |
+//! | `store-cut-off` | warning | a node does not reach the etcd that others reach |
 //! | `archive-lagging` | warning | the log can not be archived, or is archived late |
 //! | `archive-conflict` | critical | the archive holds other content under a name of the log, or the log is damaged |
 //! | `backup-overdue` | warning | a backup should have begun long ago, by the schedule |
@@ -131,6 +134,12 @@ pub fn find(
     list.0
 }
 
+/// A node leads it, or the etcd that it is answers.
+fn store_works(answer: &LocalStatus) -> bool {
+    let etcd = answer.store.as_ref().filter(|store| store.failure.is_none()).and_then(|store| store.etcd.as_ref());
+    answer.store_leader.is_some() || etcd.is_some_and(|etcd| etcd.works)
+}
+
 impl Look<'_> {
     fn writes(&self, list: &mut List) {
         match self.primary {
@@ -177,7 +186,7 @@ impl Look<'_> {
         let data = |node: &NodeId| self.spec.node(node).is_some_and(|node| !node.witness);
         let others = self.answers.keys().filter(|node| *node != holder && data(node)).count();
         let strict = self.spec.cluster.durability == Durability::Strict;
-        let led = self.answers.values().any(|answer| answer.store_leader.is_some());
+        let led = self.answers.values().any(store_works);
         (strict && led && self.answers.contains_key(holder) && others < needed as usize).then(|| {
             format!("no node is an open primary; {holder} holds the term and {others} of {needed} replicas that a commit needs answer (durability strict)")
         })
@@ -205,6 +214,11 @@ impl Look<'_> {
     }
 
     fn store(&self, list: &mut List) {
+        if self.spec.store.is_etcd() {
+            return crate::problems_etcd::find(self.answers, &mut |name, evidence, hint| {
+                list.add(name, evidence, hint)
+            });
+        }
         let (known, all) = (self.answers.len(), self.spec.nodes.len());
         if known > 0 && self.answers.values().all(|answer| answer.store_leader.is_none()) {
             let evidence = format!("none of the {known} nodes that answer (of {all}) knows a leader of the store");

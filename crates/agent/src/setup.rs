@@ -46,7 +46,7 @@ use mainstay_ports::peer::{Caller, Channel, Handler, Handlers, Peers};
 use mainstay_ports::process::ServerProcess;
 use mainstay_ports::route_board::RouteBoard;
 use mainstay_ports::store::Store;
-use mainstay_store::{Look, RaftOptions, RaftStore};
+use mainstay_store::{ClusterStore, Look, RaftOptions, RaftStore};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -143,6 +143,7 @@ impl Ground {
         let (me, layout) = (options.node.clone(), options.layout.clone());
         setup_engine::check_removed(&layout)?;
         let generations = Arc::new(Generations::load(layout.spec_cache(), options.spec.clone())?);
+        same_store(&options.spec, &generations.now().spec)?;
         let mut durable = durable::load(&layout.durable())?;
         let above = intent::carry_out(&layout, &me, &generations.now(), &mut durable)?;
         let now = generations.now();
@@ -181,10 +182,18 @@ impl Ground {
     }
 
     /// Starts this node's part of the store; asks around first when its directory is empty.
-    async fn store(&self) -> Result<Arc<RaftStore>> {
-        let (me, dir) = (&self.options.node, self.options.layout.raft());
+    async fn store(&self) -> Result<Arc<ClusterStore>> {
         let listed: Vec<NodeId> = self.generations.now().spec.nodes.iter().map(|node| node.name.clone()).collect();
         let peers = Arc::clone(&self.mesh) as Arc<dyn Peers>;
+        let store = match self.options.spec.store.is_etcd() {
+            true => ClusterStore::Etcd(crate::etcd::start(&self.options, &listed, &self.doors.ask, &peers).await?),
+            false => ClusterStore::Raft(self.embedded(listed, peers).await?),
+        };
+        Ok(Arc::new(store))
+    }
+
+    async fn embedded(&self, listed: Vec<NodeId>, peers: Arc<dyn Peers>) -> Result<Arc<RaftStore>> {
+        let (me, dir) = (&self.options.node, self.options.layout.raft());
         let begin = match mainstay_store::look(&dir)? {
             Look::Member { .. } => Begin::Found,
             look => {
@@ -219,7 +228,7 @@ impl Ground {
 struct Agent {
     me: NodeId,
     ground: Ground,
-    store: Arc<RaftStore>,
+    store: Arc<ClusterStore>,
     routes: Routes,
     inputs: mpsc::Sender<Input>,
     questions: mpsc::Sender<Question>,
@@ -402,8 +411,15 @@ impl Agent {
         let inputs = &self.inputs;
 
         tokio::spawn(record::watch(Arc::clone(&store), inputs.clone()));
-        let apart = leadership::keep_apart(self.me.clone(), Arc::clone(&self.store), self.peers(), self.routes.clone());
-        tokio::spawn(apart);
+        match &*self.store {
+            ClusterStore::Raft(raft) => {
+                let (me, raft, peers) = (self.me.clone(), Arc::clone(raft), self.peers());
+                tokio::spawn(leadership::keep_apart(me, raft, peers, self.routes.clone()));
+            }
+            ClusterStore::Etcd(etcd) => {
+                tokio::spawn(crate::etcd::compare_terms(Arc::clone(etcd), self.questions.clone()));
+            }
+        }
         if self.ground.keeper.is_some() {
             let (engine, seen) = (Arc::clone(&self.ground.engine), self.observed.clone());
             tokio::spawn(probes::probe(Arc::clone(&engine), interval, Arc::clone(&probe_now), seen, inputs.clone()));
@@ -456,8 +472,8 @@ impl Agent {
         tokio::spawn(async move { followed.follow(&me, &*store).await });
         tokio::spawn(self.members().keep());
         tokio::spawn(self.proxy().keep(Arc::clone(generations)));
-        if self.ground.above.is_some() {
-            tokio::spawn(clear_once_taken_in(Arc::clone(&self.store), self.ground.options.layout.clone()));
+        if let (true, Some(raft)) = (self.ground.above.is_some(), self.store.embedded()) {
+            tokio::spawn(clear_once_taken_in(Arc::clone(raft), self.ground.options.layout.clone()));
         }
     }
 
@@ -580,6 +596,18 @@ impl Agent {
         }
         Ok(())
     }
+}
+
+/// Which store it is stands in each node's own file: whoever has lost the store must find it without asking it. But no node may begin with
+/// another kind than the cluster has.
+fn same_store(file: &Spec, kept: &Spec) -> Result<()> {
+    let (in_file, in_use) = (file.store.kind, kept.store.kind);
+    anyhow::ensure!(
+        in_file == in_use,
+        "this node's file says store.kind = \"{in_file}\", and the cluster's store is of the kind \"{in_use}\": a cluster keeps its store; put the \
+         file right and start the agent again"
+    );
+    Ok(())
 }
 
 /// The intent to join another store is done once its leader has taken this node in.

@@ -15,6 +15,9 @@ pub fn refusals(now: &Spec, next: &Spec, primary: Option<&NodeId>) -> Vec<String
     if now.cluster.engine != next.cluster.engine {
         against.push(format!("the engine is {}; a cluster keeps its engine", now.cluster.engine));
     }
+    if now.store.kind != next.store.kind {
+        against.push(format!("the store is of the kind {}; a running cluster keeps its store", now.store.kind));
+    }
     nodes(now, next, primary, &mut against);
     let (had, has) = (now.data_nodes().count(), next.data_nodes().count());
     if has == 0 {

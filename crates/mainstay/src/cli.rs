@@ -206,6 +206,9 @@ pub(crate) struct Up {
     /// How commits are protected [default: strict]
     #[arg(long, value_enum)]
     pub(crate) durability: Option<Protection>,
+    /// A member of an etcd that is the cluster's store, as http://HOST:PORT; once for each member [default: the nodes' own store]
+    #[arg(long, value_name = "URL")]
+    pub(crate) etcd: Vec<String>,
     /// Stay in the foreground; end the cluster with Ctrl-C
     #[arg(long)]
     pub(crate) foreground: bool,

@@ -159,7 +159,7 @@ pub struct Standing {
     pub libc: Option<String>,
 }
 
-/// One member's view of the embedded store.
+/// One node's view of the store.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreStanding {
     /// Which store: 0 is the one the cluster began with; another number was drawn by `recover`.
@@ -174,4 +174,7 @@ pub struct StoreStanding {
     pub joining: bool,
     /// Why it does not work any more, if so.
     pub failure: Option<String>,
+    /// The etcd that is the store; `None`: the nodes themselves are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etcd: Option<crate::etcd::EtcdStanding>,
 }

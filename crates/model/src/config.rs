@@ -218,6 +218,7 @@ pub fn render(spec: &Spec) -> String {
         render_node(&mut out, node);
     }
     render_failover(&mut out, spec);
+    render_store(&mut out, &spec.store);
     render_proxy(&mut out, spec);
     render_postgres(&mut out, spec);
     render_vault(&mut out, spec);
@@ -273,6 +274,29 @@ fn render_failover(out: &mut String, spec: &Spec) {
             writeln!(out, "{shown:<28} # {text}; default: half of the data nodes")
         }
     };
+}
+
+/// Only where it is not the nodes' own.
+fn render_store(out: &mut String, store: &crate::spec::Store) {
+    if !store.is_etcd() {
+        return;
+    }
+    let endpoints: Vec<String> = store.endpoints.iter().map(|endpoint| quoted(endpoint)).collect();
+    let mut lines = vec![("kind", "\"etcd\"".to_owned()), ("endpoints", format!("[{}]", endpoints.join(", ")))];
+    lines.push(("prefix", quoted(&store.prefix)));
+    let path = |path: &Option<std::path::PathBuf>| path.as_ref().map(|path| quoted(&path.display().to_string()));
+    let optional = [
+        ("ca_file", path(&store.ca_file)),
+        ("cert_file", path(&store.cert_file)),
+        ("key_file", path(&store.key_file)),
+        ("user", store.user.as_deref().map(quoted)),
+        ("password_file", path(&store.password_file)),
+    ];
+    lines.extend(optional.into_iter().filter_map(|(key, value)| Some((key, value?))));
+    out.push_str("\n[store]\n");
+    for (key, value) in lines {
+        let _ = writeln!(out, "{:<28} # {}", format!("{key} = {value}"), text_of(&format!("store.{key}")));
+    }
 }
 
 fn render_proxy(out: &mut String, spec: &Spec) {
@@ -341,6 +365,7 @@ fn render_vault(out: &mut String, spec: &Spec) {
     setting(out, "vault.keep", now.keep, default.keep);
     setting(out, "vault.keep_days", now.keep_days, default.keep_days);
     setting(out, "vault.backup_mb_s", now.backup_mb_s, default.backup_mb_s);
+    setting(out, "vault.clone_nodes", now.clone_nodes, default.clone_nodes);
     setting(out, "vault.drill_minutes", now.drill_minutes, default.drill_minutes);
     setting(out, "vault.drill_database", quoted(&now.drill_database), quoted(&default.drill_database));
     let texts = [

@@ -104,6 +104,10 @@ const ENGINE: Effect = Effect::Elsewhere("a cluster keeps its engine: its data a
 const MOVED: Effect = Effect::Elsewhere("a node on another host is new: `mainstay node replace NAME --host HOST`");
 const RENAMED: Effect = Effect::Elsewhere("a node keeps its name: add one with the new name, then remove this one");
 const TURNED: Effect = Effect::Elsewhere("a node keeps its kind: remove it, then add it anew");
+const KEPT: Effect = Effect::Elsewhere("a cluster keeps its store");
+const STORE: Effect = Effect::Elsewhere(
+    "how to reach an etcd stands in each node's own file: change it there, and restart the agents one by one",
+);
 const FIRST: Effect = Effect::NextStart("a cluster that has no first copy yet; afterwards it means nothing");
 const SERVER: Effect = Effect::NextStart("that node's server");
 const AGENT: Effect =
@@ -118,6 +122,9 @@ pub const KEYS: &[Key] = &[
     key("", "cluster", Kind::Table, "the cluster as a whole").or("required").when(TABLE),
     key("", "node", Kind::Tables, "one [[node]] for each node").or("required").when(NODES),
     key("", "failover", Kind::Table, "times of the take-over").or("each key's own").when(TABLE),
+    key("", "store", Kind::Table, "where the claim, the specification and the history are kept: on the nodes, or in an etcd")
+        .or("each key's own")
+        .when(TABLE),
     key("", "proxy", Kind::Table, "what clients connect to").or("each key's own").when(TABLE),
     key("", "postgres", Kind::Table, "PostgreSQL's own settings").or("each key's own").when(TABLE),
     key("", "vault", Kind::Table, "where the log and backups are kept").or("each key's own").when(TABLE),
@@ -157,6 +164,16 @@ pub const KEYS: &[Key] = &[
     key("failover", "margin_percent", Kind::Number, "part of the lease kept back for clocks").within(5, 60),
     key("failover", "sync_replicas", Kind::Number, "how many replicas a commit waits for")
         .or("half of the data nodes, rounded down"),
+    key("store", "kind", Kind::Text, "raft: each node holds a part | etcd: in an etcd that is there already")
+        .or("raft")
+        .when(KEPT),
+    key("store", "endpoints", Kind::Texts, "the members of the etcd, https://HOST:PORT or http://HOST:PORT each").or("none").when(STORE),
+    key("store", "prefix", Kind::Text, "the cluster's keys stand under PREFIX/CLUSTER/").or("/mainstay").when(KEPT),
+    key("store", "ca_file", Kind::Text, "the authority of etcd's certificates, a file on every node").or("none").when(STORE),
+    key("store", "cert_file", Kind::Text, "the certificate that is shown to etcd, a file on every node").or("none").when(STORE),
+    key("store", "key_file", Kind::Text, "its key, a file that its owner alone can read").or("none").when(STORE),
+    key("store", "user", Kind::Text, "as whom to log in to etcd").or("nobody").when(STORE),
+    key("store", "password_file", Kind::Text, "holds the password; a file that its owner alone can read").or("none").when(STORE),
     key("proxy", "on_nodes", Kind::Boolean, "does each node run a proxy of its own?").when(PROXY),
     key("proxy", "host", Kind::Text, "a proxy of its own listens there").or("none").when(PROXY),
     key("proxy", "write_port", Kind::Number, "the address for writes").within(1, 65535).when(PROXY),
@@ -230,6 +247,13 @@ pub const KEYS: &[Key] = &[
         .or("none: by hand"),
     key("vault", "drill_at", Kind::Text, "when a restore drill is held: a copy of a random moment is made beside the cluster, looked at, and removed")
         .or("none: by hand"),
+    key(
+        "vault",
+        "clone_nodes",
+        Kind::Boolean,
+        "new copies are made of the newest backup and the log after it, and not of the running primary, where the repository can serve",
+    )
+    .or("false"),
     key("vault", "drill_minutes", Kind::Number, "a restore drill is ended after so many minutes").within(1, 10_080).or("240"),
     key(
         "vault",
@@ -356,7 +380,8 @@ pub const KEYS: &[Key] = &[
 ];
 
 /// The tables with fixed keys, in the order of the page.
-pub const TABLES: [&str; 8] = ["", "cluster", "node", "failover", "proxy", "postgres", "vault", "requirements"];
+pub const TABLES: [&str; 9] =
+    ["", "cluster", "node", "failover", "store", "proxy", "postgres", "vault", "requirements"];
 
 /// The keys of a table; `None` for what is no table with fixed keys.
 #[must_use]

@@ -81,6 +81,16 @@ fn full() -> Spec {
             margin_percent: 25,
             sync_replicas: Some(1),
         },
+        store: crate::spec::Store {
+            kind: crate::spec::StoreKind::Etcd,
+            endpoints: vec!["https://10.0.0.7:2379".into(), "https://etcd.example.org".into()],
+            prefix: "/teams/a".into(),
+            ca_file: Some("/etc/ca.crt".into()),
+            cert_file: Some("/etc/me.crt".into()),
+            key_file: Some("/etc/me.key".into()),
+            user: Some("main\"stay".into()),
+            password_file: Some("/etc/pass word".into()),
+        },
         proxy: Proxy {
             on_nodes: false,
             host: Some("127.0.0.1".into()),
@@ -115,6 +125,7 @@ fn full() -> Spec {
             drill_minutes: 30,
             drill_query: Some("select \"n\" > 0 from t".into()),
             drill_database: "orders".into(),
+            clone_nodes: true,
         },
         requirements: requirements(),
     }

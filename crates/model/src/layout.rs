@@ -2,7 +2,7 @@
 //!
 //! A node's directory:
 //! ```text
-//! agent/     agent's user only: durable.json, spec.json, raft/, node.crt, node.key, ca.crt, proxy.crt, proxy.key, app.verifier, guard.sock
+//! agent/     agent's user only: durable.json, spec.json, raft/ or etcd.json, node.crt, node.key, ca.crt, proxy.crt, proxy.key, app.verifier, guard.sock
 //! data/      the database server's data directory (its user only)
 //! conf/      its configuration and TLS files (its user only), outside the data directory so that a rewind never overwrites them
 //! run/       its Unix socket
@@ -70,6 +70,7 @@ paths!(NodeLayout {
     agent => "agent", "Only the agent's user may read it.";
     durable => "agent/durable.json", "Promise, upstream, copy.";
     raft => "agent/raft", "The embedded store's files.";
+    etcd => "agent/etcd.json", "What the node has seen of the etcd that is the store.";
     spec_cache => "agent/spec.json", "The newest specification that the node has seen.";
     intent => "agent/intent.json", "What the agent does to its part of the store at its next start.";
     drill => "agent/drill.json", "The fault of a drill that is in force: the next agent ends it, should this one not.";

@@ -18,6 +18,9 @@ pub struct Spec {
     /// Times of the take-over.
     #[serde(default)]
     pub failover: Failover,
+    /// Where the claim, the specification and the history are kept.
+    #[serde(default, skip_serializing_if = "Store::is_default")]
+    pub store: Store,
     /// The proxies.
     #[serde(default)]
     pub proxy: Proxy,
@@ -143,6 +146,84 @@ impl Failover {
     }
 }
 
+/// Where the claim, the specification and the history are kept: on the nodes themselves, or in an etcd that is there already.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Store {
+    /// Which.
+    pub kind: StoreKind,
+    /// etcd's members, `https://HOST:PORT` each ([`crate::etcd::Endpoint`]).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub endpoints: Vec<String>,
+    /// All keys of the cluster stand under this and the cluster's name.
+    pub prefix: String,
+    /// The authority of etcd's certificates.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
+    /// The certificate that is shown to etcd.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cert_file: Option<PathBuf>,
+    /// Its key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
+    /// As whom to log in to etcd.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// A file that holds the password, which its owner alone can read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password_file: Option<PathBuf>,
+}
+
+/// The kinds of stores.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StoreKind {
+    /// Each node holds a part.
+    #[default]
+    Raft,
+    /// An etcd that others run.
+    Etcd,
+}
+
+impl std::fmt::Display for StoreKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Raft => "raft",
+            Self::Etcd => "etcd",
+        })
+    }
+}
+
+/// Where the keys of all clusters stand if nobody said.
+pub const STORE_PREFIX: &str = "/mainstay";
+
+impl Default for Store {
+    fn default() -> Self {
+        Self {
+            kind: StoreKind::Raft,
+            endpoints: Vec::new(),
+            prefix: STORE_PREFIX.to_owned(),
+            ca_file: None,
+            cert_file: None,
+            key_file: None,
+            user: None,
+            password_file: None,
+        }
+    }
+}
+
+impl Store {
+    /// Is it an etcd?
+    #[must_use]
+    pub fn is_etcd(&self) -> bool {
+        self.kind == StoreKind::Etcd
+    }
+
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// The proxies.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -253,6 +334,9 @@ pub struct Vault {
     /// In which database. Left out as the minutes are.
     #[serde(skip_serializing_if = "usual_database")]
     pub drill_database: String,
+    /// New copies are made of the newest backup where that can serve, instead of the running primary. Left out as the minutes are.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub clone_nodes: bool,
 }
 
 const DRILL_MINUTES: u64 = 240;
@@ -282,6 +366,7 @@ impl Default for Vault {
             drill_minutes: DRILL_MINUTES,
             drill_query: None,
             drill_database: DRILL_DATABASE.to_owned(),
+            clone_nodes: false,
         }
     }
 }
@@ -371,10 +456,10 @@ mod tests {
     fn what_older_agents_do_not_know_is_written_only_where_it_is_set() {
         let vault = Vault { repository: Some("/srv/vault".into()), ..Vault::default() };
         let text = serde_json::to_string(&vault).unwrap();
-        assert!(!text.contains("drill"), "{text}");
+        assert!(!text.contains("drill") && !text.contains("clone_nodes"), "{text}");
         assert!(!serde_json::to_string(&Proxy::default()).unwrap().contains("metrics_port"));
         assert_eq!(serde_json::from_str::<Vault>(&text).unwrap(), vault);
-        let other = Vault { drill_minutes: 5, drill_database: "orders".into(), ..vault };
+        let other = Vault { drill_minutes: 5, drill_database: "orders".into(), clone_nodes: true, ..vault };
         let text = serde_json::to_string(&other).unwrap();
         assert_eq!(serde_json::from_str::<Vault>(&text).unwrap(), other);
     }

@@ -85,10 +85,15 @@ impl StoredSpec {
     /// How a node's file relates to this generation.
     #[must_use]
     pub fn compare(&self, file: &Spec) -> FileState {
-        if *file == self.spec {
+        let mut file = file.clone();
+        if file.store.kind == self.spec.store.kind {
+            // How to reach an etcd is each file's own affair: no node could learn it from an etcd.
+            file.store.clone_from(&self.spec.store);
+        }
+        if file == self.spec {
             return FileState::Same;
         }
-        let print = fingerprint(file);
+        let print = fingerprint(&file);
         let older = self.ancestors.iter().rev().find(|(_, known)| *known == print);
         older.map_or(FileState::Differs, |(generation, _)| FileState::Older(*generation))
     }

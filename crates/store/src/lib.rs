@@ -1,4 +1,4 @@
-//! Store: memory and embedded Raft behind one trait ([`mainstay_ports::store::Store`]).
+//! Store: memory, embedded Raft and etcd behind one trait ([`mainstay_ports::store::Store`]).
 //!
 //! ```text
 //!  callers ──► RaftStore ──► driver thread (the only owner of the Raft state) ──► peers
@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+mod cluster_store;
 mod codec;
 mod command;
 #[cfg(test)]
@@ -17,6 +18,7 @@ mod disk_tests;
 mod driver;
 mod driver_ready;
 mod driver_requests;
+pub mod etcd;
 mod frame;
 mod handler;
 mod journal;
@@ -30,6 +32,7 @@ mod shared;
 mod state;
 mod writer;
 
+pub use cluster_store::ClusterStore;
 pub use memory::MemoryStore;
 pub use raft_store::{Member, RaftError, RaftOptions, RaftStore, StartError};
 pub use rebuild::{Look, RebuildError, Rebuilt, look, rebuild, set_aside};

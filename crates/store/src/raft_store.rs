@@ -205,6 +205,7 @@ impl RaftStore {
             learners: named(true),
             joining: members.is_empty(),
             failure: self.failure(),
+            etcd: None,
         }
     }
 

@@ -11,7 +11,7 @@ use crate::plan::failover::list;
 use crate::plan::recover::{Choice, choose};
 use crate::session::Session;
 use mainstay_model::NodeId;
-use mainstay_model::api::{RecoverWish, Standing};
+use mainstay_model::api::{RecoverWish, Standing, StoreStanding};
 use mainstay_ports::clock::boot_now;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -85,6 +85,9 @@ fn store(standing: &Standing) -> String {
     if let Some(failure) = &store.failure {
         return failure.clone();
     }
+    if let Some(etcd) = &store.etcd {
+        return if etcd.works { "etcd".to_owned() } else { "etcd does not answer".to_owned() };
+    }
     match &store.leader {
         _ if store.joining => "waits to be taken in".to_owned(),
         Some(leader) => format!("led by {leader}"),
@@ -153,7 +156,7 @@ async fn carry_out(
     }
     let until = Instant::now() + Duration::from_secs(options.wait);
     rebuilt(session, from, old_group, until, &mut progress).await?;
-    progress.finish("it leads the new one");
+    progress.finish("it works with the new one");
     let mut joined = Vec::new();
     for other in &choice.others {
         progress.step(&format!("Asking {other} to join"));
@@ -181,7 +184,7 @@ async fn carry_out(
     .await?;
     let now = after.cluster.primary.as_ref().unwrap_or(from);
     progress.finish(now.as_str());
-    let mut verified = vec![format!("{now} leads the store and holds term {}", after.cluster.term)];
+    let mut verified = vec![format!("{now} holds term {} in the new store", after.cluster.term)];
     if after.cluster.writable {
         verified.push(format!("{now} takes writes"));
         wait::prove_writes(session, &after, &mut verified).await;
@@ -208,11 +211,15 @@ async fn carry_out(
     Ok(())
 }
 
+fn works(store: &StoreStanding, from: &NodeId) -> bool {
+    store.leader.as_ref() == Some(from) || store.etcd.as_ref().is_some_and(|etcd| etcd.works)
+}
+
 async fn rebuilt(session: &Session, from: &NodeId, old_group: u64, until: Instant, progress: &mut Progress) -> Outcome {
     loop {
         let (standings, silent) = session.standings().await;
         let store = standings.get(from).map(|standing| &standing.store);
-        if store.is_some_and(|store| store.group != old_group && store.leader.as_ref() == Some(from)) {
+        if store.is_some_and(|store| store.group != old_group && works(store, from)) {
             return Ok(());
         }
         let missing = match (store, silent.get(from)) {

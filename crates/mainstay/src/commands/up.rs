@@ -108,6 +108,12 @@ fn check_same(options: &Up, target: &Target) -> Outcome {
     {
         other.push(format!("its durability is {}, not {}", spec.cluster.durability, Durability::from(durability)));
     }
+    if !options.etcd.is_empty() && spec.store.endpoints != options.etcd {
+        other.push(match spec.store.is_etcd() {
+            true => format!("its store is the etcd {}", spec.store.endpoints.join(", ")),
+            false => "its nodes hold its store themselves".to_owned(),
+        });
+    }
     if let Some(bin_dir) = &options.bin_dir {
         let bin_dir = target::absolute(bin_dir)?;
         if spec.postgres.bin_dir.as_ref() != Some(&bin_dir) {

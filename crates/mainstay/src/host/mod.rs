@@ -10,6 +10,7 @@ mod network;
 mod papers;
 mod places;
 mod ports;
+mod store;
 mod system;
 
 use crate::client::{Agents, decode};
@@ -112,6 +113,7 @@ pub(crate) async fn gather(seen: &Seen, node: &Node, writing: bool) -> HostFacts
         papers: if stage == Stage::New { Vec::new() } else { papers::read(spec, node, &layout) },
         peers: network::peers(seen, node, stage).await,
         collations,
+        etcd: store::read(spec, node, &layout).await,
         runbook: None,
     }
 }

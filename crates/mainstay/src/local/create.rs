@@ -11,7 +11,7 @@ use crate::failure::{Failure, Outcome};
 use crate::output::progress::Progress;
 use crate::target;
 use mainstay_model::layout::ClusterLayout;
-use mainstay_model::spec::{Cluster, EngineKind, Failover, Node, Postgres, Proxy, Spec, Vault};
+use mainstay_model::spec::{Cluster, EngineKind, Failover, Node, Postgres, Proxy, Spec, Store, StoreKind, Vault};
 use mainstay_model::{ClusterName, NodeId, config, config_check};
 use mainstay_net::Role;
 use std::collections::BTreeSet;
@@ -86,6 +86,10 @@ fn spec(up: &Up, dir: &Path, hosts: &[Ipv4Addr], ports: ports::Ports, bin_dir: O
         },
         nodes: nodes.collect::<Outcome<Vec<Node>>>()?,
         failover: Failover::default(),
+        store: match up.etcd.is_empty() {
+            true => Store::default(),
+            false => Store { kind: StoreKind::Etcd, endpoints: up.etcd.clone(), ..Store::default() },
+        },
         proxy: Proxy {
             on_nodes: false,
             host: Some(PROXY_HOST.to_string()),

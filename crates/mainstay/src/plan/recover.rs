@@ -63,6 +63,9 @@ pub(crate) fn choose(
 
 /// Refuses while somebody leads the store, or while a majority could elect a leader by itself.
 fn store_is_lost(standings: &BTreeMap<NodeId, Standing>) -> Outcome {
+    if standings.values().any(|standing| standing.store.etcd.is_some()) {
+        return etcd_is_distrusted(standings);
+    }
     if let Some((node, leader)) =
         standings.values().find_map(|standing| Some((&standing.node, standing.store.leader.as_ref()?)))
     {
@@ -87,6 +90,20 @@ fn store_is_lost(standings: &BTreeMap<NodeId, Standing>) -> Outcome {
             list(&answering)
         ))
         .hint("wait a few seconds, then see `mainstay status`; if they can not reach each other, mend the network"));
+    }
+    Ok(())
+}
+
+/// An etcd that works is left alone; one that does not answer has to be brought back first: the store is made anew in it.
+fn etcd_is_distrusted(standings: &BTreeMap<NodeId, Standing>) -> Outcome {
+    let etcd = |standing: &Standing| standing.store.etcd.as_ref().is_some_and(|etcd| etcd.works);
+    if let Some(trusts) = standings.values().find(|standing| etcd(standing) && standing.store.failure.is_none()) {
+        return Err(Failure::not_now(format!("the store works: {} reads and writes etcd", trusts.node))
+            .hint("there is nothing to recover; see `mainstay status` and `mainstay why`"));
+    }
+    if !standings.values().any(etcd) {
+        return Err(Failure::not_now("etcd answers none of the nodes")
+            .hint("bring more than half of its members back, or restore it: the cluster's part of it is made anew in a working etcd only; see `mainstay status`"));
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use crate::stamp::Stamp;
 use mainstay_model::NodeId;
+use mainstay_model::etcd::EtcdStanding;
 use serde::Serialize;
 
 /// What was read, or why it could not be.
@@ -54,6 +55,8 @@ pub struct HostFacts {
     pub peers: Vec<Peer>,
     /// Databases whose collation is of another version than the system's; `None`: there is no running server to ask.
     pub collations: Option<Reading<Vec<Collation>>>,
+    /// The etcd that is the store, as this host reaches it with the node's files; `None`: the nodes themselves are the store.
+    pub etcd: Option<Reading<EtcdStanding>>,
     /// A runbook that was to be looked at.
     pub runbook: Option<Book>,
 }

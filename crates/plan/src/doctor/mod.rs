@@ -2,6 +2,7 @@
 //!
 //! Begin at [`examine`]. Reading the facts is elsewhere; a fact that could not be read becomes a finding of its own.
 
+mod etcd;
 pub mod facts;
 mod host;
 mod network;
@@ -53,6 +54,7 @@ pub fn examine(spec: &Spec, node: &Node, facts: &HostFacts) -> Vec<Finding> {
     papers::examine(facts, &mut found);
     papers::runbook(facts, &mut found);
     network::examine(spec, facts, &mut found);
+    etcd::examine(facts, &mut found);
     found.0.sort_by_key(|finding| finding.severity);
     found.0
 }

@@ -79,6 +79,7 @@ fn well() -> HostFacts {
         }],
         peers: vec![peer("db2"), peer("db3")],
         collations: Some(Ok(vec![])),
+        etcd: None,
         runbook: Some(Book {
             path: "runbook.html".into(),
             made_from: Ok(Some(Stamp::of(&spec(), Some(7)))),
@@ -336,4 +337,36 @@ fn before_the_agent_is_there_empty_is_fine_and_busy_is_not() {
     let wrong: Vec<&str> =
         found.iter().filter(|finding| finding.severity == Severity::Problem).map(|finding| finding.check).collect();
     assert_eq!(wrong, ["ports", "data"]);
+}
+
+#[test]
+fn an_etcd_that_is_the_store_is_looked_at() {
+    use mainstay_model::etcd::{EtcdStanding, MemberStanding};
+    let member = |version: &str, problem: Option<&str>| MemberStanding {
+        endpoint: "https://e1:2379".into(),
+        problem: problem.map(Into::into),
+        version: Some(version.into()),
+        ..MemberStanding::default()
+    };
+    let with = |standing: EtcdStanding| examined(&HostFacts { etcd: Some(Ok(standing)), ..well() });
+    let good = EtcdStanding { works: true, members: vec![member("3.4.23", None); 3], ..EtcdStanding::default() };
+    assert!(!amiss(&with(good.clone())));
+    let grave = |standing: EtcdStanding, check: &str| {
+        let found = with(standing);
+        assert!(
+            found.iter().any(|finding| finding.check == check && finding.severity == Severity::Problem),
+            "{found:?}"
+        );
+    };
+    grave(EtcdStanding { works: false, why: Some("timed out".into()), ..good.clone() }, "store");
+    grave(EtcdStanding { alarms: vec!["NOSPACE".into()], ..good.clone() }, "store-alarm");
+    grave(
+        EtcdStanding { members: vec![member("3.4.23", Some("connection refused")); 3], ..good.clone() },
+        "store-member",
+    );
+    grave(EtcdStanding { members: vec![member("3.3.27", None); 3], ..good.clone() }, "store-member");
+    let one = with(EtcdStanding { members: vec![member("3.5.30", None)], ..good });
+    assert!(one.iter().any(|finding| finding.check == "store-size" && finding.severity == Severity::Advice));
+    let unread = examined(&HostFacts { etcd: Some(Err("store.endpoints names no member".into())), ..well() });
+    assert!(unread.iter().any(|finding| finding.check == "store" && finding.severity == Severity::Unknown));
 }

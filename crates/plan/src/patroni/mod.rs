@@ -132,6 +132,7 @@ pub fn import(sources: &[Source<'_>], owned: &[&str]) -> Result<Imported, Refuse
         cluster: Cluster { name, engine: EngineKind::Postgres, durability: wished.durability },
         nodes: members.into_iter().map(|member| member.node).collect(),
         failover: wished.failover,
+        store: Default::default(),
         proxy: Default::default(),
         postgres: Postgres { bin_dir, parameters, hba },
         vault: Default::default(),

@@ -139,8 +139,15 @@ fn arithmetic(draft: &Draft<'_>, section: &mut Section) {
     let layout = &draft.layout;
     let (votes, data, waits) = (layout.votes(), layout.data(), layout.waits);
     let spare = |count: usize| if count == 1 { "1 node".to_owned() } else { format!("{count} nodes") };
+    let store = &draft.facts.spec.store;
+    let members = store.endpoints.len();
+    let votes_row = if store.is_etcd() {
+        cells![Mark::Declared; "Store", format!("an etcd of {members}: {}", store.endpoints.join(", ")), format!("the cluster decides while {} or more of its members answer; the rehearsal below counts the nodes in their place", members / 2 + 1)]
+    } else {
+        cells![Mark::Derived; "Votes", format!("{votes}: a majority is {}", layout.majority()), format!("the store works while {} or fewer are away", spare(votes - layout.majority()))]
+    };
     let mut rows = vec![
-        cells![Mark::Derived; "Votes", format!("{votes}: a majority is {}", layout.majority()), format!("the store works while {} or fewer are away", spare(votes - layout.majority()))],
+        votes_row,
         cells![Mark::Derived; "Copies of the data", data.to_string(), format!("{} beside the primary", replicas(data - 1))],
         cells![Mark::Declared; "Durability", layout.durability.as_str(), match layout.durability {
             mainstay_model::Durability::Strict => "block rather than acknowledge what could be lost",

@@ -81,6 +81,7 @@ pub(crate) fn plan(shape: Shape) -> Result<(Spec, Secrets)> {
         cluster: Cluster { name: cluster.clone(), engine: EngineKind::Postgres, durability: shape.durability },
         nodes: data.chain(witnesses).collect::<Result<Vec<Node>>>()?,
         failover: Failover::default(),
+        store: mainstay_model::spec::Store::default(),
         proxy: Proxy { on_nodes: false, host: Some(CLIENT.to_string()), ..Proxy::default() },
         postgres: Postgres {
             // What is measured is the cluster, not encryption.
