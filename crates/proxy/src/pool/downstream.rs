@@ -3,11 +3,12 @@
 
 use super::client::Client;
 use super::server::{Due, Server, Stage};
+use super::settings::DATE_STYLE;
 use super::upstream::{CHUNK, Flow, spared};
 use super::worker::Worker;
 use mainstay_wire::frame::Header;
 use mainstay_wire::reply::Reply;
-use mainstay_wire::text::Pin;
+use mainstay_wire::text::{Change, Pin};
 use mainstay_wire::{WireError, header, message};
 
 /// Bytes of a message that must be seen whole.
@@ -240,7 +241,8 @@ impl Worker {
 
     /// What became of the settings that the transaction changed.
     fn settle(&mut self, server: &mut Server, client: &mut Client) {
-        let changes = std::mem::take(&mut client.pending);
+        let mut changes = std::mem::take(&mut client.pending);
+        changes.iter_mut().for_each(|change| as_it_is(server, change));
         if client.uncertain || (client.erred && client.many) {
             // A part of it may have been undone.
             client.pin.get_or_insert(Pin::Setting);
@@ -261,13 +263,31 @@ impl Worker {
     /// A server and its client part, unless the client has to stay.
     pub(crate) fn rest(&mut self, server: &mut Server, client: &mut Client) {
         let stays = client.pin.is_some() || client.skip > 0 || client.server != Some(server.id);
-        if stays || !matches!(server.stage, Stage::Busy) || !server.is_at_rest() {
+        if !matches!(server.stage, Stage::Busy) || !server.is_at_rest() {
+            return;
+        }
+        if stays {
+            // `RESET` led to what the server began with; the client began with something else.
+            let differs = !std::rc::Rc::ptr_eq(&server.applied, &client.settings);
+            if client.pin.is_some() && client.skip == 0 && client.server == Some(server.id) && differs {
+                self.apply(server, client, None);
+            }
             return;
         }
         client.server = None;
         client.unnamed_here = false;
         client.since = self.now;
         self.release(server);
+    }
+}
+
+/// A setting of two parts by both, as the server has told it: carried to another server, one part alone would meet another's rest.
+fn as_it_is(server: &Server, change: &mut Change) {
+    let style = server.parameters.iter().find(|(name, _)| name.eq_ignore_ascii_case(DATE_STYLE));
+    if let (Change::Set { name, sql }, Some((_, value))) = (change, style)
+        && name == DATE_STYLE
+    {
+        *sql = format!("SET DateStyle TO '{}'", value.replace('\'', "''"));
     }
 }
 

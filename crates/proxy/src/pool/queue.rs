@@ -10,7 +10,7 @@ use super::worker::{End, Worker};
 use crate::registry::Place;
 use crate::stats::add;
 use crate::table::Held;
-use mainstay_model::Span;
+use mainstay_model::{Lsn, Span};
 use mainstay_wire::reply::{self, Reply};
 use mainstay_wire::{header, message};
 use std::rc::Rc;
@@ -101,6 +101,11 @@ impl Worker {
             }
             return;
         }
+        self.apply(server, client, behind);
+    }
+
+    /// The server gets its client's settings, and is asked whether it has replayed so far.
+    pub(crate) fn apply(&mut self, server: &mut Server, client: &Client, behind: Option<Lsn>) {
         server.stage = Stage::Applying;
         server.since = self.now;
         let mut out = Vec::new();

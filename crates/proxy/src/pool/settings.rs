@@ -10,6 +10,8 @@ use std::rc::Rc;
 const SETTINGS_MAX: usize = 64;
 /// Names the position that reads of this session have to see.
 pub(crate) const READ_AFTER: &str = "mainstay.read_after";
+/// Has two parts, and a statement may set one of them only.
+pub(crate) const DATE_STYLE: &str = "datestyle";
 /// Unused objects are looked for when there are more than this.
 const KEPT: usize = 1024;
 
@@ -135,7 +137,8 @@ impl Settings {
             statements.push("RESET role".to_owned());
         }
         let has = |settings: &Settings, name: &str| settings.0.iter().any(|(known, _)| known == name);
-        for (name, _) in self.0.iter().filter(|(name, _)| name != "role" && !has(to, name)) {
+        let left = |pair: &&(String, String)| !has(to, &pair.0) || pair.0 == DATE_STYLE && !to.0.contains(pair);
+        for (name, _) in self.0.iter().filter(|(name, _)| name != "role").filter(left) {
             statements.push(format!("RESET {name}"));
         }
         statements
@@ -166,6 +169,9 @@ mod tests {
         let back = next.with(&[Change::Reset("a.b".into()), Change::Reset("role".into())], &start).unwrap();
         assert_eq!(back, start);
         assert_eq!(next.with(&[Change::ResetAll], &start), Some(start.clone()));
+        let style = |sql: &str| start.with(&[set(DATE_STYLE, sql)], &start).unwrap();
+        let (one, two) = (style("set datestyle to iso"), style("SET DateStyle TO 'SQL, DMY'"));
+        assert_eq!(two.way_to(&one), "RESET datestyle\n;\nset datestyle to iso", "nothing of the other's stays");
         let mut all = AllSettings::default();
         assert!(Rc::ptr_eq(&all.intern(start), &all.intern(back)));
     }

@@ -274,3 +274,31 @@ async fn a_cancel_hits_its_own_query_only() {
     assert_eq!(value(&a, "select 1").await, "1");
     bench.end().await;
 }
+
+#[tokio::test]
+async fn settings_of_two_parts_and_of_the_beginning_are_whole_wherever_they_go() {
+    let server = Postgres::start("db1").await;
+    let bench = Bench::start(&server, PoolOptions { size: 2, ..one() }).await;
+    bench.open(&server, 1, vec![]).await;
+    let (a, b) = (bench.app().await, bench.app().await);
+    a.batch_execute("set datestyle to sql").await.unwrap();
+    a.batch_execute("set datestyle to ymd").await.unwrap();
+    b.batch_execute("set datestyle to german").await.unwrap();
+    for _ in 0..3 {
+        assert_eq!(value(&a, "show datestyle").await, "SQL, YMD");
+        assert_eq!(value(&b, "show datestyle").await, "German, DMY");
+    }
+    // Tied to its server, a session gets back what it began with, not what the server did.
+    let mut config = tokio_postgres::Config::new();
+    config.host("127.0.0.1").port(bench.write.port()).user("app").password("secret").dbname("shop");
+    let (client, connection) = config.options("-c work_mem=3MB").connect(tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client.batch_execute("prepare p as select 1").await.unwrap();
+    for back in ["reset work_mem", "reset all", "begin; reset work_mem; commit", "discard all"] {
+        client.batch_execute("set work_mem = '5MB'").await.unwrap();
+        assert_eq!(value(&client, "show work_mem").await, "5MB");
+        client.batch_execute(back).await.unwrap();
+        assert_eq!(value(&client, "show work_mem").await, "3MB", "{back}");
+    }
+    bench.end().await;
+}
