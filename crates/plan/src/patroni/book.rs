@@ -3,6 +3,9 @@
 use super::yaml::{Item, Node, Scalar};
 use serde::Serialize;
 
+/// So many bytes the paths of all leaves may take: one long key stands above many.
+const PATHS_MAX: usize = 32 << 20;
+
 /// What became of a leaf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -83,37 +86,50 @@ pub(super) type Id = usize;
 pub(super) struct Book {
     leaves: Vec<Leaf>,
     verdicts: Vec<Option<Verdict>>,
+    /// What the paths take, in bytes.
+    paths: usize,
 }
 
 impl Book {
-    pub(super) fn add(&mut self, file: usize, root: &Item) {
-        self.walk(file, root, &mut Vec::new());
+    /// Takes in a file.
+    ///
+    /// # Errors
+    /// When its leaves' paths take more than a configuration's do.
+    pub(super) fn add(&mut self, file: usize, root: &Item) -> Result<(), String> {
+        self.walk(file, root, &mut Vec::new())
     }
 
-    fn walk(&mut self, file: usize, item: &Item, path: &mut Vec<String>) {
-        let mut leaf = |scalar: Option<Scalar>| {
-            self.leaves.push(Leaf { file, line: item.line, path: path.clone(), scalar });
-            self.verdicts.push(None);
-        };
+    fn walk(&mut self, file: usize, item: &Item, path: &mut Vec<String>) -> Result<(), String> {
         match &item.node {
-            Node::Scalar(scalar) => leaf(Some(scalar.clone())),
-            Node::List(items) if items.is_empty() => leaf(None),
-            Node::Map(pairs) if pairs.is_empty() => leaf(None),
+            Node::Scalar(scalar) => self.leaf(file, item.line, path, Some(scalar))?,
+            Node::List(items) if items.is_empty() => self.leaf(file, item.line, path, None)?,
+            Node::Map(pairs) if pairs.is_empty() => self.leaf(file, item.line, path, None)?,
             Node::List(items) => {
                 for (place, item) in items.iter().enumerate() {
                     path.push(format!("[{place}]"));
-                    self.walk(file, item, path);
+                    self.walk(file, item, path)?;
                     path.pop();
                 }
             }
             Node::Map(pairs) => {
                 for (key, item) in pairs {
                     path.push(key.clone());
-                    self.walk(file, item, path);
+                    self.walk(file, item, path)?;
                     path.pop();
                 }
             }
         }
+        Ok(())
+    }
+
+    fn leaf(&mut self, file: usize, line: usize, path: &[String], scalar: Option<&Scalar>) -> Result<(), String> {
+        self.paths += path.iter().map(String::len).sum::<usize>();
+        if self.paths > PATHS_MAX {
+            return Err(format!("line {line}: its keys are longer than those of a configuration"));
+        }
+        self.leaves.push(Leaf { file, line, path: path.to_vec(), scalar: scalar.cloned() });
+        self.verdicts.push(None);
+        Ok(())
     }
 
     pub(super) fn all(&self) -> impl Iterator<Item = (Id, &Leaf, Option<&Verdict>)> {

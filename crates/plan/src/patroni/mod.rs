@@ -6,6 +6,7 @@
 mod book;
 mod nodes;
 mod reasons;
+mod secrets;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -149,12 +150,13 @@ pub fn import(sources: &[Source<'_>], owned: &[&str]) -> Result<Imported, Refuse
 fn read<'a>(sources: &'a [Source<'a>], book: &mut Book) -> Result<Input<'a>, Refused> {
     let mut input = Input { sources, nodes: Vec::new(), dynamic: None };
     for (file, source) in sources.iter().enumerate() {
-        let root = yaml::read(source.text).map_err(|why| {
+        let unread = |why: String| {
             refused(
                 format!("{}: {why}", source.name),
                 "a Patroni configuration is one YAML document; nothing was written",
             )
-        })?;
+        };
+        let root = yaml::read(source.text).map_err(unread)?;
         match kind(&root) {
             Some(Kind::Node) => input.nodes.push(file),
             Some(Kind::Dynamic) => {
@@ -179,7 +181,7 @@ fn read<'a>(sources: &'a [Source<'a>], book: &mut Book) -> Result<Input<'a>, Ref
                 ));
             }
         }
-        book.add(file, &root);
+        book.add(file, &root).map_err(unread)?;
     }
     if input.nodes.is_empty() {
         return Err(refused(

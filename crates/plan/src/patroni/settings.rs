@@ -1,6 +1,7 @@
 //! Server parameters and lines of `pg_hba.conf`: which of them are in force under Patroni, and which may stay.
 
 use super::book::{Book, Fate, Id, Verdict};
+use super::secrets::is_secret;
 use super::yaml::Scalar;
 use super::{Dynamic, Input};
 use std::collections::{BTreeMap, BTreeSet};
@@ -133,21 +134,6 @@ fn tell(input: &Input<'_>, book: &mut Book, said: &[Said], chosen: &Said, verdic
     }
 }
 
-/// Does this look like a secret? Such a thing goes into no file.
-pub(super) fn is_secret(name: &str, value: &str) -> bool {
-    let last = name.rsplit('.').next().unwrap_or(name);
-    let ends = ["password", "passwd", "passphrase", "secret", "token"].iter().any(|word| last.ends_with(word));
-    let value = value.to_ascii_lowercase();
-    let marked = ["password=", "passwd=", "secret=", "secrets=", "token="].iter().any(|word| value.contains(word));
-    let login = value.split_once("://").is_some_and(|(_, rest)| {
-        rest.split(['/', '?', ' '])
-            .next()
-            .and_then(|place| place.split_once('@'))
-            .is_some_and(|(user, _)| user.contains(':'))
-    });
-    ends || marked || login
-}
-
 fn judged(name: &str, value: &str, owned: &[&str]) -> Verdict {
     if owned.contains(&name) {
         return mine(name, value);
@@ -239,30 +225,64 @@ pub(super) fn access(input: &Input<'_>, book: &mut Book) -> Vec<String> {
         let place = format!("{} ({})", input.name(file), path.join("."));
         let (place, known) = force.get_or_insert_with(|| (place, BTreeSet::new()));
         for (id, _, scalar) in lines {
-            let line: Vec<&str> = scalar.text.split_whitespace().collect();
-            let line = line.join(" ");
-            if !first && !known.contains(&line) {
-                book.say(id, Verdict::left(format!("the lines of {place} come before these, and it has none such")));
-                continue;
-            }
-            let verdict = judged_line(&line);
-            if known.insert(line.clone()) && verdict.fate != Fate::Left {
-                kept.push(line);
-            }
+            let verdicts = lines_of(&scalar.text).into_iter().map(|line| {
+                if !first && !known.contains(&line) {
+                    return Verdict::left(format!("the lines of {place} come before these, and it has none such"));
+                }
+                let verdict = judged_line(&line);
+                if known.insert(line.clone()) && verdict.fate != Fate::Left {
+                    kept.push(line);
+                }
+                verdict
+            });
+            let verdict = together(verdicts.collect());
             book.say(id, verdict);
         }
     }
     kept
 }
 
+/// The lines of one item: the file that Patroni writes has as many. There is always one, which may be empty.
+fn lines_of(text: &str) -> Vec<String> {
+    // A backslash at its end continues a line in the next one.
+    let text = text.replace("\r\n", "\n").replace("\\\n", "");
+    let written = text.split(['\n', '\r']).map(|line| {
+        // Blanks within quotes are part of a name.
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if line.contains('"') { line.trim().to_owned() } else { words.join(" ") }
+    });
+    let lines: Vec<String> = written.filter(|line| !line.is_empty()).collect();
+    if lines.is_empty() { vec![String::new()] } else { lines }
+}
+
+/// One verdict on an item of several lines.
+fn together(mut lines: Vec<Verdict>) -> Verdict {
+    if lines.len() == 1 {
+        return lines.remove(0);
+    }
+    let all = |fate: Fate| lines.iter().all(|line| line.fate == fate);
+    let fate = [Fate::Carried, Fate::Left].into_iter().find(|fate| all(*fate)).unwrap_or(Fate::Changed);
+    let kept: Vec<&str> = lines.iter().filter_map(|line| line.value.as_deref()).collect();
+    let left = |line: &Verdict| if line.fate == Fate::Left { "left behind, " } else { "" };
+    let told = lines.iter().enumerate().filter(|(_, line)| !line.text.is_empty());
+    let text: Vec<String> =
+        told.map(|(place, line)| format!("line {} of it: {}{}", place + 1, left(line), line.text)).collect();
+    Verdict {
+        fate,
+        to: lines.iter().find_map(|line| line.to.clone()),
+        value: (!kept.is_empty()).then(|| kept.join("; ")),
+        text: text.join("; "),
+    }
+}
+
 fn judged_line(line: &str) -> Verdict {
-    let words: Vec<&str> = line.split(' ').collect();
+    let words: Vec<&str> = line.split_whitespace().collect();
     let kind = words.first().copied().unwrap_or_default();
     let known = ["local", "host", "hostssl", "hostnossl", "hostgssenc", "hostnogssenc"];
     if line.is_empty() || line.starts_with('#') {
         return Verdict::left("a remark");
     }
-    if !known.contains(&kind) || line.contains('\0') {
+    if !known.contains(&kind) || line.contains('\0') || line.ends_with('\\') {
         return Verdict::left("it is no line of pg_hba.conf that Mainstay takes");
     }
     let databases = words.get(1).copied().unwrap_or_default();

@@ -153,6 +153,60 @@ fn what_stands_in_the_nodes_files_alone_is_taken_with_a_word_of_warning() {
 }
 
 #[test]
+fn an_item_of_several_lines_is_as_many_lines() {
+    let hba = "  - |\n    hostssl all all 10.0.0.0/8 md5\n\n    host app \"an  app\" \\\n    10.1.0.0/16 trust\n  \
+        - |\n    # of old\n    host all all 10.2.0.0/16 md5\n    host all all all ldap ldapbindpasswd = hidden\n  \
+        - |\n    host replication rep all md5\n    # nothing\n  - 'host all all\n    10.3.0.0/16 md5'\n  - host all all all \\\n";
+    let [one, two] =
+        [1, 2].map(|number| node(number, "").replace("\n  parameters:", &format!("\n  pg_hba:\n{hba}  parameters:")));
+    let more =
+        "\n  pg_hba:\n  - |\n    hostssl all all 10.0.0.0/8 md5\n    host all all 10.9.0.0/16 md5\n  parameters:";
+    let three = node(3, "").replace("\n  parameters:", more);
+    let made = made(&[("1.yml", &one), ("2.yml", &two), ("3.yml", &three)]);
+    assert_eq!(
+        made.spec.postgres.hba,
+        [
+            "hostssl all all 10.0.0.0/8 md5",
+            "host app \"an  app\" 10.1.0.0/16 trust",
+            "host all all 10.2.0.0/16 md5",
+            "host all all 10.3.0.0/16 md5",
+        ]
+    );
+    for (file, place, fate, why) in [
+        ("1.yml", 0, Fate::Carried, "line 2 of it: it lets in"),
+        ("2.yml", 0, Fate::Carried, "line 2 of it: it lets in"),
+        ("1.yml", 1, Fate::Changed, "line 3 of it: left behind, it holds a password"),
+        ("1.yml", 2, Fate::Left, "line 1 of it: left behind, servers replicate"),
+        ("1.yml", 3, Fate::Carried, ""),
+        ("1.yml", 4, Fate::Left, "no line of pg_hba.conf"),
+        ("3.yml", 0, Fate::Changed, "line 2 of it: left behind, the lines of 1.yml"),
+    ] {
+        let entry = entry(&made, file, &format!("postgresql.pg_hba[{place}]"));
+        assert!(entry.fate == fate && entry.why.contains(why), "{entry:?}");
+        assert_eq!(entry.value.is_none(), fate == Fate::Left, "{entry:?}");
+    }
+    assert!(!serde_json_free(&made).contains("hidden"));
+}
+
+#[test]
+fn a_parameter_that_looks_like_a_secret_is_left_behind_unseen() {
+    let dynamic = "ttl: 30\npostgresql:\n  parameters:\n    orioledb.s3_secretkey: hidden\n    timescaledb.license_key: hidden\n    \
+        my.pwd: hidden\n    my.conninfo: host = a password = hidden\n    my.key_file: /etc/shown\n";
+    let made = made(&[("1.yml", &node(1, "")), ("d", dynamic)]);
+    let told = serde_json_free(&made) + &render(&made.spec);
+    assert!(told.contains("/etc/shown") && !told.replace("hidden-", "").contains("hidden"), "{told}");
+    let entry = entry(&made, "d", "postgresql.parameters.my.conninfo");
+    assert!(entry.fate == Fate::Left && entry.why.contains("looks like a secret"), "{entry:?}");
+}
+
+#[test]
+fn no_long_key_stands_above_many_leaves() {
+    let long = "k".repeat(100_000);
+    let file = node(1, &format!("? {long}\n: [{}]\n", vec!["x"; 1000].join(", ")));
+    assert!(error(&[("1.yml", &file)]).text.contains("keys are longer"));
+}
+
+#[test]
 fn nodes_that_share_a_host_get_ports_and_directories_of_their_own() {
     let file = |number: u16| {
         format!(

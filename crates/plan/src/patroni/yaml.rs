@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 
 /// So many nodes a tree may have; a configuration has hundreds.
 const NODES_MAX: usize = 50_000;
+/// So many bytes of text: files are of 4 MiB at most, and aliases repeat little.
+const TEXT_MAX: usize = 16 << 20;
 /// So deep it may be.
 const DEPTH_MAX: usize = 64;
 
@@ -50,13 +52,31 @@ pub(super) enum Node {
     Map(Vec<(String, Item)>),
 }
 
-impl Item {
-    fn size(&self) -> usize {
-        1 + match &self.node {
-            Node::Scalar(_) => 0,
-            Node::List(items) => items.iter().map(Item::size).sum(),
-            Node::Map(pairs) => pairs.iter().map(|(_, item)| item.size()).sum(),
+/// What a tree takes.
+#[derive(Clone, Copy, Default)]
+struct Size {
+    nodes: usize,
+    /// Bytes, of scalars and keys.
+    text: usize,
+}
+
+impl Size {
+    fn of(item: &Item) -> Size {
+        let mut size = Size { nodes: 1, text: 0 };
+        match &item.node {
+            Node::Scalar(scalar) => size.text += scalar.text.len(),
+            Node::List(items) => items.iter().for_each(|item| size.add(Size::of(item))),
+            Node::Map(pairs) => pairs.iter().for_each(|(key, item)| {
+                size.text += key.len();
+                size.add(Size::of(item));
+            }),
         }
+        size
+    }
+
+    fn add(&mut self, other: Size) {
+        self.nodes += other.nodes;
+        self.text += other.text;
     }
 }
 
@@ -76,7 +96,7 @@ enum Inside {
 struct Builder {
     open: Vec<Open>,
     anchors: BTreeMap<usize, Item>,
-    count: usize,
+    size: Size,
     root: Option<Item>,
 }
 
@@ -101,14 +121,18 @@ impl Builder {
                 let text_by_tag = tag.is_some_and(|tag| tag.is_yaml_core_schema() && tag.suffix == "str");
                 let plain = style == ScalarStyle::Plain && !text_by_tag;
                 let node = Node::Scalar(Scalar { text: text.into_owned(), plain });
-                self.grow(1, line)?;
-                self.put(Item { line, node }, anchor)
+                let item = Item { line, node };
+                self.grow(Size::of(&item), line)?;
+                self.put(item, anchor)
             }
             Event::Alias(anchor) => {
+                let named = self.anchors.get(&anchor);
+                let size = named.map(Size::of);
+                let size = size.ok_or_else(|| format!("line {line}: an alias stands within what it names"))?;
+                // Before it is repeated: afterwards it may be too late.
+                self.grow(size, line)?;
                 let item = self.anchors.get(&anchor).cloned();
-                let item = item.ok_or_else(|| format!("line {line}: an alias stands within what it names"))?;
-                self.grow(item.size(), line)?;
-                self.put(item, 0)
+                item.map_or(Ok(()), |item| self.put(item, 0))
             }
             Event::SequenceStart(anchor, _) => self.begin(anchor, line, Inside::List(Vec::new())),
             Event::MappingStart(anchor, _) => {
@@ -123,16 +147,16 @@ impl Builder {
         }
     }
 
-    fn grow(&mut self, by: usize, line: usize) -> Result<(), String> {
-        self.count += by;
-        if self.count > NODES_MAX || self.open.len() > DEPTH_MAX {
+    fn grow(&mut self, by: Size, line: usize) -> Result<(), String> {
+        self.size.add(by);
+        if self.size.nodes > NODES_MAX || self.size.text > TEXT_MAX || self.open.len() > DEPTH_MAX {
             return Err(format!("line {line}: it is larger or deeper than a configuration is"));
         }
         Ok(())
     }
 
     fn begin(&mut self, anchor: usize, line: usize, what: Inside) -> Result<(), String> {
-        self.grow(1, line)?;
+        self.grow(Size { nodes: 1, text: 0 }, line)?;
         self.open.push(Open { anchor, line, what });
         Ok(())
     }
@@ -156,6 +180,8 @@ impl Builder {
 
     fn put(&mut self, item: Item, anchor: usize) -> Result<(), String> {
         if anchor > 0 {
+            // What is kept for aliases is a second one.
+            self.grow(Size::of(&item), item.line)?;
             self.anchors.insert(anchor, item.clone());
         }
         let Some(open) = self.open.last_mut() else {
@@ -239,5 +265,22 @@ mod tests {
         assert!(read(&text).unwrap_err().contains("larger or deeper"));
         let deep = "[".repeat(5000);
         assert!(read(&deep).is_err());
+    }
+
+    #[test]
+    fn text_counts_each_time_it_is_repeated() {
+        let long = "x".repeat(2 << 20);
+        let many = |what: &str| format!("a: &a {what}\nb: [{}]\n", vec!["*a"; 40].join(", "));
+        assert!(read(&many(&long)).unwrap_err().contains("larger or deeper"));
+        assert!(read(&many(&format!("{{{}: 1}}", "k".repeat(1000)))).is_ok());
+        assert!(read(&many("x")).is_ok());
+        // Keys count as values do.
+        let mut keys = format!("a: &a\n  ? {long}\n  : 1\n");
+        (0..40).for_each(|place| keys.push_str(&format!("b{place}: *a\n")));
+        assert!(read(&keys).unwrap_err().contains("larger or deeper"));
+        // Each anchor keeps one more.
+        let nested =
+            format!("{}{long}{}\n", (0..30).map(|place| format!("&n{place} [")).collect::<String>(), "]".repeat(30));
+        assert!(read(&nested).unwrap_err().contains("larger or deeper"));
     }
 }
