@@ -244,7 +244,7 @@ fn running(wanted: &Wanted<'_>, inventory: &Inventory, in_force: &Spec, work: &m
             if host.agent.is_some() { "it has not come in yet" } else { "it is started" },
         )]);
     }
-    settings(wanted, inventory, in_force, work);
+    settings(wanted, in_force, work);
     for node in in_force.nodes.iter().filter(|node| wanted.spec.node(&node.name).is_none()) {
         work.stage(vec![because(Step::Remove(node.name.clone()), "the file does not list it")]);
         // A host that serves another node by now, or another cluster, has no agent of this one: its unit is left alone.
@@ -256,6 +256,8 @@ fn running(wanted: &Wanted<'_>, inventory: &Inventory, in_force: &Spec, work: &m
             work.stage(vec![because(Step::Retire(node.name.clone()), "it is taken out")]);
         }
     }
+    // A node that leaves is gone before: the primary, restarting, would hand over to it, and a primary is not taken out.
+    restart(wanted, inventory, in_force, work);
     // Last: a file is what is in force when it is written.
     let configured_too = hosts().filter(|(node, host)| !first(node, host));
     work.stage(configured_too.filter_map(|(node, host)| configured(wanted, node, host)).collect());
@@ -349,16 +351,20 @@ fn same_host(one: &str, other: &str) -> bool {
     }
 }
 
-fn settings(wanted: &Wanted<'_>, inventory: &Inventory, in_force: &Spec, work: &mut Work) {
+fn settings(wanted: &Wanted<'_>, in_force: &Spec, work: &mut Work) {
     let changed = changes(in_force, wanted.spec);
-    let parameters = changed.iter().any(|change| change.key.starts_with("postgres.parameters."));
     if !changed.is_empty() {
         let keys = changed.iter().map(ToString::to_string).collect();
         work.stage(vec![because(Step::Change(keys), "the file says so, and it is not in force")]);
     }
-    if parameters {
+}
+
+fn restart(wanted: &Wanted<'_>, inventory: &Inventory, in_force: &Spec, work: &mut Work) {
+    let changed = changes(in_force, wanted.spec);
+    let mut waiting = inventory.waiting.iter().filter(|(node, _)| wanted.spec.node(node).is_some());
+    if changed.iter().any(|change| change.key.starts_with("postgres.parameters.")) {
         work.stage(vec![because(Step::Restart, "parameters changed")]);
-    } else if let Some((node, names)) = inventory.waiting.iter().next() {
+    } else if let Some((node, names)) = waiting.next() {
         let why = format!("{} waits for it on {node}", names.join(", "));
         work.stage(vec![because(Step::Restart, why)]);
     }

@@ -125,22 +125,7 @@ impl World {
                 host.papers =
                     Papers::Whole { authority: AUTHORITY.into(), node: node.to_string(), until: NOW + YEAR, names };
             }
-            Step::Start(node) => {
-                let known = self.stored.as_ref().is_none_or(|stored| stored.spec.node(node).is_some());
-                assert!(known, "{node} starts before the cluster knows it");
-                let host = self.host(node);
-                assert!(
-                    matches!(host.papers, Papers::Whole { .. }) && host.named.is_some(),
-                    "{node} starts unprepared"
-                );
-                (host.enabled, host.kept) = (host.systemd, true);
-                if host.agent.is_some() {
-                    return;
-                }
-                host.agent = Some(Agent { pid: 1, current: true, elsewhere: false });
-                let config = host.config.clone().unwrap();
-                self.read.insert(node.clone(), config);
-            }
+            Step::Start(node) => self.start(node),
             Step::Adopt { node, directory, system } => {
                 let running = file.nodes.iter().filter(|node| self.hosts[&node.name].agent.is_some()).count();
                 assert_eq!(running, file.nodes.len(), "clients are away before everything is ready");
@@ -169,6 +154,7 @@ impl World {
                 self.read.insert(node.clone(), config);
             }
             Step::Remove(node) => {
+                assert_ne!(self.primary.as_ref(), Some(node), "a primary is not taken out");
                 let mut spec = self.stored.clone().unwrap().spec;
                 spec.nodes.retain(|known| known.name != *node);
                 self.propose(spec);
@@ -178,8 +164,30 @@ impl World {
                 let host = self.host(node);
                 (host.agent, host.enabled, host.kept) = (None, false, false);
             }
-            Step::Restart | Step::Packages(_) => {}
+            Step::Restart => {
+                // Whoever is there may take over: one that the file does not list, if the cluster still knows it.
+                let mut known = self.stored.iter().flat_map(|stored| &stored.spec.nodes);
+                self.primary = known
+                    .find(|known| file.node(&known.name).is_none())
+                    .map(|known| known.name.clone())
+                    .or(self.primary.take());
+            }
+            Step::Packages(_) => {}
         }
+    }
+
+    fn start(&mut self, node: &NodeId) {
+        let known = self.stored.as_ref().is_none_or(|stored| stored.spec.node(node).is_some());
+        assert!(known, "{node} starts before the cluster knows it");
+        let host = self.host(node);
+        assert!(matches!(host.papers, Papers::Whole { .. }) && host.named.is_some(), "{node} starts unprepared");
+        (host.enabled, host.kept) = (host.systemd, true);
+        if host.agent.is_some() {
+            return;
+        }
+        host.agent = Some(Agent { pid: 1, current: true, elsewhere: false });
+        let config = host.config.clone().unwrap();
+        self.read.insert(node.clone(), config);
     }
 
     /// What agents that were started come to by themselves.
@@ -396,6 +404,31 @@ fn a_host_that_serves_another_node_by_now_is_left_alone() {
         let steps = names(change);
         assert!(steps.contains(&"remove") && !steps.contains(&"retire"), "{steps:?}");
     }
+}
+
+#[test]
+fn a_node_is_gone_before_servers_restart() {
+    let world = made(&[1, 2, 3], 3);
+    let file = text(&[1, 2], "[postgres.parameters]\nmax_connections = \"300\"\n");
+    let order = |inventory: &dyn Fn(&mut Inventory), file: &str| {
+        let spec = spec(file);
+        let mut seen = world.inventory(&spec);
+        inventory(&mut seen);
+        let work = work(&wanted(&spec, file, Some(AUTHORITY), true), &seen).unwrap();
+        let names: Vec<_> = work.steps().map(|each| each.step.name()).collect();
+        names.into_iter().filter(|name| ["change", "remove", "retire", "restart"].contains(name)).collect::<Vec<_>>()
+    };
+    assert_eq!(order(&|_| {}, &file), ["change", "remove", "retire", "restart"]);
+    // Interrupted in between, by an earlier run.
+    let waiting = |numbers: &'static [u8]| {
+        move |inventory: &mut Inventory| {
+            inventory.waiting = numbers.iter().map(|number| (name(*number), vec!["max_connections".into()])).collect();
+        }
+    };
+    let fewer = text(&[1, 2], "");
+    assert_eq!(order(&waiting(&[1, 3]), &fewer), ["remove", "retire", "restart"]);
+    // What waits on the one that leaves waits for nothing.
+    assert_eq!(order(&waiting(&[3]), &fewer), ["remove", "retire"]);
 }
 
 #[test]
