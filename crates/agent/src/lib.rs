@@ -61,6 +61,7 @@ mod runbooks;
 pub mod schedule;
 pub mod setup;
 mod setup_engine;
+mod setup_ground;
 pub mod slots;
 pub mod status;
 pub mod transition;
