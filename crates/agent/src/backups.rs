@@ -7,6 +7,7 @@
 use crate::api::AgentQuestion;
 use crate::archiver;
 use crate::backup_job::{Done, Job, Made, run};
+use crate::clone_seed::VaultSeed;
 use crate::generations::Generations;
 use crate::record::RECORD_KEY;
 use crate::restore_drill as drill;
@@ -166,6 +167,7 @@ impl Backups {
     /// Runs for ever.
     pub async fn keep(self, mut orders: mpsc::Receiver<Order>) {
         let this = Arc::new(self);
+        this.engine.take_seed(Arc::new(VaultSeed::of(&this)));
         let left = this.drill.clone();
         // Before any order: a drill would make its copy in the same place.
         if let Err(error) = tokio::task::spawn_blocking(move || left.clear()).await {

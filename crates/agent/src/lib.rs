@@ -18,6 +18,7 @@ pub mod audit;
 mod backup_job;
 pub mod backups;
 pub mod certificates;
+mod clone_seed;
 pub mod deadline;
 pub mod door;
 pub mod drain;

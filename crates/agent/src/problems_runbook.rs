@@ -10,7 +10,16 @@ const KEYS_SHOWN: usize = 4;
 impl Look<'_> {
     pub(super) fn runbook(&self, list: &mut List) {
         let Some(made) = &self.beside.runbook else { return };
-        let mut changed: Vec<String> = difference(&made.spec, self.spec).into_iter().map(|one| one.key).collect();
+        let both = |node: &str| {
+            [&made.spec, self.spec].iter().all(|spec| spec.nodes.iter().any(|one| one.name.as_str() == node))
+        };
+        // A node that came or went is one change, not one for each of its keys.
+        let key = |key: String| match key.strip_prefix("node.").and_then(|rest| rest.split_once('.')) {
+            Some((node, _)) if !both(node) => format!("node.{node}"),
+            _ => key,
+        };
+        let mut changed: Vec<String> = difference(&made.spec, self.spec).into_iter().map(|one| key(one.key)).collect();
+        changed.dedup();
         if changed.is_empty() {
             return;
         }

@@ -247,23 +247,16 @@ fn check_room(made: &Plan, dir: &Path) -> Result<(), VaultError> {
 /// Has a server recover the copy, and looks at it.
 async fn look(vault: &Vault, job: &Job, made: &Plan, data: &Path, done: &mut DrillDone) -> Result<(), VaultError> {
     let begun = boot_now();
-    let start = |plan: Plan| async move {
-        Scratch::start_at(&job.bin, &plan, data, job.place.owner, (job.most, &job.place.dir)).await
-    };
-    let mut instead = false;
-    let server = match (start(made.clone()).await, made.latest_instead()) {
-        // The archived log, which has no hole, holds no commit since: its end is tried in place of that moment.
-        (Err(VaultError::NothingLater(_)), Some(latest)) => {
-            instead = true;
-            start(latest).await?
+    let within = (job.most, Some(job.place.dir.as_path()));
+    // The archived log, if it has no hole and holds no commit since, is tried to its end in place of that moment.
+    let started = Scratch::start_or_latest(&job.bin, made, data, job.place.owner, within, true).await;
+    let (server, instead) = started.map_err(|error| match (error, &made.hole) {
+        (VaultError::NothingLater(says), Some(name)) => {
+            VaultError::Server(format!("{says}; the segment {name} is missing, and the log goes on after it"))
         }
-        (Err(VaultError::NothingLater(says)), None) => {
-            let hole =
-                made.hole.as_ref().map(|name| format!("; the segment {name} is missing, and the log goes on after it"));
-            return Err(VaultError::Server(says + &hole.unwrap_or_default()));
-        }
-        (started, _) => started?,
-    };
+        (VaultError::NothingLater(says), None) => VaultError::Server(says),
+        (error, _) => error,
+    })?;
     done.recover_ms = boot_now().since(begun).0;
     let reached = server.reached().await?;
     done.reached = Some(reached);
@@ -272,8 +265,7 @@ async fn look(vault: &Vault, job: &Job, made: &Plan, data: &Path, done: &mut Dri
         return Err(VaultError::Server(says));
     }
     done.checked.push(format!("a server recovered it up to {reached} and opened it"));
-    let last = "select coalesce((extract(epoch from pg_last_xact_replay_timestamp()) * 1000000)::int8::text, '')";
-    let last = one(&server, "postgres", last).await?.parse::<i64>().ok();
+    let last = server.last_commit().await?;
     let asked = done.asked;
     if instead {
         done.asked = last;

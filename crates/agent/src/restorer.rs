@@ -18,7 +18,7 @@ use mainstay_model::{Command, CopyId, Record, Restoration, SystemId, Timeline};
 use mainstay_ports::priority::ordinarily;
 use mainstay_ports::store::Store;
 use mainstay_vault::postgres::backup::Watch;
-use mainstay_vault::postgres::restore::{Destination, Plan, Target, plan, restore, time_text};
+use mainstay_vault::postgres::restore::{Destination, Plan, Target, plan_from, restore, time_text};
 use mainstay_vault::postgres::scratch::{self, Scratch};
 use mainstay_vault::repository::VaultError;
 use std::collections::BTreeMap;
@@ -277,7 +277,8 @@ impl Restorer {
                         the restore (`mainstay set vault.key_file=FILE`, the file on every data node)";
             return Err(VaultError::Impossible(says.to_owned()));
         }
-        let made = plan(&repository, job.system, job.wish.target.clone(), job.wish.timeline)?;
+        let (target, backup) = (job.wish.target.clone(), job.wish.backup.as_deref());
+        let made = plan_from(&repository, job.system, target, job.wish.timeline, backup)?;
         let shown = self.shown(&made);
         let room = check_room(&shown, self.layout.dir());
         let major = made.base.server.version / 10_000;
@@ -352,19 +353,12 @@ impl Restorer {
         own_dir(&socket, self.owner).map_err(|error| VaultError::File { path: socket.display().to_string(), error })?;
         let (wait, stop) = (Duration::from_secs(job.wish.wait_s), Arc::clone(&job.watch));
         let work = async {
-            let server = match Scratch::start_at(&job.bin, made, data, self.owner, (wait, &socket)).await {
-                // Clients were put out, and all that was committed is archived: its end is that moment.
-                Err(VaultError::NothingLater(_)) if job.wish.complete && made.latest_instead().is_some() => {
-                    let latest = Plan { target: Target::Latest, ..made.clone() };
-                    Scratch::start_at(&job.bin, &latest, data, self.owner, (wait, &socket)).await?
-                }
-                started => started?,
-            };
-            let ask = "select (extract(epoch from pg_last_xact_replay_timestamp()) * 1000000)::int8";
-            let asked = server.ask("postgres", ask).await;
+            // Complete: clients were put out, and all that was committed is archived.
+            let (within, complete) = ((wait, Some(socket.as_path())), job.wish.complete);
+            let (server, _) = Scratch::start_or_latest(&job.bin, made, data, self.owner, within, complete).await?;
+            let last = server.last_commit().await;
             server.stop().await?;
-            let text = asked.ok().and_then(|rows| rows.into_iter().next()?.into_iter().next()?);
-            Ok(text.and_then(|text| text.parse().ok()))
+            Ok(last.unwrap_or_default())
         };
         let ended = async {
             while !stop.stop.load(Ordering::Relaxed) {

@@ -269,7 +269,14 @@ fn a_runbook_of_before_a_change_is_told_of() {
     assert!(evidence.ends_with("changed since: cluster.durability"), "{evidence}");
     let status = made(|spec| drop(spec.nodes.pop()));
     let evidence = &status.problems[0].evidence;
-    assert!(evidence.contains("node.db2.agent_port") && evidence.contains(" more"), "many keys are cut: {evidence}");
+    assert!(evidence.ends_with("changed since: node.db2"), "one node, one change: {evidence}");
+    let status = made(|spec| {
+        let times = &mut spec.failover;
+        (times.ping_ms, times.suspicion_ms, times.lease_ms, times.margin_percent) = (100, 700, 2000, 25);
+        spec.proxy.write_port = 1;
+    });
+    let evidence = &status.problems[0].evidence;
+    assert!(evidence.contains("failover.lease_ms") && evidence.ends_with(" and 1 more"), "many are cut: {evidence}");
 }
 
 #[test]

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a clone may take.
-const CLONE: Duration = Duration::from_secs(24 * 3600);
+pub(crate) const CLONE: Duration = Duration::from_secs(24 * 3600);
 /// How much must be free beyond what the tables take: the log that is written during the clone and its start.
 const SPARE: u64 = 128 * 1024 * 1024;
 /// A clone that ran out of room is tried again after this long although no more has become free: the source may have shrunk.
@@ -102,7 +102,11 @@ impl Postgres {
         there: &Source,
         places: &Places,
     ) -> Result<(), EngineError> {
-        self.base_backup(source, copy, &places.new).await?;
+        if !self.fill_from_seed(source, copy, there, &places.new).await {
+            files::ensure_dir(&places.new, 0o700, self.owner())
+                .map_err(|error| failed(format!("could not prepare {}: {error}", places.new.display())))?;
+            self.base_backup(source, copy, &places.new).await?;
+        }
         let control = self.control_of(&places.new).await?;
         if control.system != there.system {
             let (clone, theirs) = (control.system, there.system);
@@ -223,6 +227,7 @@ impl Places {
     /// Removes what a clone that broke off left. Of two old copies the newer one stays.
     fn clear(&self) -> std::io::Result<()> {
         remove_tree(&self.new)?;
+        crate::seed::clear(&self.dir)?;
         if self.old.exists() {
             remove_tree(&self.gone)?;
         }
@@ -267,7 +272,7 @@ fn free_in(dir: &Path) -> u64 {
     rustix::fs::statvfs(dir).map_or(u64::MAX, |is| is.f_bavail.saturating_mul(is.f_frsize))
 }
 
-fn remove_tree(path: &Path) -> std::io::Result<()> {
+pub(crate) fn remove_tree(path: &Path) -> std::io::Result<()> {
     match std::fs::remove_dir_all(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),

@@ -24,6 +24,7 @@ mod proc;
 mod promote;
 mod recruit;
 mod rewind;
+mod seed;
 mod server;
 mod slots;
 mod source;
@@ -67,6 +68,10 @@ impl Engine for Postgres {
 
     async fn logins(&self) -> Result<Logins, EngineError> {
         self.who_may_log_in().await
+    }
+
+    fn take_seed(&self, seed: std::sync::Arc<dyn mainstay_ports::seed::Seed>) {
+        self.seed.take(seed);
     }
 
     fn local_address(&self) -> Option<(std::path::PathBuf, u16)> {

@@ -61,6 +61,8 @@ pub struct Postgres {
     pub(crate) aside: Arc<tokio::sync::Mutex<()>>,
     /// The last clone ran out of room.
     pub(crate) ran_out: crate::clone::RanOut,
+    /// What new copies may be made of beside a running primary.
+    pub(crate) seed: crate::seed::Held,
     /// The server process at which a commit was seen waiting for replicas; 0: none.
     proven: AtomicU32,
 }
@@ -118,6 +120,7 @@ impl Postgres {
             watch,
             aside: Arc::default(),
             ran_out: crate::clone::RanOut::default(),
+            seed: crate::seed::Held::default(),
             proven: AtomicU32::new(0),
         })
     }

@@ -91,3 +91,37 @@ fn the_log_is_archived_over_a_take_over_and_after_the_repository_was_away() {
     assert!(archived(&after).1 > archived(&first).1 + (2 << 24), "{after}");
     assert!(after["term"].as_u64() > first["term"].as_u64());
 }
+
+#[test]
+fn a_repository_that_hangs_costs_no_write_and_another_one_takes_its_place() {
+    let cluster = Cluster::new();
+    cluster.json(&["up", "--nodes", "1", "--wait", "180"]);
+    cluster.healthy();
+    cluster.write(40);
+    let first = cluster.archive_until("two segments archived", |answer| archived(answer).1 >= 3 << 24);
+
+    // A bucket's server that takes connections and says nothing, ever.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || listener.incoming().collect::<Vec<_>>());
+    let keys = cluster.dir.parent().unwrap().join("keys");
+    std::fs::write(&keys, "aws_access_key_id = a\naws_secret_access_key = b\n").unwrap();
+    std::fs::set_permissions(&keys, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let place = format!("s3://orders/main?endpoint=http://127.0.0.1:{port}&timeout=1&credentials={}", keys.display());
+    cluster.json(&["set", &format!("vault.repository={place}")]);
+    cluster.write(40);
+    let failing = cluster.archive_until("failing", |answer| answer["failing"].is_array());
+    assert_eq!(failing["repository"], place.as_str(), "{failing}");
+    let (status, answer) = cluster.answer(&["backups"]);
+    assert!(status == Some(1) && answer["error"].as_str().unwrap().contains("can not be reached"), "{answer}");
+    // Clients notice nothing of it.
+    cluster.write(5);
+    cluster.healthy();
+
+    cluster.json(&["set", &format!("vault.repository={}", cluster.dir.join("vault").display())]);
+    cluster.write(20);
+    let after = cluster.archive_until("archived again", |answer| {
+        answer["failing"].is_null() && archived(answer).1 > archived(&first).1 + (4 << 24)
+    });
+    assert_eq!(after["problems"], serde_json::json!([]), "{after}");
+}

@@ -138,6 +138,23 @@ fn a_copy_is_exactly_what_was_committed_then_before_and_after_a_take_over() {
     assert_eq!(cluster.restored("latest", &[]), newest, "what was committed a moment ago is archived first");
     assert_ne!(newest, last);
 
+    // The copy of then is brought to the end: what it holds already is not written again.
+    let copy = cluster.dir.parent().unwrap().join("then");
+    let arguments = ["restore", "--to", copy.to_str().unwrap(), "--delta", "--sql", SUM];
+    let answer = cluster.json(&arguments);
+    let row = answer["rows"][0].as_array().unwrap_or_else(|| panic!("{answer}"));
+    assert_eq!(row.iter().map(|field| field.as_str().unwrap()).collect::<Vec<_>>(), newest, "{answer}");
+    assert!(answer["kept"].as_u64() > answer["bytes"].as_u64(), "{answer}");
+    // From the older backup, as if the newer one were damaged; nothing else than a copy is written over.
+    let answer = cluster.json(&[&arguments[..], &["--backup", first["label"].as_str().unwrap()]].concat());
+    assert!(answer["backup"] == first["label"] && answer["rows"][0][0].as_str() == Some(&newest[0]), "{answer}");
+    let data = cluster.dir.join("nodes/db1/data");
+    for (place, says) in [(data.as_path(), "is no copy"), (cluster.dir.parent().unwrap(), "is no copy")] {
+        let (status, answer) = cluster.answer(&["restore", "--to", place.to_str().unwrap(), "--delta"]);
+        assert!(status == Some(2) && answer["error"].as_str().unwrap().contains(says), "{answer}");
+    }
+    cluster.healthy();
+
     let listed = cluster.json(&["backups"]);
     let labels: Vec<&Value> = listed["backups"].as_array().unwrap().iter().map(|backup| &backup["label"]).collect();
     assert_eq!(labels, [&first["label"], &second["label"]]);

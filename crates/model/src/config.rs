@@ -365,6 +365,7 @@ fn render_vault(out: &mut String, spec: &Spec) {
     setting(out, "vault.keep", now.keep, default.keep);
     setting(out, "vault.keep_days", now.keep_days, default.keep_days);
     setting(out, "vault.backup_mb_s", now.backup_mb_s, default.backup_mb_s);
+    setting(out, "vault.clone_nodes", now.clone_nodes, default.clone_nodes);
     setting(out, "vault.drill_minutes", now.drill_minutes, default.drill_minutes);
     setting(out, "vault.drill_database", quoted(&now.drill_database), quoted(&default.drill_database));
     let texts = [

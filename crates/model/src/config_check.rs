@@ -260,6 +260,10 @@ fn vault(spec: &Spec, found: &mut Found) {
     found.bounds("vault.keep_days", vault.keep_days);
     found.bounds("vault.backup_mb_s", vault.backup_mb_s);
     found.bounds("vault.drill_minutes", vault.drill_minutes);
+    if vault.clone_nodes && vault.repository.is_none() {
+        let says = "vault.clone_nodes needs backups, and no repository is named: add vault.repository";
+        found.add("vault.clone_nodes", says.to_owned());
+    }
     let times = [
         ("vault.full_at", &vault.full_at),
         ("vault.incremental_at", &vault.incremental_at),

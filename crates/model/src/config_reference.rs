@@ -247,6 +247,13 @@ pub const KEYS: &[Key] = &[
         .or("none: by hand"),
     key("vault", "drill_at", Kind::Text, "when a restore drill is held: a copy of a random moment is made beside the cluster, looked at, and removed")
         .or("none: by hand"),
+    key(
+        "vault",
+        "clone_nodes",
+        Kind::Boolean,
+        "new copies are made of the newest backup and the log after it, and not of the running primary, where the repository can serve",
+    )
+    .or("false"),
     key("vault", "drill_minutes", Kind::Number, "a restore drill is ended after so many minutes").within(1, 10_080).or("240"),
     key(
         "vault",

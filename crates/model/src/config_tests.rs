@@ -129,6 +129,7 @@ fn full() -> Spec {
             drill_minutes: 30,
             drill_query: Some("select \"n\" > 0 from t".into()),
             drill_database: "orders".into(),
+            clone_nodes: true,
         },
         requirements: requirements(),
     }

@@ -334,6 +334,9 @@ pub struct Vault {
     /// In which database. Left out as the minutes are.
     #[serde(skip_serializing_if = "usual_database")]
     pub drill_database: String,
+    /// New copies are made of the newest backup where that can serve, instead of the running primary. Left out as the minutes are.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub clone_nodes: bool,
 }
 
 const DRILL_MINUTES: u64 = 240;
@@ -363,6 +366,7 @@ impl Default for Vault {
             drill_minutes: DRILL_MINUTES,
             drill_query: None,
             drill_database: DRILL_DATABASE.to_owned(),
+            clone_nodes: false,
         }
     }
 }
@@ -452,10 +456,10 @@ mod tests {
     fn what_older_agents_do_not_know_is_written_only_where_it_is_set() {
         let vault = Vault { repository: Some("/srv/vault".into()), ..Vault::default() };
         let text = serde_json::to_string(&vault).unwrap();
-        assert!(!text.contains("drill"), "{text}");
+        assert!(!text.contains("drill") && !text.contains("clone_nodes"), "{text}");
         assert!(!serde_json::to_string(&Proxy::default()).unwrap().contains("metrics_port"));
         assert_eq!(serde_json::from_str::<Vault>(&text).unwrap(), vault);
-        let other = Vault { drill_minutes: 5, drill_database: "orders".into(), ..vault };
+        let other = Vault { drill_minutes: 5, drill_database: "orders".into(), clone_nodes: true, ..vault };
         let text = serde_json::to_string(&other).unwrap();
         assert_eq!(serde_json::from_str::<Vault>(&text).unwrap(), other);
     }

@@ -259,6 +259,9 @@ pub struct RestoreWish {
     /// Along the path of this timeline; `None`: the newest that is archived.
     #[serde(default)]
     pub timeline: Option<Timeline>,
+    /// From the backup of this label; `None`: from the newest that fits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<String>,
     /// The open segment of the log was archived after clients were put out: what is archived is all there is.
     #[serde(default)]
     pub complete: bool,

@@ -7,6 +7,7 @@
 //! 3. Nothing here chooses: which upstream, which setting, which timeline all come with the order.
 //! 4. "Verified" means: seen on the server after the change, not inferred from a tool's exit status.
 
+use crate::seed::Seed;
 use async_trait::async_trait;
 use mainstay_model::logins::Logins;
 use mainstay_model::record::RecoveryEnd;
@@ -14,6 +15,7 @@ use mainstay_model::{
     CopyId, LogEnd, Lost, Lsn, Moment, NodeId, Position, ServerObservation, SyncSetting, SystemId, Term, Timeline,
 };
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// What an engine can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,6 +131,8 @@ pub trait Engine: Send + Sync {
     /// Moves the old data directory aside and clones from the running primary `source`. The server is stopped after. `Some`: the old
     /// data held a log that had diverged; it is kept as before a rewind.
     async fn clone_from(&self, source: &NodeId, copy: CopyId) -> Result<Option<Lost>, EngineError>;
+    /// New copies may be made of this from now on, instead of the running primary. An engine without a use for it lets it be.
+    fn take_seed(&self, _seed: Arc<dyn Seed>) {}
     /// Puts the restored copy that lies ready beside the data into their place; the old data are moved aside and stay. The server is stopped
     /// before and after. Called again once it is there, it changes nothing: the copy is known by its timeline, which no other one has.
     async fn adopt_restored(&self, _copy: CopyId, _timeline: Timeline) -> Result<(), EngineError> {

@@ -10,6 +10,7 @@ pub mod priority;
 pub mod process;
 pub mod route_board;
 pub mod sabotage;
+pub mod seed;
 pub mod store;
 #[cfg(feature = "suite")]
 pub mod store_suite;

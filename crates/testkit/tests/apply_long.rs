@@ -4,11 +4,13 @@
 
 mod apply_bed;
 
+use apply_bed::existing::{CLUSTER, NEW, OLD, SUM, adopting, furnish, old, on_host, shop, until};
 use apply_bed::{Bed, CONFIG, FILE, address, ended, file, kill_apply, names};
 use mainstay_testkit::hosts::page;
 use serde_json::Value;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 #[test]
@@ -67,6 +69,32 @@ fn what_stands_in_the_way_leaves_every_host_as_it_was() {
     bed.applied(&[]);
 }
 
+/// A look on a terminal, where this is typed when the password is asked for; everything that the terminal showed.
+fn typed(bed: &Bed, keys: &str) -> String {
+    let line = format!("{} apply --check --file {FILE} --user ann", bed.program.display());
+    let mut command = bed.admin.host.command(&["script", "-qefc", &line, "/dev/null"]);
+    let mut run = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut to, mut from) = (run.stdin.take().unwrap(), run.stdout.take().unwrap());
+    let (mut shown, mut bytes) = (String::new(), [0; 4096]);
+    let mut asked = 0;
+    loop {
+        let count = from.read(&mut bytes).unwrap();
+        shown.push_str(&String::from_utf8_lossy(&bytes[..count]));
+        if count == 0 {
+            break;
+        }
+        if asked == 0 && shown.contains("Password for sudo on ") {
+            asked += 1;
+            // What was typed before echo was off is dropped, as it may have been seen.
+            std::thread::sleep(Duration::from_millis(500));
+            to.write_all(keys.as_bytes()).unwrap();
+        }
+    }
+    run.wait().unwrap();
+    assert_eq!((asked, shown.matches("Password for sudo on ").count()), (1, 1), "{shown}");
+    shown
+}
+
 #[test]
 fn sudo_with_a_password() {
     let bed = Bed::new(3);
@@ -84,6 +112,15 @@ fn sudo_with_a_password() {
     assert!((1..=3).all(|number| bed.bare(number)));
     let none = bed.apply(&["--user", "ann"]);
     assert!(none.code == Some(2) && none.said.contains("there is no terminal to ask on"), "{}", none.said);
+
+    // Typed: asked for once, and not shown. A Ctrl-C gives up at once.
+    let given_up = typed(&bed, "\u{3}");
+    assert!(given_up.contains("given up: nothing was changed"), "{given_up}");
+    let mistyped = typed(&bed, "mistyped\n");
+    assert!(mistyped.contains("does not take the password") && !mistyped.contains("mistyped"), "{mistyped}");
+    let looked = typed(&bed, &format!("{password}\n"));
+    assert!(looked.contains("put the program in place") && !looked.contains("geheim"), "{looked}");
+    assert!((1..=3).all(|number| bed.bare(number)), "it was only looked at");
 
     std::fs::write(&secret, format!("{password}\n")).unwrap();
     let run = bed.start(&arguments);
@@ -184,6 +221,51 @@ fn settings_change_and_a_node_goes() {
 }
 
 #[test]
+fn a_rolling_restart_under_writes_costs_no_error() {
+    let bed = Bed::new(3);
+    let pooled = "[proxy]\nmode = \"transaction\"\n";
+    bed.write(&file(&[1, 2, 3], pooled));
+    bed.applied(&[]);
+    let sql = "create table writes (at timestamptz default clock_timestamp()); select pg_postmaster_start_time()";
+    let made = bed.command(&["connect", "--config", FILE, "--", "-Atc", sql]).output().unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let uri = bed.command(&["connect", "--config", FILE, "--uri"]).output().unwrap();
+    let uri = String::from_utf8(uri.stdout).unwrap().trim().to_owned();
+    std::fs::write(bed.admin.home("write.sql"), "insert into writes default values;\n").unwrap();
+    // The clients of an application. One that sees an error ends, and says so by its exit status.
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let acknowledged = std::thread::scope(|scope| {
+        let clients = scope.spawn(|| {
+            let mut acknowledged = 0;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let words = ["pgbench", "-n", "-c", "4", "-T", "15", "-f", "/root/write.sql", &uri];
+                let ran = bed.admin.host.command(&words).stdin(Stdio::null()).output().unwrap();
+                let (out, err) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+                assert!(ran.status.success() && !err.contains("error"), "{out}{err}");
+                let count =
+                    out.lines().find_map(|line| line.strip_prefix("number of transactions actually processed: "));
+                acknowledged += count.and_then(|count| count.split('/').next()?.trim().parse::<u64>().ok()).unwrap();
+            }
+            acknowledged
+        });
+        std::thread::sleep(Duration::from_secs(2));
+        bed.write(&file(&[1, 2, 3], &format!("max_connections = 130\n{pooled}")));
+        let applied = bed.apply(&[]);
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        let acknowledged = clients.join().unwrap();
+        assert_eq!(applied.code, Some(0), "{}", applied.said);
+        acknowledged
+    });
+    let ask = |sql: &str| {
+        let shown = bed.command(&["connect", "--config", FILE, "--", "-Atc", sql]).output().unwrap();
+        String::from_utf8_lossy(&shown.stdout).trim().to_owned()
+    };
+    assert_eq!(ask("show max_connections"), "130");
+    assert_eq!(ask("select count(*) from writes"), acknowledged.to_string(), "each acknowledged write once");
+    println!("{acknowledged} writes, no error");
+}
+
+#[test]
 fn hosts_behind_a_jump_host() {
     let bed = Bed::new(4);
     // The fourth one is the way: the administrator has an address that none of the others knows.
@@ -267,4 +349,76 @@ fn hosts_with_systemd_and_the_package() {
     bed.applied(&["--remove"]);
     assert!(!bed.host(3).path("/run/units/mainstay-agent/enabled").exists());
     assert_eq!(bed.applied(&["--remove"]).answer["changed"], false);
+}
+
+/// Ends every process of Mainstay on a host at once, and with the guard its server.
+fn end_mainstay(bed: &Bed, number: u8, which: &str) {
+    let ours = |pid: &u32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words: Vec<String> =
+            line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+        words.first().is_some_and(|word| word.ends_with("mainstay"))
+            && words.iter().any(|word| which.is_empty() || word == which)
+    };
+    // Whoever starts others again may be among them.
+    for _ in 0..3 {
+        for pid in bed.host(number).processes().into_iter().filter(ours) {
+            Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+#[test]
+fn an_adopted_server_is_handed_back() {
+    let bed = Bed::new(3);
+    let major = furnish(&bed);
+    old(&bed, "postgres", "drop tablespace fast");
+    let sum = old(&bed, "shop", SUM);
+    let lines = ["default_text_search_config = \"pg_catalog.english\"", "work_mem = \"9MB\""];
+    let lc = ["lc_monetary", "lc_numeric", "lc_time"].map(|name| format!("{name} = \"C.UTF-8\""));
+    bed.write(&adopting(&format!("{}\n{}\n", lines.join("\n"), lc.join("\n"))));
+
+    // Somebody looks around in the directory: the server is stopped, and its data are not moved meanwhile.
+    let (host, words) = (bed.host(2), ["sh", "-c", "cd \"$0\" && exec sleep 600", OLD]);
+    let mut looker = host.command(&words).spawn().unwrap();
+    let mut run = bed.start(&[]);
+    until("the old server is stopped", || !host.path(OLD).join("postmaster.pid").exists());
+    kill_apply(&bed);
+    run.wait().unwrap();
+    end_mainstay(&bed, 2, "adopt");
+    let sleeps = |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "sleep\n");
+    for pid in host.processes().into_iter().filter(sleeps) {
+        Command::new("kill").arg(pid.to_string()).status().unwrap();
+    }
+    looker.wait().unwrap();
+    assert!(host.path(OLD).join("PG_VERSION").exists() && !host.path(NEW).join("PG_VERSION").exists());
+    let start = host.command(&["pg_ctlcluster", &major, CLUSTER, "start"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&start.stderr).contains("disabled"), "{start:?}");
+    bed.applied(&[]);
+    assert_eq!(shop(&bed, "6432", SUM), Some(sum));
+    assert_eq!(shop(&bed, "6432", "insert into sold values (0, 'after') returning id").as_deref(), Some("0"));
+    let sum = shop(&bed, "6432", SUM).unwrap();
+
+    // As docs/adopt.md says it.
+    for number in [1, 3] {
+        end_mainstay(&bed, number, "");
+    }
+    until("the old primary is fenced", || shop(&bed, "6432", "select 1").is_none());
+    end_mainstay(&bed, 2, "");
+    on_host(&bed, 2, &["mv", NEW, OLD]);
+    on_host(&bed, 2, &["rm", "-f", &format!("{OLD}/postmaster.pid"), &format!("{OLD}/standby.signal")]);
+    let noted = std::fs::read_to_string(host.path("/var/lib/mainstay/orders/agent/adopted.json")).unwrap();
+    let noted: Value = serde_json::from_str(&noted).unwrap();
+    let (place, said) = (noted["start_conf"][0].as_str().unwrap(), noted["start_conf"][1].as_str().unwrap());
+    assert!(said.contains("auto"), "{noted}");
+    std::fs::write(host.path(place), said).unwrap();
+    on_host(&bed, 2, &["pg_ctlcluster", &major, CLUSTER, "start"]);
+    old(
+        &bed,
+        "postgres",
+        "select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name like 'mainstay_%'",
+    );
+    assert_eq!(old(&bed, "shop", SUM), sum);
+    assert_eq!(old(&bed, "shop", "insert into sold values (-1, 'back') returning id"), "-1");
 }

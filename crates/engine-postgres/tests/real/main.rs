@@ -10,6 +10,7 @@ mod interrupted;
 mod promoting;
 mod rejoining;
 mod running;
+mod seeding;
 mod slots;
 mod support;
 mod syncing;

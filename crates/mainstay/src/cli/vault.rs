@@ -87,12 +87,13 @@ pub(crate) struct Verify {
                   recovers it there, reachable through a Unix socket only, and is stopped again; then it is an ordinary data directory.\n\
                   With --in-place the whole cluster goes back to the moment: WHAT WAS COMMITTED LATER IS LOST. Clients are kept out while a node prepares\n\
                   the copy beside its data; then it leads in a new term, and the others are cloned from it. The data of before are kept on that node.\n\
+                  With --to and --delta a copy that is there is brought to the moment: WHAT IT HOLDS ELSE IS LOST. What it holds already is not written again.\n\
                   Without a moment: the latest one. The primary ends its open segment of the log first, if an agent can be asked.\n\n\
                   Examples:\n  mainstay restore --to /srv/copy\n  mainstay restore --to /srv/copy --time 'yesterday 14:03'\n  \
                   mainstay restore --to /srv/copy --time 2026-11-26T14:03:00Z --json --yes\n  \
                   mainstay restore --to /srv/copy --time 2h --sql 'select count(*) from orders'\n  \
                   mainstay restore --to /srv/copy --lsn 0/5000148 --repository /mnt/vault --key-file /root/vault.key\n  \
-                  mainstay restore --in-place --time 'yesterday 14:03'\n  mainstay restore --in-place --lsn 0/5000148 --on db2 --yes --json"
+                  mainstay restore --to /srv/copy --delta --yes\n  mainstay restore --in-place --time 'yesterday 14:03'\n  mainstay restore --in-place --lsn 0/5000148 --on db2 --yes --json"
 )]
 pub(crate) struct Restore {
     #[command(flatten)]
@@ -100,11 +101,14 @@ pub(crate) struct Restore {
     /// The new data directory: not there yet, or empty
     #[arg(long, value_name = "DIR")]
     pub(crate) to: Option<PathBuf>,
+    /// DIR is a copy that `restore` made, or did not end: bring it to the moment, and write only what differs
+    #[arg(long, conflicts_with = "in_place")]
+    pub(crate) delta: bool,
     /// Take the whole cluster back
     #[arg(long, conflicts_with_all = ["repository", "key_file", "system", "sql", "files_only"])]
     pub(crate) in_place: bool,
     /// In place: the node that prepares the copy and leads afterwards [default: the primary]
-    #[arg(long, value_name = "NODE", requires = "in_place")]
+    #[arg(long, value_name = "NODE", conflicts_with = "to")]
     pub(crate) on: Option<mainstay_model::NodeId>,
     /// All that was committed up to this time
     #[arg(long, value_name = "TIME")]
@@ -124,6 +128,9 @@ pub(crate) struct Restore {
     /// Along this timeline [default: the newest that the archive knows]
     #[arg(long, value_name = "NUMBER")]
     pub(crate) timeline: Option<u32>,
+    /// From this backup (`mainstay backups`), when the newest is damaged, or is newer than the restore point [default: the newest that fits]
+    #[arg(long, value_name = "LABEL")]
+    pub(crate) backup: Option<String>,
     /// Ask the copy this query once it is recovered, and show the answer
     #[arg(long, value_name = "QUERY", conflicts_with = "files_only")]
     pub(crate) sql: Option<String>,

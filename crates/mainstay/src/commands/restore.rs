@@ -19,10 +19,11 @@ use crate::target::{self, absolute};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use mainstay_model::vault::{ArchiveAnswer, SegmentEnded};
-use mainstay_model::{Lsn, Position, Timeline};
+use mainstay_model::{Lsn, Position, SystemId, Timeline};
 use mainstay_ports::clock::boot_now;
 use mainstay_vault::postgres::backup::Watch;
-use mainstay_vault::postgres::restore::{Destination, Plan, Restored, Target, plan, restore, time_text};
+use mainstay_vault::postgres::delta::copy_at;
+use mainstay_vault::postgres::restore::{Destination, Plan, Restored, Target, plan_from, restore, time_text};
 use mainstay_vault::postgres::scratch::Scratch;
 use mainstay_vault::repository::VaultError;
 use serde_json::json;
@@ -43,13 +44,20 @@ pub(crate) async fn run(options: Restore, global: Global) -> Outcome {
     let target = target(&options)?;
     let Some(to) = &options.to else { return super::restore_in_place::run(options, target, global).await };
     let data = absolute(to)?;
-    check_place(&data)?;
+    if options.delta {
+        copy_of(&data).map(drop)?
+    } else {
+        check_place(&data)?
+    }
     let owner = user::server_user()?;
     if !options.files_only {
         check_server(&data, owner.as_ref())?;
     }
     let shelf = Shelf::open(&options.shelf).await?;
-    check_apart(&data, &taken(&shelf, &options)?)?;
+    check_apart(&data, &taken(&shelf, &options)?, options.delta)?;
+    if options.delta {
+        check_copy(&data, shelf.system)?;
+    }
     let mut progress = Progress::new();
     // Up to now everything is in the archive, for certain.
     let complete = match &shelf.session {
@@ -57,18 +65,26 @@ pub(crate) async fn run(options: Restore, global: Global) -> Outcome {
         _ => false,
     };
     let (repository, system, timeline) = (shelf.repository.clone(), shelf.system, options.timeline.map(Timeline));
-    let made = blocking(move || plan(&repository, system, target, timeline)).await?;
+    let backup = options.backup.clone();
+    let made = blocking(move || plan_from(&repository, system, target, timeline, backup.as_deref())).await?;
     warn(&made.unreadable);
     // Found before anything is written.
     let bin = if options.files_only { None } else { Some(programs(&shelf, &made)?) };
     progress.say(&words(&made, &data));
-    check_room(&data, &made)?;
-    confirm(global.yes, "Make this copy? The cluster is not touched.")?;
+    check_room(&data, &made, options.delta)?;
+    confirm(
+        global.yes,
+        if options.delta {
+            "Bring the copy there to this moment? What it holds else is lost; the cluster is not touched."
+        } else {
+            "Make this copy? The cluster is not touched."
+        },
+    )?;
     // What is missing above it; the servers' user may pass.
     if let Some(above) = data.parent() {
         node_dir::make_parents(above)?;
     }
-    let restored = files(&shelf, &made, &data, &mut progress).await?;
+    let restored = files(&shelf, &made, (&data, options.delta), &mut progress).await?;
     let end = match &bin {
         Some(bin) => Some(recover(bin, (&made, complete), &data, &options, &mut progress).await?),
         None => None,
@@ -105,13 +121,36 @@ fn check_place(data: &Path) -> Outcome {
     }
 }
 
+/// Of which database a directory is a copy.
+fn copy_of(data: &Path) -> Outcome<SystemId> {
+    copy_at(data).map_err(|error| {
+        Failure::usage(error.to_string())
+            .hint("without --delta a new copy is made in a directory that is not there yet; nothing was changed")
+    })
+}
+
+/// Nothing is written over the copy of another database.
+fn check_copy(data: &Path, system: SystemId) -> Outcome {
+    let is = copy_of(data)?;
+    if is == system {
+        return Ok(());
+    }
+    Err(Failure::usage(format!("{} is a copy of the database {is}, and the repository's is {system}", data.display()))
+        .hint(
+            "name a copy of this database, or a directory that is not there yet without --delta; nothing was changed",
+        ))
+}
+
 /// The directories that belong to the repository and to the cluster's nodes.
 fn taken(shelf: &Shelf, options: &Restore) -> Outcome<Vec<PathBuf>> {
     let named = options.shelf.repository.as_deref().map(absolute).transpose()?;
     // With a repository that is named no cluster is needed, and yet one may be on this host.
-    let spec = shelf.spec.clone().or_else(|| target::Target::find(&options.shelf.which).ok().map(|found| found.spec));
+    let found = target::Target::find(&options.shelf.which).ok();
+    let spec = shelf.spec.clone().or_else(|| found.as_ref().map(|found| found.spec.clone()));
     let nodes = spec.iter().flat_map(|spec| spec.nodes.iter().map(|node| spec.node_dir(node)));
-    Ok(nodes.chain(spec.iter().filter_map(|spec| spec.vault.repository.clone())).chain(named).collect())
+    // What lies beside the file of a cluster on this machine goes with it.
+    let whole = found.iter().map(|found| found.layout.dir().to_owned());
+    Ok(nodes.chain(whole).chain(spec.iter().filter_map(|spec| spec.vault.repository.clone())).chain(named).collect())
 }
 
 /// The path without links, as far as it is there.
@@ -121,7 +160,7 @@ fn settled(path: &Path) -> PathBuf {
 }
 
 /// A copy inside the cluster or the repository would be taken for a part of it: backed up, archived, or removed with it.
-fn check_apart(data: &Path, taken: &[PathBuf]) -> Outcome {
+fn check_apart(data: &Path, taken: &[PathBuf], delta: bool) -> Outcome {
     let refuse = |says: String| {
         Err(Failure::usage(says)
             .hint("name a directory outside of clusters and repositories, for example below /srv; nothing was changed"))
@@ -132,7 +171,9 @@ fn check_apart(data: &Path, taken: &[PathBuf]) -> Outcome {
     }
     for above in place.ancestors() {
         for (mark, what) in [("PG_VERSION", "a database's directory"), ("vault.json", "a repository")] {
-            if above.join(mark).symlink_metadata().is_ok() {
+            // An old copy is a database's directory itself.
+            let itself = delta && above == place && mark == "PG_VERSION";
+            if !itself && above.join(mark).symlink_metadata().is_ok() {
                 return refuse(format!("{} lies in {}, which is {what}", data.display(), above.display()));
             }
         }
@@ -203,9 +244,10 @@ fn sizes(made: &Plan) -> (u64, u64) {
 const SPARE: u64 = 512 << 20;
 
 /// A disk that is too small is found before hours of writing.
-fn check_room(data: &Path, made: &Plan) -> Outcome {
+fn check_room(data: &Path, made: &Plan, delta: bool) -> Outcome {
     let (files, log) = sizes(made);
-    let needs = files.saturating_add(log).saturating_add(SPARE);
+    let there = if delta { held(data) } else { 0 };
+    let needs = files.saturating_add(log).saturating_sub(there).saturating_add(SPARE);
     match machine::disk_bytes(data) {
         Some((_, free)) if free < needs => Err(Failure::not_now(format!(
             "the volume of {} has {} free, and the copy needs {}",
@@ -216,6 +258,22 @@ fn check_room(data: &Path, made: &Plan) -> Outcome {
         .hint("free space, or name a directory on another volume with --to; nothing was changed")),
         _ => Ok(()),
     }
+}
+
+/// What the files of an old copy take, bytes: their room is used again.
+fn held(data: &Path) -> u64 {
+    let (mut all, mut dirs) = (0_u64, vec![data.to_owned()]);
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
+            let Ok(found) = entry.metadata() else { continue };
+            if found.is_dir() {
+                dirs.push(entry.path());
+            } else if found.is_file() {
+                all = all.saturating_add(found.len());
+            }
+        }
+    }
+    all
 }
 
 /// A moment as people name it.
@@ -244,12 +302,13 @@ fn words(made: &Plan, data: &Path) -> String {
     )
 }
 
-async fn files(shelf: &Shelf, made: &Plan, data: &Path, progress: &mut Progress) -> Outcome<Restored> {
+async fn files(shelf: &Shelf, made: &Plan, (data, delta): (&Path, bool), progress: &mut Progress) -> Outcome<Restored> {
     progress.step("Writing the files");
     let owner = user::server_user()?.map(|user| (user.uid, user.gid));
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let watch = Arc::new(Watch::default());
-    let to = Destination { data: data.to_owned(), owner, threads, watch: Arc::clone(&watch), ..Destination::default() };
+    let watched = Arc::clone(&watch);
+    let to = Destination { data: data.to_owned(), owner, threads, delta, watch: watched, ..Destination::default() };
     let (repository, plan, begun) = (shelf.repository.clone(), made.clone(), boot_now());
     let work = blocking(move || restore(&repository, &plan, &to));
     tokio::pin!(work);
@@ -263,9 +322,15 @@ async fn files(shelf: &Shelf, made: &Plan, data: &Path, progress: &mut Progress)
         }
     };
     let done = done.map_err(|failure| {
-        failure.hint(format!("what was written stays in {}: remove it before the next attempt", data.display()))
+        failure.hint(format!(
+            "what was written stays in {}: no server starts there. Go on with --delta, or remove it; is the backup {} damaged, take an older one \
+             (--backup, `mainstay backups`)",
+            data.display(),
+            made.base.label
+        ))
     })?;
-    progress.finish(&format!("{} and {} segments of the log", bytes(done.written), done.log));
+    let kept = if delta { format!(", {} were there", bytes(done.kept)) } else { String::new() };
+    progress.finish(&format!("{} and {} segments of the log{kept}", bytes(done.written), done.log));
     Ok(done)
 }
 
@@ -289,13 +354,7 @@ async fn recover(
     let owner = user::server_user()?.map(|user| (user.uid, user.gid));
     let result = async {
         let wait = Duration::from_secs(options.wait);
-        let scratch = match (Scratch::start(bin, made, data, owner, wait).await, made.latest_instead()) {
-            // Nothing was committed after that time up to now, so the end of the log is that moment.
-            (Err(VaultError::NothingLater(_)), Some(latest)) if complete => {
-                Scratch::start(bin, &latest, data, owner, wait).await?
-            }
-            (started, _) => started?,
-        };
+        let (scratch, _) = Scratch::start_or_latest(bin, made, data, owner, (wait, None), complete).await?;
         let end = scratch.reached().await;
         let rows = match &options.sql {
             Some(query) => scratch.ask(&options.database, query).await.map(Some),
@@ -323,7 +382,7 @@ fn say(
     let verified = end.map(|end| format!("a server recovered it up to {end} and opened it"));
     if global.json {
         output::object(&json!({
-            "to": data, "backup": made.base.label, "timeline": made.timeline, "bytes": restored.written,
+            "to": data, "backup": made.base.label, "timeline": made.timeline, "bytes": restored.written, "kept": restored.kept,
             "segments": restored.log, "end": end, "rows": rows, "verified": verified.iter().collect::<Vec<_>>(),
         }));
         return;
@@ -373,12 +432,17 @@ mod tests {
         std::fs::write(at("vault/vault.json"), "{}").unwrap();
         let taken = [at("n1"), at("gone")];
         for inside in ["n1", "n1/data/new", "link/new/deep", "gone/new", "old/base/new", "vault/backups/new"] {
-            let failure = check_apart(&at(inside), &taken).unwrap_err();
+            let failure = check_apart(&at(inside), &taken, false).unwrap_err();
             assert_eq!(failure.status, crate::failure::USAGE, "{inside}");
             assert!(failure.error.contains("lies in") && failure.hint.is_some(), "{inside}: {}", failure.error);
         }
         for apart in ["n1.copy", "new/deep", "n2"] {
-            check_apart(&at(apart), &taken).unwrap();
+            check_apart(&at(apart), &taken, false).unwrap();
         }
+        // An old copy may be written over, what lies in it may not be a copy.
+        check_apart(&at("old"), &taken, true).unwrap();
+        assert!(
+            check_apart(&at("old/base"), &taken, true).is_err() && check_apart(&at("vault"), &taken, true).is_err()
+        );
     }
 }

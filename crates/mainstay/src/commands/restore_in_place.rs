@@ -178,6 +178,7 @@ fn wish(target: &Target, options: &Restore) -> RestoreWish {
     RestoreWish {
         target: target.clone(),
         timeline: options.timeline.map(Timeline),
+        backup: options.backup.clone(),
         complete: false,
         wait_s: options.wait,
     }

@@ -5,7 +5,7 @@ use crate::failure::{Failure, Outcome};
 use crate::session::Session;
 use crate::target::{Target, absolute};
 use mainstay_model::SystemId;
-use mainstay_model::bucket::is_bucket;
+use mainstay_model::bucket::{Address, is_bucket};
 use mainstay_model::spec::Spec;
 use mainstay_vault::objects::ObjectError;
 use mainstay_vault::repository::{Repository, VaultError};
@@ -60,6 +60,12 @@ impl Shelf {
         let named = |path: &Option<PathBuf>| path.as_deref().map(absolute).transpose();
         // A bucket's address is no path.
         let bucket = options.repository.clone().filter(|place| is_bucket(place));
+        if let Some(text) = bucket.as_ref().and_then(|place| place.to_str()) {
+            Address::parse(text).map_err(|why| {
+                Failure::usage(format!("--repository: {why}"))
+                    .hint("write it as s3://BUCKET/PREFIX?endpoint=https://HOST&… in quotes (docs/backup.md)")
+            })?;
+        }
         let place = if bucket.is_some() { bucket } else { named(&options.repository)? };
         let place = place.or(vault.repository).ok_or_else(|| {
             Failure::usage("this cluster has no repository")

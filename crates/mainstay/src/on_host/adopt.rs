@@ -184,7 +184,7 @@ impl Places {
             self.checkpoint().await;
             match unit {
                 // Its own supervisor stops it, or it would start it again.
-                Some(unit) => drop(super::service::systemctl(&["stop", "--no-block", unit]).await),
+                Some(unit) => super::service::systemctl(&["stop", "--no-block", unit]).await?,
                 None => self.interrupt(pid)?,
             }
         }

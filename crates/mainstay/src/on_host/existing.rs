@@ -123,7 +123,7 @@ fn links(directory: &Path) -> Vec<(String, String)> {
             let (path, name) = (entry.path(), entry.file_name());
             let Ok(target) = std::fs::read_link(&path) else { continue };
             // Links to files (certificates of long ago) hold nothing of the database.
-            if path.is_dir() || shown != "" {
+            if path.is_dir() || !shown.is_empty() {
                 found.push((format!("{shown}{}", name.to_string_lossy()), target.display().to_string()));
             }
         }
@@ -245,11 +245,11 @@ fn start_conf_in(all: &Path, directory: &Path) -> Option<PathBuf> {
     let clusters = below(all).into_iter().flat_map(|version| below(&version));
     clusters.into_iter().find_map(|cluster| {
         let text = std::fs::read_to_string(cluster.join("postgresql.conf")).ok()?;
-        let named = text.lines().filter_map(|line| {
+        let mut named = text.lines().filter_map(|line| {
             let value = line.trim_start().strip_prefix("data_directory")?.trim_start();
             Some(value.strip_prefix('=').unwrap_or(value).split('#').next()?.trim().trim_matches('\'').to_owned())
         });
-        let named = named.last()?;
+        let named = named.next_back()?;
         let same = Path::new(&named).canonicalize().is_ok_and(|named| named == directory);
         (same && cluster.join("start.conf").is_file()).then(|| cluster.join("start.conf"))
     })

@@ -74,6 +74,7 @@ pub(crate) async fn look(task: &Task) -> Outcome<Host> {
         },
         libraries: super::existing::missing_libraries(&seen.target.spec).await,
         adopt,
+        free: facts.volume.space.as_ref().ok().map(|(_, free)| *free),
         findings: findings.map(said).collect(),
     })
 }

@@ -147,6 +147,10 @@ pub(crate) async fn retire(task: &Task) -> Outcome<Value> {
         return Ok(json!({ "retired": false, "why": why }));
     }
     end(task).await?;
+    if systemd() {
+        // An agent that was taken out has ended with a status of its own, which systemd calls a failure and would show for ever.
+        let _ = systemctl(&["reset-failed", UNIT]).await;
+    }
     Ok(json!({ "retired": true }))
 }
 

@@ -3,13 +3,19 @@
 
 use super::facts::{Inventory, Wanted};
 use super::obstacles::Obstacle;
-use mainstay_model::NodeId;
 use mainstay_model::spec::{Node, Spec};
+use mainstay_model::{Durability, NodeId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Clients see no server from the stop of the old one until the new primary is open; beyond the stop itself it takes about this long. Seconds.
 const AWAY: &str = "some 10 s";
+/// The pace at which a copy is made, as a guess that is told as one.
+const COPY_BYTES_S: u64 = 100_000_000;
+/// For longer nobody's commits are held until a copy exists.
+const BLOCKED_S: u64 = 60;
+/// Room for the log that is written while a copy is made.
+const SPARE: u64 = 256 << 20;
 /// The smallest number that counts as much as the one that there was: more of these does no harm.
 const CAPACITY: [&str; 7] = [
     "max_connections",
@@ -346,11 +352,48 @@ fn as_told(wanted: &Wanted<'_>, existing: &Existing, told: &Told, say: &mut impl
             "set each password anew with password_encryption = scram-sha-256; or write a line with md5 into hba under [postgres]".into(),
         );
     }
+    if blocks(spec) && copy_s(told.bytes) > BLOCKED_S {
+        say(
+            format!("with durability strict no commit would return before the first copy is made, about {} min for {}", copy_s(told.bytes).div_ceil(60), size(told.bytes)),
+            "write durability = \"available\" under [cluster] for now, and once the replicas stream: mainstay set cluster.durability=strict (and in the file)".into(),
+        );
+    }
     if told.app && wanted.authority.is_none() {
         say(
             format!("the server of {dir} has a role app, as which Mainstay proves writes: its password is not known here"),
             "mainstay pki init --config FILE, then write that role's password into secrets/app.password beside the file; the role stays as it is".into(),
         );
+    }
+}
+
+/// How long a copy takes that is made at a usual pace, in seconds.
+fn copy_s(bytes: u64) -> u64 {
+    bytes / COPY_BYTES_S
+}
+
+/// Does no commit return before a copy exists? The first one is made while clients wait.
+fn blocks(spec: &Spec) -> bool {
+    spec.cluster.durability == Durability::Strict && spec.sync_replicas() > 0
+}
+
+/// A copy must fit where it is to be made.
+pub(super) fn room(wanted: &Wanted<'_>, inventory: &Inventory, node: &Node, found: &mut Vec<Obstacle>) {
+    let Some((founder, Existing { told: Some(Ok(told)), .. })) = pending(wanted, inventory) else { return };
+    let needed = told.bytes + told.bytes / 10 + SPARE;
+    let free = inventory.host(&node.name).and_then(|host| host.free);
+    if let Some(free) = free.filter(|free| !node.witness && node.name != founder && *free < needed) {
+        let dir = wanted.spec.node_dir(node);
+        let what = format!(
+            "the copy does not fit: {} are free at {}, and it takes {}",
+            size(free),
+            dir.display(),
+            size(needed)
+        );
+        found.push(Obstacle::on(
+            &node.name,
+            what,
+            "free some space, enlarge the volume, or give the node a `dir` on a larger one",
+        ));
     }
 }
 
@@ -386,6 +429,19 @@ pub fn told(wanted: &Wanted<'_>, inventory: &Inventory) -> Vec<String> {
                 "clients are away for the time of that stop and {AWAY}; then they come to port {} of any node",
                 proxy.write_port
             ));
+            if blocks(wanted.spec) {
+                let wait = copy_s(told.bytes).max(1);
+                say(format!(
+                    "with durability strict no commit returns before the first copy is made as well: about {wait} s at {} MB/s",
+                    COPY_BYTES_S / 1_000_000
+                ));
+            } else {
+                say(format!(
+                    "commits are on that node alone until the first copy is made: about {} s at {} MB/s",
+                    copy_s(told.bytes).max(1),
+                    COPY_BYTES_S / 1_000_000
+                ));
+            }
             settings(wanted.spec, told, &mut say);
         }
         _ => {

@@ -99,6 +99,8 @@ pub struct Host {
     pub adopt: Option<Adopt>,
     /// Libraries that the file lets servers load and that are not there.
     pub libraries: Vec<String>,
+    /// Free bytes where the node's data lie or will lie.
+    pub free: Option<u64>,
     /// What a doctor says of the host.
     pub findings: Vec<Said>,
 }

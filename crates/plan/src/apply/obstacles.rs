@@ -118,6 +118,7 @@ fn on_host(wanted: &Wanted<'_>, inventory: &Inventory, node: &Node, host: &Host,
             let mend = "install its package there (it is where the adopted server loads it from), or take it out of shared_preload_libraries";
             found.push(Obstacle::on(name, format!("there is no library {library:?} for its server"), mend));
         }
+        super::adopt::room(wanted, inventory, node, found);
     }
     if host.agent.is_some() && matches!(host.papers, Papers::None) {
         let what = "an agent runs there that has no certificates";

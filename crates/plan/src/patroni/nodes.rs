@@ -27,7 +27,7 @@ fn fitting(name: &str) -> String {
         }
     }
     if !out.starts_with(|letter: char| letter.is_ascii_lowercase()) {
-        out.insert_str(0, "n");
+        out.insert(0, 'n');
     }
     out.truncate(40);
     out.trim_end_matches('-').to_owned()
@@ -154,6 +154,7 @@ fn node(
         host: host.clone(),
         zone: None,
         witness: false,
+        // Which of them is the primary no file says.
         adopt: None,
         port,
         agent_port: 7420 + offset.min(1000),
@@ -213,13 +214,13 @@ fn tell_addresses(book: &mut Book, said: [&Option<(usize, String)>; 4], node: &N
 }
 
 fn tell_data(book: &mut Book, file: usize, node: &Node, cluster: &ClusterName) {
-    let Some((id, _)) = book.find(file, &["postgresql", "data_dir"]) else { return };
+    let Some((id, place)) = book.find(file, &["postgresql", "data_dir"]) else { return };
     let standard = PathBuf::from("/var/lib/mainstay").join(cluster.as_str());
     let dir = node.dir.clone().unwrap_or(standard).join("data");
     let text = format!(
-        "the data will lie in {} (node.{}.dir says where else); a file moves no data: docs/import.md",
+        "the data will lie in {}; to take the primary's server over without a copy, write adopt = {:?} into its [[node]] alone (docs/adopt.md)",
         dir.display(),
-        node.name
+        place.text
     );
     book.say(id, Verdict::left(text));
 }

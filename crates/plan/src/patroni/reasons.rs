@@ -54,6 +54,7 @@ const LEFT: &[(&str, &str)] = &[
     ("postgresql.proxy_address", "Mainstay's own proxy stands on every node: proxy.write_port and proxy.read_port"),
     ("postgresql.create_replica_methods", CLONE),
     ("postgresql.create_replica_method", CLONE),
+    ("postgresql.basebackup", "replicas are cloned with the agent's own options of pg_basebackup"),
     ("postgresql.config_dir", "the server's configuration lies in the node's directory, outside the data"),
     (
         "postgresql.custom_conf",

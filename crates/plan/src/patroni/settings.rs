@@ -37,6 +37,9 @@ const GONE: [&str; 10] = [
 /// Fewer walsenders or slots than Mainstay's default would not leave it room.
 const AT_LEAST: [(&str, u64); 2] = [("max_replication_slots", 20), ("max_wal_senders", 20)];
 
+/// Leaves below a key, as the book gives them.
+type Below = Vec<(Id, Vec<String>, Scalar)>;
+
 /// A parameter where it stands.
 struct Said {
     id: Id,
@@ -48,7 +51,7 @@ struct Said {
 /// The parameters to keep.
 pub(super) fn parameters(input: &Input<'_>, book: &mut Book, owned: &[&str]) -> BTreeMap<String, String> {
     let mut all: BTreeMap<String, Vec<Said>> = BTreeMap::new();
-    let mut places: Vec<(Option<usize>, Vec<(Id, Vec<String>, Scalar)>)> = Vec::new();
+    let mut places: Vec<(Option<usize>, Below)> = Vec::new();
     if let Some(dynamic) = input.dynamic {
         places.push((None, book.under(dynamic.file, &dynamic.path(&["postgresql", "parameters"]))));
     }

@@ -6,7 +6,7 @@ use super::settings::Settings;
 use super::slab::Id;
 use super::statements::Statement;
 use crate::hold::Kind;
-use mainstay_model::Moment;
+use mainstay_model::{Lsn, Moment};
 use mainstay_wire::text::{Change, Pin};
 use std::collections::HashMap;
 use std::io;
@@ -85,6 +85,10 @@ pub(crate) struct Client {
     /// Its server has that.
     pub(crate) unnamed_here: bool,
     pub(crate) pin: Option<Pin>,
+    /// Its next transaction has to see the log up to here.
+    pub(crate) read_after: Option<Lsn>,
+    /// Since when its server is behind that.
+    pub(crate) behind_since: Option<Moment>,
     pub(crate) waiting_since: Option<Moment>,
     pub(crate) wait_began_us: u64,
     /// What it has sent while it waits.
@@ -130,6 +134,8 @@ impl Client {
             unnamed: None,
             unnamed_here: false,
             pin: None,
+            read_after: None,
+            behind_since: None,
             waiting_since: None,
             wait_began_us: 0,
             held_bytes: 0,

@@ -237,7 +237,7 @@ impl Hub {
 
     /// They are, or can not be.
     pub(crate) fn reloaded(&self, outcome: &Result<(), String>) {
-        let outcome: Result<(), Arc<str>> = outcome.as_ref().map(|()| ()).map_err(|why| Arc::from(why.as_str()));
+        let outcome: Result<(), Arc<str>> = outcome.as_ref().copied().map_err(|why| Arc::from(why.as_str()));
         for (thread, client) in std::mem::take(&mut *lock(&self.reloaders)) {
             self.post(thread, Mail::Reloaded { client, outcome: outcome.clone() });
         }

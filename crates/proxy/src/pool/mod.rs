@@ -21,6 +21,7 @@ mod loss;
 mod options;
 mod pools;
 mod queue;
+mod read_after;
 mod run;
 mod scram;
 mod server;

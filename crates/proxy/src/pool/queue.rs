@@ -3,6 +3,7 @@
 
 use super::client::{Client, Stage as ClientStage};
 use super::link::Link;
+use super::read_after::{heard, read_after, with_question};
 use super::server::{Server, Stage};
 use super::slab::{Id, Token};
 use super::worker::{End, Worker};
@@ -50,6 +51,7 @@ impl Worker {
             return Ok(if ready { Attached::Has(id) } else { Attached::Waits });
         }
         let Some(index) = client.pool else { return Ok(Attached::Waits) };
+        client.read_after = read_after(client)?;
         if client.waiting_since.is_some() {
             return Ok(Attached::Waits);
         }
@@ -91,7 +93,8 @@ impl Worker {
         client.server = Some(server.id);
         client.unnamed_here = false;
         server.began_us = self.now_us;
-        if Rc::ptr_eq(&server.applied, &client.settings) {
+        let behind = client.read_after.filter(|after| server.replayed < *after);
+        if behind.is_none() && Rc::ptr_eq(&server.applied, &client.settings) {
             server.stage = Stage::Busy;
             if matches!(client.stage, ClientStage::Entering) {
                 self.enter(server, client);
@@ -101,7 +104,9 @@ impl Worker {
         server.stage = Stage::Applying;
         server.since = self.now;
         let mut out = Vec::new();
-        reply::query(&mut out, &server.applied.way_to(&client.settings));
+        let way = server.applied.way_to(&client.settings);
+        reply::query(&mut out, &with_question(way, behind));
+        server.asked = behind.map(|after| (after, false));
         server.last_words = None;
         server.link.ending |= server.write(&out).is_err();
     }
@@ -323,6 +328,7 @@ impl Worker {
             at += head.length;
             match head.tag {
                 b'S' => server.note_parameter(whole),
+                b'D' => heard(server, whole),
                 b'E' => {
                     let words = message::field(whole, b'M').unwrap_or_default();
                     server.last_words = Some(String::from_utf8_lossy(words).into_owned());
@@ -355,6 +361,11 @@ impl Worker {
             self.refuse(&mut client, &error);
         } else {
             server.applied = Rc::clone(&client.settings);
+            if self.is_behind(server) {
+                let id = client.id;
+                return self.put_client(client, id);
+            }
+            client.behind_since = None;
             server.stage = Stage::Busy;
             self.resume.push(client.id);
             if client.inbox.is_empty() {

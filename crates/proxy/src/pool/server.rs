@@ -7,7 +7,7 @@ use super::settings::Settings;
 use super::slab::Id;
 use super::statements::OnServer;
 use crate::registry::Place;
-use mainstay_model::Moment;
+use mainstay_model::{Lsn, Moment};
 use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
@@ -104,6 +104,10 @@ pub(crate) struct Server {
     pub(crate) cancels: usize,
     /// Its state is not known well enough for the next client.
     pub(crate) tainted: bool,
+    /// It has replayed the log up to here, as far as is known.
+    pub(crate) replayed: Lsn,
+    /// It is asked whether it has replayed up to here, and what it says.
+    pub(crate) asked: Option<(Lsn, bool)>,
     /// It takes rows from its client.
     pub(crate) copying: bool,
     /// It passes over everything up to a `Sync`, after an error.
@@ -142,6 +146,8 @@ impl Server {
             secret: 0,
             cancels: 0,
             tainted: false,
+            replayed: Lsn(0),
+            asked: None,
             copying: false,
             discarding: false,
             muted: false,

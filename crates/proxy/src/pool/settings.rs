@@ -1,12 +1,15 @@
 //! Settings of a session, carried from server to server: each by the statement that makes it. Equal ones are one object, so that
 //! comparing a client's with a server's costs nothing. Absent: values; only the server knows what a text means.
 
+use mainstay_model::Lsn;
 use mainstay_wire::text::{Change, is_followed};
 use std::collections::HashSet;
 use std::rc::Rc;
 
 /// Settings of one session, at most.
 const SETTINGS_MAX: usize = 64;
+/// Names the position that reads of this session have to see.
+pub(crate) const READ_AFTER: &str = "mainstay.read_after";
 /// Unused objects are looked for when there are more than this.
 const KEPT: usize = 1024;
 
@@ -80,6 +83,23 @@ impl Settings {
         Ok(())
     }
 
+    /// The position that reads have to see, if the session names one; `Err`: what it names is none.
+    pub(crate) fn read_after(&self) -> Result<Option<Lsn>, String> {
+        let Ok(at) = self.0.binary_search_by(|(known, _)| known.as_str().cmp(READ_AFTER)) else { return Ok(None) };
+        // Behind the name a statement has nothing else with a stroke in it.
+        let value = self.0[at].1.split_once('.').map(|(_, value)| value).unwrap_or_default();
+        let value = value.get("read_after".len()..).unwrap_or_default().trim_start_matches(' ');
+        let value = value
+            .strip_prefix('=')
+            .or_else(|| value.get(..2).filter(|to| to.eq_ignore_ascii_case("to")).map(|_| &value[2..]));
+        let value = value.unwrap_or_default().trim();
+        let value = value.strip_prefix('\'').and_then(|value| value.strip_suffix('\'')).unwrap_or(value);
+        if value.is_empty() || value.eq_ignore_ascii_case("default") {
+            return Ok(None);
+        }
+        value.parse().map(Some).map_err(|_| value.to_owned())
+    }
+
     fn set(&mut self, name: String, sql: String) {
         match self.0.binary_search_by(|(known, _)| known.cmp(&name)) {
             Ok(at) => self.0[at].1 = sql,
@@ -121,8 +141,8 @@ impl Settings {
         statements
             .extend(to.0.iter().filter(|pair| pair.0 != "role" && !self.0.contains(pair)).map(|pair| pair.1.clone()));
         statements.extend(new_role.map(|(_, sql)| sql));
-        // A statement may end in a comment.
-        statements.join(";\n")
+        // A statement may end in a comment, which would swallow what follows in its line.
+        statements.join("\n;\n")
     }
 }
 
@@ -140,14 +160,38 @@ mod tests {
         assert_eq!(Settings::default().way_to(&start), "SET TimeZone TO 'it''s'");
         let changes = [set("a.b", "set a.b = 1"), set("role", "set role r"), set("a.b", "set a.b = 2 -- x")];
         let next = start.with(&changes, &start).unwrap();
-        assert_eq!(start.way_to(&next), "set a.b = 2 -- x;\nset role r");
-        assert_eq!(next.way_to(&start), "RESET role;\nRESET a.b");
-        assert_eq!(next.way_to(&Settings::default()), "RESET role;\nRESET a.b;\nRESET timezone");
+        assert_eq!(start.way_to(&next), "set a.b = 2 -- x\n;\nset role r");
+        assert_eq!(next.way_to(&start), "RESET role\n;\nRESET a.b");
+        assert_eq!(next.way_to(&Settings::default()), "RESET role\n;\nRESET a.b\n;\nRESET timezone");
         let back = next.with(&[Change::Reset("a.b".into()), Change::Reset("role".into())], &start).unwrap();
         assert_eq!(back, start);
         assert_eq!(next.with(&[Change::ResetAll], &start), Some(start.clone()));
         let mut all = AllSettings::default();
         assert!(Rc::ptr_eq(&all.intern(start), &all.intern(back)));
+    }
+
+    #[test]
+    fn a_position_to_read_after_is_found_however_it_is_said() {
+        let after = |sql: &str| {
+            let changes = [set("a.b", "set a.b = 1"), set(READ_AFTER, sql)];
+            Settings::default().with(&changes, &Settings::default()).unwrap().read_after()
+        };
+        for sql in
+            ["set mainstay.read_after = '1/A0'", "SET Mainstay.Read_After TO  '1/a0'", "set mainstay.read_after='1/A0'"]
+        {
+            assert_eq!(after(sql), Ok(Some(Lsn(0x1_0000_00a0))), "{sql}");
+        }
+        for sql in ["set mainstay.read_after = ''", "set mainstay.read_after to default"] {
+            assert_eq!(after(sql), Ok(None), "{sql}");
+        }
+        for sql in
+            ["set mainstay.read_after = 7", "set mainstay.read_after = '1/A0' -- x", "set mainstay.read_after = 'x/y'"]
+        {
+            assert!(after(sql).is_err(), "{sql}");
+        }
+        assert_eq!(Settings::default().read_after(), Ok(None));
+        let started = Settings::of_startup(&[("mainstay.read_after".into(), "0/7".into())]).unwrap();
+        assert_eq!(started.read_after(), Ok(Some(Lsn(7))));
     }
 
     #[test]

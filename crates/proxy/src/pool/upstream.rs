@@ -3,6 +3,7 @@
 
 use super::client::{Client, Failed};
 use super::queue::Attached;
+use super::read_after::{not_followed, tied_behind};
 use super::server::{Due, Server, Stage};
 use super::statements::{OF_CLIENT_MAX, PREFIX, Statement, Statements};
 use super::worker::{End, Worker};
@@ -84,6 +85,10 @@ impl Worker {
             // It stays in the client's inbox: sent on when the route opens again, gone with the session when the server is lost.
             self.put_server(drained);
             return Ok(0);
+        }
+        if let Some(tied) = server.take_if(|server| tied_behind(client, server)) {
+            self.put_server(tied);
+            return Err(not_followed());
         }
         let done = self.pass_up(client, &mut server, bytes);
         if let Some(server) = server {

@@ -101,6 +101,8 @@ pub(crate) struct Worker {
     pub(crate) to_close: Vec<Id>,
     /// Servers that may have nothing to do for their client any more.
     pub(crate) let_go: Vec<Id>,
+    /// Servers that have not replayed what their client has to see.
+    pub(crate) behind: Vec<Id>,
     /// To servers and to clients, since this was told last.
     pub(crate) bytes: (u64, u64),
     pub(crate) read_buffer: Vec<u8>,
@@ -157,6 +159,7 @@ impl Worker {
             broken: Vec::new(),
             to_close: Vec::new(),
             let_go: Vec::new(),
+            behind: Vec::new(),
             bytes: (0, 0),
             read_buffer: vec![0; CHUNK],
             up_buffer: Vec::new(),
@@ -204,7 +207,9 @@ impl Worker {
 
     /// How long nothing but an event has to be looked at. Never a second.
     fn pause(&self) -> Span {
-        let waits = self.pools.iter().any(|pool| !pool.waiting.is_empty()) || self.rules.view.held == Held::Draining;
+        let waits = self.pools.iter().any(|pool| !pool.waiting.is_empty())
+            || self.rules.view.held == Held::Draining
+            || !self.behind.is_empty();
         if waits { TICK } else { SLOW_TICK.min(self.rules.until.since(self.now).max(TICK)) }
     }
 
@@ -369,7 +374,7 @@ impl Worker {
             match mail {
                 Mail::Cancel { process, secret } => self.cancel(process, secret),
                 Mail::Reloaded { client, outcome } => {
-                    self.reloaded(client, outcome.as_ref().map(|()| ()).map_err(|why| &**why));
+                    self.reloaded(client, outcome.as_ref().copied().map_err(|why| &**why));
                 }
             }
         }
@@ -398,6 +403,7 @@ impl Worker {
             return;
         }
         self.ticked = self.now;
+        self.tick_behind();
         if self.now >= self.rules.until {
             self.cut();
         }

@@ -1,6 +1,6 @@
 //! The primary changes, or dies: who notices, and what those are told.
 
-use crate::support::{Bench, Postgres, code, rows, until, value};
+use crate::support::{Bench, Postgres, code, pair, rows, until, value};
 use mainstay_model::{RouteState, Term};
 use mainstay_ports::route_board::Holds;
 use mainstay_proxy::ProxyOptions;
@@ -10,16 +10,6 @@ use std::time::Duration;
 async fn promote(server: &Postgres) {
     server.sql("select pg_promote()").await;
     until("it is promoted", async || server.sql("select pg_is_in_recovery()").await[0][0] == "f").await;
-}
-
-async fn pair() -> (Postgres, Postgres) {
-    let a = Postgres::start("db1").await;
-    let b = a.replica("db2").await;
-    until("the replica streams", async || {
-        a.sql("select count(*) from pg_stat_replication where state = 'streaming'").await[0][0] == "1"
-    })
-    .await;
-    (a, b)
 }
 
 #[tokio::test]

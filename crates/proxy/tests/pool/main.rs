@@ -8,6 +8,7 @@ mod cancelling;
 mod changing;
 mod drivers;
 mod hostile;
+mod reading;
 mod refused;
 mod sharing;
 mod support;

@@ -164,6 +164,17 @@ impl Drop for Postgres {
     }
 }
 
+/// A primary, and a replica that streams from it.
+pub async fn pair() -> (Postgres, Postgres) {
+    let a = Postgres::start("db1").await;
+    let b = a.replica("db2").await;
+    until("the replica streams", async || {
+        a.sql("select count(*) from pg_stat_replication where state = 'streaming'").await[0][0] == "1"
+    })
+    .await;
+    (a, b)
+}
+
 pub fn rows(messages: Vec<SimpleQueryMessage>) -> Vec<Vec<String>> {
     let row = |message| match message {
         SimpleQueryMessage::Row(row) => {

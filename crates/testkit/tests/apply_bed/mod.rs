@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test program uses its own part of it")]
 
+pub(crate) mod existing;
+
 use mainstay_testkit::cluster::program;
 use mainstay_testkit::hosts::host::{Blueprint, Host};
 use mainstay_testkit::hosts::network::Switch;

@@ -77,10 +77,14 @@ impl Folder {
 
     /// An unmounted volume shows an empty directory: its objects are not missing, they are out of reach.
     fn reached(&self) -> Result<(), ObjectError> {
-        let mark = self.root.join(UNFINISHED);
-        std::fs::metadata(&mark)
-            .map(drop)
-            .map_err(|error| ObjectError::Unreachable(format!("{}: {error} (is the volume mounted?)", mark.display())))
+        let root = self.root.display();
+        match std::fs::metadata(self.root.join(UNFINISHED)) {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == ErrorKind::NotFound && self.root.is_dir() => {
+                Err(ObjectError::Unreachable(format!("{root} holds no repository (is the volume mounted?)")))
+            }
+            Err(error) => Err(ObjectError::Unreachable(format!("{root}: {error} (is the volume mounted?)"))),
+        }
     }
 
     fn missing_or(&self, key: &Key, error: &std::io::Error) -> ObjectError {

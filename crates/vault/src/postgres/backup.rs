@@ -8,13 +8,13 @@ use crate::hex;
 use crate::objects::{Committed, Key};
 use crate::postgres::archive::{Held, check_held, lineage};
 use crate::postgres::copy::{Copied, Job, copy};
-use crate::postgres::log::{SegmentSize, segments};
+use crate::postgres::log::{LogFile, SegmentSize, parse_history, segments};
 use crate::postgres::manifest::{Base, File, Manifest, Server};
 use crate::postgres::walk::Tree;
 use crate::repository::{Repository, VaultError, sum_of};
-use mainstay_model::{Position, SystemId, Timeline};
+use mainstay_model::{Lineage, Position, SystemId, Timeline};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -356,6 +356,26 @@ fn assemble(tree: &Tree, copied: Copied, server: Server) -> Manifest {
     }
 }
 
+/// The path of timelines to this one. Who may only write to the repository can not read it there: then the server's own file says it, and the
+/// archive's must be whole.
+fn path_to(
+    repository: &Repository,
+    system: SystemId,
+    size: SegmentSize,
+    timeline: Timeline,
+    data: &Path,
+) -> Result<Lineage, VaultError> {
+    if repository.readable() || timeline.0 <= 1 {
+        return lineage(repository, system, size, timeline);
+    }
+    let key = size.key(system, LogFile::History(timeline))?;
+    repository.check(&key)?;
+    let path = data.join(format!("pg_wal/{}", key.last()));
+    let text = std::fs::read_to_string(&path).map_err(|e| VaultError::file(&path, e))?;
+    let says = |says: String| VaultError::Backup(format!("{}: {says}", path.display()));
+    parse_history(&text).map_err(says)?.ok_or_else(|| says("it names no timeline".to_owned()))
+}
+
 /// Waits until the archive holds what the backup needs, and reads all of it back.
 async fn prove_log(
     repository: &Repository,
@@ -367,10 +387,10 @@ async fn prove_log(
     let (size, system) = (SegmentSize(manifest.server.segment_size), manifest.system);
     let begun = Instant::now();
     loop {
-        let (repo, start, stop) = (repository.clone(), manifest.start, manifest.stop);
+        let (repo, start, stop, data) = (repository.clone(), manifest.start, manifest.stop, options.data.clone());
         let looking = tokio::task::spawn_blocking(move || {
-            let wanted = segments(size, start, stop, &lineage(&repo, system, size, stop.timeline)?)
-                .map_err(VaultError::Backup)?;
+            let path = path_to(&repo, system, size, stop.timeline, &data)?;
+            let wanted = segments(size, start, stop, &path).map_err(VaultError::Backup)?;
             let missing = Held::list(&repo, system, size)?.missing(&wanted);
             if missing.is_empty() {
                 check_held(&repo, system, size, &wanted)?;

@@ -4,6 +4,7 @@ pub mod archive;
 pub mod backup;
 mod control;
 mod copy;
+pub mod delta;
 pub(crate) mod fetch;
 mod hand;
 pub mod log;

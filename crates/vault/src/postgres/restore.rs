@@ -7,6 +7,7 @@
 use crate::hex;
 use crate::postgres::archive::{Held, lineage};
 use crate::postgres::backup::{self, Watch};
+use crate::postgres::delta::{self, Mark};
 use crate::postgres::fetch::{Packs, fetch};
 use crate::postgres::hand::{hand_over, take, take_below};
 use crate::postgres::log::{LogFile, SegmentSize, check_segment, owner};
@@ -61,6 +62,8 @@ pub struct Destination {
     pub owner: Option<(u32, u32)>,
     /// Take over what the files there hold already.
     pub delta: bool,
+    /// It goes on as a standby: the log lies where the server reads its own, and no end of the recovery is asked for.
+    pub standby: bool,
     /// Threads.
     pub threads: usize,
     /// How far it is, and how it is ended.
@@ -91,6 +94,18 @@ pub fn plan(
     target: Target,
     timeline: Option<Timeline>,
 ) -> Result<Plan, VaultError> {
+    plan_from(repository, system, target, timeline, None)
+}
+
+/// The same from the backup of this label; none: from the newest that fits. A damaged one, and one that is newer than a restore point, are
+/// gone around so.
+pub fn plan_from(
+    repository: &Repository,
+    system: SystemId,
+    target: Target,
+    timeline: Option<Timeline>,
+    backup: Option<&str>,
+) -> Result<Plan, VaultError> {
     let (backups, unreadable) = backup::readable(repository, system)?;
     let unreadable: Vec<String> = unreadable.iter().map(ToString::to_string).collect();
     // What can not be had may lie in one of these.
@@ -99,8 +114,14 @@ pub fn plan(
         || VaultError::Impossible(format!("{} holds no backup of the database {system}{}", repository.place(), but()));
     let size = SegmentSize(backups.last().ok_or_else(none)?.server.segment_size);
     let held = Held::list(repository, system, size)?;
-    let newest = held.timelines().last().copied().unwrap_or(Timeline(1));
+    let timelines = held.timelines();
+    let newest = timelines.last().copied().unwrap_or(Timeline(1));
     let timeline = timeline.unwrap_or(newest);
+    if timeline != newest && !timelines.contains(&timeline) {
+        let known: Vec<String> = timelines.iter().map(ToString::to_string).collect();
+        let says = format!("the archive knows no timeline {timeline}; it holds {}", known.join(", "));
+        return Err(VaultError::Impossible(says));
+    }
     let path = lineage(repository, system, size, timeline)?;
     let on_path: Vec<&Manifest> =
         backups.iter().filter(|backup| path.contains(backup.stop, timeline, Lsn(u64::MAX))).collect();
@@ -118,10 +139,22 @@ pub fn plan(
         Target::Position(lsn) => backup.stop.lsn <= lsn,
         _ => true,
     };
-    let Some(base) = on_path.iter().rev().find(fits) else {
+    if let Some(label) = backup.filter(|label| !on_path.iter().any(|backup| backup.label == *label)) {
+        let has: Vec<&str> = on_path.iter().map(|backup| backup.label.as_str()).collect();
+        let says = format!(
+            "there is no backup {label} on the path to timeline {timeline}; there are {}{}",
+            has.join(", "),
+            but()
+        );
+        return Err(VaultError::Impossible(says));
+    }
+    let named = |of: &&&Manifest| backup.is_none_or(|label| of.label == label);
+    let Some(base) = on_path.iter().rev().filter(named).find(fits) else {
+        let first = on_path.iter().find(named).unwrap_or(first);
         let (time, lsn) = (time_text(first.ended), first.stop.lsn);
         let says = format!(
-            "that is before the end of the first backup: the earliest moment is {time}, position {lsn}{}",
+            "that is before the end of {}: the earliest moment is {time}, position {lsn}{}",
+            if backup.is_some() { "that backup" } else { "the first backup" },
             but()
         );
         return Err(VaultError::Impossible(says));
@@ -257,12 +290,16 @@ pub fn restore(repository: &Repository, plan: &Plan, to: &Destination) -> Result
     work.cut()?;
     let label = hex::decode(&plan.base.backup_label).unwrap_or_default();
     work.write_new("backup_label", &label)?;
-    work.write_new("recovery.signal", b"")?;
+    if !to.standby {
+        work.write_new("recovery.signal", b"")?;
+    }
     work.sync()?;
     for extent in last {
         work.extent(extent)?;
     }
     work.cut_one(control)?;
+    work.sync()?;
+    delta::remove(&to.data)?;
     if let Some(owner) = to.owner {
         // The data directory last: before, nobody comes to the rest.
         let spaces: Vec<PathBuf> = work.spaces().collect();
@@ -292,13 +329,17 @@ impl Work<'_> {
         }
         let tops: Vec<PathBuf> = [data.clone()].into_iter().chain(self.spaces()).collect();
         self.check_empty(&tops)?;
-        if data.join("postmaster.pid").exists() {
-            let says = format!("{} has a postmaster.pid: a server may run there; stop it first", data.display());
-            return Err(VaultError::Impossible(says));
-        }
+        delta::refuse_server(data)?;
         tops.iter().try_for_each(|top| take(top))?;
         // Once more, now that nobody else can change it.
         self.check_empty(&tops)?;
+        delta::refuse_server(data)?;
+        let mark =
+            Mark::of(self.base, self.base.tablespaces.keys().map(|number| (*number, self.space(*number))).collect());
+        if self.to.delta {
+            mark.check_spaces(data, Mark::read(data)?.as_ref())?;
+        }
+        mark.write(data)?;
         let control = data.join(CONTROL);
         // Through a link it would be another's.
         if control.parent().is_some_and(|dir| dir.symlink_metadata().is_ok_and(|found| found.is_dir())) {
@@ -311,7 +352,10 @@ impl Work<'_> {
         }
         if self.to.delta {
             tops.iter().try_for_each(|top| take_below(top))?;
-            self.clear(data)?;
+            delta::clear(self.base, (data, ""))?;
+            for number in self.base.tablespaces.keys() {
+                delta::clear(self.base, (&self.space(*number), &format!("pg_tblspc/{number}")))?;
+            }
         }
         for (path, mode) in &self.base.directories {
             let number = path.strip_prefix("pg_tblspc/").and_then(|rest| rest.split('/').next()?.parse::<u32>().ok());
@@ -324,26 +368,11 @@ impl Work<'_> {
             self.link(*number)?;
         }
         self.directory(&data.join("pg_wal/archive_status"), 0o700)?;
-        self.directory(&data.join(LOG_DIR), 0o700)
+        self.directory(&data.join(self.log_dir()), 0o700)
     }
 
-    /// Removes what the backup does not hold: other files, all of the old log.
-    fn clear(&self, dir: &Path) -> Result<(), VaultError> {
-        let keep: std::collections::BTreeSet<PathBuf> =
-            self.base.files.iter().map(|file| self.to.data.join(&file.path)).collect();
-        let mut dirs = vec![dir.to_owned()];
-        while let Some(dir) = dirs.pop() {
-            for entry in std::fs::read_dir(&dir).map_err(|e| VaultError::file(&dir, e))? {
-                let entry = entry.map_err(|e| VaultError::file(&dir, e))?;
-                let (path, kind) = (entry.path(), entry.file_type().map_err(|e| VaultError::file(&dir, e))?);
-                if kind.is_dir() {
-                    dirs.push(path);
-                } else if kind.is_symlink() || !keep.contains(&path) {
-                    std::fs::remove_file(&path).map_err(|e| VaultError::file(&path, e))?;
-                }
-            }
-        }
-        Ok(())
+    fn log_dir(&self) -> &'static str {
+        if self.to.standby { "pg_wal" } else { LOG_DIR }
     }
 
     /// Nothing is written over what is there, unless that was asked for.
@@ -460,7 +489,7 @@ impl Work<'_> {
         check_segment(&content, self.base.system, size, timeline, number)
             .map_err(|says| VaultError::Damaged(format!("{key}: {says}")))?;
         self.to.watch.done.fetch_add(content.len() as u64, Ordering::Relaxed);
-        self.write_new(&format!("{LOG_DIR}/{}", key.last()), &content)
+        self.write_new(&format!("{}/{}", self.log_dir(), key.last()), &content)
     }
 
     fn histories(&self, plan: &Plan) -> Result<(), VaultError> {
@@ -469,7 +498,7 @@ impl Work<'_> {
         for timeline in all.filter(|timeline| timeline.0 > 1) {
             let key = size.key(self.base.system, LogFile::History(timeline))?;
             let (_, content) = self.repository.get(&key)?;
-            self.write_new(&format!("{LOG_DIR}/{}", key.last()), &content)?;
+            self.write_new(&format!("{}/{}", self.log_dir(), key.last()), &content)?;
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use crate::postgres::backup::{AT_LEAST, Session};
 use crate::postgres::log::parse_history;
-use crate::postgres::restore::{LOG_DIR, Plan};
+use crate::postgres::restore::{LOG_DIR, Plan, Target};
 use crate::repository::VaultError;
 use mainstay_model::{Lineage, Lsn, Timeline};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
@@ -92,6 +92,19 @@ fn ended(says: String) -> VaultError {
     } else {
         VaultError::Impossible(says)
     }
+}
+
+/// What was named, and did not come: a time may yet be proven by a later commit, these are not in the log that was read.
+fn nowhere(error: VaultError, plan: &Plan) -> VaultError {
+    let what = match (&error, &plan.target) {
+        (VaultError::NothingLater(_), Target::Name(name)) => format!("the restore point {name:?}"),
+        (VaultError::NothingLater(_), Target::Transaction(id)) => format!("the end of transaction {id}"),
+        _ => return error,
+    };
+    VaultError::Impossible(format!(
+        "{what} is not in the archived log from {} (the end of the backup {}) to {}: is it before that, name an older backup (--backup)",
+        plan.base.stop.lsn, plan.base.label, plan.reaches
+    ))
 }
 
 /// The restored directory. It belongs to the server's user, who may have put a link wherever the superuser is about to write: so
@@ -282,9 +295,37 @@ impl Scratch {
         let begun = Instant::now();
         let child = command.spawn().map_err(|e| VaultError::Server(format!("{}/postgres: {e}", bin.display())))?;
         let mut scratch = Scratch { child, socket: socket.to_owned(), log, recovery: Duration::ZERO };
-        scratch.recovered(begun, patience).await?;
+        scratch.recovered(begun, patience).await.map_err(|error| nowhere(error, plan))?;
         scratch.recovery = begun.elapsed();
         Ok(scratch)
+    }
+
+    /// Starts it as [`Scratch::start`] (no socket named) or [`Scratch::start_at`] does. When the log turns out to hold no commit after the moment, and it is
+    /// known to be `complete`, its end is that moment: says whether that was taken instead.
+    pub async fn start_or_latest(
+        bin: &Path,
+        plan: &Plan,
+        data: &Path,
+        user: Option<(u32, u32)>,
+        (patience, socket): (Duration, Option<&Path>),
+        complete: bool,
+    ) -> Result<(Scratch, bool), VaultError> {
+        let start = async |plan: &Plan| match socket {
+            Some(socket) => Self::start_at(bin, plan, data, user, (patience, socket)).await,
+            None => Self::start(bin, plan, data, user, patience).await,
+        };
+        match (start(plan).await, plan.latest_instead()) {
+            (Err(VaultError::NothingLater(_)), Some(latest)) if complete => Ok((start(&latest).await?, true)),
+            (started, _) => Ok((started?, false)),
+        }
+    }
+
+    /// When the last commit that it recovered was made, microseconds since 1970.
+    pub async fn last_commit(&self) -> Result<Option<i64>, VaultError> {
+        let ask = "select coalesce((extract(epoch from pg_last_xact_replay_timestamp()) * 1000000)::int8::text, '')";
+        let rows = self.ask("postgres", ask).await?;
+        let text = rows.into_iter().next().and_then(|row| row.into_iter().next()).flatten().unwrap_or_default();
+        Ok(text.parse().ok())
     }
 
     /// How to reach it, as the superuser.

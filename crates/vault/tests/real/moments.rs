@@ -1,7 +1,8 @@
 //! Restores to random moments are exact; impossible ones are refused.
 
 use crate::support::*;
-use mainstay_vault::postgres::restore::{Destination, Plan, Target, plan, restore};
+use mainstay_vault::postgres::delta::copy_at;
+use mainstay_vault::postgres::restore::{Destination, Plan, Target, plan, plan_from, restore};
 use mainstay_vault::postgres::scratch::Scratch;
 use mainstay_vault::repository::Repository;
 use std::path::Path;
@@ -142,8 +143,53 @@ async fn p10_tablespaces_come_back_at_their_new_place_and_a_delta_keeps_what_is_
     let restored = restore(&repository, &made, &to).unwrap();
     assert!(restored.kept > restored.written, "{restored:?}");
     assert_eq!(ticks_at(&repository, &made, &copy, true).await.len(), 20);
-    let error = restore(&repository, &made, &Destination { delta: false, ..to }).unwrap_err().to_string();
+    let error = restore(&repository, &made, &Destination { delta: false, ..to.clone() }).unwrap_err().to_string();
     assert!(error.contains("is not empty"), "{error}");
+    // Of what the copy got since nothing stays, in tablespaces neither.
+    let beside = dir.path().join(format!("copy.tablespace-{number}"));
+    let version = std::fs::read_dir(&beside).unwrap().next().unwrap().unwrap().path();
+    for other in [version.join("999/1"), copy.join("base/99999/1")] {
+        std::fs::create_dir(other.parent().unwrap()).unwrap();
+        std::fs::write(&other, "left").unwrap();
+    }
+    // Broken off: no server starts there, and the next attempt knows whose it is.
+    let ended = std::sync::Arc::new(mainstay_vault::postgres::backup::Watch::default());
+    ended.stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    restore(&repository, &made, &Destination { watch: ended, ..to.clone() }).unwrap_err();
+    assert!(!copy.join("global/pg_control").exists() && !copy.join("base/99999").exists());
+    assert!(!version.join("999").exists());
+    assert_eq!(copy_at(&copy).unwrap(), manifest.system);
+    assert!(Scratch::start(&bin(), &made, &copy, user(), PATIENCE).await.is_err());
+    let restored = restore(&repository, &made, &to).unwrap();
+    assert!(restored.kept > restored.written, "{restored:?}");
+    assert_eq!(copy_at(&copy).unwrap(), manifest.system);
+    assert!(!copy.join("mainstay_unfinished").exists());
+    assert_eq!(ticks_at(&repository, &made, &copy, true).await.len(), 20);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_named_before_the_newest_backup_is_had_from_an_older_one() {
+    let dir = place();
+    let server = Server::new(dir.path(), "primary").await;
+    let (_, repository) = sealed();
+    let mut archive = claim(&repository, &server, 1).await;
+    let mut oracle = Oracle::new(&server).await;
+    oracle.write(5).await;
+    let first = backup(&repository, &server, &server, &mut archive).await.unwrap();
+    oracle.write(5).await;
+    oracle.run("SELECT pg_create_restore_point('before')").await;
+    oracle.write(5).await;
+    backup(&repository, &server, &server, &mut archive).await.unwrap();
+    oracle.switch().await;
+    sweep(&mut archive, &server).await.unwrap();
+    let named = || Target::Name("before".into());
+    let newest = plan(&repository, first.system, named(), None).unwrap();
+    let to = Destination { data: dir.path().join("newest"), owner: user(), threads: 2, ..Destination::default() };
+    restore(&repository, &newest, &to).unwrap();
+    let error = Scratch::start(&bin(), &newest, &to.data, user(), PATIENCE).await.err().unwrap().to_string();
+    assert!(error.contains("\"before\" is not in the archived log") && error.contains("--backup"), "{error}");
+    let older = plan_from(&repository, first.system, named(), None, Some(&first.label)).unwrap();
+    assert_eq!(ticks_at(&repository, &older, &dir.path().join("older"), false).await.len(), 10);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,9 +4,10 @@ use crate::support::*;
 use mainstay_model::{Position, Timeline};
 use mainstay_vault::postgres::archive::gaps;
 use mainstay_vault::postgres::backup::list;
-use mainstay_vault::postgres::restore::{Destination, Target, plan, restore};
+use mainstay_vault::postgres::restore::{Destination, Target, plan, plan_from, restore};
 use mainstay_vault::postgres::scratch::Scratch;
-use mainstay_vault::repository::VaultError;
+use mainstay_vault::repository::{Repository, VaultError};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use std::time::Duration;
 async fn p19_the_log_that_a_dead_primary_did_not_archive_is_brought_by_the_next_one() {
     let dir = place();
     let mut old = Server::new(dir.path(), "old").await;
-    let (_, repository) = sealed();
+    let (memory, repository) = sealed();
     let mut archive = claim(&repository, &old, 1).await;
     let mut oracle = Oracle::new(&old).await;
     oracle.write(10).await;
@@ -67,6 +68,21 @@ async fn p19_the_log_that_a_dead_primary_did_not_archive_is_brought_by_the_next_
     drop(client);
     let _ = driver.await;
     scratch.stop().await.unwrap();
+    // A host that may only write makes a backup that counts on the new timeline too.
+    let writer = Repository::open(Arc::new(memory), None).unwrap();
+    assert!(!writer.readable());
+    let second = backup(&writer, &new, &new, &mut owner).await.unwrap();
+    assert_eq!(second.stop.timeline, Timeline(2));
+    let report = mainstay_vault::verify::verify(&repository, second.system).unwrap();
+    assert!(report.problems.is_empty() && report.good.len() == 2, "{report:?}");
+    // From the older one, when the newer is damaged, say.
+    let older = |label: &str| plan_from(&repository, manifest.system, Target::Latest, None, Some(label));
+    assert_eq!(older(&manifest.label).unwrap().base.label, manifest.label);
+    assert_eq!(plan(&repository, manifest.system, Target::Latest, None).unwrap().base.label, second.label);
+    let unknown = older("20010101T000000-000000").unwrap_err().to_string();
+    assert!(unknown.contains("there is no backup") && unknown.contains(&second.label), "{unknown}");
+    let unknown = plan(&repository, manifest.system, Target::Latest, Some(Timeline(9))).unwrap_err().to_string();
+    assert!(unknown.contains("knows no timeline 9; it holds 1, 2"), "{unknown}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

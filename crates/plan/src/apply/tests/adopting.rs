@@ -106,6 +106,17 @@ fn what_keeps_a_server_from_being_adopted_is_told_before_it_is_stopped() {
     assert!(told(&md5, &text).contains("MD5"));
     let ldap = |world: &mut World| asked(world).access = vec![("host all all 10.0.0.0/8 ldap".into(), "ldap".into())];
     assert!(told(&ldap, &text).contains("hba = [\"host all all 10.0.0.0/8 ldap\"]"));
+    let full = |world: &mut World| {
+        asked(world).bytes = 5_000_000_000;
+        (1..=3).for_each(|number| world.host(&name(number)).free = Some(4_000_000_000));
+    };
+    let said = told(&full, &text);
+    // What is moved needs no room; its two copies do.
+    assert_eq!(said.matches("does not fit").count(), 2, "{said}");
+    let large = |world: &mut World| asked(world).bytes = 180_000_000_000;
+    assert!(told(&large, &text).contains("about 30 min"), "{}", told(&large, &text));
+    let waits_not = text.replace("[cluster]\n", "[cluster]\ndurability = \"available\"\n");
+    assert_eq!(told(&large, &waits_not), "");
     // Somebody has decided about both.
     let more = format!("{text}[postgres]\nhba = [\"hostssl all shop all md5\"]\n");
     assert_eq!((told(&md5, &more), told(&ldap, &more)), (String::new(), String::new()));
@@ -153,7 +164,14 @@ fn parameters_that_nobody_has_decided_about_keep_a_server_from_being_adopted() {
     assert!(found[0].mend.ends_with("search_path = \"\\\"$user\\\", public\""), "{}", found[0].mend);
     let spec = spec(&text);
     let told = adopt::told(&wanted(&spec, &text, None, false), &world.inventory(&spec)).join("\n");
-    for words in ["nothing is copied", "3 clients", "the way back", "sets these itself: archive_mode", "port 6432"] {
+    for words in [
+        "nothing is copied",
+        "3 clients",
+        "the way back",
+        "sets these itself: archive_mode",
+        "port 6432",
+        "about 1 s at",
+    ] {
         assert!(told.contains(words), "{words}: {told}");
     }
 }

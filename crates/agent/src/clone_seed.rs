@@ -1,0 +1,232 @@
+//! New copies from the repository instead of the primary, where the operator wants that (docs/adr/0042): the newest backup on the path to the
+//! primary's timeline, and the archived log up to where the primary still has it.
+
+use crate::archiver;
+use crate::backups::Backups;
+use crate::generations::Generations;
+use crate::restore_checks::{check_version, own_dir};
+use crate::restore_drill::too_little;
+use mainstay_model::spec::Vault;
+use mainstay_model::vault::{ARCHIVE_KEY, ArchiveState};
+use mainstay_model::{Event, NodeId, Term};
+use mainstay_ports::clock::wall_now_ms;
+use mainstay_ports::priority::ordinarily;
+use mainstay_ports::seed::{Seed, SeedWish};
+use mainstay_ports::store::Store;
+use mainstay_vault::postgres::backup::Watch;
+use mainstay_vault::postgres::restore::{Destination, Plan, Target, plan, restore};
+use mainstay_vault::repository::{Repository, VaultError};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep};
+
+/// So long it is waited for the archive to reach the log that the primary keeps.
+const REACH: Duration = Duration::from_secs(90);
+const LOOK: Duration = Duration::from_secs(2);
+/// One that gets nowhere for so long is left behind.
+const HANGS: Duration = Duration::from_secs(600);
+/// How often it is looked whether it gets anywhere.
+const PULSE: Duration = Duration::from_secs(15);
+/// More log than the files and this takes longer to replay than a clone of the primary.
+const LOG_BYTES: u64 = 1 << 30;
+/// Beside the files and the log: what is written until it streams.
+const SPARE: u64 = 512 << 20;
+
+/// The repository as a seed of new copies.
+pub(crate) struct VaultSeed {
+    me: NodeId,
+    generations: Arc<Generations>,
+    owner: Option<(u32, u32)>,
+    store: Arc<dyn Store>,
+    events: mpsc::Sender<Event>,
+    /// Told last: attempts that fail alike are told once.
+    told: Mutex<String>,
+}
+
+/// What the thread works with.
+struct Job {
+    vault: Vault,
+    known: String,
+    owner: Option<(u32, u32)>,
+    wish: SeedWish,
+    watch: Arc<Watch>,
+}
+
+/// Whoever asked is gone: the thread ends soon.
+struct Ends(Arc<Watch>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.0.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+impl VaultSeed {
+    /// Of the agent that makes these backups.
+    #[must_use]
+    pub(crate) fn of(backups: &Backups) -> VaultSeed {
+        VaultSeed {
+            me: backups.me.clone(),
+            generations: Arc::clone(&backups.generations),
+            owner: backups.drill.owner,
+            store: Arc::clone(&backups.store),
+            events: backups.events.clone(),
+            told: Mutex::default(),
+        }
+    }
+
+    fn archive(&self) -> Option<ArchiveState> {
+        archiver::parse(self.store.watch(ARCHIVE_KEY).borrow().as_ref())
+    }
+
+    fn tell(&self, kind: &str, text: String) {
+        let before = std::mem::replace(&mut *self.told.lock().unwrap_or_else(PoisonError::into_inner), text.clone());
+        if before == text {
+            return;
+        }
+        let term = self.archive().map_or(Term::default(), |archive| archive.term);
+        let (node, kind) = (self.me.clone(), kind.to_owned());
+        let event = Event { node, wall_ms: wall_now_ms(), term, kind, text, change: None, lost: None };
+        // It stands in the log too.
+        let _ = self.events.try_send(event);
+    }
+}
+
+#[async_trait::async_trait]
+impl Seed for VaultSeed {
+    fn wanted(&self) -> bool {
+        let vault = &self.generations.now().spec.vault;
+        vault.clone_nodes && vault.repository.is_some()
+    }
+
+    async fn fill(&self, wish: SeedWish) -> Result<String, String> {
+        let vault = self.generations.now().spec.vault.clone();
+        let place =
+            vault.repository.as_ref().map(|place| place.display().to_string()).ok_or("no repository is named")?;
+        let known = self.archive().filter(|archive| archive.repository == place && !archive.id.is_empty());
+        let known = known.ok_or_else(|| format!("nothing was archived to {place} yet"))?.id;
+        let watch = Arc::new(Watch::default());
+        let _ends = Ends(Arc::clone(&watch));
+        let job = Job { vault, known, owner: self.owner, wish, watch: Arc::clone(&watch) };
+        let (reply, mut answer) = oneshot::channel();
+        let work = move || drop(reply.send(ordinarily(|| job.run().map_err(|error| error.to_string()))));
+        std::thread::Builder::new()
+            .name("clone".to_owned())
+            .spawn(work)
+            .map_err(|error| format!("no thread: {error}"))?;
+        let (mut seen, mut since) = (u64::MAX, Instant::now());
+        loop {
+            tokio::select! {
+                done = &mut answer => return done.unwrap_or_else(|_| Err("it ended without a word, which is a bug".to_owned())),
+                () = sleep(PULSE) => {}
+            }
+            let done = watch.done.load(Ordering::Relaxed);
+            if done != seen {
+                (seen, since) = (done, Instant::now());
+            }
+            if since.elapsed() > HANGS {
+                return Err(format!("the repository {place} has given nothing for {} s", HANGS.as_secs()));
+            }
+        }
+    }
+
+    fn made(&self, of: &str) {
+        // Each copy is told.
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.tell("cloned-from-vault", format!("the new copy is made {of}; the rest is streamed from the primary"));
+    }
+
+    fn passed_over(&self, why: &str) {
+        self.tell(
+            "vault-passed-over",
+            format!("the primary is cloned and not the repository (vault.clone_nodes): {why}"),
+        );
+    }
+}
+
+impl Job {
+    fn run(&self) -> Result<String, VaultError> {
+        let repository = archiver::open(&self.vault, Some(&self.known))?;
+        if !repository.readable() {
+            return impossible("this host can write to the repository and not read it");
+        }
+        let made = self.reaching(&repository)?;
+        if made.path != self.wish.lineage {
+            return impossible("the repository knows another way to the primary's timeline than the primary");
+        }
+        if !made.base.corrupt.is_empty() {
+            // The primary may have them whole.
+            return impossible(format!("the backup {} holds damaged blocks", made.base.label));
+        }
+        check_version(&self.wish.programs, made.base.server.version / 10_000)?;
+        let files: u64 = made.base.files.iter().map(|file| file.size).sum();
+        let log = made.bytes().saturating_sub(files);
+        if log > files.saturating_add(LOG_BYTES) {
+            let (label, log, files) = (&made.base.label, log >> 20, files >> 20);
+            return impossible(format!(
+                "{log} MiB of log lie after the backup {label} of {files} MiB: a newer backup serves better"
+            ));
+        }
+        let dir = self.wish.into.parent().unwrap_or(Path::new("/"));
+        if let Some(free) = too_little(made.bytes().saturating_add(SPARE), dir) {
+            let (needs, free) = (made.bytes().saturating_add(SPARE) >> 20, free >> 20);
+            return impossible(format!("{needs} MiB are needed and {free} MiB are free in {}", dir.display()));
+        }
+        let to = Destination {
+            data: self.wish.into.clone(),
+            tablespaces: self.spaces(&made)?,
+            owner: self.owner,
+            standby: true,
+            threads: std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2)),
+            watch: Arc::clone(&self.watch),
+            ..Destination::default()
+        };
+        restore(&repository, &made, &to)?;
+        Ok(format!(
+            "of the backup {} ({} MiB) and {} MiB of the log up to {}",
+            made.base.label,
+            files >> 20,
+            log >> 20,
+            made.reaches
+        ))
+    }
+
+    /// A plan whose log reaches to what the primary keeps: whole segments are archived, so that the last one may take its time.
+    fn reaching(&self, repository: &Repository) -> Result<Plan, VaultError> {
+        let begun = std::time::Instant::now();
+        loop {
+            let made = plan(repository, self.wish.system, Target::Latest, Some(self.wish.timeline))?;
+            let segment = made.base.server.segment_size.max(1);
+            // The server asks for whole segments.
+            if made.reaches.0 >= self.wish.kept_from.0 / segment * segment {
+                return Ok(made);
+            }
+            if begun.elapsed() > REACH || self.watch.stop.load(Ordering::Relaxed) {
+                let (reaches, from) = (made.reaches, self.wish.kept_from);
+                return impossible(format!(
+                    "the archive reaches {reaches} and the primary keeps its log from {from} on"
+                ));
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    fn spaces(&self, made: &Plan) -> Result<BTreeMap<u32, PathBuf>, VaultError> {
+        let place = &self.wish.tablespaces;
+        if !made.base.tablespaces.is_empty() {
+            for dir in [place.parent(), Some(place.as_path())].into_iter().flatten() {
+                own_dir(dir, self.owner)
+                    .map_err(|error| VaultError::File { path: dir.display().to_string(), error })?;
+            }
+        }
+        Ok(made.base.tablespaces.keys().map(|number| (*number, place.join(number.to_string()))).collect())
+    }
+}
+
+fn impossible<T>(why: impl Into<String>) -> Result<T, VaultError> {
+    Err(VaultError::Impossible(why.into()))
+}
