@@ -202,7 +202,7 @@ fn unknown_keys_are_all_named_with_line_and_suggestion() {
             "line 3: unknown key \"durabilty\" in [cluster]; did you mean \"durability\"?",
             "line 6: unknown key \"hots\" in [node]; did you mean \"host\"?",
             "line 7: unknown key \"fail-over\" at the top of the file; did you mean \"failover\"?",
-            "line 9: unknown key \"watch\" at the top of the file; known here: cluster, node, failover, proxy, postgres, vault, requirements",
+            "line 9: unknown key \"watch\" at the top of the file; known here: cluster, node, failover, store, proxy, postgres, vault, requirements",
         ]
     );
 }
