@@ -103,7 +103,6 @@ impl World {
     }
 
     /// What a step does, and what must have been done before it.
-    #[expect(clippy::too_many_lines, reason = "one arm for each kind of step")]
     fn carry_out(&mut self, step: &Step, text: &str) {
         let file = spec(text);
         match step {
