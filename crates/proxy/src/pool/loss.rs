@@ -6,7 +6,7 @@
 //! Absent: finding out what became of a commit.
 
 use super::client::{Client, Failed, Stage as ClientStage};
-use super::server::{Due, Server, Stage};
+use super::server::{Due, Server, Stage, Unsynced};
 use super::upstream::CHUNK;
 use super::worker::{End, Worker};
 use mainstay_wire::frame::is_request;
@@ -44,7 +44,9 @@ impl Worker {
         if let Some(pool) = self.pools.get_mut(server.pool) {
             pool.numbers.lost += 1;
         }
-        let under_way = !server.due.is_empty() || server.copying || server.discarding;
+        // An extended request goes on until its `Sync`; what it ran may have committed by itself. Texts alone are given to the next server.
+        let unsynced = server.unsynced == Unsynced::Work && client.may_commit;
+        let under_way = !server.due.is_empty() || server.copying || server.discarding || unsynced;
         let in_transaction = server.status != b'I';
         client.pending.clear();
         if let Some(pin) = client.pin {
@@ -150,7 +152,11 @@ impl Worker {
                 self.tell_loss(client, out);
                 reply::ready(out, b'E');
             }
-            (b'S', _) => {
+            (b'S', failed) => {
+                if failed == Failed::Untold {
+                    // The end of a request whose beginning went to the server that was lost.
+                    self.tell_loss(client, out);
+                }
                 reply::ready(out, b'E');
                 client.until_sync = false;
             }
