@@ -35,7 +35,9 @@ impl Worker {
         client.server = None;
         client.unnamed_here = false;
         client.skip = 0;
-        if matches!(server.stage, Stage::Applying) || matches!(client.stage, ClientStage::Entering) {
+        // A tied session has state on the server, even while it is only given its settings back.
+        let applying = matches!(server.stage, Stage::Applying) && client.pin.is_none();
+        if applying || matches!(client.stage, ClientStage::Entering) {
             // Nothing of the client's was sent.
             client.waiting_since = None;
             self.resume.push(client.id);
