@@ -97,7 +97,10 @@ impl Worker {
                 server.unreplicated |= message::is_unreplicated_commit(message);
             }
             b'S' => server.note_parameter(message),
-            b'G' | b'W' => begin_copy(server),
+            b'G' | b'W' => {
+                begin_copy(server);
+                self.goes_on(client);
+            }
             b'Z' => {
                 swallow = false;
                 if server.unreplicated {
@@ -105,6 +108,7 @@ impl Worker {
                     self.unreplicated(server, flow.cut(at..at));
                 }
                 self.ready(server, client, message);
+                self.goes_on(client);
             }
             _ => {}
         }

@@ -3,7 +3,7 @@
 
 use super::client::{Client, Failed};
 use super::queue::Attached;
-use super::read_after::{not_followed, tied_behind};
+use super::read_after::{may_name_another, not_followed, tied_behind};
 use super::server::{Due, Server, Stage, Unsynced};
 use super::statements::{OF_CLIENT_MAX, PREFIX, Statement, Statements};
 use super::worker::{End, Worker};
@@ -105,6 +105,9 @@ impl Worker {
         while let Some(head) = header(&bytes[at..])? {
             if !is_request(head.tag) || head.tag == b'p' {
                 return Err(WireError::Tag(char::from(head.tag)).into());
+            }
+            if held.as_ref().is_some_and(|server| may_name_another(client, server)) {
+                break;
             }
             let whole = bytes.len() - at >= head.length;
             if held.is_none() {

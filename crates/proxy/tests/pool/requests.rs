@@ -15,7 +15,7 @@ pub struct Session {
 }
 
 /// A message: its letter and its body.
-type Message = (char, Vec<u8>);
+pub type Message = (char, Vec<u8>);
 
 impl Session {
     pub async fn open(address: std::net::SocketAddr) -> Self {
@@ -121,6 +121,11 @@ fn run(text: &str) -> [Message; 4] {
     [parse("", text), bind(""), execute(), flush()]
 }
 
+/// The same, synced.
+pub fn synced(text: &str) -> [Message; 4] {
+    [parse("", text), bind(""), execute(), sync()]
+}
+
 async fn bench(server: &Postgres) -> Bench {
     let bench = Bench::start(server, PoolOptions { size: 1, reserve: 0, ..PoolOptions::default() }).await;
     bench.open(server, 1, vec![]).await;
@@ -153,10 +158,7 @@ async fn between_flush_and_sync_a_server_is_its_clients_alone() {
     assert_eq!(a.up_to('Z').await, "ZI");
     assert_eq!(waiting.await.unwrap(), "2", "committed, and seen");
     // Behind a request that was synced, in the same bytes.
-    let mut both = run("insert into t values (3)").to_vec();
-    both[3] = sync();
-    both.extend(run("insert into t values (4)"));
-    a.send(&both).await;
+    a.send(&[synced("insert into t values (3)"), run("insert into t values (4)")].concat()).await;
     assert_eq!(a.up_to('Z').await, "1 2 C ZI");
     assert_eq!(a.up_to('C').await, "1 2 C");
     let waiting = count();
