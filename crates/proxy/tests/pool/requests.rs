@@ -24,7 +24,7 @@ impl Session {
         let (near, mut far) = tokio::io::duplex(1 << 16);
         let mut config = tokio_postgres::Config::new();
         config.user("app").password("secret").dbname("shop").ssl_mode(SslMode::Disable);
-        let login = tokio::spawn(async move { config.connect_raw(near, NoTls).await.map(|both| both.1).unwrap() });
+        let login = tokio::spawn(async move { config.connect_raw(near, NoTls).await.unwrap() });
         let mut aside = vec![0; 1 << 16];
         let mut back = vec![0; 1 << 16];
         while !login.is_finished() {
@@ -41,7 +41,7 @@ impl Session {
                 () = tokio::time::sleep(std::time::Duration::from_millis(10)) => {}
             }
         }
-        // Dropped, the connection says goodbye to the stream that is put aside.
+        // Dropped, it says goodbye to the stream that is put aside.
         drop(login.await.unwrap());
         Self { stream: front }
     }
