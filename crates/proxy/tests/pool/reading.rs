@@ -99,7 +99,7 @@ async fn a_position_that_does_not_come_or_is_none_is_said_and_never_passed_over(
 #[tokio::test]
 async fn a_position_counts_for_what_was_sent_together_with_it() {
     let (a, b) = pair().await;
-    let bench = Bench::start(&a, PoolOptions { size: 1, ..PoolOptions::default() }).await;
+    let bench = Bench::start(&a, PoolOptions::default()).await;
     bench.open(&a, 1, vec![b.member()]).await;
     let writer = bench.app().await;
     writer.batch_execute("create table t (id int)").await.unwrap();
