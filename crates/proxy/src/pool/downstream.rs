@@ -2,7 +2,7 @@
 //! knows to whom the server belongs next. Absent: requests.
 
 use super::client::Client;
-use super::server::{Due, Server, Stage};
+use super::server::{Due, Server, Stage, Unsynced};
 use super::settings::DATE_STYLE;
 use super::upstream::{CHUNK, Flow, spared};
 use super::worker::Worker;
@@ -97,7 +97,10 @@ impl Worker {
                 server.unreplicated |= message::is_unreplicated_commit(message);
             }
             b'S' => server.note_parameter(message),
-            b'G' | b'W' => begin_copy(server),
+            b'G' | b'W' => {
+                begin_copy(server);
+                self.goes_on(client);
+            }
             b'Z' => {
                 swallow = false;
                 if server.unreplicated {
@@ -105,6 +108,7 @@ impl Worker {
                     self.unreplicated(server, flow.cut(at..at));
                 }
                 self.ready(server, client, message);
+                self.goes_on(client);
             }
             _ => {}
         }
@@ -193,7 +197,7 @@ impl Worker {
         server.copying = false;
         while let Some(due) = server.due.front().copied() {
             match due {
-                due if due.is_cycle() => return,
+                Due::Sync => return,
                 Due::Parse(id) | Due::OwnParse(id) => server.statements.remove(id),
                 // Which of its statements it has is not known any more.
                 Due::OwnClose => server.tainted = true,
@@ -236,6 +240,9 @@ impl Worker {
         }
         if server.due.is_empty() {
             client.clean_slate();
+        } else {
+            // What is under way already began outside of a transaction.
+            client.may_commit = true;
         }
     }
 
@@ -293,7 +300,9 @@ fn as_it_is(server: &Server, change: &mut Change) {
 
 /// The answers that no server gives, when it is their turn: not in the middle of a message.
 fn own_answers(server: &mut Server, flow: &mut Flow<'_>, at: usize) {
-    while let Some(due @ (Due::SparedParse | Due::SparedClose | Due::SparedDeallocate)) = server.due.front().copied() {
+    while let Some(due @ (Due::SparedParse | Due::SparedClose | Due::SparedDeallocate | Due::SparedComplete)) =
+        server.due.front().copied()
+    {
         if server.skip > 0 {
             return;
         }
@@ -323,5 +332,6 @@ fn begin_copy(server: &mut Server) {
     server.copying = true;
     if server.due.front() == Some(&Due::Execute) {
         server.due.retain(|due| *due != Due::Sync);
+        server.unsynced = Unsynced::Work;
     }
 }

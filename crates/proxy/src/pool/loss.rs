@@ -6,7 +6,7 @@
 //! Absent: finding out what became of a commit.
 
 use super::client::{Client, Failed, Stage as ClientStage};
-use super::server::{Due, Server, Stage};
+use super::server::{Due, Server, Stage, Unsynced};
 use super::upstream::CHUNK;
 use super::worker::{End, Worker};
 use mainstay_wire::frame::is_request;
@@ -35,7 +35,9 @@ impl Worker {
         client.server = None;
         client.unnamed_here = false;
         client.skip = 0;
-        if matches!(server.stage, Stage::Applying) || matches!(client.stage, ClientStage::Entering) {
+        // A tied session has state on the server, even while it is only given its settings back.
+        let applying = matches!(server.stage, Stage::Applying) && client.pin.is_none();
+        if applying || matches!(client.stage, ClientStage::Entering) {
             // Nothing of the client's was sent.
             client.waiting_since = None;
             self.resume.push(client.id);
@@ -44,7 +46,9 @@ impl Worker {
         if let Some(pool) = self.pools.get_mut(server.pool) {
             pool.numbers.lost += 1;
         }
-        let under_way = !server.due.is_empty() || server.copying || server.discarding;
+        // An extended request goes on until its `Sync`; what it ran may have committed by itself. Texts alone are given to the next server.
+        let unsynced = server.unsynced == Unsynced::Work && client.may_commit;
+        let under_way = !server.due.is_empty() || server.copying || server.discarding || unsynced;
         let in_transaction = server.status != b'I';
         client.pending.clear();
         if let Some(pin) = client.pin {
@@ -150,7 +154,11 @@ impl Worker {
                 self.tell_loss(client, out);
                 reply::ready(out, b'E');
             }
-            (b'S', _) => {
+            (b'S', failed) => {
+                if failed == Failed::Untold {
+                    // The end of a request whose beginning went to the server that was lost.
+                    self.tell_loss(client, out);
+                }
                 reply::ready(out, b'E');
                 client.until_sync = false;
             }

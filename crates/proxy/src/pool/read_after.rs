@@ -4,13 +4,14 @@
 //! the primary after its commit), and any other replica: each is only a moment behind, or gets no readers.
 
 use super::client::{Client, Stage as ClientStage};
-use super::server::{Server, Stage};
+use super::server::{Server, Stage, Unsynced};
 use super::settings::READ_AFTER;
 use super::worker::{End, Worker};
 use crate::hold::Kind;
 use mainstay_model::Lsn;
 use mainstay_wire::message;
 use mainstay_wire::reply::{self, Reply};
+use mainstay_wire::text::Change;
 
 /// Bytes of a page of the log, and of its head; the first page of a segment has a longer one.
 const PAGE: u64 = 8192;
@@ -59,6 +60,17 @@ pub(crate) fn heard(server: &mut Server, row: &[u8]) {
     }
 }
 
+/// Does a request that is under way change the position? What was sent behind it stays in the client's inbox until it counts: it may belong
+/// to the next transaction, and to another server.
+pub(crate) fn may_name_another(client: &Client, server: &Server) -> bool {
+    let named = |change: &Change| match change {
+        Change::Set { name, .. } | Change::Reset(name) => name == READ_AFTER,
+        Change::ResetAll => true,
+    };
+    let whole = server.unsynced == Unsynced::Nothing && !server.copying;
+    client.kind == Kind::Read && whole && !server.due.is_empty() && client.pending.iter().any(named)
+}
+
 /// A client that has to stay with a server which may not have replayed what it asks for.
 pub(crate) fn tied_behind(client: &Client, server: &Server) -> bool {
     // What is no position is not passed over either.
@@ -90,6 +102,13 @@ impl Worker {
                 true
             }
             None => false,
+        }
+    }
+
+    /// Such a request has come to its end, or wants rows: its client goes on.
+    pub(crate) fn goes_on(&mut self, client: &Client) {
+        if client.kind == Kind::Read && !client.inbox.is_empty() {
+            self.resume.push(client.id);
         }
     }
 

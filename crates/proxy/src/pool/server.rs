@@ -42,6 +42,17 @@ pub(crate) struct Shown {
     pub(crate) plain_strings: bool,
 }
 
+/// What a server was sent of an extended request whose `Sync` it was not sent yet. Its transaction is open, whatever `ReadyForQuery` said
+/// last: `Flush` brings the answers, and ends nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Unsynced {
+    Nothing,
+    /// Texts to prepare, and questions about them: every server would say the same.
+    Texts,
+    /// Statements to run.
+    Work,
+}
+
 /// An answer that is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Due {
@@ -71,6 +82,8 @@ pub(crate) enum Due {
     SparedClose,
     /// `CommandComplete` of a `DEALLOCATE` and `ReadyForQuery`, that no server sends.
     SparedDeallocate,
+    /// The same without `ReadyForQuery`, which the server sends.
+    SparedComplete,
 }
 
 impl Due {
@@ -93,6 +106,7 @@ pub(crate) struct Server {
     pub(crate) due: VecDeque<Due>,
     /// As `ReadyForQuery` said last: `I`, `T` or `E`.
     pub(crate) status: u8,
+    pub(crate) unsynced: Unsynced,
     /// Bytes of a message that pass as they are.
     pub(crate) skip: usize,
     pub(crate) applied: Rc<Settings>,
@@ -138,6 +152,7 @@ impl Server {
             outbox: Vec::new(),
             due: VecDeque::new(),
             status: b'I',
+            unsynced: Unsynced::Nothing,
             skip: 0,
             applied: settings,
             parameters: Vec::new(),
@@ -179,6 +194,7 @@ impl Server {
     pub(crate) fn is_at_rest(&self) -> bool {
         self.due.is_empty()
             && self.status == b'I'
+            && self.unsynced == Unsynced::Nothing
             && self.skip == 0
             && self.inbox.is_empty()
             && !self.copying

@@ -3,8 +3,8 @@
 
 use super::client::{Client, Failed};
 use super::queue::Attached;
-use super::read_after::{not_followed, tied_behind};
-use super::server::{Due, Server, Stage};
+use super::read_after::{may_name_another, not_followed, tied_behind};
+use super::server::{Due, Server, Stage, Unsynced};
 use super::statements::{OF_CLIENT_MAX, PREFIX, Statement, Statements};
 use super::worker::{End, Worker};
 use mainstay_wire::frame::{Header, is_request};
@@ -106,6 +106,9 @@ impl Worker {
             if !is_request(head.tag) || head.tag == b'p' {
                 return Err(WireError::Tag(char::from(head.tag)).into());
             }
+            if held.as_ref().is_some_and(|server| may_name_another(client, server)) {
+                break;
+            }
             let whole = bytes.len() - at >= head.length;
             if held.is_none() {
                 // A server is not made to wait for a client that is still writing.
@@ -174,11 +177,12 @@ impl Worker {
             b'X' => return Err(End::Bye),
             b'd' => {}
             b'c' | b'f' => server.copying = false,
+            // The answers come; the transaction stays open until `Sync`.
             b'H' => {}
             b'S' if server.copying => {}
             b'S' => {
                 server.due.push_back(Due::Sync);
-                server.discarding = false;
+                (server.discarding, server.unsynced) = (false, Unsynced::Nothing);
             }
             b'F' => self.begin(client, server, Due::Call),
             b'E' => push(server, Due::Execute),
@@ -209,7 +213,9 @@ impl Worker {
     /// A request after which `ReadyForQuery` comes begins.
     fn begin(&mut self, client: &mut Client, server: &mut Server, due: Due) {
         client.may_commit |= server.status == b'I';
-        server.due.push_back(due);
+        push(server, due);
+        // It ends the transaction of an extended request before it, as `Sync` does.
+        server.unsynced = Unsynced::Nothing;
     }
 
     fn simple(
@@ -223,8 +229,15 @@ impl Worker {
         if let Some(name) = &traits.deallocate
             && client.statements.remove(name.as_bytes()).is_some()
         {
-            flow.cut(at.clone());
-            self.answer_spared(client, server, Due::SparedDeallocate);
+            let out = flow.cut(at.clone());
+            if server.unsynced == Unsynced::Nothing || server.discarding {
+                self.answer_spared(client, server, Due::SparedDeallocate);
+            } else {
+                // It would end the transaction of the request before it: the server has to do that.
+                out.extend(b"S\0\0\0\x04");
+                server.due.extend([Due::SparedComplete, Due::Sync]);
+                server.unsynced = Unsynced::Nothing;
+            }
             return Ok(Step::To(at.end));
         }
         note(client, server, &traits);
@@ -394,6 +407,7 @@ pub(crate) fn spared(due: Due, status: u8, out: &mut Vec<u8>) {
             reply::complete(out, "DEALLOCATE");
             reply::ready(out, status);
         }
+        Due::SparedComplete => reply::complete(out, "DEALLOCATE"),
         _ => {}
     }
 }
@@ -403,6 +417,8 @@ fn push(server: &mut Server, due: Due) {
     if !server.discarding {
         server.due.push_back(due);
     }
+    let texts = matches!(due, Due::Parse(_) | Due::OwnParse(_) | Due::Describe | Due::Close);
+    server.unsynced = server.unsynced.max(if texts { Unsynced::Texts } else { Unsynced::Work });
 }
 
 /// Gives a statement to a server, and closes its oldest if it has too many.
@@ -421,7 +437,7 @@ fn give(all: &Statements, server: &mut Server, statement: &Statement, out: &mut 
         server.due.push_back(Due::OwnClose);
     }
     statement.parse(out);
-    server.due.push_back(due);
+    push(server, due);
 }
 
 /// Remembers what a text will leave behind.

@@ -145,6 +145,37 @@ async fn when_the_primary_dies_only_work_under_way_is_lost_and_said_to_be() {
 }
 
 #[tokio::test]
+async fn a_tied_session_whose_server_is_lost_while_it_gets_its_settings_back_ends() {
+    let server = Postgres::start("db1").await;
+    let bench = Bench::start(&server, PoolOptions::default()).await;
+    bench.open(&server, 1, vec![]).await;
+    let mut config = tokio_postgres::Config::new();
+    config.host("127.0.0.1").port(bench.write.port()).user("app").password("secret").dbname("shop");
+    config.options("-c default_text_search_config=german");
+    let (client, connection) = config.connect(tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client.batch_execute("create temp table mine (id int)").await.unwrap();
+    // The setting's value is looked up in a table: nobody remembers it any more, and then nobody gets at it. `RESET` needs no look.
+    let mut place = tokio_postgres::Config::new();
+    place.host_path(server.dir.path()).port(server.address.port()).user("postgres").dbname("shop");
+    let (boss, connection) = place.connect(tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    boss.batch_execute("vacuum full pg_ts_config").await.unwrap();
+    boss.batch_execute("begin; lock table pg_ts_config in access exclusive mode").await.unwrap();
+    client.batch_execute("reset default_text_search_config").await.unwrap();
+    let waits = "select pid from pg_stat_activity where usename = 'app' and wait_event_type = 'Lock'";
+    until("its settings are on their way", async || server.sql(waits).await.len() == 1).await;
+    let mut next = Box::pin(client.batch_execute("insert into mine values (1)"));
+    assert!(tokio::time::timeout(Duration::from_millis(100), &mut next).await.is_err(), "it was sent");
+    server.sql("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'app'").await;
+    boss.batch_execute("rollback").await.unwrap();
+    assert_eq!(code(&next.await.unwrap_err()), "57P01");
+    until("the session ends", async || client.is_closed()).await;
+    until("nobody is tied", async || bench.pool().pinned == 0).await;
+    bench.end().await;
+}
+
+#[tokio::test]
 async fn a_server_that_is_not_what_the_route_says_carries_nothing() {
     let (a, b) = pair().await;
     let other = Postgres::start("db3").await;

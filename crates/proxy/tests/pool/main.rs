@@ -10,5 +10,6 @@ mod drivers;
 mod hostile;
 mod reading;
 mod refused;
+mod requests;
 mod sharing;
 mod support;

@@ -1,5 +1,6 @@
 //! Reading one's own writes on the address for reads.
 
+use crate::requests::{Session, query, synced};
 use crate::support::{Bench, LOCAL, Postgres, SOON, code, pair, until, value};
 use mainstay_model::Span;
 use mainstay_proxy::ProxyOptions;
@@ -92,5 +93,55 @@ async fn a_position_that_does_not_come_or_is_none_is_said_and_never_passed_over(
     let writer = bench.app().await;
     writer.batch_execute("set mainstay.read_after = 'FFFF/0'").await.unwrap();
     assert_eq!(value(&writer, "select 1").await, "1");
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_position_counts_for_what_was_sent_together_with_it() {
+    let (a, b) = pair().await;
+    let bench = Bench::start(&a, PoolOptions::default()).await;
+    bench.open(&a, 1, vec![b.member()]).await;
+    let writer = bench.app().await;
+    writer.batch_execute("create table t (id int)").await.unwrap();
+    until("the replica has it", async || {
+        a.sql("select replay_lsn = pg_current_wal_flush_lsn() from pg_stat_replication").await[0][0] == "t"
+    })
+    .await;
+    let mut reader = Session::open(bench.read).await;
+    let count = "select count(*) from t";
+    let ways = |after: &str| {
+        let set = format!("set mainstay.read_after = '{after}'");
+        let simple = vec![query(&set), query(count)];
+        let block = vec![query("begin"), query(&set), query("commit"), query(count)];
+        let extended = [synced(&set), synced(count)].concat();
+        [simple, block, extended]
+    };
+    for way in 0..3 {
+        replays(&b, false).await;
+        let after = write(&writer).await;
+        reader.send(&ways(&after)[way]).await;
+        let before = ["C ZI", "C ZT", "1 2 C ZI"][way];
+        assert_eq!(reader.up_to('Z').await, before);
+        if way == 1 {
+            assert_eq!((reader.up_to('Z').await, reader.up_to('Z').await), ("C ZT".to_owned(), "C ZI".to_owned()));
+        }
+        let early = tokio::time::timeout(Duration::from_millis(400), reader.message()).await;
+        assert!(early.is_err(), "it was read too soon: {early:?}");
+        replays(&b, true).await;
+        let row = format!("D{}", way + 1);
+        let heard = reader.up_to('Z').await;
+        assert!(heard.contains(&row) && heard.ends_with("C ZI"), "{heard}");
+    }
+    // Rows that are sent along with their statement, where the primary serves reads.
+    bench.open(&a, 2, vec![]).await;
+    let mut reader = Session::open(bench.read).await;
+    let rows = [('d', b"7\n".to_vec()), ('c', Vec::new())];
+    let mut all = vec![query("begin"), query("set mainstay.read_after = '0/1'"), query("copy t from stdin")];
+    all.extend(rows);
+    all.extend([query("commit"), query(count)]);
+    reader.send(&all).await;
+    for heard in ["C ZT", "C ZT", "G C ZT", "C ZI", "T D4 C ZI"] {
+        assert_eq!(reader.up_to('Z').await, heard);
+    }
     bench.end().await;
 }
