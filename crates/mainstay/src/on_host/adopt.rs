@@ -1,16 +1,14 @@
 //! Bringing an existing server's data to a node (docs/adr/0037): looked at once more, its server stopped in order and not started again there,
 //! one rename. Goes on from wherever an earlier run has ended; nothing is copied, and nothing is removed.
 
+use super::claim::until_claimed;
 use super::existing::{control, no_data, noted, postmaster, psql, start_conf, unit, working_in};
-use super::{CONFIG, Task, systemd, target};
-use crate::client::{Agents, decode};
+use super::{Task, systemd, target};
 use crate::failure::{Failure, Outcome};
-use crate::target::Target;
 use mainstay_model::adoption::Adoption;
-use mainstay_model::api::Standing;
 use mainstay_model::layout::NodeLayout;
 use mainstay_model::spec::Spec;
-use mainstay_model::{ClaimState, NodeId, SystemId};
+use mainstay_model::{NodeId, SystemId};
 use mainstay_net::write_file;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
@@ -20,8 +18,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How long this node may take to hold the right to make the first copy: a store is founded and led.
-const CLAIM: Duration = Duration::from_secs(120);
 /// How long a checkpoint may take while clients still work: what it writes need not be written while they are away.
 const CHECKPOINT: Duration = Duration::from_secs(600);
 /// How long the server may take to stop.
@@ -68,8 +64,8 @@ pub(crate) async fn bring(bring: &Bring) -> Outcome<Value> {
     let places = Places { node: node.name.clone(), spec: target.spec.clone(), layout, directory, major };
     places.check(&bring.system).await?;
     places.movable()?;
-    places.until_claimed().await?;
-    places.note(&bring.system).await?;
+    let fresh = places.note(&bring.system).await?;
+    places.until_claimed(fresh).await?;
     let pid = places.stop().await.map_err(|failure| places.back(failure))?;
     places.rename(&bring.system).await.map_err(|failure| places.back(failure))?;
     Ok(json!({ "adopted": true, "stopped": pid }))
@@ -106,44 +102,20 @@ impl Places {
         })
     }
 
-    /// The old server goes on until the cluster is there for its data: its store works, and this node is to make the first copy.
-    async fn until_claimed(&self) -> Outcome {
-        let agents = Agents::of(&Target::read(Path::new(CONFIG))?)?;
-        let until = Instant::now() + CLAIM;
-        loop {
-            let answer = agents.ask(&self.node, "GET", "/v1/standing", None).await;
-            let standing: Option<Standing> = answer.ok().and_then(|answer| decode(&answer));
-            let record = standing.and_then(|standing| standing.record).map(|(_, record)| record);
-            let ours = |record: &mainstay_model::Record| {
-                record.state == ClaimState::Founding && record.holder.as_ref() == Some(&self.node)
-            };
-            if record.as_ref().is_some_and(ours) {
-                return Ok(());
-            }
-            if let Some(held) = record.filter(|record| record.state != ClaimState::Founding) {
-                let what = format!("the cluster has its data already (term {})", held.term);
-                return Err(
-                    Failure::failed(what).hint("the existing server was not touched; take `adopt` out of the file")
-                );
-            }
-            if Instant::now() >= until {
-                let what = format!(
-                    "the cluster is not ready: after {} s the agent of {} does not hold the right to make the first copy",
-                    CLAIM.as_secs(),
-                    self.node
-                );
-                return Err(Failure::not_now(what).hint(
-                    "the existing server was not touched and goes on; more than half of the agents must reach each other: mainstay status, mainstay why",
-                ));
-            }
-            tokio::time::sleep(EACH).await;
+    /// The old server goes on until the cluster is there for its data. What is noted before makes this node's engine wait for them.
+    async fn until_claimed(&self, fresh: bool) -> Outcome {
+        let claimed = until_claimed(&self.node).await;
+        if claimed.is_err() && fresh {
+            // Nothing was touched, and there is nothing to be undone.
+            drop(std::fs::remove_file(self.layout.adoption()));
         }
+        claimed
     }
 
-    /// What is done from here on can be undone by what stands there.
-    async fn note(&self, system: &str) -> Outcome {
+    /// What is done from here on can be undone by what stands there. Was it noted only now?
+    async fn note(&self, system: &str) -> Outcome<bool> {
         if noted(&self.layout).is_some() {
-            return Ok(());
+            return Ok(false);
         }
         let system = system.parse().map_err(|_| Failure::usage(format!("{system:?} is no system identifier")))?;
         let start_conf = start_conf(&self.directory).and_then(|path| {
@@ -162,7 +134,8 @@ impl Places {
             auto_conf: std::fs::read_to_string(self.directory.join("postgresql.auto.conf")).ok(),
         };
         let text = serde_json::to_vec_pretty(&adoption).map_err(|error| Failure::failed(error.to_string()))?;
-        write_file(&self.layout.adoption(), &text, 0o600, None, true).map_err(crate::local::keys::net)
+        write_file(&self.layout.adoption(), &text, 0o600, None, true).map_err(crate::local::keys::net)?;
+        Ok(true)
     }
 
     /// Stops the server in order, and sees to it that its own means do not start it again.

@@ -144,6 +144,8 @@ impl World {
             Step::Adopt { node, directory, system } => {
                 let running = file.nodes.iter().filter(|node| self.hosts[&node.name].agent.is_some()).count();
                 assert_eq!(running, file.nodes.len(), "clients are away before everything is ready");
+                let founder = self.stored.as_ref().map(|stored| stored.spec.founder().cloned());
+                assert!(founder.is_none_or(|founder| founder.as_ref() == Some(node)), "others may make the first copy");
                 let host = self.host(node);
                 let Some(Adopt::Named(existing)) = &host.adopt else { panic!("{node} has nothing to adopt") };
                 assert_eq!((&existing.directory, &existing.system), (directory, system));

@@ -175,3 +175,18 @@ fn parameters_that_nobody_has_decided_about_keep_a_server_from_being_adopted() {
         assert!(told.contains(words), "{words}: {told}");
     }
 }
+
+#[test]
+fn a_line_that_comes_after_the_start_is_in_force_before_the_server_is_stopped() {
+    let (bare, text) = adopting();
+    for interrupted in 0..40 {
+        // Agents were started with a file that named no server, and ended before there was a first copy.
+        let mut world = made(&[1, 2, 3], 3);
+        world.hosts.values_mut().for_each(|host| host.server = Some(15));
+        world.host(&name(2)).adopt = bare.hosts[&name(2)].adopt.clone();
+        assert!(world.stored.as_ref().unwrap().spec.founder().is_none());
+        world.apply(&text, false, interrupted);
+        same(&world, &[1, 2, 3], &text);
+        assert_eq!(world.hosts[&name(2)].adopt, Some(Adopt::Taken));
+    }
+}
