@@ -23,14 +23,17 @@ const ASK: &str = "set statement_timeout = '10s'; select json_build_object(\
  'superuser', exists(select from pg_roles where rolname = 'postgres' and rolsuper and rolcanlogin), \
  'bytes', (select coalesce(sum(pg_database_size(oid)), 0)::bigint from pg_database), \
  'clients', (select count(*) from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()), \
- 'settings', (select coalesce(json_agg(json_build_object('name', name, 'value', current_setting(name), \
+ 'settings', (select coalesce(json_agg(json_build_object('name', name, 'value', coalesce(auto, current_setting(name)), \
    'built_in', setting is not distinct from boot_val, \
-   'automatic', coalesce(sourcefile like '%/postgresql.auto.conf', false), 'ours', null, 'owned', false) order by name), '[]') \
-   from pg_settings where source in ('configuration file', 'command line')), \
+   'automatic', auto is not null, 'pending', pending_restart or auto is not null and source = 'command line', 'ours', null, 'owned', false) order by name), '[]') \
+   from (select *, (select f.setting from pg_file_settings f where lower(f.name) = lower(s.name) \
+     and f.sourcefile like '%/postgresql.auto.conf' order by seqno desc limit 1) as auto from pg_settings s) as found \
+     where pending_restart or auto is not null or source in ('configuration file', 'command line')), \
  'access', (select coalesce(json_agg(json_build_array(concat_ws(' ', type, array_to_string(database, ','), \
    array_to_string(user_name, ','), address, netmask, auth_method, array_to_string(options, ' ')), auth_method) order by line_number), '[]') \
    from pg_hba_file_rules where type like 'host%' and error is null and database <> '{replication}' \
-   and coalesce(address, '') not like '127.%' and coalesce(address, '') <> '::1'), \
+   and not ((coalesce(address, '') like '127.%' or coalesce(address, '') = '::1') \
+     and auth_method in ('scram-sha-256', 'md5', 'password', 'reject'))), \
  'slots', (select coalesce(json_agg(slot_name), '[]') from pg_replication_slots), \
  'standbys', (select coalesce(json_agg(application_name || ' at ' || coalesce(client_addr::text, 'its socket')), '[]') from pg_stat_replication), \
  'prepared', (select count(*) from pg_prepared_xacts), \

@@ -124,6 +124,9 @@ pub struct Setting {
     pub built_in: bool,
     /// It stands in `postgresql.auto.conf`, which goes with the data.
     pub automatic: bool,
+    /// What stands in a file is not what the server runs with: it waits for a restart, or the command line says something else.
+    #[serde(default)]
+    pub pending: bool,
     /// What a server of ours has, if it sets it and the file does not.
     pub ours: Option<String>,
     /// Mainstay sets it itself.
@@ -143,6 +146,19 @@ enum Fate {
     Owned,
     /// Somebody must say what it is to be.
     Open,
+    /// It goes with the data, counts before the file, and must not: the file's promises would not be kept, or what counts is not what was seen.
+    Refused,
+}
+
+/// Does it break what the file promises, or keep a server elsewhere from its start, wherever the data go? The file can not mend it.
+fn breaks(name: &str, value: &str) -> bool {
+    match name {
+        // A commit would be acknowledged that no replica holds.
+        "synchronous_commit" => !value.eq_ignore_ascii_case("on"),
+        "default_transaction_read_only" => !value.eq_ignore_ascii_case("off"),
+        // Which of them are there is looked at for the file's.
+        _ => name.ends_with("_preload_libraries") && !value.trim().is_empty(),
+    }
 }
 
 fn fate(setting: &Setting, spec: &Spec) -> Fate {
@@ -153,10 +169,13 @@ fn fate(setting: &Setting, spec: &Spec) -> Fate {
     }
     // The file's line has no effect beside it; it is the data's.
     if setting.automatic {
-        return Fate::Stays;
+        return if setting.pending || breaks(&name, &setting.value) { Fate::Refused } else { Fate::Stays };
     }
     if in_file {
         return Fate::Decided;
+    }
+    if setting.pending {
+        return Fate::Open;
     }
     if name.starts_with("log_") || name.starts_with("ssl_") || SURROUNDINGS.contains(&name.as_str()) {
         return Fate::Goes;
@@ -335,6 +354,7 @@ fn as_told(wanted: &Wanted<'_>, existing: &Existing, told: &Told, say: &mut impl
             format!("write under [postgres.parameters] what each is to be; as they are now:\n{}", open.join("\n")),
         );
     }
+    automatic(spec, told, dir, say);
     let strange: Vec<&str> =
         told.access.iter().filter(|(_, method)| !by_password(method)).map(|(line, _)| line.as_str()).collect();
     if !strange.is_empty() && spec.postgres.hba.is_empty() {
@@ -364,6 +384,27 @@ fn as_told(wanted: &Wanted<'_>, existing: &Existing, told: &Told, say: &mut impl
             "mainstay pki init --config FILE, then write that role's password into secrets/app.password beside the file; the role stays as it is".into(),
         );
     }
+}
+
+/// What stands in `postgresql.auto.conf` and can not go along.
+fn automatic(spec: &Spec, told: &Told, dir: &str, say: &mut impl FnMut(String, String)) {
+    let found: Vec<&Setting> = told.settings.iter().filter(|setting| fate(setting, spec) == Fate::Refused).collect();
+    if found.is_empty() {
+        return;
+    }
+    let words = |setting: &&Setting| {
+        let why = if setting.pending { ", and another value waits for a restart" } else { "" };
+        format!("{} = {}{why}", setting.name, toml(&setting.value))
+    };
+    let shown: Vec<String> = found.iter().map(words).collect();
+    let reset: Vec<String> = found.iter().map(|setting| format!("alter system reset {};", setting.name)).collect();
+    say(
+        format!("the server of {dir} has by ALTER SYSTEM what must not count before the file: {}", shown.join("; ")),
+        format!(
+            "as its superuser: {} select pg_reload_conf(); then write what is wanted of it under [postgres.parameters]",
+            reset.join(" ")
+        ),
+    );
 }
 
 /// How long a copy takes that is made at a usual pace, in seconds.
@@ -474,8 +515,12 @@ fn settings(spec: &Spec, told: &Told, say: &mut impl FnMut(String)) {
     };
     each(Fate::Owned, "Mainstay sets these itself");
     each(Fate::Goes, "these go with its surroundings");
-    let automatic: Vec<&str> =
-        told.settings.iter().filter(|one| one.automatic && !one.owned).map(|one| one.name.as_str()).collect();
+    let automatic: Vec<&str> = told
+        .settings
+        .iter()
+        .filter(|one| one.automatic && fate(one, spec) == Fate::Stays)
+        .map(|one| one.name.as_str())
+        .collect();
     if !automatic.is_empty() {
         say(format!(
             "these stay in postgresql.auto.conf, and count before the file's: {} (ALTER SYSTEM RESET hands one over)",

@@ -156,6 +156,30 @@ fn parameters_that_nobody_has_decided_about_keep_a_server_from_being_adopted() {
         let decided = format!("{text}[postgres.parameters]\n{} = \"x\"\n", one.name.to_lowercase());
         assert!(!open(one.clone(), &decided), "{one:?}");
     }
+    // What the file says does not count beside these.
+    let automatic = |name: &str, value: &str| Setting { automatic: true, ..setting(name, value) };
+    let refused = [
+        automatic("synchronous_commit", "off"),
+        automatic("synchronous_commit", "local"),
+        automatic("shared_preload_libraries", "timescaledb"),
+        automatic("session_preload_libraries", "auto_explain"),
+        automatic("default_transaction_read_only", "on"),
+        Setting { pending: true, ..automatic("max_connections", "100") },
+    ];
+    for one in refused {
+        let decided = format!("{text}[postgres.parameters]\n{} = \"x\"\n", one.name);
+        assert!(open(one.clone(), &text) && open(one.clone(), &decided), "{one:?}");
+        let mut world = bare.clone();
+        asked(&mut world).settings = vec![one.clone()];
+        let mend = &world.decide(&text, false).unwrap_err()[0].mend;
+        assert!(mend.contains(&format!("alter system reset {};", one.name)), "{mend}");
+    }
+    let harmless = [automatic("synchronous_commit", "on"), automatic("shared_preload_libraries", "")];
+    harmless.into_iter().for_each(|one| assert!(!open(one.clone(), &text), "{one:?}"));
+    // Nobody sees what its own file would make of it; this one's does not need to know.
+    let waits = Setting { pending: true, built_in: true, ..setting("max_files_per_process", "1000") };
+    let decided = format!("{text}[postgres.parameters]\nmax_files_per_process = \"2000\"\n");
+    assert!(open(waits.clone(), &text) && !open(waits, &decided));
     // What is told can be pasted, and says what becomes of the rest.
     let mut world = bare.clone();
     asked(&mut world).settings =
