@@ -1,8 +1,9 @@
 //! Bringing an existing server's data to a node (docs/adr/0037): looked at once more, its server stopped in order and not started again there,
 //! one rename. Goes on from wherever an earlier run has ended; nothing is copied, and nothing is removed.
 
+use super::around::{at_work, mounts, strangers};
 use super::claim::until_claimed;
-use super::existing::{control, no_data, noted, postmaster, psql, start_conf, unit, working_in};
+use super::existing::{control, is_enabled, no_data, noted, occupied, postmaster, psql, start_conf, unit};
 use super::{Task, systemd, target};
 use crate::failure::{Failure, Outcome};
 use mainstay_model::adoption::Adoption;
@@ -13,6 +14,7 @@ use mainstay_net::write_file;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -53,7 +55,7 @@ pub(crate) async fn bring(bring: &Bring) -> Outcome<Value> {
     let Some(directory) = node.adopt.clone() else {
         return Err(Failure::usage(format!("the file names no server to adopt for {}", node.name)));
     };
-    if layout.adopted().exists() || layout.data().join("PG_VERSION").exists() {
+    if layout.adopted().exists() || (layout.data().join("PG_VERSION").exists() && no_data(&directory).is_some()) {
         return Ok(json!({ "adopted": false, "why": "its data are there" }));
     }
     if let Some(why) = no_data(&directory) {
@@ -64,8 +66,12 @@ pub(crate) async fn bring(bring: &Bring) -> Outcome<Value> {
     let places = Places { node: node.name.clone(), spec: target.spec.clone(), layout, directory, major };
     places.check(&bring.system).await?;
     places.movable()?;
+    places.alone()?;
     let fresh = places.note(&bring.system).await?;
-    places.until_claimed(fresh).await?;
+    let interrupted = !fresh && postmaster(&places.directory).is_none();
+    let ready = places.ready(fresh).await;
+    // An earlier run has stopped it: how it comes back is to be said.
+    ready.map_err(|failure| if interrupted { places.back(failure) } else { failure })?;
     let pid = places.stop().await.map_err(|failure| places.back(failure))?;
     places.rename(&bring.system).await.map_err(|failure| places.back(failure))?;
     Ok(json!({ "adopted": true, "stopped": pid }))
@@ -86,6 +92,24 @@ impl Places {
             return Err(Failure::failed(what).hint("nothing was touched; look at them, then apply again"));
         }
         Ok(())
+    }
+
+    /// Nothing is in the way of the rename, and nobody of the stop: that is found while clients are served.
+    fn alone(&self) -> Outcome {
+        let shown = self.directory.display();
+        let untouched =
+            |what: String| Failure::failed(what).hint("this run has touched nothing; mend it, then apply again");
+        if let Some(mount) = mounts(&self.directory).first() {
+            return Err(untouched(format!("a file system is mounted at {mount}: it does not go with {shown}")));
+        }
+        if let Some(place) = occupied(&self.layout) {
+            return Err(untouched(format!("{place}, where the data of {shown} will lie, is not empty")));
+        }
+        let server = postmaster(&self.directory);
+        match server.and_then(|server| strangers(&self.directory, server).into_iter().next()) {
+            Some(stranger) => Err(untouched(format!("{stranger} works in {shown} and is not of its server"))),
+            None => Ok(()),
+        }
     }
 
     /// A directory of no meaning goes the way that the data will go: whether it can be gone is known before anybody is away.
@@ -129,6 +153,10 @@ impl Places {
         let adoption = Adoption {
             directory: self.directory.clone(),
             system: SystemId(system),
+            enabled: match &unit {
+                Some(unit) => is_enabled(unit).await,
+                None => false,
+            },
             unit,
             start_conf,
             auto_conf: std::fs::read_to_string(self.directory.join("postgresql.auto.conf")).ok(),
@@ -138,33 +166,52 @@ impl Places {
         Ok(true)
     }
 
-    /// Stops the server in order, and sees to it that its own means do not start it again.
-    async fn stop(&self) -> Outcome<Option<u32>> {
-        let Some(noted) = noted(&self.layout) else { return Err(Failure::failed("what is to be undone is not noted")) };
+    /// Waits for the cluster. What takes long comes while clients are served; after it everything is looked at once more, so that an old view stops no server.
+    async fn ready(&self, fresh: bool) -> Outcome {
+        self.until_claimed(fresh).await?;
+        if postmaster(&self.directory).is_some() {
+            self.checkpoint().await;
+        }
+        self.alone()?;
+        self.until_claimed(false).await
+    }
+
+    /// Sees to it that its own means do not start it again.
+    async fn disable(&self, noted: &Adoption, unit: Option<&str>) -> Outcome {
         if let Some((path, _)) = &noted.start_conf {
             write_file(path, b"disabled\n", 0o644, None, true).map_err(crate::local::keys::net)?;
         }
-        let unit = noted.unit.as_deref().filter(|_| systemd());
-        if let Some(unit) = unit {
+        let units: BTreeSet<&str> = noted.unit.as_deref().into_iter().chain(unit).filter(|_| systemd()).collect();
+        for unit in &units {
             // An instance that Debian's generator enabled has nothing to be disabled: its file says it.
             let _ = super::service::systemctl(&["disable", unit]).await;
-            if noted.start_conf.is_some() {
-                let _ = super::service::systemctl(&["daemon-reload"]).await;
-            }
         }
+        if noted.start_conf.is_some() && !units.is_empty() {
+            let _ = super::service::systemctl(&["daemon-reload"]).await;
+        }
+        Ok(())
+    }
+
+    /// Stops the server in order.
+    async fn stop(&self) -> Outcome<Option<u32>> {
+        let Some(noted) = noted(&self.layout) else { return Err(Failure::failed("what is to be undone is not noted")) };
         let pid = postmaster(&self.directory);
-        if let Some(pid) = pid {
-            self.checkpoint().await;
-            match unit {
-                // Its own supervisor stops it, or it would start it again.
-                Some(unit) => super::service::systemctl(&["stop", "--no-block", unit]).await?,
-                None => self.interrupt(pid)?,
-            }
+        // Who keeps it now: somebody may have started it by other means since that was noted.
+        let unit = match pid {
+            Some(pid) => unit(pid).await,
+            None => None,
+        };
+        self.disable(&noted, unit.as_deref()).await?;
+        match (pid, unit) {
+            // Its own supervisor stops it, or it would start it again.
+            (Some(_), Some(unit)) => super::service::systemctl(&["stop", "--no-block", &unit]).await?,
+            (Some(pid), None) => self.interrupt(pid)?,
+            (None, _) => {}
         }
         let until = Instant::now() + STOP;
-        while postmaster(&self.directory).is_some() || !working_in(&self.directory).is_empty() {
+        while postmaster(&self.directory).is_some() || !at_work(&self.directory).is_empty() {
             if Instant::now() >= until {
-                let left = working_in(&self.directory);
+                let left = at_work(&self.directory);
                 let what = format!(
                     "the server of {} has not ended after {} s (processes {left:?})",
                     self.directory.display(),
@@ -237,15 +284,11 @@ impl Places {
                 self.directory.display()
             ));
         }
-        if let Some((path, said)) = noted.as_ref().and_then(|noted| noted.start_conf.as_ref()) {
-            ways.push(format!(
-                "echo {} > {}",
-                said.lines().find(|line| !line.starts_with('#') && !line.trim().is_empty()).unwrap_or("auto"),
-                path.display()
-            ));
-        }
-        if let Some(unit) = noted.and_then(|noted| noted.unit) {
-            ways.push(format!("systemctl start {unit}"));
+        if let Some(noted) = noted {
+            ways.extend(noted.undo());
+            ways.push(
+                noted.unit.map_or_else(|| "start it by its own means".into(), |unit| format!("systemctl start {unit}")),
+            );
         }
         ways.push("docs/adopt.md tells it step by step".to_owned());
         let hint = failure.hint.clone().into_iter().chain(ways).collect::<Vec<_>>().join("\n");

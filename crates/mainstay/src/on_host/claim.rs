@@ -72,9 +72,8 @@ pub(super) async fn until_claimed(node: &NodeId) -> Outcome {
             Seen::Ready => return Ok(()),
             Seen::Over(term) => {
                 let what = format!("the cluster has its data already (term {term})");
-                return Err(Failure::failed(what).hint(
-                    "the existing server was not touched and goes on; take `adopt` out of the file to leave it",
-                ));
+                return Err(Failure::failed(what)
+                    .hint("this run has not touched the existing server; take `adopt` out of the file to leave it"));
             }
             Seen::Wait => {}
         }
@@ -85,7 +84,7 @@ pub(super) async fn until_claimed(node: &NodeId) -> Outcome {
             };
             let what = format!("the cluster is not ready: after {} s the agent of {node} {what}", CLAIM.as_secs());
             return Err(Failure::not_now(what).hint(
-                "the existing server was not touched and goes on; more than half of the agents must reach each other: mainstay status, mainstay why",
+                "this run has not touched the existing server; more than half of the agents must reach each other: mainstay status, mainstay why",
             ));
         }
         tokio::time::sleep(EACH).await;

@@ -72,7 +72,7 @@ fn what_keeps_a_server_from_being_adopted_is_told_before_it_is_stopped() {
     };
     assert_eq!(told(&|_| {}, &text), "");
     type Change<'a> = (&'a str, &'a dyn Fn(&mut World));
-    let cases: [Change<'_>; 19] = [
+    let cases: [Change<'_>; 25] = [
         ("does not exist", &|world| existing(world).no_data = Some("does not exist".into())),
         ("other data than those whose adoption began", &|world| existing(world).noted = Some("78".into())),
         ("is of PostgreSQL 16, and servers of this node are PostgreSQL 15", &|world| existing(world).major = 16),
@@ -94,12 +94,34 @@ fn what_keeps_a_server_from_being_adopted_is_told_before_it_is_stopped() {
         ("a standby streams from", &|world| asked(world).standbys = vec!["walreceiver at 10.0.0.7".into()]),
         ("pg_drop_replication_slot('it''s')", &|world| asked(world).slots = vec!["it's".into()]),
         ("prepared transactions", &|world| asked(world).prepared = 2),
+        ("mounted at /srv/main/pg_wal", &|world| existing(world).mounts = vec!["/srv/main/pg_wal".into()]),
+        ("/data, where the data of /srv/main will lie, is not empty", &|world| {
+            existing(world).occupied = Some("/var/lib/mainstay/orders/data".into())
+        }),
+        ("bash (process 7) works in", &|world| existing(world).strangers = vec!["bash (process 7)".into()]),
+        ("echo auto > start.conf; then start it by its own means, then", &|world| {
+            existing(world).undo = vec!["echo auto > start.conf".into()];
+            (existing(world).noted, existing(world).pid, existing(world).told) = (Some("77".into()), None, None);
+        }),
+        ("put the line back: adopt = \"/srv/main\"", &|world| {
+            let place = "/var/lib/mainstay/orders/data.adopted".into();
+            world.host(&name(2)).adopt = Some(Adopt::Unnamed { directory: "/srv/main".into(), place });
+        }),
+        ("comes too late", &|world| world.host(&name(1)).identity = Some("78".into())),
         ("secrets/app.password", &|world| asked(world).app = true),
     ];
     for (words, change) in cases {
         let told = told(change, &text);
         assert!(told.contains(words), "{words}: {told}");
     }
+    // The cluster's data are these, or were.
+    let same = |world: &mut World| world.host(&name(1)).identity = Some("77".into());
+    assert_eq!(told(&same, &text), "");
+    let again = |world: &mut World| {
+        world.host(&name(1)).identity = Some("76".into());
+        existing(world).noted = Some("76".into());
+    };
+    assert_eq!(told(&again, &text), "");
     let library = |world: &mut World| world.host(&name(3)).libraries = vec!["timescaledb".into()];
     assert!(told(&library, &text).contains("no library \"timescaledb\""));
     let md5 = |world: &mut World| asked(world).md5 = vec!["shop".into()];
