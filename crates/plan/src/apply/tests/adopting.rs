@@ -59,17 +59,19 @@ fn a_server_is_adopted_last_wherever_that_was_interrupted() {
     assert_eq!(work(&wanted, &inventory), Ok(Work::default()));
 }
 
+/// What stands in the way once the hosts were changed.
+fn told(change: &dyn Fn(&mut World), text: &str) -> String {
+    let (mut world, _) = adopting();
+    change(&mut world);
+    world.decide(text, false).map_or_else(
+        |found| found.iter().map(|each| format!("{}: {}\n", each.what, each.mend)).collect::<String>(),
+        |_| String::new(),
+    )
+}
+
 #[test]
 fn what_keeps_a_server_from_being_adopted_is_told_before_it_is_stopped() {
-    let (bare, text) = adopting();
-    let told = |change: &dyn Fn(&mut World), text: &str| {
-        let mut world = bare.clone();
-        change(&mut world);
-        world.decide(text, false).map_or_else(
-            |found| found.iter().map(|each| format!("{}: {}\n", each.what, each.mend)).collect::<String>(),
-            |_| String::new(),
-        )
-    };
+    let (_, text) = adopting();
     assert_eq!(told(&|_| {}, &text), "");
     type Change<'a> = (&'a str, &'a dyn Fn(&mut World));
     let cases: [Change<'_>; 25] = [
@@ -114,6 +116,11 @@ fn what_keeps_a_server_from_being_adopted_is_told_before_it_is_stopped() {
         let told = told(change, &text);
         assert!(told.contains(words), "{words}: {told}");
     }
+}
+
+#[test]
+fn what_somebody_has_decided_about_is_in_nobodys_way() {
+    let (_, text) = adopting();
     // The cluster's data are these, or were.
     let same = |world: &mut World| world.host(&name(1)).identity = Some("77".into());
     assert_eq!(told(&same, &text), "");
@@ -144,40 +151,18 @@ fn what_keeps_a_server_from_being_adopted_is_told_before_it_is_stopped() {
     assert_eq!((told(&md5, &more), told(&ldap, &more)), (String::new(), String::new()));
 }
 
+fn setting(name: &str, value: &str) -> Setting {
+    Setting { name: name.into(), value: value.into(), ..Setting::default() }
+}
+
+/// Is it in the way?
+fn open(one: Setting, text: &str) -> bool {
+    !told(&|world| asked(world).settings = vec![one.clone()], text).is_empty()
+}
+
 #[test]
-fn parameters_that_nobody_has_decided_about_keep_a_server_from_being_adopted() {
+fn what_goes_with_the_data_must_not_count_before_the_file() {
     let (bare, text) = adopting();
-    let setting = |name: &str, value: &str| Setting { name: name.into(), value: value.into(), ..Setting::default() };
-    let ours = |name: &str, value: &str, ours: &str| Setting { ours: Some(ours.into()), ..setting(name, value) };
-    let open = |one: Setting, text: &str| {
-        let mut world = bare.clone();
-        asked(&mut world).settings = vec![one];
-        world.decide(text, false).is_err()
-    };
-    let fine = [
-        ours("max_connections", "100", "200"),
-        ours("TimeZone", "Etc/UTC", "UTC"),
-        ours("shared_buffers", "128MB", "128MB"),
-        Setting { built_in: true, ..setting("DateStyle", "ISO, MDY") },
-        Setting { owned: true, ..setting("archive_command", "cp") },
-        Setting { automatic: true, ..setting("work_mem", "64MB") },
-        setting("log_min_duration_statement", "1s"),
-        setting("external_pid_file", "/run/x.pid"),
-    ];
-    for one in fine {
-        assert!(!open(one.clone(), &text), "{one:?}");
-    }
-    let decide = [
-        ours("max_connections", "500", "200"),
-        ours("TimeZone", "Europe/Berlin", "UTC"),
-        setting("default_text_search_config", "pg_catalog.german"),
-        setting("shared_preload_libraries", "pg_stat_statements"),
-    ];
-    for one in decide {
-        assert!(open(one.clone(), &text), "{one:?}");
-        let decided = format!("{text}[postgres.parameters]\n{} = \"x\"\n", one.name.to_lowercase());
-        assert!(!open(one.clone(), &decided), "{one:?}");
-    }
     // What the file says does not count beside these.
     let automatic = |name: &str, value: &str| Setting { automatic: true, ..setting(name, value) };
     let refused = [
@@ -202,6 +187,36 @@ fn parameters_that_nobody_has_decided_about_keep_a_server_from_being_adopted() {
     let waits = Setting { pending: true, built_in: true, ..setting("max_files_per_process", "1000") };
     let decided = format!("{text}[postgres.parameters]\nmax_files_per_process = \"2000\"\n");
     assert!(open(waits.clone(), &text) && !open(waits, &decided));
+}
+
+#[test]
+fn parameters_that_nobody_has_decided_about_keep_a_server_from_being_adopted() {
+    let (bare, text) = adopting();
+    let ours = |name: &str, value: &str, ours: &str| Setting { ours: Some(ours.into()), ..setting(name, value) };
+    let fine = [
+        ours("max_connections", "100", "200"),
+        ours("TimeZone", "Etc/UTC", "UTC"),
+        ours("shared_buffers", "128MB", "128MB"),
+        Setting { built_in: true, ..setting("DateStyle", "ISO, MDY") },
+        Setting { owned: true, ..setting("archive_command", "cp") },
+        Setting { automatic: true, ..setting("work_mem", "64MB") },
+        setting("log_min_duration_statement", "1s"),
+        setting("external_pid_file", "/run/x.pid"),
+    ];
+    for one in fine {
+        assert!(!open(one.clone(), &text), "{one:?}");
+    }
+    let decide = [
+        ours("max_connections", "500", "200"),
+        ours("TimeZone", "Europe/Berlin", "UTC"),
+        setting("default_text_search_config", "pg_catalog.german"),
+        setting("shared_preload_libraries", "pg_stat_statements"),
+    ];
+    for one in decide {
+        assert!(open(one.clone(), &text), "{one:?}");
+        let decided = format!("{text}[postgres.parameters]\n{} = \"x\"\n", one.name.to_lowercase());
+        assert!(!open(one.clone(), &decided), "{one:?}");
+    }
     // What is told can be pasted, and says what becomes of the rest.
     let mut world = bare.clone();
     asked(&mut world).settings =
