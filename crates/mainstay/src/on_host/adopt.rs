@@ -1,27 +1,25 @@
 //! Bringing an existing server's data to a node (docs/adr/0037): looked at once more, its server stopped in order and not started again there,
 //! one rename. Goes on from wherever an earlier run has ended; nothing is copied, and nothing is removed.
 
-use super::existing::{control, no_data, noted, postmaster, psql, start_conf, unit, working_in};
-use super::{CONFIG, Task, systemd, target};
-use crate::client::{Agents, decode};
+use super::around::{at_work, mounts, strangers};
+use super::claim::until_claimed;
+use super::existing::{control, is_enabled, no_data, noted, occupied, postmaster, psql, start_conf, unit};
+use super::{Task, systemd, target};
 use crate::failure::{Failure, Outcome};
-use crate::target::Target;
 use mainstay_model::adoption::Adoption;
-use mainstay_model::api::Standing;
 use mainstay_model::layout::NodeLayout;
 use mainstay_model::spec::Spec;
-use mainstay_model::{ClaimState, NodeId, SystemId};
+use mainstay_model::{NodeId, SystemId};
 use mainstay_net::write_file;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How long this node may take to hold the right to make the first copy: a store is founded and led.
-const CLAIM: Duration = Duration::from_secs(120);
 /// How long a checkpoint may take while clients still work: what it writes need not be written while they are away.
 const CHECKPOINT: Duration = Duration::from_secs(600);
 /// How long the server may take to stop.
@@ -57,7 +55,7 @@ pub(crate) async fn bring(bring: &Bring) -> Outcome<Value> {
     let Some(directory) = node.adopt.clone() else {
         return Err(Failure::usage(format!("the file names no server to adopt for {}", node.name)));
     };
-    if layout.adopted().exists() || layout.data().join("PG_VERSION").exists() {
+    if layout.adopted().exists() || (layout.data().join("PG_VERSION").exists() && no_data(&directory).is_some()) {
         return Ok(json!({ "adopted": false, "why": "its data are there" }));
     }
     if let Some(why) = no_data(&directory) {
@@ -68,8 +66,12 @@ pub(crate) async fn bring(bring: &Bring) -> Outcome<Value> {
     let places = Places { node: node.name.clone(), spec: target.spec.clone(), layout, directory, major };
     places.check(&bring.system).await?;
     places.movable()?;
-    places.until_claimed().await?;
-    places.note(&bring.system).await?;
+    places.alone()?;
+    let fresh = places.note(&bring.system).await?;
+    let interrupted = !fresh && postmaster(&places.directory).is_none();
+    let ready = places.ready(fresh).await;
+    // An earlier run has stopped it: how it comes back is to be said.
+    ready.map_err(|failure| if interrupted { places.back(failure) } else { failure })?;
     let pid = places.stop().await.map_err(|failure| places.back(failure))?;
     places.rename(&bring.system).await.map_err(|failure| places.back(failure))?;
     Ok(json!({ "adopted": true, "stopped": pid }))
@@ -92,6 +94,24 @@ impl Places {
         Ok(())
     }
 
+    /// Nothing is in the way of the rename, and nobody of the stop: that is found while clients are served.
+    fn alone(&self) -> Outcome {
+        let shown = self.directory.display();
+        let untouched =
+            |what: String| Failure::failed(what).hint("this run has touched nothing; mend it, then apply again");
+        if let Some(mount) = mounts(&self.directory).first() {
+            return Err(untouched(format!("a file system is mounted at {mount}: it does not go with {shown}")));
+        }
+        if let Some(place) = occupied(&self.layout) {
+            return Err(untouched(format!("{place}, where the data of {shown} will lie, is not empty")));
+        }
+        let server = postmaster(&self.directory);
+        match server.and_then(|server| strangers(&self.directory, server).into_iter().next()) {
+            Some(stranger) => Err(untouched(format!("{stranger} works in {shown} and is not of its server"))),
+            None => Ok(()),
+        }
+    }
+
     /// A directory of no meaning goes the way that the data will go: whether it can be gone is known before anybody is away.
     fn movable(&self) -> Outcome {
         let above = self.directory.parent().unwrap_or(Path::new("/"));
@@ -106,44 +126,20 @@ impl Places {
         })
     }
 
-    /// The old server goes on until the cluster is there for its data: its store works, and this node is to make the first copy.
-    async fn until_claimed(&self) -> Outcome {
-        let agents = Agents::of(&Target::read(Path::new(CONFIG))?)?;
-        let until = Instant::now() + CLAIM;
-        loop {
-            let answer = agents.ask(&self.node, "GET", "/v1/standing", None).await;
-            let standing: Option<Standing> = answer.ok().and_then(|answer| decode(&answer));
-            let record = standing.and_then(|standing| standing.record).map(|(_, record)| record);
-            let ours = |record: &mainstay_model::Record| {
-                record.state == ClaimState::Founding && record.holder.as_ref() == Some(&self.node)
-            };
-            if record.as_ref().is_some_and(ours) {
-                return Ok(());
-            }
-            if let Some(held) = record.filter(|record| record.state != ClaimState::Founding) {
-                let what = format!("the cluster has its data already (term {})", held.term);
-                return Err(
-                    Failure::failed(what).hint("the existing server was not touched; take `adopt` out of the file")
-                );
-            }
-            if Instant::now() >= until {
-                let what = format!(
-                    "the cluster is not ready: after {} s the agent of {} does not hold the right to make the first copy",
-                    CLAIM.as_secs(),
-                    self.node
-                );
-                return Err(Failure::not_now(what).hint(
-                    "the existing server was not touched and goes on; more than half of the agents must reach each other: mainstay status, mainstay why",
-                ));
-            }
-            tokio::time::sleep(EACH).await;
+    /// The old server goes on until the cluster is there for its data. What is noted before makes this node's engine wait for them.
+    async fn until_claimed(&self, fresh: bool) -> Outcome {
+        let claimed = until_claimed(&self.node).await;
+        if claimed.is_err() && fresh {
+            // Nothing was touched, and there is nothing to be undone.
+            drop(std::fs::remove_file(self.layout.adoption()));
         }
+        claimed
     }
 
-    /// What is done from here on can be undone by what stands there.
-    async fn note(&self, system: &str) -> Outcome {
+    /// What is done from here on can be undone by what stands there. Was it noted only now?
+    async fn note(&self, system: &str) -> Outcome<bool> {
         if noted(&self.layout).is_some() {
-            return Ok(());
+            return Ok(false);
         }
         let system = system.parse().map_err(|_| Failure::usage(format!("{system:?} is no system identifier")))?;
         let start_conf = start_conf(&self.directory).and_then(|path| {
@@ -157,41 +153,65 @@ impl Places {
         let adoption = Adoption {
             directory: self.directory.clone(),
             system: SystemId(system),
+            enabled: match &unit {
+                Some(unit) => is_enabled(unit).await,
+                None => false,
+            },
             unit,
             start_conf,
             auto_conf: std::fs::read_to_string(self.directory.join("postgresql.auto.conf")).ok(),
         };
         let text = serde_json::to_vec_pretty(&adoption).map_err(|error| Failure::failed(error.to_string()))?;
-        write_file(&self.layout.adoption(), &text, 0o600, None, true).map_err(crate::local::keys::net)
+        write_file(&self.layout.adoption(), &text, 0o600, None, true).map_err(crate::local::keys::net)?;
+        Ok(true)
     }
 
-    /// Stops the server in order, and sees to it that its own means do not start it again.
-    async fn stop(&self) -> Outcome<Option<u32>> {
-        let Some(noted) = noted(&self.layout) else { return Err(Failure::failed("what is to be undone is not noted")) };
+    /// Waits for the cluster. What takes long comes while clients are served; after it everything is looked at once more, so that an old view stops no server.
+    async fn ready(&self, fresh: bool) -> Outcome {
+        self.until_claimed(fresh).await?;
+        if postmaster(&self.directory).is_some() {
+            self.checkpoint().await;
+        }
+        self.alone()?;
+        self.until_claimed(false).await
+    }
+
+    /// Sees to it that its own means do not start it again.
+    async fn disable(&self, noted: &Adoption, unit: Option<&str>) -> Outcome {
         if let Some((path, _)) = &noted.start_conf {
             write_file(path, b"disabled\n", 0o644, None, true).map_err(crate::local::keys::net)?;
         }
-        let unit = noted.unit.as_deref().filter(|_| systemd());
-        if let Some(unit) = unit {
+        let units: BTreeSet<&str> = noted.unit.as_deref().into_iter().chain(unit).filter(|_| systemd()).collect();
+        for unit in &units {
             // An instance that Debian's generator enabled has nothing to be disabled: its file says it.
             let _ = super::service::systemctl(&["disable", unit]).await;
-            if noted.start_conf.is_some() {
-                let _ = super::service::systemctl(&["daemon-reload"]).await;
-            }
         }
+        if noted.start_conf.is_some() && !units.is_empty() {
+            let _ = super::service::systemctl(&["daemon-reload"]).await;
+        }
+        Ok(())
+    }
+
+    /// Stops the server in order.
+    async fn stop(&self) -> Outcome<Option<u32>> {
+        let Some(noted) = noted(&self.layout) else { return Err(Failure::failed("what is to be undone is not noted")) };
         let pid = postmaster(&self.directory);
-        if let Some(pid) = pid {
-            self.checkpoint().await;
-            match unit {
-                // Its own supervisor stops it, or it would start it again.
-                Some(unit) => super::service::systemctl(&["stop", "--no-block", unit]).await?,
-                None => self.interrupt(pid)?,
-            }
+        // Who keeps it now: somebody may have started it by other means since that was noted.
+        let unit = match pid {
+            Some(pid) => unit(pid).await,
+            None => None,
+        };
+        self.disable(&noted, unit.as_deref()).await?;
+        match (pid, unit) {
+            // Its own supervisor stops it, or it would start it again.
+            (Some(_), Some(unit)) => super::service::systemctl(&["stop", "--no-block", &unit]).await?,
+            (Some(pid), None) => self.interrupt(pid)?,
+            (None, _) => {}
         }
         let until = Instant::now() + STOP;
-        while postmaster(&self.directory).is_some() || !working_in(&self.directory).is_empty() {
+        while postmaster(&self.directory).is_some() || !at_work(&self.directory).is_empty() {
             if Instant::now() >= until {
-                let left = working_in(&self.directory);
+                let left = at_work(&self.directory);
                 let what = format!(
                     "the server of {} has not ended after {} s (processes {left:?})",
                     self.directory.display(),
@@ -264,15 +284,11 @@ impl Places {
                 self.directory.display()
             ));
         }
-        if let Some((path, said)) = noted.as_ref().and_then(|noted| noted.start_conf.as_ref()) {
-            ways.push(format!(
-                "echo {} > {}",
-                said.lines().find(|line| !line.starts_with('#') && !line.trim().is_empty()).unwrap_or("auto"),
-                path.display()
-            ));
-        }
-        if let Some(unit) = noted.and_then(|noted| noted.unit) {
-            ways.push(format!("systemctl start {unit}"));
+        if let Some(noted) = noted {
+            ways.extend(noted.undo());
+            ways.push(
+                noted.unit.map_or_else(|| "start it by its own means".into(), |unit| format!("systemctl start {unit}")),
+            );
         }
         ways.push("docs/adopt.md tells it step by step".to_owned());
         let hint = failure.hint.clone().into_iter().chain(ways).collect::<Vec<_>>().join("\n");

@@ -1,8 +1,10 @@
 //! What this host shows of a server that exists and is to be adopted (docs/adr/0037). Changes nothing.
 
+use super::around::{mounts, strangers, working_in};
 use crate::local::user;
 use mainstay_model::adoption::Adoption;
 use mainstay_model::layout::NodeLayout;
+use mainstay_model::record::Durable;
 use mainstay_model::spec::{Node, Spec};
 use mainstay_plan::apply::adopt::{Adopt, Existing, Told};
 use std::os::unix::fs::MetadataExt as _;
@@ -23,14 +25,17 @@ const ASK: &str = "set statement_timeout = '10s'; select json_build_object(\
  'superuser', exists(select from pg_roles where rolname = 'postgres' and rolsuper and rolcanlogin), \
  'bytes', (select coalesce(sum(pg_database_size(oid)), 0)::bigint from pg_database), \
  'clients', (select count(*) from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()), \
- 'settings', (select coalesce(json_agg(json_build_object('name', name, 'value', current_setting(name), \
+ 'settings', (select coalesce(json_agg(json_build_object('name', name, 'value', coalesce(auto, current_setting(name)), \
    'built_in', setting is not distinct from boot_val, \
-   'automatic', coalesce(sourcefile like '%/postgresql.auto.conf', false), 'ours', null, 'owned', false) order by name), '[]') \
-   from pg_settings where source in ('configuration file', 'command line')), \
+   'automatic', auto is not null, 'pending', pending_restart or auto is not null and source = 'command line', 'ours', null, 'owned', false) order by name), '[]') \
+   from (select *, (select f.setting from pg_file_settings f where lower(f.name) = lower(s.name) \
+     and f.sourcefile like '%/postgresql.auto.conf' order by seqno desc limit 1) as auto from pg_settings s) as found \
+     where pending_restart or auto is not null or source in ('configuration file', 'command line')), \
  'access', (select coalesce(json_agg(json_build_array(concat_ws(' ', type, array_to_string(database, ','), \
    array_to_string(user_name, ','), address, netmask, auth_method, array_to_string(options, ' ')), auth_method) order by line_number), '[]') \
    from pg_hba_file_rules where type like 'host%' and error is null and database <> '{replication}' \
-   and coalesce(address, '') not like '127.%' and coalesce(address, '') <> '::1'), \
+   and not ((coalesce(address, '') like '127.%' or coalesce(address, '') = '::1') \
+     and auth_method in ('scram-sha-256', 'md5', 'password', 'reject'))), \
  'slots', (select coalesce(json_agg(slot_name), '[]') from pg_replication_slots), \
  'standbys', (select coalesce(json_agg(application_name || ' at ' || coalesce(client_addr::text, 'its socket')), '[]') from pg_stat_replication), \
  'prepared', (select count(*) from pg_prepared_xacts), \
@@ -39,12 +44,16 @@ const ASK: &str = "set statement_timeout = '10s'; select json_build_object(\
 
 /// What there is of the server that the file names for a node.
 pub(super) async fn look(spec: &Spec, node: &Node, layout: &NodeLayout) -> Option<Adopt> {
-    let directory = node.adopt.as_ref().filter(|_| !node.witness)?;
-    if layout.adopted().exists() || layout.data().join("PG_VERSION").exists() {
+    let Some(directory) = node.adopt.as_ref().filter(|_| !node.witness) else { return unnamed(layout) };
+    // Beside data that are still where the file says, what lies here is something else.
+    if layout.adopted().exists() || (is_database(&layout.data()) && no_data(directory).is_some()) {
         return Some(Adopt::Taken);
     }
     let mut existing = Existing { directory: directory.display().to_string(), ..Existing::default() };
-    existing.noted = noted(layout).map(|noted| noted.system.to_string());
+    if let Some(noted) = noted(layout) {
+        existing.undo = noted.undo();
+        existing.noted = Some(noted.system.to_string());
+    }
     existing.no_data = no_data(directory);
     if existing.no_data.is_none() {
         on_disk(spec, directory, layout, &mut existing).await;
@@ -55,6 +64,40 @@ pub(super) async fn look(spec: &Spec, node: &Node, layout: &NodeLayout) -> Optio
         }
     }
     Some(Adopt::Named(Box::new(existing)))
+}
+
+fn is_database(directory: &Path) -> bool {
+    directory.join("PG_VERSION").exists()
+}
+
+/// Where the data of an adoption are whose line the file has lost. Over once the node has seen that the cluster has its data.
+fn unnamed(layout: &NodeLayout) -> Option<Adopt> {
+    let noted = noted(layout);
+    let place = match &noted {
+        _ if layout.adopted().exists() => layout.adopted(),
+        Some(_) if identity(layout).is_some() => return None,
+        Some(_) if is_database(&layout.data()) => layout.data(),
+        Some(noted) if no_data(&noted.directory).is_none() => noted.directory.clone(),
+        _ => return None,
+    };
+    let directory = noted.map_or_else(|| place.clone(), |noted| noted.directory);
+    Some(Adopt::Unnamed { directory: directory.display().to_string(), place: place.display().to_string() })
+}
+
+/// The identity of the cluster's data, as far as this node has heard of it.
+pub(super) fn identity(layout: &NodeLayout) -> Option<String> {
+    let text = std::fs::read_to_string(layout.durable()).ok()?;
+    serde_json::from_str::<Durable>(&text).ok()?.system.map(|system| system.to_string())
+}
+
+/// Where the data are to lie, if something lies there.
+pub(super) fn occupied(layout: &NodeLayout) -> Option<String> {
+    let data = layout.data();
+    match std::fs::read_dir(&data) {
+        Ok(mut entries) => entries.next().map(|_| data.display().to_string()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => Some(format!("{} ({error})", data.display())),
+    }
 }
 
 /// What an adoption that was begun has noted.
@@ -95,13 +138,17 @@ async fn on_disk(spec: &Spec, directory: &Path, layout: &NodeLayout, existing: &
     }
     existing.elsewhere = elsewhere(directory, layout.dir());
     existing.links = links(directory);
+    existing.mounts = mounts(directory);
+    existing.occupied = occupied(layout);
     existing.standby = ["standby.signal", "recovery.signal"].iter().any(|name| directory.join(name).exists());
     if let Ok(control) = control(spec, directory, existing.major).await {
         existing.system = control.system;
         existing.state = control.state;
         existing.checksums = control.checksums;
     }
-    existing.pid = postmaster(directory).or_else(|| working_in(directory).first().copied());
+    let server = postmaster(directory);
+    existing.strangers = server.map(|pid| strangers(directory, pid)).unwrap_or_default();
+    existing.pid = server.or_else(|| working_in(directory).first().copied());
 }
 
 /// Why a rename can not bring one to the other.
@@ -189,13 +236,6 @@ fn noted_by_server(directory: &Path) -> Option<Vec<String>> {
     Some(text.lines().map(str::to_owned).collect())
 }
 
-/// Processes that work in this directory.
-pub(super) fn working_in(directory: &Path) -> Vec<u32> {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    pids.filter(|pid| std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == directory)).collect()
-}
-
 fn managers() -> Vec<String> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| std::fs::read_to_string(entry.path().join("comm")).ok());
@@ -231,6 +271,13 @@ pub(super) async fn unit(pid: u32) -> Option<String> {
     let mut show = tokio::process::Command::new("systemctl");
     let main = said(show.args(["show", "--property", "MainPID", "--value", name])).await.ok()?;
     (main.trim() == pid.to_string()).then(|| name.to_owned())
+}
+
+/// Is the unit started with the host? One that others start has nothing that could be disabled.
+pub(super) async fn is_enabled(unit: &str) -> bool {
+    said(tokio::process::Command::new("systemctl").args(["is-enabled", unit]))
+        .await
+        .is_ok_and(|said| said.trim() == "enabled")
 }
 
 /// Debian's file that says whether the server of this directory is started.

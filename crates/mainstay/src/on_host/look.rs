@@ -73,6 +73,7 @@ pub(crate) async fn look(task: &Task) -> Outcome<Host> {
             Err(why) => Some(format!("what can not be read ({why})")),
         },
         libraries: super::existing::missing_libraries(&seen.target.spec).await,
+        identity: super::existing::identity(&layout),
         adopt,
         free: facts.volume.space.as_ref().ok().map(|(_, free)| *free),
         findings: findings.map(said).collect(),

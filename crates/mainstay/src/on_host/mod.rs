@@ -2,6 +2,8 @@
 //! is decided where apply runs (`mainstay_plan::apply`), from what [`look`] shows.
 
 pub(crate) mod adopt;
+mod around;
+mod claim;
 mod existing;
 pub(crate) mod look;
 pub(crate) mod place;

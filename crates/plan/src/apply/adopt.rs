@@ -1,15 +1,16 @@
 //! An existing server that the file names for a node (`adopt`): what its host shows of it, what stands in the way, and what is told before
 //! anybody is asked (docs/adr/0037).
 
+mod told;
+
+pub use told::told;
+
 use super::facts::{Inventory, Wanted};
 use super::obstacles::Obstacle;
 use mainstay_model::spec::{Node, Spec};
 use mainstay_model::{Durability, NodeId};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 
-/// Clients see no server from the stop of the old one until the new primary is open; beyond the stop itself it takes about this long. Seconds.
-const AWAY: &str = "some 10 s";
 /// The pace at which a copy is made, as a guess that is told as one.
 const COPY_BYTES_S: u64 = 100_000_000;
 /// For longer nobody's commits are held until a copy exists.
@@ -45,6 +46,13 @@ pub enum Adopt {
     Taken,
     /// Its data lie where the file says, or should.
     Named(Box<Existing>),
+    /// The adoption of this directory was begun, the data lie at `place`, and the file does not name it any more.
+    Unnamed {
+        /// Where its server had them.
+        directory: String,
+        /// Where they are.
+        place: String,
+    },
 }
 
 /// What a host shows of the server.
@@ -68,6 +76,14 @@ pub struct Existing {
     pub elsewhere: Option<String>,
     /// Links in it that lead out of it: tablespaces, the log. Name and target.
     pub links: Vec<(String, String)>,
+    /// File systems that are mounted on it or in it.
+    pub mounts: Vec<String>,
+    /// Where the node's data will lie there is something already.
+    pub occupied: Option<String>,
+    /// Processes that work in it and are not the server's, in words.
+    pub strangers: Vec<String>,
+    /// What lets it be started by its own means again, if an interrupted adoption has taken that away: commands.
+    pub undo: Vec<String>,
     /// A file in it makes it a standby.
     pub standby: bool,
     /// How it was left, in the words of `pg_controldata`.
@@ -124,6 +140,9 @@ pub struct Setting {
     pub built_in: bool,
     /// It stands in `postgresql.auto.conf`, which goes with the data.
     pub automatic: bool,
+    /// What stands in a file is not what the server runs with: it waits for a restart, or the command line says something else.
+    #[serde(default)]
+    pub pending: bool,
     /// What a server of ours has, if it sets it and the file does not.
     pub ours: Option<String>,
     /// Mainstay sets it itself.
@@ -143,6 +162,19 @@ enum Fate {
     Owned,
     /// Somebody must say what it is to be.
     Open,
+    /// It goes with the data, counts before the file, and must not: the file's promises would not be kept, or what counts is not what was seen.
+    Refused,
+}
+
+/// Does it break what the file promises, or keep a server elsewhere from its start, wherever the data go? The file can not mend it.
+fn breaks(name: &str, value: &str) -> bool {
+    match name {
+        // A commit would be acknowledged that no replica holds.
+        "synchronous_commit" => !value.eq_ignore_ascii_case("on"),
+        "default_transaction_read_only" => !value.eq_ignore_ascii_case("off"),
+        // Which of them are there is looked at for the file's.
+        _ => name.ends_with("_preload_libraries") && !value.trim().is_empty(),
+    }
 }
 
 fn fate(setting: &Setting, spec: &Spec) -> Fate {
@@ -153,10 +185,13 @@ fn fate(setting: &Setting, spec: &Spec) -> Fate {
     }
     // The file's line has no effect beside it; it is the data's.
     if setting.automatic {
-        return Fate::Stays;
+        return if setting.pending || breaks(&name, &setting.value) { Fate::Refused } else { Fate::Stays };
     }
     if in_file {
         return Fate::Decided;
+    }
+    if setting.pending {
+        return Fate::Open;
     }
     if name.starts_with("log_") || name.starts_with("ssl_") || SURROUNDINGS.contains(&name.as_str()) {
         return Fate::Goes;
@@ -190,19 +225,56 @@ fn toml(value: &str) -> String {
 /// The server that is still to be brought: on which node, and what is known of it. `None`: nothing is adopted, or it was done.
 #[must_use]
 pub fn pending<'a>(wanted: &Wanted<'_>, inventory: &'a Inventory) -> Option<(NodeId, &'a Existing)> {
-    // A cluster with a primary has its data; what the line said is over.
-    if inventory.primary.is_some() {
+    // Once a cluster has its data, what the line said is over.
+    if has_data(inventory) {
         return None;
     }
     let node = wanted.spec.founder()?;
     match inventory.host(node)?.adopt.as_ref()? {
         Adopt::Named(existing) => Some((node.clone(), existing)),
-        Adopt::Taken => None,
+        Adopt::Taken | Adopt::Unnamed { .. } => None,
+    }
+}
+
+/// Is there a first copy? Nodes have noted its identity, also while none of them is the primary.
+fn has_data(inventory: &Inventory) -> bool {
+    inventory.primary.is_some() || identities(inventory).next().is_some()
+}
+
+fn identities(inventory: &Inventory) -> impl Iterator<Item = &str> {
+    inventory.hosts.values().flatten().filter_map(|host| host.identity.as_deref())
+}
+
+/// An adoption that came too late, or whose line was taken out half-way: clients would be led to a cluster without the data that wait there.
+fn passed_over(inventory: &Inventory, node: &Node, found: &mut Vec<Obstacle>) {
+    match inventory.host(&node.name).and_then(|host| host.adopt.as_ref()) {
+        Some(Adopt::Unnamed { directory, place }) => found.push(Obstacle::on(
+            &node.name,
+            format!("the server of {directory} was to be adopted, and the file does not say so any more: its data are in {place}"),
+            format!(
+                "put the line back: adopt = {}; or hand the data back first, as docs/adopt.md says under \"The way back\", and remove agent/adopted.json from the node's directory",
+                toml(directory)
+            ),
+        )),
+        Some(Adopt::Named(existing)) if has_data(inventory) && existing.no_data.is_none() => {
+            // What is noted here was adopted; a directory that is there again was made later.
+            let known = |system: &str| identities(inventory).any(|known| known == system);
+            if known(&existing.system) || existing.noted.as_deref().is_some_and(known) {
+                return;
+            }
+            found.push(Obstacle::on(
+                &node.name,
+                format!("the cluster has other data already: the server of {} comes too late to be adopted, and was not touched", existing.directory),
+                "to leave it as it is, take `adopt` out of the file; for a cluster of its data, give this one up first (mainstay status shows what it holds) and make a new one",
+            ));
+        }
+        _ => {}
     }
 }
 
 /// What stands in the way of it.
 pub(super) fn obstacles(wanted: &Wanted<'_>, inventory: &Inventory, node: &Node, found: &mut Vec<Obstacle>) {
+    passed_over(inventory, node, found);
     let Some((_, existing)) = pending(wanted, inventory).filter(|(name, _)| *name == node.name) else { return };
     let mut say = |what: String, mend: String| found.push(Obstacle::on(&node.name, what, mend));
     let dir = &existing.directory;
@@ -211,6 +283,7 @@ pub(super) fn obstacles(wanted: &Wanted<'_>, inventory: &Inventory, node: &Node,
         return say(format!("the server that is to be adopted is not there: {dir} {why}"), mend.into());
     }
     on_disk(wanted, inventory, node, existing, &mut say);
+    places(existing, &mut say);
     for manager in &existing.managers {
         let mend = format!(
             "end it and let it not be started again, its server untouched (systemctl disable --now {manager}; first, where it has a mode for that, let it go: patronictl pause)"
@@ -232,7 +305,7 @@ pub(super) fn obstacles(wanted: &Wanted<'_>, inventory: &Inventory, node: &Node,
         // An interrupted adoption has stopped it: it was asked before.
         (None, None) if existing.noted.is_none() => say(
             format!("the server of {dir} does not run: what is to be kept of it can not be seen"),
-            "start it by its own means (pg_ctlcluster, systemctl), then apply again".into(),
+            first(existing, "start it by its own means (pg_ctlcluster, systemctl), then apply again"),
         ),
         (None, None) => {}
     }
@@ -295,7 +368,7 @@ fn on_disk(
     if !clean && !existing.standby {
         say(
             format!("the server of {dir} was not shut down in order (it is {})", existing.state),
-            "start it and stop it once by its own means, then apply again".into(),
+            first(existing, "start it by its own means, then apply again"),
         );
     }
     let recovers = existing.told.as_ref().and_then(|told| told.as_ref().ok()).is_some_and(|told| told.in_recovery);
@@ -304,6 +377,39 @@ fn on_disk(
             format!("the server of {dir} is a standby"),
             "name its primary with `adopt`, on that server's node; this node then becomes a copy of it by itself"
                 .into(),
+        );
+    }
+}
+
+/// An interrupted adoption has seen to it that nobody starts the server: that is taken back first.
+fn first(existing: &Existing, mend: &str) -> String {
+    match existing.undo.as_slice() {
+        [] => mend.to_owned(),
+        undo => format!("{}; then {mend}", undo.join("; ")),
+    }
+}
+
+/// What keeps the directory, and nothing but the directory, from going where it is to go.
+fn places(existing: &Existing, say: &mut impl FnMut(String, String)) {
+    let dir = &existing.directory;
+    for mount in &existing.mounts {
+        say(
+            format!("a file system is mounted at {mount}: it does not go with {dir}"),
+            "with that server stopped, bring what it holds into the directory below it, and take the mount away (also from /etc/fstab)".into(),
+        );
+    }
+    if let Some(place) = &existing.occupied {
+        say(
+            format!("{place}, where the data of {dir} will lie, is not empty"),
+            format!(
+                "it may be what an interrupted start made: look at it; then, with the agent there stopped, mv {place} {place}.old"
+            ),
+        );
+    }
+    for stranger in &existing.strangers {
+        say(
+            format!("{stranger} works in {dir} and is not of its server: the stop would wait for it"),
+            "let it leave that directory, or end it".into(),
         );
     }
 }
@@ -335,6 +441,7 @@ fn as_told(wanted: &Wanted<'_>, existing: &Existing, told: &Told, say: &mut impl
             format!("write under [postgres.parameters] what each is to be; as they are now:\n{}", open.join("\n")),
         );
     }
+    automatic(spec, told, dir, say);
     let strange: Vec<&str> =
         told.access.iter().filter(|(_, method)| !by_password(method)).map(|(line, _)| line.as_str()).collect();
     if !strange.is_empty() && spec.postgres.hba.is_empty() {
@@ -364,6 +471,27 @@ fn as_told(wanted: &Wanted<'_>, existing: &Existing, told: &Told, say: &mut impl
             "mainstay pki init --config FILE, then write that role's password into secrets/app.password beside the file; the role stays as it is".into(),
         );
     }
+}
+
+/// What stands in `postgresql.auto.conf` and can not go along.
+fn automatic(spec: &Spec, told: &Told, dir: &str, say: &mut impl FnMut(String, String)) {
+    let found: Vec<&Setting> = told.settings.iter().filter(|setting| fate(setting, spec) == Fate::Refused).collect();
+    if found.is_empty() {
+        return;
+    }
+    let words = |setting: &&Setting| {
+        let why = if setting.pending { ", and another value waits for a restart" } else { "" };
+        format!("{} = {}{why}", setting.name, toml(&setting.value))
+    };
+    let shown: Vec<String> = found.iter().map(words).collect();
+    let reset: Vec<String> = found.iter().map(|setting| format!("alter system reset {};", setting.name)).collect();
+    say(
+        format!("the server of {dir} has by ALTER SYSTEM what must not count before the file: {}", shown.join("; ")),
+        format!(
+            "as its superuser: {} select pg_reload_conf(); then write what is wanted of it under [postgres.parameters]",
+            reset.join(" ")
+        ),
+    );
 }
 
 /// How long a copy takes that is made at a usual pace, in seconds.
@@ -403,94 +531,6 @@ fn by_password(method: &str) -> bool {
 
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
-}
-
-/// What is told before anybody is asked: what is done with the server, what becomes of its settings, and the way back.
-#[must_use]
-pub fn told(wanted: &Wanted<'_>, inventory: &Inventory) -> Vec<String> {
-    let Some((name, existing)) = pending(wanted, inventory) else { return Vec::new() };
-    let Some(node) = wanted.spec.node(&name) else { return Vec::new() };
-    let (dir, to) = (&existing.directory, wanted.spec.node_dir(node).join("data"));
-    let mut lines = vec![format!(
-        "{name}: the server of {dir} is adopted (PostgreSQL {}, system identifier {})",
-        existing.major, existing.system
-    )];
-    let mut say = |line: String| lines.push(format!("  {line}"));
-    let proxy = &wanted.spec.proxy;
-    match &existing.told {
-        Some(Ok(told)) => {
-            say(format!(
-                "it is stopped in order, with {} clients; its data ({}) are moved to {} by a rename, nothing is copied",
-                told.clients,
-                size(told.bytes),
-                to.display()
-            ));
-            say(format!(
-                "clients are away for the time of that stop and {AWAY}; then they come to port {} of any node",
-                proxy.write_port
-            ));
-            if blocks(wanted.spec) {
-                let wait = copy_s(told.bytes).max(1);
-                say(format!(
-                    "with durability strict no commit returns before the first copy is made as well: about {wait} s at {} MB/s",
-                    COPY_BYTES_S / 1_000_000
-                ));
-            } else {
-                say(format!(
-                    "commits are on that node alone until the first copy is made: about {} s at {} MB/s",
-                    copy_s(told.bytes).max(1),
-                    COPY_BYTES_S / 1_000_000
-                ));
-            }
-            settings(wanted.spec, told, &mut say);
-        }
-        _ => {
-            say(format!("it is stopped already; its data are moved to {} by a rename, nothing is copied", to.display()))
-        }
-    }
-    for keeper in &existing.keepers {
-        say(format!("it is not started there again: {keeper}"));
-    }
-    if !existing.checksums {
-        say("its pages have no checksums: damage by a disk goes unseen; pg_checksums --enable, with the server stopped, mends that".into());
-    }
-    say(format!(
-        "the other nodes become copies of it; roles, passwords and databases stay, and what Mainstay needs is added (app, {})",
-        "mainstay_replicator"
-    ));
-    say(format!(
-        "the way back, at any time: end the agents, move {} to {dir}, let its own means start it (docs/adopt.md)",
-        to.display()
-    ));
-    lines
-}
-
-fn settings(spec: &Spec, told: &Told, say: &mut impl FnMut(String)) {
-    let mut each = |fate: Fate, words: &str| {
-        let found = of(&told.settings, spec, fate);
-        if !found.is_empty() {
-            say(format!("{words}: {}", found.join(", ")));
-        }
-    };
-    each(Fate::Owned, "Mainstay sets these itself");
-    each(Fate::Goes, "these go with its surroundings");
-    let automatic: Vec<&str> =
-        told.settings.iter().filter(|one| one.automatic && !one.owned).map(|one| one.name.as_str()).collect();
-    if !automatic.is_empty() {
-        say(format!(
-            "these stay in postgresql.auto.conf, and count before the file's: {} (ALTER SYSTEM RESET hands one over)",
-            automatic.join(", ")
-        ));
-    }
-    let mut by_method: BTreeMap<&str, usize> = BTreeMap::new();
-    told.access.iter().for_each(|(_, method)| *by_method.entry(method).or_default() += 1);
-    if !by_method.is_empty() {
-        let lines: Vec<&str> = told.access.iter().map(|(line, _)| line.as_str()).collect();
-        say(format!(
-            "its access lines are replaced by hba of [postgres] and the usual ones, with which everybody comes over TLS and by password; there were: {}",
-            lines.join("; ")
-        ));
-    }
 }
 
 fn size(bytes: u64) -> String {

@@ -95,6 +95,9 @@ pub struct Host {
     pub server: Option<u64>,
     /// What lies in the data directory: empty, or in words.
     pub data: Option<String>,
+    /// The identity of the cluster's data, if this node has seen that there are any.
+    #[serde(default)]
+    pub identity: Option<String>,
     /// The server that the file names for this node, if it names one.
     pub adopt: Option<Adopt>,
     /// Libraries that the file lets servers load and that are not there.

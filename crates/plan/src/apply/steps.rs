@@ -209,7 +209,10 @@ fn from_the_start(wanted: &Wanted<'_>, inventory: &Inventory, began: bool, work:
     work.stage(prepared);
     // In the order of the file, one after the other: the first one is the first to ask for the primary's role.
     started.into_iter().for_each(|step| work.stage(vec![step]));
-    work.stage(adopted(wanted, inventory, work).into_iter().collect());
+    // What a store that exists has in force is known once its agents run: whether it names the server is looked at then.
+    if !began {
+        work.stage(adopted(wanted, inventory, work).into_iter().collect());
+    }
     work.again = !work.is_empty();
 }
 
@@ -231,7 +234,13 @@ fn running(wanted: &Wanted<'_>, inventory: &Inventory, in_force: &Spec, work: &m
         work.stage(certified(wanted, node, host).into_iter().collect());
         work.stage(vec![because(Step::Start(node.clone()), "its agent does not run")]);
     }
-    work.stage(adopted(wanted, inventory, work).into_iter().collect());
+    let adopts = adopted(wanted, inventory, work);
+    let changed = changes(in_force, wanted.spec);
+    if adopts.is_some() {
+        // That node alone may make the first copy as soon as every agent has read so, and none is to make one while the old server stops.
+        work.stage(change(&changed));
+    }
+    work.stage(adopts.clone().into_iter().collect());
     for (node, host) in hosts().filter(|(node, _)| !known(node)) {
         work.stage(vec![because(Step::Add(node.clone()), "the file lists it, and it is not in force")]);
         work.stage(certified(wanted, node, host).into_iter().collect());
@@ -244,7 +253,9 @@ fn running(wanted: &Wanted<'_>, inventory: &Inventory, in_force: &Spec, work: &m
             if host.agent.is_some() { "it has not come in yet" } else { "it is started" },
         )]);
     }
-    settings(wanted, in_force, work);
+    if adopts.is_none() {
+        work.stage(change(&changed));
+    }
     for node in in_force.nodes.iter().filter(|node| wanted.spec.node(&node.name).is_none()) {
         work.stage(vec![because(Step::Remove(node.name.clone()), "the file does not list it")]);
         // A host that serves another node by now, or another cluster, has no agent of this one: its unit is left alone.
@@ -257,7 +268,9 @@ fn running(wanted: &Wanted<'_>, inventory: &Inventory, in_force: &Spec, work: &m
         }
     }
     // A node that leaves is gone before: the primary, restarting, would hand over to it, and a primary is not taken out.
-    restart(wanted, inventory, in_force, work);
+    if adopts.is_none() {
+        restart(wanted, inventory, &changed, work);
+    }
     // Last: a file is what is in force when it is written.
     let configured_too = hosts().filter(|(node, host)| !first(node, host));
     work.stage(configured_too.filter_map(|(node, host)| configured(wanted, node, host)).collect());
@@ -351,16 +364,15 @@ fn same_host(one: &str, other: &str) -> bool {
     }
 }
 
-fn settings(wanted: &Wanted<'_>, in_force: &Spec, work: &mut Work) {
-    let changed = changes(in_force, wanted.spec);
-    if !changed.is_empty() {
-        let keys = changed.iter().map(ToString::to_string).collect();
-        work.stage(vec![because(Step::Change(keys), "the file says so, and it is not in force")]);
+fn change(changed: &[Difference]) -> Vec<Reasoned> {
+    if changed.is_empty() {
+        return Vec::new();
     }
+    let keys = changed.iter().map(ToString::to_string).collect();
+    vec![because(Step::Change(keys), "the file says so, and it is not in force")]
 }
 
-fn restart(wanted: &Wanted<'_>, inventory: &Inventory, in_force: &Spec, work: &mut Work) {
-    let changed = changes(in_force, wanted.spec);
+fn restart(wanted: &Wanted<'_>, inventory: &Inventory, changed: &[Difference], work: &mut Work) {
     let mut waiting = inventory.waiting.iter().filter(|(node, _)| wanted.spec.node(node).is_some());
     if changed.iter().any(|change| change.key.starts_with("postgres.parameters.")) {
         work.stage(vec![because(Step::Restart, "parameters changed")]);

@@ -126,14 +126,7 @@ impl World {
                     Papers::Whole { authority: AUTHORITY.into(), node: node.to_string(), until: NOW + YEAR, names };
             }
             Step::Start(node) => self.start(node),
-            Step::Adopt { node, directory, system } => {
-                let running = file.nodes.iter().filter(|node| self.hosts[&node.name].agent.is_some()).count();
-                assert_eq!(running, file.nodes.len(), "clients are away before everything is ready");
-                let host = self.host(node);
-                let Some(Adopt::Named(existing)) = &host.adopt else { panic!("{node} has nothing to adopt") };
-                assert_eq!((&existing.directory, &existing.system), (directory, system));
-                host.adopt = Some(Adopt::Taken);
-            }
+            Step::Adopt { node, directory, system } => self.adopt(&file, node, (directory, system)),
             Step::Add(node) => {
                 let mut spec = self.stored.clone().unwrap().spec;
                 spec.nodes.push(file.node(node).unwrap().clone());
@@ -188,6 +181,17 @@ impl World {
         host.agent = Some(Agent { pid: 1, current: true, elsewhere: false });
         let config = host.config.clone().unwrap();
         self.read.insert(node.clone(), config);
+    }
+
+    fn adopt(&mut self, file: &Spec, node: &NodeId, what: (&String, &String)) {
+        let running = file.nodes.iter().filter(|node| self.hosts[&node.name].agent.is_some()).count();
+        assert_eq!(running, file.nodes.len(), "clients are away before everything is ready");
+        let founder = self.stored.as_ref().map(|stored| stored.spec.founder().cloned());
+        assert!(founder.is_none_or(|founder| founder.as_ref() == Some(node)), "others may make the first copy");
+        let host = self.host(node);
+        let Some(Adopt::Named(existing)) = &host.adopt else { panic!("{node} has nothing to adopt") };
+        assert_eq!((&existing.directory, &existing.system), what);
+        host.adopt = Some(Adopt::Taken);
     }
 
     /// What agents that were started come to by themselves.

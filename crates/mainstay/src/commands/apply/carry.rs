@@ -24,8 +24,8 @@ const PACKAGES: Duration = Duration::from_secs(2000);
 const SMALL: Duration = Duration::from_secs(100);
 /// The service manager may take its time, and an agent that ends in order hands over first.
 const END: Duration = Duration::from_secs(200);
-/// A server may take its time to write a checkpoint and to stop; the cluster is waited for before.
-const ADOPT: Duration = Duration::from_secs(1500);
+/// A server may take its time to write a checkpoint and to stop; the cluster is waited for before, twice.
+const ADOPT: Duration = Duration::from_secs(1800);
 /// A token is used a moment after it is made.
 const TOKEN: Duration = Duration::from_secs(300);
 /// How long a node may take to do its part again after its agent began anew.

@@ -59,20 +59,22 @@ fn a_server_is_adopted_last_wherever_that_was_interrupted() {
     assert_eq!(work(&wanted, &inventory), Ok(Work::default()));
 }
 
+/// What stands in the way once the hosts were changed.
+fn told(change: &dyn Fn(&mut World), text: &str) -> String {
+    let (mut world, _) = adopting();
+    change(&mut world);
+    world.decide(text, false).map_or_else(
+        |found| found.iter().map(|each| format!("{}: {}\n", each.what, each.mend)).collect::<String>(),
+        |_| String::new(),
+    )
+}
+
 #[test]
 fn what_keeps_a_server_from_being_adopted_is_told_before_it_is_stopped() {
-    let (bare, text) = adopting();
-    let told = |change: &dyn Fn(&mut World), text: &str| {
-        let mut world = bare.clone();
-        change(&mut world);
-        world.decide(text, false).map_or_else(
-            |found| found.iter().map(|each| format!("{}: {}\n", each.what, each.mend)).collect::<String>(),
-            |_| String::new(),
-        )
-    };
+    let (_, text) = adopting();
     assert_eq!(told(&|_| {}, &text), "");
     type Change<'a> = (&'a str, &'a dyn Fn(&mut World));
-    let cases: [Change<'_>; 19] = [
+    let cases: [Change<'_>; 25] = [
         ("does not exist", &|world| existing(world).no_data = Some("does not exist".into())),
         ("other data than those whose adoption began", &|world| existing(world).noted = Some("78".into())),
         ("is of PostgreSQL 16, and servers of this node are PostgreSQL 15", &|world| existing(world).major = 16),
@@ -94,12 +96,39 @@ fn what_keeps_a_server_from_being_adopted_is_told_before_it_is_stopped() {
         ("a standby streams from", &|world| asked(world).standbys = vec!["walreceiver at 10.0.0.7".into()]),
         ("pg_drop_replication_slot('it''s')", &|world| asked(world).slots = vec!["it's".into()]),
         ("prepared transactions", &|world| asked(world).prepared = 2),
+        ("mounted at /srv/main/pg_wal", &|world| existing(world).mounts = vec!["/srv/main/pg_wal".into()]),
+        ("/data, where the data of /srv/main will lie, is not empty", &|world| {
+            existing(world).occupied = Some("/var/lib/mainstay/orders/data".into())
+        }),
+        ("bash (process 7) works in", &|world| existing(world).strangers = vec!["bash (process 7)".into()]),
+        ("echo auto > start.conf; then start it by its own means, then", &|world| {
+            existing(world).undo = vec!["echo auto > start.conf".into()];
+            (existing(world).noted, existing(world).pid, existing(world).told) = (Some("77".into()), None, None);
+        }),
+        ("put the line back: adopt = \"/srv/main\"", &|world| {
+            let place = "/var/lib/mainstay/orders/data.adopted".into();
+            world.host(&name(2)).adopt = Some(Adopt::Unnamed { directory: "/srv/main".into(), place });
+        }),
+        ("comes too late", &|world| world.host(&name(1)).identity = Some("78".into())),
         ("secrets/app.password", &|world| asked(world).app = true),
     ];
     for (words, change) in cases {
         let told = told(change, &text);
         assert!(told.contains(words), "{words}: {told}");
     }
+}
+
+#[test]
+fn what_somebody_has_decided_about_is_in_nobodys_way() {
+    let (_, text) = adopting();
+    // The cluster's data are these, or were.
+    let same = |world: &mut World| world.host(&name(1)).identity = Some("77".into());
+    assert_eq!(told(&same, &text), "");
+    let again = |world: &mut World| {
+        world.host(&name(1)).identity = Some("76".into());
+        existing(world).noted = Some("76".into());
+    };
+    assert_eq!(told(&again, &text), "");
     let library = |world: &mut World| world.host(&name(3)).libraries = vec!["timescaledb".into()];
     assert!(told(&library, &text).contains("no library \"timescaledb\""));
     let md5 = |world: &mut World| asked(world).md5 = vec!["shop".into()];
@@ -122,16 +151,48 @@ fn what_keeps_a_server_from_being_adopted_is_told_before_it_is_stopped() {
     assert_eq!((told(&md5, &more), told(&ldap, &more)), (String::new(), String::new()));
 }
 
+fn setting(name: &str, value: &str) -> Setting {
+    Setting { name: name.into(), value: value.into(), ..Setting::default() }
+}
+
+/// Is it in the way?
+fn open(one: Setting, text: &str) -> bool {
+    !told(&|world| asked(world).settings = vec![one.clone()], text).is_empty()
+}
+
+#[test]
+fn what_goes_with_the_data_must_not_count_before_the_file() {
+    let (bare, text) = adopting();
+    // What the file says does not count beside these.
+    let automatic = |name: &str, value: &str| Setting { automatic: true, ..setting(name, value) };
+    let refused = [
+        automatic("synchronous_commit", "off"),
+        automatic("synchronous_commit", "local"),
+        automatic("shared_preload_libraries", "timescaledb"),
+        automatic("session_preload_libraries", "auto_explain"),
+        automatic("default_transaction_read_only", "on"),
+        Setting { pending: true, ..automatic("max_connections", "100") },
+    ];
+    for one in refused {
+        let decided = format!("{text}[postgres.parameters]\n{} = \"x\"\n", one.name);
+        assert!(open(one.clone(), &text) && open(one.clone(), &decided), "{one:?}");
+        let mut world = bare.clone();
+        asked(&mut world).settings = vec![one.clone()];
+        let mend = &world.decide(&text, false).unwrap_err()[0].mend;
+        assert!(mend.contains(&format!("alter system reset {};", one.name)), "{mend}");
+    }
+    let harmless = [automatic("synchronous_commit", "on"), automatic("shared_preload_libraries", "")];
+    harmless.into_iter().for_each(|one| assert!(!open(one.clone(), &text), "{one:?}"));
+    // Nobody sees what its own file would make of it; this one's does not need to know.
+    let waits = Setting { pending: true, built_in: true, ..setting("max_files_per_process", "1000") };
+    let decided = format!("{text}[postgres.parameters]\nmax_files_per_process = \"2000\"\n");
+    assert!(open(waits.clone(), &text) && !open(waits, &decided));
+}
+
 #[test]
 fn parameters_that_nobody_has_decided_about_keep_a_server_from_being_adopted() {
     let (bare, text) = adopting();
-    let setting = |name: &str, value: &str| Setting { name: name.into(), value: value.into(), ..Setting::default() };
     let ours = |name: &str, value: &str, ours: &str| Setting { ours: Some(ours.into()), ..setting(name, value) };
-    let open = |one: Setting, text: &str| {
-        let mut world = bare.clone();
-        asked(&mut world).settings = vec![one];
-        world.decide(text, false).is_err()
-    };
     let fine = [
         ours("max_connections", "100", "200"),
         ours("TimeZone", "Etc/UTC", "UTC"),
@@ -173,5 +234,20 @@ fn parameters_that_nobody_has_decided_about_keep_a_server_from_being_adopted() {
         "about 1 s at",
     ] {
         assert!(told.contains(words), "{words}: {told}");
+    }
+}
+
+#[test]
+fn a_line_that_comes_after_the_start_is_in_force_before_the_server_is_stopped() {
+    let (bare, text) = adopting();
+    for interrupted in 0..40 {
+        // Agents were started with a file that named no server, and ended before there was a first copy.
+        let mut world = made(&[1, 2, 3], 3);
+        world.hosts.values_mut().for_each(|host| host.server = Some(15));
+        world.host(&name(2)).adopt = bare.hosts[&name(2)].adopt.clone();
+        assert!(world.stored.as_ref().unwrap().spec.founder().is_none());
+        world.apply(&text, false, interrupted);
+        same(&world, &[1, 2, 3], &text);
+        assert_eq!(world.hosts[&name(2)].adopt, Some(Adopt::Taken));
     }
 }
