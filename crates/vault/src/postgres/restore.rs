@@ -340,16 +340,7 @@ impl Work<'_> {
             mark.check_spaces(data, Mark::read(data)?.as_ref())?;
         }
         mark.write(data)?;
-        let control = data.join(CONTROL);
-        // Through a link it would be another's.
-        if control.parent().is_some_and(|dir| dir.symlink_metadata().is_ok_and(|found| found.is_dir())) {
-            match std::fs::remove_file(&control) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(VaultError::file(&control, error));
-                }
-                _ => {}
-            }
-        }
+        delta::end_of_control(data)?;
         if self.to.delta {
             tops.iter().try_for_each(|top| take_below(top))?;
             delta::clear(self.base, (data, ""))?;
