@@ -389,7 +389,10 @@ impl Restorer {
             (Some(work), Err(error)) => {
                 warn!(%error, "a restore in place can not be prepared");
                 work.state.phase = RestorePhase::Failed;
-                work.state.impossible = matches!(error, VaultError::Impossible(_) | VaultError::NothingLater(_));
+                work.state.impossible = matches!(
+                    error,
+                    VaultError::Impossible(_) | VaultError::NotArchived(_) | VaultError::NothingLater(_)
+                );
                 work.state.failure = Some(error.to_string());
             }
             (None, _) => {}

@@ -81,8 +81,8 @@ impl Postgres {
             if let Err(error) = places.clear() {
                 tracing::warn!(%error, "half a clone is left in {}", places.new.display());
             }
-            made?;
         }
+        let seeded = made?;
         self.write(None, |live| {
             live.copy = Some(copy);
             live.upstream = None;
@@ -92,17 +92,23 @@ impl Postgres {
         self.note_clone(&places.new, lost.as_ref())?;
         let swapped = tokio::task::spawn_blocking(move || places.swap(half)).await.map_err(failed)?;
         swapped.map_err(|error| failed(format!("could not put the clone in its place: {error}")))?;
+        // The clone is there whatever comes of this, and is told with what it cost.
+        if let Some(error) = (!seeded).then(|| self.forget_seeded().err()).flatten() {
+            tracing::warn!(%error, "the next clone is the primary's too");
+        }
         Ok(lost)
     }
 
+    /// `true`: from the seed.
     async fn fill_clone(
         &self,
         source: &NodeId,
         copy: CopyId,
         there: &Source,
         places: &Places,
-    ) -> Result<(), EngineError> {
-        if !self.fill_from_seed(source, copy, there, &places.new).await {
+    ) -> Result<bool, EngineError> {
+        let seeded = self.fill_from_seed(source, copy, there, &places.new).await;
+        if !seeded {
             files::ensure_dir(&places.new, 0o700, self.owner())
                 .map_err(|error| failed(format!("could not prepare {}: {error}", places.new.display())))?;
             self.base_backup(source, copy, &places.new).await?;
@@ -112,7 +118,8 @@ impl Postgres {
             let (clone, theirs) = (control.system, there.system);
             return Err(not_yet(format!("the clone is of cluster {clone}, {source} is of {theirs}")));
         }
-        self.make_ours(&places.new).await
+        self.make_ours(&places.new).await?;
+        Ok(seeded)
     }
 
     /// Keeps what the old data holds beyond the source's history; says that, and what nobody has heard of yet.

@@ -3,11 +3,12 @@
 
 use crate::clone::{CLONE, remove_tree};
 use crate::files;
-use crate::server::Postgres;
+use crate::server::{Postgres, STATEMENT, failed};
 use crate::slots::slot_name;
 use crate::source::{ASK, Source};
-use crate::sql::literal;
+use crate::sql::{Session, literal};
 use mainstay_model::{CopyId, NodeId};
+use mainstay_ports::engine::EngineError;
 use mainstay_ports::seed::{Seed, SeedWish};
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -18,6 +19,11 @@ use tokio::time::Instant;
 const PREFIX: &str = "data.seed-";
 /// A copy from the seed is wanted again so soon: the last one was of no use, and the next is the primary's.
 const AGAIN: Duration = Duration::from_secs(600);
+/// A file that says: the copy made from the seed has not streamed yet. Replaying may take longer than the primary keeps its log, and longer every time:
+/// a copy that is given up before it streams is never followed by another from the seed, however late that is and whoever was restarted meanwhile.
+const MARK: &str = "seeded";
+/// Behind its upstream by less than this, in bytes, a copy has come through.
+const NEAR: u64 = 64 * 1024 * 1024;
 
 /// The seed, and when it was used last.
 #[derive(Default)]
@@ -59,6 +65,9 @@ impl Postgres {
         there: &Source,
         new: &Path,
     ) -> Result<String, String> {
+        if self.seed_is_unproven() {
+            return Err("the last copy from there has not come to stream, and a new one is needed".to_owned());
+        }
         let last = *self.seed.last.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(last) = last.filter(|last| last.elapsed() < AGAIN) {
             return Err(format!(
@@ -101,12 +110,40 @@ impl Postgres {
         if control.system != there.system {
             return Err(format!("it is of the database {}, the primary is of {}", control.system, there.system));
         }
+        // Before the copy counts: a crash in between costs a clone of the primary, the other way round the mark could be missing.
+        let conf = self.options.layout.conf();
+        files::write_atomic(&conf, MARK, b"", 0o600, self.owner())
+            .map_err(|error| format!("{}/{MARK}: {error}", conf.display()))?;
         remove_tree(new)
             .and_then(|()| std::fs::rename(into, new))
             .and_then(|()| files::sync_dir(self.options.layout.dir()))
             .map_err(|error| format!("{}: {error}", new.display()))?;
         *self.seed.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         Ok(())
+    }
+
+    fn seed_is_unproven(&self) -> bool {
+        self.options.layout.conf().join(MARK).symlink_metadata().is_ok()
+    }
+
+    /// The seed may be asked again: the copy in place is the primary's, or has come through.
+    pub(crate) fn forget_seeded(&self) -> Result<(), EngineError> {
+        let conf = self.options.layout.conf();
+        let gone = files::remove(&conf, MARK).and_then(|was| if was { files::sync_dir(&conf) } else { Ok(()) });
+        gone.map_err(|error| failed(format!("{}/{MARK}: {error}", conf.display())))
+    }
+
+    /// Looks whether the copy from the seed has come through: it has got log from its upstream and nearly all of it, or leads. A receiver's state alone
+    /// says nothing, it is "streaming" for a moment also when the upstream has removed that log.
+    pub(crate) async fn look_at_seeded(&self, session: &Session) -> Result<(), EngineError> {
+        if !self.seed_is_unproven() {
+            return Ok(());
+        }
+        let through = format!(
+            "select not pg_is_in_recovery() or exists (select from pg_stat_wal_receiver where status = 'streaming' \
+             and flushed_lsn > receive_start_lsn and latest_end_lsn - flushed_lsn < {NEAR})"
+        );
+        if session.value(&through, STATEMENT).await? == "t" { self.forget_seeded() } else { Ok(()) }
     }
 }
 

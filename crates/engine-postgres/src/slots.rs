@@ -149,6 +149,9 @@ impl Postgres {
             self.apply(None, |_| {}).await?
         };
         self.give_up_old_copies(&session).await?;
+        if let Err(error) = self.look_at_seeded(&session).await {
+            tracing::warn!(%error, "whether the copy from the repository has come to stream is looked at again");
+        }
         // What members need does not wait for a stranger that can not be got rid of.
         let strangers = self.drop_strangers(&session).await;
         let members = members.iter().map(|(node, flushed)| (slot_name(node), *flushed));

@@ -125,9 +125,23 @@ pub(crate) fn absolute(path: &Path) -> Outcome<PathBuf> {
     let path = std::path::absolute(path).map_err(|error| Failure::usage(format!("{}: {error}", path.display())))?;
     let plain: PathBuf = path.components().collect();
     if plain.components().any(|part| part == std::path::Component::ParentDir) {
-        return Ok(plain.canonicalize().unwrap_or(plain));
+        return Ok(plain.canonicalize().unwrap_or_else(|_| without_parents(&plain)));
     }
     Ok(plain)
+}
+
+/// A path that is not there yet, without "..": above a link lies what is above its target.
+fn without_parents(path: &Path) -> PathBuf {
+    let mut out = PathBuf::new();
+    for part in path.components() {
+        if part == std::path::Component::ParentDir {
+            out = out.canonicalize().unwrap_or(out);
+            out.pop();
+        } else {
+            out.push(part);
+        }
+    }
+    out
 }
 
 impl Target {
@@ -177,7 +191,25 @@ fn no_file(config: &Path, error: &std::io::Error) -> Failure {
 
 #[cfg(test)]
 mod tests {
-    use super::on_hosts;
+    use super::{absolute, on_hosts};
+    use std::path::Path;
+
+    #[test]
+    fn a_path_that_is_not_there_yet_goes_up_where_a_link_leads() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().canonicalize().unwrap();
+        std::fs::create_dir_all(home.join("deep/below")).unwrap();
+        std::os::unix::fs::symlink(home.join("deep/below"), home.join("link")).unwrap();
+        for (given, is) in [
+            ("link/../new", "deep/new"),
+            ("deep/../new/one", "new/one"),
+            ("not/there/../new", "not/new"),
+            ("deep/below/..", "deep"),
+        ] {
+            assert_eq!(absolute(&home.join(given)).unwrap(), home.join(is), "{given}");
+        }
+        assert_eq!(absolute(Path::new("/../../new")).unwrap(), Path::new("/new"));
+    }
 
     #[test]
     fn files_of_clusters_on_hosts_are_found() {

@@ -75,6 +75,9 @@ pub enum VaultError {
     /// What was asked for can not be had.
     #[error("{0}")]
     Impossible(String),
+    /// What was asked for lies behind the end of the archive, which may grow.
+    #[error("{0}")]
+    NotArchived(String),
     /// The log ends before the moment was met, and nothing later is archived that would prove it complete.
     #[error("{0}; nothing later than the target is archived yet: wait for it, or restore the latest moment")]
     NothingLater(String),

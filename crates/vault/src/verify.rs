@@ -46,7 +46,11 @@ fn note(report: &mut Report, result: Result<(), VaultError>) -> Result<bool, Vau
         Ok(()) => Ok(true),
         Err(error @ VaultError::Object(crate::objects::ObjectError::Unreachable(_))) => Err(error),
         Err(error) => {
-            report.problems.push(error.to_string());
+            // Several backups and the log as a whole may need the same thing.
+            let says = error.to_string();
+            if !report.problems.contains(&says) {
+                report.problems.push(says);
+            }
             Ok(false)
         }
     }
@@ -87,6 +91,11 @@ pub fn verify(repository: &Repository, system: SystemId) -> Result<Report, Vault
         let own = lineage(repository, system, size, backup.stop.timeline).and_then(|left| {
             let wanted = segments(size, backup.start, backup.stop, &left).map_err(VaultError::Impossible)?;
             check_held(repository, system, size, &wanted)
+        });
+        // The segment itself is told of as a hole of the log, or as damaged: here it is what that costs.
+        let own = own.map_err(|error| match error {
+            VaultError::Object(crate::objects::ObjectError::Unreachable(_)) => error,
+            other => VaultError::Impossible(format!("the backup {} can not be restored: {other}", backup.label)),
         });
         good &= note(&mut report, own)?;
         for (file, block) in &backup.corrupt {

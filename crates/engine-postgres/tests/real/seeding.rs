@@ -1,6 +1,6 @@
 //! New copies from a seed instead of the primary: taken where it serves, the primary where it does not, and nothing is left of what broke off.
 
-use crate::support::{Cluster, until};
+use crate::support::{Cluster, Node, until};
 use async_trait::async_trait;
 use mainstay_ports::engine::Engine;
 use mainstay_ports::seed::{Seed, SeedWish};
@@ -23,6 +23,15 @@ struct Kept {
     from: PathBuf,
     serves: Mutex<Serves>,
     told: Mutex<Vec<String>>,
+}
+
+impl Kept {
+    fn of(node: &Node, serves: Serves) -> Arc<Kept> {
+        let from = node.options.layout.dir().join("kept");
+        assert!(Command::new("cp").arg("-a").arg(node.options.layout.data()).arg(&from).status().unwrap().success());
+        std::fs::write(from.join("from_the_seed"), "").unwrap();
+        Arc::new(Kept { from, serves: Mutex::new(serves), told: Mutex::default() })
+    }
 }
 
 #[async_trait]
@@ -60,6 +69,16 @@ fn left(dir: &Path) -> Vec<String> {
     names.filter(|name| name.starts_with("data.seed") || name == "data.new").collect()
 }
 
+/// The copy streams, and that is seen.
+async fn come_through(node: &Node) {
+    let mark = node.options.layout.conf().join("seeded");
+    until("a copy that has come through", || async {
+        node.pg.maintain_slots(&[], None).await.unwrap();
+        !mark.exists()
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_seed_serves_or_the_primary_does_and_half_a_copy_is_never_used() {
     let cluster = Cluster::running(2).await;
@@ -69,11 +88,8 @@ async fn a_seed_serves_or_the_primary_does_and_half_a_copy_is_never_used() {
     second.pg.stop_standby().await.unwrap();
     let layout = &second.options.layout;
     let (dir, data) = (layout.dir().to_owned(), layout.data());
-    let kept = dir.join("kept");
-    assert!(Command::new("cp").arg("-a").arg(&data).arg(&kept).status().unwrap().success());
-    std::fs::write(kept.join("from_the_seed"), "").unwrap();
+    let seed = Kept::of(second, Serves::Never);
     first.write(1000).await;
-    let seed = Arc::new(Kept { from: kept, serves: Mutex::new(Serves::Never), told: Mutex::default() });
     second.pg.take_seed(Arc::clone(&seed) as Arc<dyn Seed>);
     let told = || seed.told.lock().unwrap().last().cloned().unwrap_or_default();
 
@@ -100,11 +116,44 @@ async fn a_seed_serves_or_the_primary_does_and_half_a_copy_is_never_used() {
     assert_eq!(told(), "made of what was kept");
     assert!(left(&dir).is_empty() && data.join("from_the_seed").exists(), "{:?}", left(&dir));
     first.write(100).await;
+    second.pg.start_standby(second.copy(), Some(&first.id)).await.unwrap();
+    come_through(second).await;
     streams().await;
 
     // One that is given up again so soon was of no use.
     (*second.pg).clone_from(&first.id, second.copy()).await.unwrap();
-    assert!(told().contains("a new one is needed"), "{}", told());
+    assert!(told().contains("s old and a new one is needed"), "{}", told());
     assert!(!data.join("from_the_seed").exists());
     streams().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_of_the_seed_that_never_streamed_is_followed_by_one_of_the_primary() {
+    let mut cluster = Cluster::running(2).await;
+    let source = cluster.nodes[0].id.clone();
+    cluster.nodes[1].until_replayed(&cluster.nodes[0]).await;
+    cluster.nodes[1].pg.stop_standby().await.unwrap();
+    let seed = Kept::of(&cluster.nodes[1], Serves::Well);
+    cluster.nodes[0].write(1000).await;
+    let (told, data) =
+        (|| seed.told.lock().unwrap().last().cloned().unwrap_or_default(), cluster.nodes[1].options.layout.data());
+    for (says, of_seed) in
+        [("made of", true), ("has not come to stream", false), ("made of", true), ("has not come to stream", false)]
+    {
+        // Whatever an agent remembers is gone.
+        cluster.nodes[1].forget();
+        cluster.nodes[1].pg.take_seed(Arc::clone(&seed) as Arc<dyn Seed>);
+        (*cluster.nodes[1].pg).clone_from(&source, cluster.nodes[1].copy()).await.unwrap();
+        assert!(told().contains(says), "{}", told());
+        assert_eq!(data.join("from_the_seed").exists(), of_seed);
+    }
+    for _ in 0..2 {
+        cluster.nodes[1].forget();
+        cluster.nodes[1].pg.take_seed(Arc::clone(&seed) as Arc<dyn Seed>);
+        (*cluster.nodes[1].pg).clone_from(&source, cluster.nodes[1].copy()).await.unwrap();
+        assert!(told().contains("made of"), "{}", told());
+        cluster.nodes[1].pg.start_standby(cluster.nodes[1].copy(), Some(&source)).await.unwrap();
+        come_through(&cluster.nodes[1]).await;
+        cluster.nodes[1].pg.stop_standby().await.unwrap();
+    }
 }

@@ -120,7 +120,8 @@ pub(crate) struct Restore {
     #[arg(long = "restore-point", value_name = "NAME")]
     pub(crate) restore_point: Option<String>,
     /// Up to this transaction, included
-    #[arg(long, value_name = "NUMBER")]
+    // Smaller numbers are no transaction's.
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(3..))]
     pub(crate) transaction: Option<u32>,
     /// The end of the newest backup, with as little of the log as possible
     #[arg(long)]

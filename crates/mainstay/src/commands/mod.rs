@@ -30,6 +30,7 @@ mod reinit;
 mod restart;
 mod restore;
 mod restore_in_place;
+mod restore_room;
 mod runbook;
 mod set;
 mod shelf;

@@ -2,12 +2,13 @@
 
 use super::backup::going;
 use super::backups::warn;
+use super::restore_room::{check_room, sizes};
 use super::shelf::{Shelf, blocking, failure};
 use crate::cli::{Global, Restore};
 use crate::client::decode;
 use crate::failure::{Failure, Outcome};
 use crate::local::{
-    engine, machine, node_dir, place,
+    engine, node_dir, place,
     user::{self, User},
 };
 use crate::moment;
@@ -59,14 +60,7 @@ pub(crate) async fn run(options: Restore, global: Global) -> Outcome {
         check_copy(&data, shelf.system)?;
     }
     let mut progress = Progress::new();
-    // Up to now everything is in the archive, for certain.
-    let complete = match &shelf.session {
-        Some(session) if target != Target::Immediate => end_segment(session, &mut progress).await,
-        _ => false,
-    };
-    let (repository, system, timeline) = (shelf.repository.clone(), shelf.system, options.timeline.map(Timeline));
-    let backup = options.backup.clone();
-    let made = blocking(move || plan_from(&repository, system, target, timeline, backup.as_deref())).await?;
+    let (made, complete) = planned(&shelf, (&target, &options), &data, &mut progress).await?;
     warn(&made.unreadable);
     // Found before anything is written.
     let bin = if options.files_only { None } else { Some(programs(&shelf, &made)?) };
@@ -91,6 +85,40 @@ pub(crate) async fn run(options: Restore, global: Global) -> Outcome {
     };
     say(global, &made, &data, (&restored, end.as_ref()), bin.as_deref());
     Ok(())
+}
+
+/// The plan with all that was committed up to now in the archive; and whether that is certain.
+async fn planned(
+    shelf: &Shelf,
+    (target, options): (&Target, &Restore),
+    data: &Path,
+    progress: &mut Progress,
+) -> Outcome<(Plan, bool)> {
+    let plan = async || {
+        let (repository, system, timeline) = (shelf.repository.clone(), shelf.system, options.timeline.map(Timeline));
+        let (target, backup) = (target.clone(), options.backup.clone());
+        let later = matches!(target, Target::Time(at) if at > Timestamp::now().as_microsecond());
+        let ask = move || match plan_from(&repository, system, target, timeline, backup.as_deref()) {
+            Err(VaultError::NotArchived(says)) if !later => Ok(Err(says)),
+            made => made.map(Ok),
+        };
+        blocking(ask).await
+    };
+    let Some(session) = shelf.session.as_ref().filter(|_| *target != Target::Immediate) else {
+        return Ok((plan().await?.map_err(|says| failure(&VaultError::NotArchived(says)))?, false));
+    };
+    // Before the primary ends a segment for nothing.
+    if let Ok(made) = plan().await? {
+        if !options.files_only {
+            programs(shelf, &made)?;
+        }
+        check_room(data, &made, options.delta)?;
+    }
+    let ended = end_segment(session, progress).await;
+    let made = plan().await?.map_err(|says| failure(&VaultError::NotArchived(says)))?;
+    // Where another timeline was left says nothing of when.
+    let complete = ended == Some(made.timeline);
+    Ok((made, complete))
 }
 
 fn target(options: &Restore) -> Outcome<Target> {
@@ -196,13 +224,13 @@ fn check_server(data: &Path, owner: Option<&User>) -> Outcome {
 }
 
 /// What was committed a moment ago lies in a segment that is still open: the primary ends it, and it is waited until it is archived.
-/// A cluster that can not be asked is no reason to stop: then the archive is what there is.
-pub(super) async fn end_segment(session: &Session, progress: &mut Progress) -> bool {
+/// A cluster that can not be asked is no reason to stop: then the archive is what there is. Says on which timeline all is archived now, if it is known.
+pub(super) async fn end_segment(session: &Session, progress: &mut Progress) -> Option<Timeline> {
     progress.step("Archiving the open segment of the log");
     let ended = session.post_any("/v1/archive", &json!({})).await.ok();
     let Some(ended) = ended.and_then(|body| serde_json::from_value::<SegmentEnded>(body).ok()) else {
         progress.finish("nobody can be asked: what is archived counts");
-        return false;
+        return None;
     };
     let since = boot_now();
     while boot_now().since(since).0 < u64::try_from(SEGMENT.as_millis()).unwrap_or(u64::MAX) {
@@ -212,12 +240,12 @@ pub(super) async fn end_segment(session: &Session, progress: &mut Progress) -> b
         let ours = |at: &Position| ended.timeline.is_none_or(|timeline| at.timeline == timeline);
         if reached.filter(ours).map(|at| at.lsn).max() >= Some(ended.end) {
             progress.finish(&format!("up to {}", ended.end));
-            return true;
+            return ended.timeline;
         }
         tokio::time::sleep(LOOK).await;
     }
     progress.finish("it is not there yet: what is archived counts");
-    false
+    None
 }
 
 /// The server's programs, of the version that the backup is of.
@@ -232,48 +260,6 @@ fn programs(shelf: &Shelf, made: &Plan) -> Outcome<PathBuf> {
     }
     Err(Failure::not_now(format!("the backup is of PostgreSQL {major}, and this host has {}", found.major))
         .hint(format!("install PostgreSQL {major} here, or write the files only: --files-only")))
-}
-
-/// How much the files and the log take, bytes.
-fn sizes(made: &Plan) -> (u64, u64) {
-    let files = made.base.files.iter().map(|file| file.size).sum();
-    (files, made.log.len() as u64 * made.base.server.segment_size)
-}
-
-/// Beside the files and the log: what the recovery itself writes.
-const SPARE: u64 = 512 << 20;
-
-/// A disk that is too small is found before hours of writing.
-fn check_room(data: &Path, made: &Plan, delta: bool) -> Outcome {
-    let (files, log) = sizes(made);
-    let there = if delta { held(data) } else { 0 };
-    let needs = files.saturating_add(log).saturating_sub(there).saturating_add(SPARE);
-    match machine::disk_bytes(data) {
-        Some((_, free)) if free < needs => Err(Failure::not_now(format!(
-            "the volume of {} has {} free, and the copy needs {}",
-            data.display(),
-            bytes(free),
-            bytes(needs)
-        ))
-        .hint("free space, or name a directory on another volume with --to; nothing was changed")),
-        _ => Ok(()),
-    }
-}
-
-/// What the files of an old copy take, bytes: their room is used again.
-fn held(data: &Path) -> u64 {
-    let (mut all, mut dirs) = (0_u64, vec![data.to_owned()]);
-    while let Some(dir) = dirs.pop() {
-        for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
-            let Ok(found) = entry.metadata() else { continue };
-            if found.is_dir() {
-                dirs.push(entry.path());
-            } else if found.is_file() {
-                all = all.saturating_add(found.len());
-            }
-        }
-    }
-    all
 }
 
 /// A moment as people name it.

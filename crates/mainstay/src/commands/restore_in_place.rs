@@ -55,7 +55,9 @@ pub(crate) async fn run(options: Restore, target: Target, global: Global) -> Out
     let before = session.status().await?;
     let node = choose(&session, &before, options.on.as_ref()).await?;
     let mut progress = Progress::new();
-    if before.cluster.primary.is_some() {
+    // Only whether these can be had may depend on it; the others end it once clients are out.
+    let recent = matches!(target, Target::Time(_) | Target::Position(_));
+    if recent && before.cluster.primary.is_some() {
         end_segment(&session, &mut progress).await;
     }
     let mut wish = wish(&target, &options);
@@ -81,7 +83,7 @@ pub(crate) async fn run(options: Restore, target: Target, global: Global) -> Out
     mine.token.store(asked.token, Relaxed);
     // Until the record shows the copy: what is committed before is lost.
     let done = tokio::select! {
-        done = hand_over(&session, &node, &mine, &mut wish, &before, &mut progress) => done,
+        done = hand_over(&session, &node, &mine, (&mut wish, plan.timeline), &before, &mut progress) => done,
         refused = keep_out(&session, &mine, before.cluster.primary.is_some()) => Err(refused),
     };
     match done {
@@ -103,11 +105,11 @@ async fn hand_over(
     session: &Session,
     node: &NodeId,
     mine: &Mine,
-    wish: &mut RestoreWish,
+    (wish, timeline): (&mut RestoreWish, Timeline),
     before: &Status,
     progress: &mut Progress,
 ) -> Outcome<(RestoreState, String, Term)> {
-    let ready = prepare(session, node, mine, wish, before, progress).await?;
+    let ready = prepare(session, node, mine, (wish, timeline), before, progress).await?;
     let lost = lost(session, &ready).await;
     progress.say(&format!("The copy ends at {}. {lost}", shown(&ready)));
     progress.step("Handing it over");
@@ -303,12 +305,21 @@ async fn follow(
     }
 }
 
+/// All that was committed is archived, of the timeline whose segment was ended: only when the copy goes along that one its end is a moment. It is named
+/// then, for the newest timeline that the archive knows may be another by the time that the copy is made.
+fn settle(wish: &mut RestoreWish, planned: Timeline, ended: Option<Timeline>) {
+    wish.complete = ended == Some(planned);
+    if wish.complete {
+        wish.timeline = ended;
+    }
+}
+
 /// Waits until clients are out, has archived what they committed, and has the copy made.
 async fn prepare(
     session: &Session,
     node: &NodeId,
     mine: &Mine,
-    wish: &mut RestoreWish,
+    (wish, timeline): (&mut RestoreWish, Timeline),
     before: &Status,
     progress: &mut Progress,
 ) -> Outcome<RestoreState> {
@@ -316,7 +327,7 @@ async fn prepare(
         progress.step("Keeping clients out");
         until_shut(session).await.inspect_err(|_| progress.fail())?;
         progress.finish("until it is done, or for a while after this command is gone");
-        wish.complete = end_segment(session, progress).await;
+        settle(wish, timeline, end_segment(session, progress).await);
     }
     progress.step("Looking at the repository");
     let asked = ask(session, node, RestoreAsk::Prepare(wish.clone())).await.inspect_err(|_| progress.fail())?;
@@ -460,4 +471,26 @@ async fn finish(
         "Next: look whether the data are as they should be; then remove what `mainstay status` names on {node}, and make a backup: `mainstay backup`"
     ));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_the_archive_is_a_moment_only_on_the_timeline_that_was_ended() {
+        let wish =
+            |timeline| RestoreWish { target: Target::Time(1), timeline, backup: None, complete: true, wait_s: 1 };
+        for (asked, ended, complete, then) in [
+            (None, Some(Timeline(3)), true, Some(Timeline(3))),
+            (Some(Timeline(3)), Some(Timeline(3)), true, Some(Timeline(3))),
+            (Some(Timeline(3)), Some(Timeline(4)), false, Some(Timeline(3))),
+            (None, Some(Timeline(4)), false, None),
+            (None, None, false, None),
+        ] {
+            let mut wish = wish(asked);
+            settle(&mut wish, Timeline(3), ended);
+            assert_eq!((wish.complete, wish.timeline), (complete, then));
+        }
+    }
 }

@@ -26,7 +26,7 @@ pub(crate) struct Shelf {
 /// An error of the vault as a command's end: what could not be reached is another thing than what can not be had.
 pub(crate) fn failure(error: &VaultError) -> Failure {
     match error {
-        VaultError::Impossible(_) | VaultError::NothingLater(_) => Failure::not_now(error.to_string())
+        VaultError::Impossible(_) | VaultError::NotArchived(_) | VaultError::NothingLater(_) => Failure::not_now(error.to_string())
             .hint("choose what can be had, as it says; `mainstay verify` shows the span, `mainstay archive status` how far the log is archived"),
         VaultError::Object(ObjectError::Unreachable(_)) => Failure::failed(error.to_string())
             .hint("make the repository reachable from this host (is the volume mounted, the network up?), or name its place here with --repository DIR"),

@@ -61,7 +61,7 @@ impl Mark {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(wrong)?;
         let text = serde_json::to_vec(self).map_err(|e| VaultError::Crypto(e.to_string()))?;
         file.write_all(&text).and_then(|()| file.sync_all()).map_err(wrong)?;
-        std::fs::File::open(data).and_then(|dir| dir.sync_all()).map_err(|e| VaultError::file(data, e))
+        sync_dir(data)
     }
 
     /// A tablespace's directory that holds anything must be the old copy's: nothing else is written over.
@@ -81,6 +81,33 @@ impl Mark {
         }
         Ok(())
     }
+}
+
+/// Names in a directory are on the disk.
+fn sync_dir(dir: &Path) -> Result<(), VaultError> {
+    std::fs::File::open(dir).and_then(|open| open.sync_all()).map_err(|e| VaultError::file(dir, e))
+}
+
+/// Takes the control file away: no server starts there any more. Durable, because after a loss of power the files written next may be on the disk,
+/// and a control file that came back would have a server start on them.
+pub(crate) fn end_of_control(data: &Path) -> Result<(), VaultError> {
+    let control = data.join(CONTROL);
+    let Some(dir) = control.parent() else { return Ok(()) };
+    let gone = |path: &Path| match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(VaultError::file(path, error)),
+        _ => Ok(()),
+    };
+    match dir.symlink_metadata() {
+        Ok(found) if found.is_dir() => {
+            gone(&control)?;
+            sync_dir(dir)?;
+        }
+        // Through a link it would be another's.
+        Ok(_) => gone(dir)?,
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(VaultError::file(dir, error)),
+    }
+    sync_dir(data)
 }
 
 /// Everything is there.
@@ -197,5 +224,23 @@ mod tests {
         assert!(copy_at(&data).is_err());
         std::os::unix::fs::symlink("/etc/hostname", data.join(MARK)).unwrap();
         assert!(says(&data).contains("no mark"));
+    }
+
+    #[test]
+    fn the_control_file_goes_and_never_another_s() {
+        let home = tempfile::tempdir().unwrap();
+        let (data, other) = (home.path().join("copy"), home.path().join("other"));
+        for dir in [&data, &other] {
+            std::fs::create_dir_all(dir.join("global")).unwrap();
+            std::fs::write(dir.join(CONTROL), "control").unwrap();
+        }
+        end_of_control(&data).unwrap();
+        assert!(!data.join(CONTROL).exists());
+        end_of_control(&data).unwrap();
+        std::fs::remove_dir(data.join("global")).unwrap();
+        end_of_control(&data).unwrap();
+        std::os::unix::fs::symlink(other.join("global"), data.join("global")).unwrap();
+        end_of_control(&data).unwrap();
+        assert!(!data.join(CONTROL).exists() && other.join(CONTROL).exists());
     }
 }

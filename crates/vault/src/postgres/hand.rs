@@ -4,16 +4,57 @@
 use crate::repository::VaultError;
 use rustix::fs::{Mode, OFlags};
 use std::fs::{DirBuilder, FileType, Permissions};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, fchown, lchown};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 fn me() -> u32 {
     rustix::process::geteuid().as_raw()
 }
 
+/// Directories that were taken, as they were before.
+pub(crate) struct Taken(Vec<Was>);
+
+struct Was {
+    path: PathBuf,
+    dir: OwnedFd,
+    /// Its user, group and mode; `None`: it was not there.
+    before: Option<(u32, u32, Mode)>,
+}
+
+impl Taken {
+    /// All of them, or none.
+    pub(crate) fn all(paths: &[PathBuf]) -> Result<Taken, VaultError> {
+        let mut taken = Taken(Vec::new());
+        for path in paths {
+            match take(path) {
+                Ok(was) => taken.0.push(was),
+                Err(error) => {
+                    taken.give_back();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Nothing was written: whoever works there goes on. What can not be undone is no worse than before, and the reason for it is told already.
+    pub(crate) fn give_back(self) {
+        for was in self.0.into_iter().rev() {
+            let Some((user, group, mode)) = was.before else {
+                let _ = std::fs::remove_dir(&was.path);
+                continue;
+            };
+            let _ = fchown(&was.dir, Some(user), Some(group));
+            let _ = rustix::fs::fchmod(&was.dir, mode);
+        }
+    }
+}
+
 /// The directory, made if it is not there: ours, and nobody else's to look into.
-pub(crate) fn take(path: &Path) -> Result<(), VaultError> {
+fn take(path: &Path) -> Result<Was, VaultError> {
     let wrong = |e: std::io::Error| VaultError::file(path, e);
+    let there = path.symlink_metadata().is_ok();
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(wrong)?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let dir = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| match error {
@@ -22,10 +63,13 @@ pub(crate) fn take(path: &Path) -> Result<(), VaultError> {
         }
         other => wrong(other.into()),
     })?;
-    if rustix::fs::fstat(&dir).map_err(|e| wrong(e.into()))?.st_uid != me() {
+    let found = rustix::fs::fstat(&dir).map_err(|e| wrong(e.into()))?;
+    if found.st_uid != me() {
         fchown(&dir, Some(me()), None).map_err(wrong)?;
     }
-    rustix::fs::fchmod(&dir, Mode::from_raw_mode(0o700)).map_err(|e| wrong(e.into()))
+    rustix::fs::fchmod(&dir, Mode::from_raw_mode(0o700)).map_err(|e| wrong(e.into()))?;
+    let before = there.then(|| (found.st_uid, found.st_gid, Mode::from_raw_mode(found.st_mode)));
+    Ok(Was { path: path.to_owned(), dir, before })
 }
 
 /// All below a directory that is taken. Only directories and files remain, and those files only that lie nowhere else as well: what is
@@ -105,6 +149,17 @@ mod tests {
         assert_eq!(owner(&other), me());
         assert_eq!(std::fs::read_to_string(&other).unwrap(), "another's");
         symlink(&top, home.path().join("to")).unwrap();
-        assert!(take(&home.path().join("to")).unwrap_err().to_string().contains("is a link"));
+
+        // All or none, and what was taken is given back as it was.
+        std::fs::set_permissions(&top, Permissions::from_mode(0o750)).unwrap();
+        let is = |path: &Path| path.symlink_metadata().map(|is| (is.uid(), is.gid(), is.mode() & 0o7777)).ok();
+        let (was, new) = (is(&top), home.path().join("new"));
+        let refused = Taken::all(&[top.clone(), new.clone(), home.path().join("to")]).err().unwrap();
+        assert!(refused.to_string().contains("is a link"));
+        assert_eq!((is(&top), is(&new)), (was, None));
+        let taken = Taken::all(&[top.clone(), new.clone()]).unwrap();
+        assert_eq!(is(&top).map(|is| (is.0, is.2)), Some((me(), 0o700)));
+        taken.give_back();
+        assert_eq!((is(&top), is(&new)), (was, None));
     }
 }

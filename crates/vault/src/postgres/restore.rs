@@ -9,7 +9,7 @@ use crate::postgres::archive::{Held, lineage};
 use crate::postgres::backup::{self, Watch};
 use crate::postgres::delta::{self, Mark};
 use crate::postgres::fetch::{Packs, fetch};
-use crate::postgres::hand::{hand_over, take, take_below};
+use crate::postgres::hand::{Taken, hand_over, take_below};
 use crate::postgres::log::{LogFile, SegmentSize, check_segment, owner};
 use crate::postgres::manifest::{Extent, Manifest, NO_FILE};
 use crate::postgres::pages;
@@ -79,6 +79,14 @@ pub struct Restored {
     pub kept: u64,
     /// Segments of the log fetched.
     pub log: usize,
+}
+
+/// Where a tablespace goes that has no place of its own: beside the data directory.
+#[must_use]
+pub fn tablespace_beside(data: &Path, number: u32) -> PathBuf {
+    let mut name = data.as_os_str().to_owned();
+    name.push(format!(".tablespace-{number}"));
+    PathBuf::from(name)
 }
 
 /// A time as people write it.
@@ -220,10 +228,14 @@ impl Plan {
         let gap =
             self.hole.as_ref().map(|name| format!("the segment {name} is missing, and the log goes on after it; "));
         let gap = gap.unwrap_or_default();
+        // What is archived later fills no hole.
+        let refuse_end = |says| if self.hole.is_some() { refuse(says) } else { Err(VaultError::NotArchived(says)) };
         match self.target {
-            Target::Time(time) if time > latest => refuse(format!("{gap}that moment is not in the archive: {nearest}")),
+            Target::Time(time) if time > latest => {
+                refuse_end(format!("{gap}that moment is not in the archive: {nearest}"))
+            }
             Target::Position(lsn) if lsn > self.reaches => {
-                refuse(format!("{gap}that position is not in the archive: {nearest}"))
+                refuse_end(format!("{gap}that position is not in the archive: {nearest}"))
             }
             // What lies behind the hole would be left out silently.
             Target::Latest if self.hole.is_some() => {
@@ -328,28 +340,17 @@ impl Work<'_> {
             return Err(VaultError::Impossible(says));
         }
         let tops: Vec<PathBuf> = [data.clone()].into_iter().chain(self.spaces()).collect();
-        self.check_empty(&tops)?;
-        delta::refuse_server(data)?;
-        tops.iter().try_for_each(|top| take(top))?;
-        // Once more, now that nobody else can change it.
-        self.check_empty(&tops)?;
-        delta::refuse_server(data)?;
         let mark =
             Mark::of(self.base, self.base.tablespaces.keys().map(|number| (*number, self.space(*number))).collect());
-        if self.to.delta {
-            mark.check_spaces(data, Mark::read(data)?.as_ref())?;
+        // Before anything is taken from a server that may run there, and once more when nobody else can change it.
+        self.refuse_place(&tops, &mark)?;
+        let taken = Taken::all(&tops)?;
+        if let Err(refused) = self.refuse_place(&tops, &mark) {
+            taken.give_back();
+            return Err(refused);
         }
         mark.write(data)?;
-        let control = data.join(CONTROL);
-        // Through a link it would be another's.
-        if control.parent().is_some_and(|dir| dir.symlink_metadata().is_ok_and(|found| found.is_dir())) {
-            match std::fs::remove_file(&control) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(VaultError::file(&control, error));
-                }
-                _ => {}
-            }
-        }
+        delta::end_of_control(data)?;
         if self.to.delta {
             tops.iter().try_for_each(|top| take_below(top))?;
             delta::clear(self.base, (data, ""))?;
@@ -371,6 +372,13 @@ impl Work<'_> {
         self.directory(&data.join(self.log_dir()), 0o700)
     }
 
+    fn refuse_place(&self, tops: &[PathBuf], mark: &Mark) -> Result<(), VaultError> {
+        let data = &self.to.data;
+        self.check_empty(tops)?;
+        delta::refuse_server(data)?;
+        if self.to.delta { mark.check_spaces(data, Mark::read(data)?.as_ref()) } else { Ok(()) }
+    }
+
     fn log_dir(&self) -> &'static str {
         if self.to.standby { "pg_wal" } else { LOG_DIR }
     }
@@ -389,12 +397,7 @@ impl Work<'_> {
 
     /// Where a tablespace goes.
     fn space(&self, number: u32) -> PathBuf {
-        let beside = || {
-            let mut name = self.to.data.as_os_str().to_owned();
-            name.push(format!(".tablespace-{number}"));
-            PathBuf::from(name)
-        };
-        self.to.tablespaces.get(&number).cloned().unwrap_or_else(beside)
+        self.to.tablespaces.get(&number).cloned().unwrap_or_else(|| tablespace_beside(&self.to.data, number))
     }
 
     fn spaces(&self) -> impl Iterator<Item = PathBuf> {

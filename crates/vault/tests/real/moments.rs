@@ -5,6 +5,8 @@ use mainstay_vault::postgres::delta::copy_at;
 use mainstay_vault::postgres::restore::{Destination, Plan, Target, plan, plan_from, restore};
 use mainstay_vault::postgres::scratch::Scratch;
 use mainstay_vault::repository::Repository;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 /// Restores, starts, and says which ticks are there.
@@ -165,6 +167,15 @@ async fn p10_tablespaces_come_back_at_their_new_place_and_a_delta_keeps_what_is_
     assert_eq!(copy_at(&copy).unwrap(), manifest.system);
     assert!(!copy.join("mainstay_unfinished").exists());
     assert_eq!(ticks_at(&repository, &made, &copy, true).await.len(), 20);
+    // A tablespace's place that is another's is refused, and whoever works there goes on.
+    let (other, theirs) = (dir.path().join("other"), dir.path().join(format!("other.tablespace-{number}")));
+    std::fs::create_dir(&theirs).unwrap();
+    std::fs::write(theirs.join("file"), "").unwrap();
+    std::fs::set_permissions(&theirs, Permissions::from_mode(0o755)).unwrap();
+    let error = restore(&repository, &made, &Destination { data: other.clone(), ..to }).unwrap_err().to_string();
+    assert!(error.contains("is no tablespace"), "{error}");
+    assert_eq!(theirs.metadata().unwrap().permissions().mode() & 0o7777, 0o755);
+    assert!(theirs.join("file").exists() && !other.exists());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
