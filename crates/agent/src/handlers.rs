@@ -6,15 +6,26 @@ use mainstay_decide::io::Input;
 use mainstay_model::Message;
 use mainstay_ports::peer::{Caller, Handler};
 use mainstay_ports::route_board::RouteBoard;
+use mainstay_store::ClusterStore;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
 /// Passes messages of other agents' decisions to the loop.
 pub struct MindHandler {
     /// To the loop.
-    pub inputs: mpsc::Sender<Input>,
+    inputs: mpsc::Sender<Input>,
     /// Notes which process speaks under which name.
-    pub lives: Arc<Lives>,
+    lives: Arc<Lives>,
+    /// While this node does not believe it, it hears of no candidates.
+    store: Arc<ClusterStore>,
+}
+
+impl MindHandler {
+    /// `inputs`: to the loop.
+    #[must_use]
+    pub fn new(inputs: mpsc::Sender<Input>, lives: &Arc<Lives>, store: &Arc<ClusterStore>) -> Arc<Self> {
+        Arc::new(Self { inputs, lives: Arc::clone(lives), store: Arc::clone(store) })
+    }
 }
 
 #[async_trait]
@@ -25,6 +36,9 @@ impl Handler for MindHandler {
             if let Message::Presence(presence) = &message {
                 self.lives.heard(node, presence.life);
             }
+            if is_part_of_a_take_over(&message) && self.store.distrusts() {
+                return;
+            }
             let _ = self.inputs.send(Input::Peer(node.clone(), message)).await;
         }
     }
@@ -32,6 +46,11 @@ impl Handler for MindHandler {
     async fn request(&self, _from: &Caller, _body: Vec<u8>) -> Result<Vec<u8>, String> {
         Err("this channel takes messages, not requests".to_owned())
     }
+}
+
+/// Does it make a node promise, or tell a candidate what it may build on?
+pub(crate) fn is_part_of_a_take_over(message: &Message) -> bool {
+    matches!(message, Message::Recruit { .. } | Message::Answer(_))
 }
 
 /// Answers proxies.
