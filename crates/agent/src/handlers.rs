@@ -68,3 +68,33 @@ impl Handler for RouteHandler {
         serde_json::to_vec(&self.0.answer(request).await).map_err(|error| error.to_string())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mainstay_model::{NodeId, Revision, Term};
+    use mainstay_store::etcd::{EtcdOptions, EtcdStore, Origin};
+
+    #[tokio::test]
+    async fn who_does_not_believe_etcd_hears_of_no_candidates() {
+        let (dir, me) = (tempfile::tempdir().unwrap(), NodeId::new("db1").unwrap());
+        let text = "[cluster]\nname = \"c\"\n[store]\nkind = \"etcd\"\nendpoints = [\"http://127.0.0.1:9\"]\n\
+                    [[node]]\nname = \"db1\"\nhost = \"10.0.0.1\"\n";
+        let spec = mainstay_model::config::parse(text, &[]).unwrap();
+        let options = EtcdOptions::of(&spec, &me, "ours".to_owned(), dir.path().join("etcd.json")).unwrap();
+        let origin = Origin { authority: "ours".to_owned(), ..Origin::default() };
+        let etcd = EtcdStore::start(options, Some((origin, Revision(4)))).unwrap();
+        let (inputs, mut queue) = mpsc::channel(4);
+        let store = Arc::new(ClusterStore::Etcd(Arc::clone(&etcd)));
+        let handler = MindHandler::new(inputs, &Arc::default(), &store);
+        let from = Caller::Node(NodeId::new("db2").unwrap());
+        let recruit = serde_json::to_vec(&Message::Recruit { term: Term(7) }).unwrap();
+        handler.message(&from, recruit.clone()).await;
+        assert!(queue.try_recv().is_ok());
+        etcd.distrust("seen less".to_owned());
+        handler.message(&from, recruit).await;
+        assert!(queue.try_recv().is_err(), "no promise, no answer");
+        handler.message(&from, serde_json::to_vec(&Message::Ask { term: Term(7) }).unwrap()).await;
+        assert!(queue.try_recv().is_ok(), "what makes nobody promise is still heard");
+    }
+}
