@@ -178,6 +178,8 @@ impl Api {
             term: self.known_record().map(|record| record.term).unwrap_or_default(),
             generation: now.generation,
             listed: now.spec.nodes.iter().map(|node| node.name.clone()).collect(),
+            distrusts: self.store.etcd().and_then(|etcd| etcd.evidence()),
+            mark: None,
         }
     }
 
@@ -401,7 +403,7 @@ impl Api {
                 "mainstay status shows which endpoints are away",
             ));
         }
-        let group = entropy().map_err(|problem| no_store(format!("{problem:#}")))?.max(1);
+        let group = crate::etcd::group_of(&self.me, wish.term);
         let known = etcd.known(STORE_TIMEOUT).await.map_err(no_store)?;
         let new = intent::Rebuilding {
             me: &self.me,

@@ -55,6 +55,13 @@ pub struct StoreReply {
     /// The nodes of that specification.
     #[serde(default)]
     pub listed: Vec<NodeId>,
+    /// Why this node itself does not believe the etcd that is the store, if so. What it only heard from others is left out: two nodes
+    /// would else hold each other to it for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distrusts: Option<String>,
+    /// Before there is a store: what it has written in its etcd, for others to find in theirs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark: Option<String>,
 }
 
 /// Asks one node.
@@ -94,6 +101,11 @@ impl AskDoor {
     /// Changes what it says of the store.
     pub fn say(&self, part: Part) {
         self.before.lock().unwrap_or_else(PoisonError::into_inner).part = part;
+    }
+
+    /// What it has written in its etcd.
+    pub fn say_mark(&self, mark: &str) {
+        self.before.lock().unwrap_or_else(PoisonError::into_inner).mark = Some(mark.to_owned());
     }
 
     /// The rest of the agent is there.

@@ -1,16 +1,18 @@
 //! An etcd as the cluster's store: how a node begins with it, and how it notices that etcd knows less than the nodes do.
 
-use crate::door::AskDoor;
-use crate::founding::{Begin, Part, ask_around};
+use crate::door::{AskDoor, StoreReply, ask_all_stores};
+use crate::founding::{Begin, Part, found_or_join};
 use crate::mind_loop::Question;
 use crate::record::RECORD_KEY;
-use crate::setup::AgentOptions;
+use crate::setup::{AgentOptions, entropy};
 use anyhow::{Context, Result, anyhow, bail};
+use mainstay_decide::summary::Summary;
 use mainstay_model::spec::Spec;
 use mainstay_model::{NodeId, Record, Term};
 use mainstay_ports::peer::Peers;
 use mainstay_ports::store::Store as _;
 use mainstay_store::etcd::{self, EtcdOptions, EtcdStore, Found};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -59,6 +61,7 @@ pub async fn start(
     if !seen {
         ask.say(Part::Empty);
     }
+    let mark = format!("{:016x}", entropy()?);
     let mut said: Option<(Instant, String)> = None;
     loop {
         let waits = match etcd::look(&place, LOOK).await {
@@ -66,7 +69,7 @@ pub async fn start(
             // The first answers show what is amiss, and the API tells it.
             _ if seen => return begin(place, None),
             Ok(Found::Foreign(why)) => bail!(why),
-            Ok(Found::Nothing) => found(options, &place, listed, peers).await,
+            Ok(Found::Nothing) => found((options, &place), &mark, listed, ask, peers).await,
             Err(why) => format!("etcd does not answer: {why}"),
         };
         if said.as_ref().is_none_or(|(at, text)| *text != waits || at.elapsed() >= SAY_EVERY) {
@@ -83,8 +86,25 @@ fn begin(place: EtcdOptions, now: Option<(etcd::Origin, mainstay_model::Revision
 }
 
 /// Nothing stands in etcd. What is waited for next.
-async fn found(options: &AgentOptions, place: &EtcdOptions, listed: &[NodeId], peers: &Arc<dyn Peers>) -> String {
-    match ask_around(&options.node, listed, peers, None).await {
+async fn found(
+    (options, place): (&AgentOptions, &EtcdOptions),
+    mark: &str,
+    listed: &[NodeId],
+    ask: &AskDoor,
+    peers: &Arc<dyn Peers>,
+) -> String {
+    let marked = async {
+        etcd::leave_mark(place, &options.node, mark, LOOK).await?;
+        ask.say_mark(mark);
+        etcd::marks(place, LOOK).await
+    };
+    let marks = match marked.await {
+        Ok(marks) => marks,
+        Err(why) => return format!("etcd does not take this node's mark: {why}"),
+    };
+    let mut answers = ask_all_stores(&options.node, listed, peers).await;
+    let elsewhere = leave_out_elsewhere(&mut answers, &marks);
+    match found_or_join(&options.node, listed, &answers, None) {
         Begin::Found => match etcd::found(place, LOOK).await {
             Ok(()) => "the cluster's place in etcd is marked".to_owned(),
             Err(why) => format!("the cluster's place in etcd can not be marked: {why}"),
@@ -93,8 +113,30 @@ async fn found(options: &AgentOptions, place: &EtcdOptions, listed: &[NodeId], p
             "other nodes have the cluster's keys, and etcd shows none under {}: does this node's store.endpoints name the same etcd as theirs?",
             place.prefix()
         ),
+        Begin::Wait(_) if !elsewhere.is_empty() => format!(
+            "what {} wrote in etcd does not stand in the etcd that this node asks: do the files of all nodes name the same one (store.endpoints, \
+             store.prefix)?",
+            elsewhere.iter().map(NodeId::as_str).collect::<Vec<_>>().join(", ")
+        ),
         Begin::Wait(why) => why,
     }
+}
+
+/// Only nodes whose mark stands in this node's etcd found with it; those that have written theirs elsewhere are named.
+fn leave_out_elsewhere(answers: &mut BTreeMap<NodeId, StoreReply>, marks: &BTreeMap<String, String>) -> Vec<NodeId> {
+    let is_here =
+        |node: &NodeId, reply: &StoreReply| reply.mark.is_some() && marks.get(node.as_str()) == reply.mark.as_ref();
+    let marked = answers.iter().filter(|(node, reply)| reply.mark.is_some() && !is_here(node, reply));
+    let elsewhere = marked.map(|(node, _)| node.clone()).collect();
+    answers.retain(|node, reply| reply.part == Part::Member || is_here(node, reply));
+    elsewhere
+}
+
+/// The number of the store that this wish makes: the same each time it is asked for, so that asking again after a lost answer finds what is
+/// done; and another one for another node or term. (FNV-1a.)
+pub(crate) fn group_of(from: &NodeId, term: Term) -> u64 {
+    let bytes = from.as_str().bytes().chain(term.0.to_be_bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)).max(1)
 }
 
 /// No node promises a term before the record in the store has it. So a record below a promise that was made before it was read comes
@@ -122,19 +164,92 @@ pub async fn compare_terms(store: Arc<EtcdStore>, questions: mpsc::Sender<Questi
             warn!(%promised, %by, %now, "etcd's record is older than a promise");
             store.distrust(format!(
                 "{by} has promised to follow no term older than {promised}, and etcd's record is of term {now}: was etcd restored from an older \
-                 copy? Writes that were acknowledged may be missing in it. If a newer copy exists, restore that; else `mainstay recover --from \
-                 NODE` makes the cluster's part of it anew"
+                 copy? Writes that were acknowledged may be missing in it. `mainstay recover --from NODE` makes the cluster's part of it anew, \
+                 from the node that has most"
             ));
         }
     }
 }
 
-/// The highest promise that this node knows, and whose it is.
-async fn promised(questions: &mpsc::Sender<Question>) -> Option<(Term, String)> {
+/// A node that has evidence against etcd is believed: whoever trusts would go on by a record that is older than what that one has seen.
+pub async fn ask_who_distrusts(
+    me: NodeId,
+    store: Arc<EtcdStore>,
+    peers: Arc<dyn Peers>,
+    questions: mpsc::Sender<Question>,
+) {
+    loop {
+        sleep(COMPARE).await;
+        let Some(summary) = summary(&questions).await else { continue };
+        let nodes: Vec<NodeId> = summary.peers.into_keys().collect();
+        for (node, reply) in ask_all_stores(&me, &nodes, &peers).await {
+            if let Some(heard) = heard(&reply, store.group()) {
+                store.heard_of(&node, heard);
+            }
+        }
+    }
+}
+
+/// What another node says against etcd, `Some(None)`: nothing. `None`: it does not speak of this store, or does not know it yet.
+fn heard(reply: &StoreReply, group: u64) -> Option<Option<String>> {
+    let speaks = reply.part == Part::Member && reply.standing.group == group;
+    speaks.then(|| reply.distrusts.clone())
+}
+
+async fn summary(questions: &mpsc::Sender<Question>) -> Option<Summary> {
     let (question, answer) = oneshot::channel();
     questions.send(question).await.ok()?;
-    let summary = timeout(LOOK, answer).await.ok()?.ok()?.summary;
+    Some(timeout(LOOK, answer).await.ok()?.ok()?.summary)
+}
+
+/// The highest promise that this node knows, and whose it is.
+async fn promised(questions: &mpsc::Sender<Question>) -> Option<(Term, String)> {
+    let summary = summary(questions).await?;
     let peers =
         summary.peers.iter().filter_map(|(node, peer)| Some((peer.presence.as_ref()?.promise, node.to_string())));
     peers.chain([(summary.promise, "this node".to_owned())]).max()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reply(part: Part, mark: Option<&str>) -> StoreReply {
+        StoreReply { part, mark: mark.map(ToOwned::to_owned), ..StoreReply::default() }
+    }
+
+    #[test]
+    fn nodes_that_write_in_another_etcd_found_nothing_together() {
+        let name = |text: &str| NodeId::new(text).unwrap();
+        let mut answers = BTreeMap::from([
+            (name("here"), reply(Part::Empty, Some("1"))),
+            (name("elsewhere"), reply(Part::Empty, Some("2"))),
+            (name("old"), reply(Part::Empty, Some("3"))),
+            (name("silent"), reply(Part::Empty, None)),
+            (name("member"), reply(Part::Member, None)),
+        ]);
+        let marks =
+            [("here", "1"), ("old", "0"), ("silent", "4")].map(|(node, mark)| (node.to_owned(), mark.to_owned()));
+        let left = leave_out_elsewhere(&mut answers, &marks.into());
+        assert_eq!(left, [name("elsewhere"), name("old")]);
+        assert_eq!(answers.into_keys().collect::<Vec<_>>(), [name("here"), name("member")]);
+    }
+
+    #[test]
+    fn only_who_has_this_store_speaks_against_etcd() {
+        let mut said = reply(Part::Member, None);
+        said.distrusts = Some("seen less".to_owned());
+        assert_eq!(heard(&said, 0), Some(Some("seen less".to_owned())));
+        assert_eq!(heard(&said, 7), None, "of the store before it was made anew");
+        assert_eq!(heard(&reply(Part::Member, None), 0), Some(None));
+        assert_eq!(heard(&reply(Part::Unknown, None), 0), None, "an agent that starts takes nothing back");
+    }
+
+    #[test]
+    fn the_same_wish_makes_the_same_store() {
+        let (one, other) = (NodeId::new("db1").unwrap(), NodeId::new("db2").unwrap());
+        assert_eq!(group_of(&one, Term(1_000_000)), group_of(&one, Term(1_000_000)));
+        assert_ne!(group_of(&one, Term(1_000_000)), group_of(&other, Term(1_000_000)));
+        assert_ne!(group_of(&one, Term(1_000_000)), group_of(&one, Term(2_000_000)));
+    }
 }

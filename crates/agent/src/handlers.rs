@@ -6,15 +6,26 @@ use mainstay_decide::io::Input;
 use mainstay_model::Message;
 use mainstay_ports::peer::{Caller, Handler};
 use mainstay_ports::route_board::RouteBoard;
+use mainstay_store::ClusterStore;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
 /// Passes messages of other agents' decisions to the loop.
 pub struct MindHandler {
     /// To the loop.
-    pub inputs: mpsc::Sender<Input>,
+    inputs: mpsc::Sender<Input>,
     /// Notes which process speaks under which name.
-    pub lives: Arc<Lives>,
+    lives: Arc<Lives>,
+    /// While this node does not believe it, it hears of no candidates.
+    store: Arc<ClusterStore>,
+}
+
+impl MindHandler {
+    /// `inputs`: to the loop.
+    #[must_use]
+    pub fn new(inputs: mpsc::Sender<Input>, lives: &Arc<Lives>, store: &Arc<ClusterStore>) -> Arc<Self> {
+        Arc::new(Self { inputs, lives: Arc::clone(lives), store: Arc::clone(store) })
+    }
 }
 
 #[async_trait]
@@ -25,6 +36,9 @@ impl Handler for MindHandler {
             if let Message::Presence(presence) = &message {
                 self.lives.heard(node, presence.life);
             }
+            if is_part_of_a_take_over(&message) && self.store.distrusts() {
+                return;
+            }
             let _ = self.inputs.send(Input::Peer(node.clone(), message)).await;
         }
     }
@@ -32,6 +46,11 @@ impl Handler for MindHandler {
     async fn request(&self, _from: &Caller, _body: Vec<u8>) -> Result<Vec<u8>, String> {
         Err("this channel takes messages, not requests".to_owned())
     }
+}
+
+/// Does it make a node promise, or tell a candidate what it may build on?
+pub(crate) fn is_part_of_a_take_over(message: &Message) -> bool {
+    matches!(message, Message::Recruit { .. } | Message::Answer(_))
 }
 
 /// Answers proxies.
@@ -47,5 +66,35 @@ impl Handler for RouteHandler {
             self.0.heard(name, &request);
         }
         serde_json::to_vec(&self.0.answer(request).await).map_err(|error| error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mainstay_model::{NodeId, Revision, Term};
+    use mainstay_store::etcd::{EtcdOptions, EtcdStore, Origin};
+
+    #[tokio::test]
+    async fn who_does_not_believe_etcd_hears_of_no_candidates() {
+        let (dir, me) = (tempfile::tempdir().unwrap(), NodeId::new("db1").unwrap());
+        let text = "[cluster]\nname = \"c\"\n[store]\nkind = \"etcd\"\nendpoints = [\"http://127.0.0.1:9\"]\n\
+                    [[node]]\nname = \"db1\"\nhost = \"10.0.0.1\"\n";
+        let spec = mainstay_model::config::parse(text, &[]).unwrap();
+        let options = EtcdOptions::of(&spec, &me, "ours".to_owned(), dir.path().join("etcd.json")).unwrap();
+        let origin = Origin { authority: "ours".to_owned(), ..Origin::default() };
+        let etcd = EtcdStore::start(options, Some((origin, Revision(4)))).unwrap();
+        let (inputs, mut queue) = mpsc::channel(4);
+        let store = Arc::new(ClusterStore::Etcd(Arc::clone(&etcd)));
+        let handler = MindHandler::new(inputs, &Arc::default(), &store);
+        let from = Caller::Node(NodeId::new("db2").unwrap());
+        let recruit = serde_json::to_vec(&Message::Recruit { term: Term(7) }).unwrap();
+        handler.message(&from, recruit.clone()).await;
+        assert!(queue.try_recv().is_ok());
+        etcd.distrust("seen less".to_owned());
+        handler.message(&from, recruit).await;
+        assert!(queue.try_recv().is_err(), "no promise, no answer");
+        handler.message(&from, serde_json::to_vec(&Message::Ask { term: Term(7) }).unwrap()).await;
+        assert!(queue.try_recv().is_ok(), "what makes nobody promise is still heard");
     }
 }

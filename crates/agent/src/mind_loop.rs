@@ -3,6 +3,7 @@
 use crate::drain;
 use crate::durable::DurableError;
 use crate::executor::{Executor, Hands};
+use crate::handlers::is_part_of_a_take_over;
 use crate::record;
 use crate::routes::Routes;
 use crate::status::Standing;
@@ -13,6 +14,7 @@ use mainstay_model::{Command, Event, Message, Moment, Reason, ServerObservation,
 use mainstay_ports::clock::{boot_now, wall_now_ms};
 use mainstay_ports::peer::{Channel, Peers};
 use mainstay_ports::store::Store;
+use mainstay_store::ClusterStore;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,7 +33,7 @@ pub struct Parts {
     /// What orders need.
     pub hands: Hands,
     /// The store.
-    pub store: Arc<dyn Store>,
+    pub store: Arc<ClusterStore>,
     /// The other agents.
     pub peers: Arc<dyn Peers>,
     /// What proxies are told.
@@ -186,11 +188,11 @@ impl Loop {
         match output {
             Output::Persist(durable) => self.parts.hands.gate.persist(durable).await?,
             Output::Read(id) => {
-                let (store, inputs) = (Arc::clone(&self.parts.store), self.parts.hands.inputs.clone());
+                let (store, inputs) = (self.store(), self.parts.hands.inputs.clone());
                 tokio::spawn(async move { inputs.send(Input::Read(id, record::read(store).await)).await });
             }
             Output::Cas(id, expected, wanted) => {
-                let (store, inputs) = (Arc::clone(&self.parts.store), self.parts.hands.inputs.clone());
+                let (store, inputs) = (self.store(), self.parts.hands.inputs.clone());
                 tokio::spawn(async move {
                     let result = record::compare_and_set(store, expected, wanted).await;
                     inputs.send(Input::Cas(id, result)).await
@@ -236,7 +238,15 @@ impl Loop {
         }
     }
 
+    fn store(&self) -> Arc<dyn Store> {
+        Arc::clone(&self.parts.store) as Arc<dyn Store>
+    }
+
     fn send(&self, to: &mainstay_model::NodeId, message: &Message) {
+        // Asked before the store was not believed any more, and answered after.
+        if is_part_of_a_take_over(message) && self.parts.store.distrusts() {
+            return;
+        }
         if let Ok(body) = serde_json::to_vec(message) {
             self.parts.peers.send(to, Channel::Mind, body);
         }

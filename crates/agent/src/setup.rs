@@ -170,7 +170,7 @@ async fn live(
     tokio::spawn(history::keep(Arc::clone(&agent.store) as Arc<dyn Store>, event_queue));
     agent
         .open(BTreeMap::from([
-            (Channel::Mind, Arc::new(MindHandler { inputs, lives: Arc::clone(&agent.lives) }) as Arc<dyn Handler>),
+            (Channel::Mind, MindHandler::new(inputs, &agent.lives, &agent.store) as Arc<dyn Handler>),
             (Channel::Route, Arc::new(RouteHandler(board)) as Arc<dyn Handler>),
         ]))
         .await?;
@@ -258,12 +258,12 @@ impl Agent {
     /// Starts what feeds the loop, and gathers what the loop works with.
     fn start_tasks(&self, mind: Mind, gate: Gate) -> Parts {
         let process = Arc::clone(&self.ground.process);
-        let store = Arc::clone(&self.store) as Arc<dyn Store>;
+        let store = Arc::clone(&self.store);
         let (probe_interval, interval) = watch::channel(Span(250));
         let (probe_now, server_started) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let inputs = &self.inputs;
 
-        tokio::spawn(record::watch(Arc::clone(&store), inputs.clone()));
+        tokio::spawn(record::watch(Arc::clone(&store) as Arc<dyn Store>, inputs.clone()));
         leadership::start(self.me.clone(), &self.store, self.peers(), self.routes.clone(), self.questions.clone());
         if self.ground.keeper.is_some() {
             let (engine, seen) = (Arc::clone(&self.ground.engine), self.observed.clone());

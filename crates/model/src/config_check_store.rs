@@ -41,6 +41,12 @@ pub(crate) fn store(store: &Store, add: &mut dyn FnMut(String, String)) {
     }
     pair(("cert_file", store.cert_file.is_some()), ("key_file", store.key_file.is_some()), add);
     pair(("user", store.user.is_some()), ("password_file", store.password_file.is_some()), add);
+    let open = |endpoint: &&&Endpoint| !endpoint.tls && !is_this_host(&endpoint.host);
+    if let (true, Some(endpoint)) = (store.user.is_some(), seen.iter().find(open)) {
+        let text =
+            format!("the password would go to {endpoint} in plain text: write https://…, or take store.user away");
+        add("store.endpoints".to_owned(), text);
+    }
     if store.user.as_deref() == Some("") {
         add("store.user".to_owned(), "store.user is empty: name a user of etcd, or leave it out".to_owned());
     }
@@ -59,6 +65,11 @@ pub(crate) fn store(store: &Store, add: &mut dyn FnMut(String, String)) {
     if let Err(why) = prefix(&store.prefix) {
         add("store.prefix".to_owned(), why);
     }
+}
+
+/// What is sent there leaves the machine on no network.
+fn is_this_host(host: &str) -> bool {
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 fn only_for_etcd(store: &Store, add: &mut dyn FnMut(String, String)) {
@@ -119,6 +130,8 @@ mod tests {
             wrong(&format!("{tls}user = \"m\"\npassword_file = \"/p\"\ncert_file = \"/c\"\nkey_file = \"/k\"")),
             ""
         );
+        let here = "kind = \"etcd\"\nendpoints = [\"http://127.0.0.1\"]\nuser = \"m\"\npassword_file = \"/p\"";
+        assert_eq!(wrong(here), "");
         for (store, expected) in [
             ("kind = \"etcd\"", "names 0 members"),
             ("kind = \"etcd\"\nendpoints = [\"10.0.0.7:2379\"]", "line 8: \"10.0.0.7:2379\" is no address of an etcd"),
@@ -128,6 +141,10 @@ mod tests {
             ("kind = \"etcd\"\nendpoints = [\"http://a\"]\nca_file = \"/ca\"", "plain http"),
             (&format!("{tls}cert_file = \"/c\""), "add store.key_file"),
             (&format!("{tls}password_file = \"/c\""), "add store.user"),
+            (
+                "kind = \"etcd\"\nendpoints = [\"http://10.0.0.7\"]\nuser = \"m\"\npassword_file = \"/p\"",
+                "http://10.0.0.7:2379 in plain text",
+            ),
             (&format!("{tls}prefix = \"mainstay/\""), "begins with /"),
             ("kind = \"zookeeper\"", "unknown variant"),
             ("endpoints = [\"http://a\"]", "add kind = \"etcd\""),

@@ -53,6 +53,13 @@ impl ClusterStore {
         }
     }
 
+    /// This node does not believe what its etcd shows, or the store was made anew without it: then it takes part in no take-over either. A candidate that trusts the same etcd may go by a record of which copies count that is older than what this
+    /// node has seen, and would take too few answers for enough. The nodes' own store never goes back.
+    #[must_use]
+    pub fn distrusts(&self) -> bool {
+        self.etcd().is_some_and(|etcd| !etcd.is_believed())
+    }
+
     /// Nothing was ever written, as far as this node knows.
     #[must_use]
     pub fn is_new(&self) -> bool {

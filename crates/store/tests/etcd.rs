@@ -12,7 +12,7 @@ use mainstay_model::NodeId;
 use mainstay_model::spec::Spec;
 use mainstay_ports::store::{CasOutcome, Store, StoreError};
 use mainstay_ports::store_suite::{self, Fixture, put};
-use mainstay_store::etcd::{EtcdOptions, EtcdStore, Found, found, look};
+use mainstay_store::etcd::{EtcdOptions, EtcdStore, Found, found, leave_mark, look, marks};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -184,6 +184,19 @@ async fn an_etcd_that_was_restored_from_an_older_copy_is_not_believed() {
     assert!(why.contains("restored from an older copy") && why.contains("mainstay recover"), "{why}");
     let again = door(options(1)).await.unwrap();
     until("it is noticed by the other", || again.failure().is_some()).await;
+    // What etcd lacks is caught up with by somebody who has seen nothing: a start does not make the other believe it.
+    again.stop().await;
+    let stranger = door(options(2)).await.unwrap();
+    for round in 0..4_u8 {
+        put(stranger.as_ref(), "record", &[round]).await;
+    }
+    stranger.stop().await;
+    let again = door(options(1)).await.unwrap();
+    assert!(again.evidence().is_some() && !again.works(), "noted for good");
+    // The values are known after a start, too, and when etcd has lost them all.
+    assert_eq!(again.known(PATIENT).await.unwrap()["record"].value, b"new");
+    etcd.ctl_ok(&["del", "--prefix", "/mainstay/orders/"]);
+    assert_eq!(again.known(PATIENT).await.unwrap()["record"].value, b"new");
     let write = again.compare_and_set("record", Some(newest), b"x".to_vec(), PATIENT).await;
     assert!(matches!(write, CasOutcome::Unavailable(_)), "{write:?}");
     let shown = first.watch("record").borrow().clone();
@@ -227,6 +240,43 @@ async fn a_store_that_was_made_anew_tells_those_who_know_the_old_one() {
     etcd.ctl_ok(&["del", "--prefix", "/mainstay/orders/"]);
     let late = door(options_of(&spec, dir.path(), 2, "theirs")).await;
     assert!(late.is_ok(), "an empty place is free");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clusters_keep_apart_and_nodes_find_out_that_they_ask_the_same_etcd() {
+    let (etcd, other, dir) = (Etcd::start(1), Etcd::start(1), tempfile::tempdir().unwrap());
+    let plain = spec(&etcd.endpoints(), "");
+    let options = options_of(&plain, dir.path(), 0, "ours");
+    leave_mark(&options, &NodeId::new("db1").unwrap(), "a", PATIENT).await.unwrap();
+    let here = marks(&options_of(&plain, dir.path(), 1, "ours"), PATIENT).await.unwrap();
+    assert_eq!(here, BTreeMap::from([("db1".to_owned(), "a".to_owned())]));
+    let elsewhere = options_of(&spec(&other.endpoints(), ""), dir.path(), 1, "ours");
+    assert!(marks(&elsewhere, PATIENT).await.unwrap().is_empty());
+
+    let store = door(options.clone()).await.unwrap();
+    assert!(marks(&options, PATIENT).await.unwrap().is_empty(), "taken away when the place was founded");
+    put(store.as_ref(), "record", b"x").await;
+    // Keys of others are neither shown nor missed.
+    etcd.ctl_ok(&["put", "/mainstay/orders/inner/record", "theirs"]);
+    etcd.ctl_ok(&["put", "/mainstay/orders/note", "somebody's"]);
+    until("a key of this place is shown", || store.watch("note").borrow().is_some()).await;
+    assert!(!store.known(PATIENT).await.unwrap().contains_key("inner/record"));
+    etcd.ctl_ok(&["del", "/mainstay/orders/inner/record"]);
+    etcd.ctl_ok(&["del", "/mainstay/orders/note"]);
+    put(store.as_ref(), "record", b"y").await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(store.failure(), None);
+
+    // No other cluster begins below it, and none around one that is there.
+    let mut below = spec(&etcd.endpoints(), "");
+    below.store.prefix = "/mainstay/orders".to_owned();
+    let why = found(&options_of(&below, dir.path(), 2, "theirs"), PATIENT).await.unwrap_err();
+    assert!(why.contains("/mainstay/orders/origin"), "{why}");
+    etcd.ctl_ok(&["put", "/outer/orders/inner/origin", "{}"]);
+    let mut around = below;
+    around.store.prefix = "/outer".to_owned();
+    let why = found(&options_of(&around, dir.path(), 2, "theirs"), PATIENT).await.unwrap_err();
+    assert!(why.contains("/outer/orders/inner/origin"), "{why}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -100,6 +100,9 @@ fn tell(progress: &Progress, from: &NodeId, choice: &Choice) {
         "{from} goes on from its own data in term {}, as the only member; commits then wait for replicas as they come",
         choice.term
     ));
+    if choice.etcd {
+        return tell_of_etcd(progress, choice);
+    }
     if !choice.others.is_empty() {
         progress.say(&format!(
             "{} give their part of the old store up (it is moved aside) and join; their data are treated like any diverged copy",
@@ -116,6 +119,37 @@ fn tell(progress: &Progress, from: &NodeId, choice: &Choice) {
         progress.say(&blocked(choice));
     }
     choice.doubts.iter().for_each(|doubt| progress.say(&format!("Doubt: {doubt}")));
+}
+
+/// The other nodes find the store that was made anew by themselves.
+fn tell_of_etcd(progress: &Progress, choice: &Choice) {
+    if !choice.others.is_empty() {
+        progress.say(&format!(
+            "{} find what is made anew in etcd by themselves, and follow; their data are treated like any diverged copy",
+            list(&choice.others)
+        ));
+    }
+    if !choice.lost.is_empty() {
+        progress.say(&format!(
+            "{} will do the same when they come back: the old place in etcd is gone, so they can elect nobody by it",
+            list(&choice.lost)
+        ));
+    }
+    if choice.replicas_short > 0 {
+        progress.say(&blocked(choice));
+    }
+    choice.doubts.iter().for_each(|doubt| progress.say(&format!("Doubt: {doubt}")));
+}
+
+/// What is to be done about the nodes that did not answer.
+fn next_of_lost(choice: &Choice) -> Option<String> {
+    let lost = (!choice.lost.is_empty()).then(|| list(&choice.lost))?;
+    Some(match choice.etcd {
+        true => {
+            format!("Next: start the agents of {lost}, or `mainstay node remove NAME` for each that is gone for good")
+        }
+        false => format!("Next: keep {lost} off; `mainstay node replace NAME` or `node remove NAME` for each"),
+    })
 }
 
 fn blocked(choice: &Choice) -> String {
@@ -192,7 +226,7 @@ async fn carry_out(
     let took = boot_now().since(begun);
     if global.json {
         output::object(&json!({
-            "from": from, "term": after.cluster.term, "primary": after.cluster.primary, "joined": joined, "writable": after.cluster.writable, "keep_off": choice.lost,
+            "from": from, "term": after.cluster.term, "primary": after.cluster.primary, "joined": joined, "writable": after.cluster.writable, "keep_off": if choice.etcd { &[] } else { choice.lost.as_slice() },
             "doubts": choice.doubts, "seconds": seconds(took.0), "verified": verified,
         }));
     } else {
@@ -201,12 +235,7 @@ async fn carry_out(
         if !after.cluster.writable && !writes {
             output::line(&format!("{}.", blocked(choice)));
         }
-        if !choice.lost.is_empty() {
-            output::line(&format!(
-                "Next: keep {} off; `mainstay node replace NAME` or `node remove NAME` for each",
-                list(&choice.lost)
-            ));
-        }
+        next_of_lost(choice).iter().for_each(|next| output::line(next));
     }
     Ok(())
 }

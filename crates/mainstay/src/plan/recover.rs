@@ -20,6 +20,8 @@ pub(crate) struct Choice {
     pub(crate) doubts: Vec<String>,
     /// How many replicas a commit still waits for that are not there: writes stay blocked until they are, or the durability is another.
     pub(crate) replicas_short: u32,
+    /// The store is an etcd: the other nodes have no part of it that they could give up, and need not be told.
+    pub(crate) etcd: bool,
 }
 
 /// Works it out.
@@ -53,6 +55,7 @@ pub(crate) fn choose(
     let replicas = u32::try_from(others.iter().filter(holds_data).count()).unwrap_or(u32::MAX);
     let waits = if spec.cluster.durability == Durability::Strict { spec.sync_replicas() } else { 0 };
     Ok(Choice {
+        etcd: source.store.etcd.is_some(),
         replicas_short: waits.saturating_sub(replicas),
         term: highest.next_incarnation(),
         others,
@@ -94,10 +97,12 @@ fn store_is_lost(standings: &BTreeMap<NodeId, Standing>) -> Outcome {
     Ok(())
 }
 
-/// An etcd that works is left alone; one that does not answer has to be brought back first: the store is made anew in it.
+/// An etcd that works and that nobody distrusts is left alone; one that does not answer has to be brought back first: the store is made anew in it.
 fn etcd_is_distrusted(standings: &BTreeMap<NodeId, Standing>) -> Outcome {
     let etcd = |standing: &Standing| standing.store.etcd.as_ref().is_some_and(|etcd| etcd.works);
-    if let Some(trusts) = standings.values().find(|standing| etcd(standing) && standing.store.failure.is_none()) {
+    // One that has evidence against etcd is enough: a node that has seen nothing of what was lost trusts in good faith.
+    let distrusted = standings.values().any(|standing| standing.store.failure.is_some());
+    if let (false, Some(trusts)) = (distrusted, standings.values().find(|standing| etcd(standing))) {
         return Err(Failure::not_now(format!("the store works: {} reads and writes etcd", trusts.node))
             .hint("there is nothing to recover; see `mainstay status` and `mainstay why`"));
     }
@@ -212,6 +217,20 @@ mod tests {
         let mut broken = standing(2, 1);
         broken.store.failure = Some("the journal is damaged".to_owned());
         assert!(choose(&lost(vec![broken, standing(3, 1)]), &silent(&["db1"]), &name("db3")).is_ok());
+    }
+
+    #[test]
+    fn one_node_that_distrusts_an_etcd_is_enough() {
+        let of_etcd = |number: u64, failure: Option<&str>| {
+            let mut standing = standing(number, 1);
+            standing.store.etcd = Some(mainstay_model::etcd::EtcdStanding { works: true, ..Default::default() });
+            standing.store.failure = failure.map(ToOwned::to_owned);
+            standing
+        };
+        let trusting = lost(vec![of_etcd(1, None), of_etcd(2, None)]);
+        assert!(choose(&trusting, &silent(&[]), &name("db1")).unwrap_err().error.contains("the store works"));
+        let divided = lost(vec![of_etcd(1, Some("seen less")), of_etcd(2, None)]);
+        assert!(choose(&divided, &silent(&["db3"]), &name("db1")).unwrap().etcd);
     }
 
     #[test]

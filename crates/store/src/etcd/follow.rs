@@ -3,12 +3,10 @@
 
 use super::client::{Client, Fault, watch_body};
 use super::wire::{Alarms, Line, Range, Status, range};
-use super::{Inner, locked};
+use super::{Inner, OLDER, locked};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use mainstay_model::Revision;
 use mainstay_model::etcd::MemberStanding;
-use mainstay_ports::store::Versioned;
 use serde_json::json;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -51,14 +49,13 @@ async fn stream(inner: Weak<Inner>) {
 
 /// All values, then every change from there on. Returns why it ended: that may also be that etcd has compacted what comes next.
 async fn follow(inner: &Inner) -> Result<(), String> {
-    let before = locked(&inner.kept).seen.clone();
+    let before = locked(&inner.kept).clone();
     let (values, revision) = inner.whole(Instant::now() + BEGIN_LIMIT).await.map_err(Fault::text)?;
-    let at = |name: &String| values.get(name).map_or(0, |value| value.revision.0);
-    if before.iter().any(|(name, seen)| at(name) < *seen) {
+    if before.seen.keys().any(|name| !before.allows(name, values.get(name))) {
         inner.confirm(Instant::now() + BEGIN_LIMIT).await;
-        return Err("etcd shows an older state than before".to_owned());
+        return Err(OLDER.to_owned());
     }
-    values.iter().for_each(|(name, value)| inner.publish(name, value));
+    inner.publish_all(&values)?;
     let body = watch_body(&inner.options.prefix, revision + 1);
     let mut changes = inner.client.watch(&body, Instant::now() + BEGIN_LIMIT).await?;
     let mut refused = inner.refused.subscribe();
@@ -96,15 +93,17 @@ fn take(inner: &Inner, line: &[u8]) -> Result<(), String> {
     }
     let Some(watched) = line.result else { return Ok(()) };
     for happened in watched.events {
-        let Some(name) = inner.name(&happened.kv.key) else {
-            // The origin: whose keys these are has changed. The next beginning, and the poll, look at it.
+        if happened.kv.key == inner.key(super::ORIGIN_KEY).as_bytes() {
+            // Whose keys these are has changed. The next beginning, and the poll, look at it.
             return Err("the origin has changed".to_owned());
-        };
+        }
+        let Some(name) = inner.name(&happened.kv.key) else { continue };
         if happened.kind == "DELETE" {
             return Err(format!("{name} was removed"));
         }
-        let versioned = Versioned { revision: Revision(happened.kv.mod_revision), value: happened.kv.value };
-        inner.publish(&name, &versioned);
+        if !inner.publish(&name, &happened.kv) {
+            return Err(OLDER.to_owned());
+        }
     }
     if watched.canceled { Err("etcd has cancelled it (compacted?)".to_owned()) } else { Ok(()) }
 }
@@ -138,9 +137,9 @@ async fn look(inner: &Inner) -> Result<bool, String> {
     let body = range(&inner.options.prefix, true, true);
     let all = inner.client.read::<Range>("/v3/kv/range", &body, deadline).await.map_err(Fault::text)?;
     let origin = inner.key(super::ORIGIN_KEY);
-    let at = |key: &str| all.kvs.iter().find(|pair| pair.key == key.as_bytes()).map_or(0, |pair| pair.mod_revision);
-    let older = before.seen.iter().any(|(name, seen)| at(&inner.key(name)) < *seen);
-    if older || at(&origin) != before.origin_revision {
+    let at = |key: &str| all.kvs.iter().find(|pair| pair.key == key.as_bytes());
+    let older = before.seen.keys().any(|name| !before.allows(name, at(&inner.key(name))));
+    if older || at(&origin).map_or(0, |pair| pair.mod_revision) != before.origin_revision {
         inner.confirm(deadline).await;
     }
     if inner.refusal().is_some() {
@@ -148,16 +147,16 @@ async fn look(inner: &Inner) -> Result<bool, String> {
         return Ok(false);
     }
     if older {
-        return Err("etcd shows an older state than before".to_owned());
+        return Err(OLDER.to_owned());
     }
     inner.answered();
     let newer =
-        |pair: &&super::wire::Pair| inner.name(&pair.key).is_some_and(|name| inner.seen(&name) < pair.mod_revision);
+        |pair: &&super::wire::Pair| inner.name(&pair.key).is_some_and(|name| inner.shown(&name) < pair.mod_revision);
     if !all.kvs.iter().any(|pair| newer(&pair)) {
         return Ok(false);
     }
     let (values, _) = inner.whole(deadline).await.map_err(Fault::text)?;
-    values.iter().for_each(|(name, value)| inner.publish(name, value));
+    inner.publish_all(&values)?;
     Ok(true)
 }
 
@@ -203,14 +202,14 @@ async fn member(client: &Client, place: usize) -> MemberStanding {
     }
 }
 
+/// At a steady pace, and at once when somebody asks for it.
 async fn save(inner: Weak<Inner>) {
     let mut saved = None;
     loop {
-        sleep(SAVE).await;
         let Some(inner) = inner.upgrade() else { return };
+        let _ = tokio::time::timeout(SAVE, inner.to_save.notified()).await;
         let kept = locked(&inner.kept).clone();
-        if saved.as_ref() != Some(&kept) && inner.refusal().is_none() {
-            inner.save().await;
+        if saved.as_ref() != Some(&kept) && inner.save().await {
             saved = Some(kept);
         }
     }

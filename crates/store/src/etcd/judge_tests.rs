@@ -1,7 +1,7 @@
 //! When etcd is believed no more.
 
+use super::kept::Origin;
 use super::*;
-use wire::Pair;
 
 fn options() -> EtcdOptions {
     EtcdOptions {
@@ -15,45 +15,124 @@ fn options() -> EtcdOptions {
     }
 }
 
-fn kept() -> Kept {
-    let origin = Origin { group: 0, incarnation: 0, authority: "ours".to_owned() };
-    Kept { origin, origin_revision: 4, seen: BTreeMap::from([("record".to_owned(), 10), ("spec".to_owned(), 6)]) }
+fn floor(revision: u64, version: u64) -> Floor {
+    Floor { revision, created: 5, version, value: None }
 }
 
-fn keys(pairs: &[(&str, u64)]) -> Range {
-    let pair = |(key, revision): &(&str, u64)| Pair {
-        key: format!("/m/c/{key}").into_bytes(),
-        mod_revision: *revision,
-        value: Vec::new(),
-    };
-    Range { kvs: pairs.iter().map(pair).collect(), ..Range::default() }
+fn kept() -> Kept {
+    let origin = Origin { group: 0, incarnation: 0, authority: "ours".to_owned() };
+    let seen = BTreeMap::from([("record".to_owned(), floor(10, 4)), ("spec".to_owned(), floor(6, 1))]);
+    Kept { origin, origin_revision: 4, seen, refused: None }
+}
+
+fn pair(key: &str, revision: u64, version: u64) -> Pair {
+    let key = format!("/m/c/{key}").into_bytes();
+    Pair { key, mod_revision: revision, create_revision: 5, version, value: b"{}".to_vec() }
+}
+
+fn keys(pairs: &[(&str, u64, u64)]) -> Range {
+    let kvs = pairs.iter().map(|(key, revision, version)| pair(key, *revision, *version)).collect();
+    Range { kvs, ..Range::default() }
 }
 
 fn marked(revision: u64, incarnation: u64, authority: &str) -> Range {
     let origin = Origin { group: incarnation, incarnation, authority: authority.to_owned() };
     let value = serde_json::to_vec(&origin).unwrap();
-    Range { kvs: vec![Pair { key: b"/m/c/origin".to_vec(), mod_revision: revision, value }], ..Range::default() }
+    Range {
+        kvs: vec![Pair { key: b"/m/c/origin".to_vec(), mod_revision: revision, value, ..Pair::default() }],
+        ..Range::default()
+    }
 }
 
-fn verdict(all: &[(&str, u64)], marked: &Range) -> Option<Refused> {
+fn verdict(all: &[(&str, u64, u64)], marked: &Range) -> Option<Refused> {
     judge(&options(), &kept(), &keys(all), marked)
 }
 
 #[test]
 fn what_was_seen_may_only_grow() {
     let same = marked(4, 0, "ours");
-    assert_eq!(verdict(&[("record", 10), ("spec", 6)], &same), None);
-    assert_eq!(verdict(&[("record", 99), ("spec", 6), ("more", 3)], &same), None);
-    for older in [&[("record", 9), ("spec", 6)][..], &[("record", 12)], &[]] {
+    assert_eq!(verdict(&[("record", 10, 4), ("spec", 6, 1)], &same), None);
+    assert_eq!(verdict(&[("record", 99, 5), ("spec", 6, 1), ("more", 3, 1)], &same), None);
+    for older in [&[("record", 9, 3), ("spec", 6, 1)][..], &[("record", 12, 5)], &[]] {
         assert!(matches!(verdict(older, &same), Some(Refused::Distrusted(_))), "{older:?}");
     }
 }
 
 #[test]
+fn revisions_that_were_raised_hide_nothing() {
+    let same = marked(4, 0, "ours");
+    // Restored with --bump-revision: fewer writes, or as many others, at higher revisions.
+    for raised in [("record", 1_000_000, 3), ("record", 1_000_000, 4), ("record", 11, 9)] {
+        let why = verdict(&[raised, ("spec", 6, 1)], &same);
+        assert!(matches!(why, Some(Refused::Distrusted(_))), "{raised:?}: {why:?}");
+    }
+    let mut again = keys(&[("record", 20, 6), ("spec", 6, 1)]);
+    again.kvs[0].create_revision = 15;
+    assert!(judge(&options(), &kept(), &again, &same).is_some(), "removed and made again");
+    let mut kept = kept();
+    assert!(
+        !kept.note("record", &pair("record", 1_000_000, 3)),
+        "it does not become what later answers are held against"
+    );
+    assert!(kept.note("record", &pair("record", 9, 3)) && kept.seen["record"].revision == 10, "late is not wrong");
+    assert!(kept.note("record", &pair("record", 12, 5)) && kept.seen["record"].revision == 12);
+}
+
+#[test]
+fn what_others_put_there_may_go_again() {
+    let mut kept = kept();
+    assert!(kept.note("notes", &pair("notes", 30, 1)));
+    assert!(!kept.seen.contains_key("notes"));
+}
+
+#[test]
 fn another_origin_is_this_clusters_only_in_a_later_incarnation() {
-    let all = [("record", 10), ("spec", 6)];
+    let all = [("record", 10, 4), ("spec", 6, 1)];
     assert_eq!(verdict(&all, &marked(40, 1, "ours")), Some(Refused::Anew));
     for other in [marked(40, 0, "ours"), marked(40, 1, "theirs"), Range::default()] {
         assert!(matches!(verdict(&all, &other), Some(Refused::Distrusted(_))), "{other:?}");
     }
+}
+
+fn nowhere(dir: &std::path::Path) -> EtcdOptions {
+    EtcdOptions {
+        endpoints: vec![Endpoint::parse("http://127.0.0.1:9").unwrap()],
+        kept: dir.join("etcd.json"),
+        ..options()
+    }
+}
+
+#[tokio::test]
+async fn a_start_forgets_neither_the_evidence_nor_the_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let origin = |incarnation| Origin { incarnation, authority: "ours".to_owned(), ..Origin::default() };
+    let first = EtcdStore::start(nowhere(dir.path()), Some((origin(0), Revision(4)))).unwrap();
+    assert!(first.inner.publish("record", &pair("record", 10, 4)));
+    first.distrust("seen less".to_owned());
+    first.stop().await;
+    let again = EtcdStore::start(nowhere(dir.path()), Some((origin(0), Revision(4)))).unwrap();
+    assert_eq!((again.evidence(), again.is_believed()), (Some("seen less".to_owned()), false));
+    let values: Vec<(String, Versioned)> = locked(&again.inner.kept).values().collect();
+    assert_eq!(values, [("record".to_owned(), Versioned { revision: Revision(10), value: b"{}".to_vec() })]);
+    again.stop().await;
+    let anew = EtcdStore::start(nowhere(dir.path()), Some((origin(1), Revision(40)))).unwrap();
+    assert!(anew.is_believed() && anew.is_new(), "a later incarnation begins anew");
+}
+
+#[tokio::test]
+async fn another_nodes_evidence_counts_until_that_node_takes_it_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let origin = Origin { authority: "ours".to_owned(), ..Origin::default() };
+    let store = EtcdStore::start(nowhere(dir.path()), Some((origin, Revision(4)))).unwrap();
+    let (one, other) = (NodeId::new("db2").unwrap(), NodeId::new("db3").unwrap());
+    store.heard_of(&one, Some("seen less".to_owned()));
+    store.heard_of(&other, None);
+    assert!(!store.is_believed() && store.failure().is_some(), "another one's trust changes nothing");
+    assert_eq!(store.evidence(), None, "it is not passed on as this node's own");
+    store.heard_of(&one, None);
+    assert!(store.is_believed());
+    store.heard_of(&one, Some("seen less".to_owned()));
+    store.distrust("I, too".to_owned());
+    store.heard_of(&one, None);
+    assert_eq!(store.evidence(), Some("I, too".to_owned()), "own evidence stays");
 }

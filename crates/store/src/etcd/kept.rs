@@ -1,5 +1,8 @@
 //! What a node keeps of the etcd it has seen, so that it also notices after a start that etcd knows less than before.
 
+use super::wire::Pair;
+use mainstay_model::Revision;
+use mainstay_ports::store::Versioned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -8,6 +11,12 @@ use std::path::Path;
 
 /// The key under a cluster's prefix that says which cluster's keys these are. It is no key of the store's users.
 pub(crate) const ORIGIN_KEY: &str = "origin";
+
+/// The keys that may never go back. What else stands there is not this program's: whoever put it there may take it away.
+const FLOORS: [&str; 7] = ["record", "spec", "history", "runbook", "archive", "backup", "drills"];
+
+/// What a store is made anew from is kept with its value: etcd may have lost it, and the agent may have been started since.
+const VALUES: [&str; 3] = ["record", "spec", "history"];
 
 /// The value of that key. It is written when a cluster is founded, and when `recover` makes its store anew.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +29,38 @@ pub struct Origin {
     pub authority: String,
 }
 
+/// The newest state of a key that this node has seen.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Floor {
+    /// The revision of its last write.
+    pub(crate) revision: u64,
+    /// The revision of its first write.
+    pub(crate) created: u64,
+    /// How often it was written. Revisions of a restored copy can be raised (`--bump-revision`), this can not.
+    pub(crate) version: u64,
+    /// Its value, where that is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) value: Option<String>,
+}
+
+impl Floor {
+    fn of(name: &str, pair: &Pair) -> Self {
+        let value = VALUES.contains(&name).then(|| String::from_utf8(pair.value.clone()).ok()).flatten();
+        Self { revision: pair.mod_revision, created: pair.create_revision, version: pair.version, value }
+    }
+
+    /// Can the key have come from this state to that one? It is never removed, and each write raises its revision by one at least.
+    pub(crate) fn may_become(&self, now: Option<&Pair>) -> bool {
+        let Some(now) = now else { return false };
+        let (Some(writes), Some(revisions)) =
+            (now.version.checked_sub(self.version), now.mod_revision.checked_sub(self.revision))
+        else {
+            return false;
+        };
+        now.create_revision == self.created && writes <= revisions && (writes == 0) == (revisions == 0)
+    }
+}
+
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Kept {
@@ -27,8 +68,12 @@ pub(crate) struct Kept {
     pub(crate) origin: Origin,
     /// At which revision that key was.
     pub(crate) origin_revision: u64,
-    /// The highest revision of each key that this node has seen.
-    pub(crate) seen: BTreeMap<String, u64>,
+    /// Each key's newest state that this node has seen.
+    pub(crate) seen: BTreeMap<String, Floor>,
+    /// Why this node does not believe etcd any more. Only a later incarnation ends that: what etcd lacks may be caught up with by
+    /// other nodes' writes, and does not show any more then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) refused: Option<String>,
 }
 
 impl Kept {
@@ -39,6 +84,35 @@ impl Kept {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(format!("{}: {error}", path.display())),
         }
+    }
+
+    /// Notes what was seen of a key. False: etcd can not have come there from what was seen before.
+    pub(crate) fn note(&mut self, name: &str, pair: &Pair) -> bool {
+        if !FLOORS.contains(&name) {
+            return true;
+        }
+        match self.seen.get(name) {
+            // Late, not wrong.
+            Some(floor) if pair.mod_revision <= floor.revision => true,
+            Some(floor) if !floor.may_become(Some(pair)) => false,
+            _ => {
+                self.seen.insert(name.to_owned(), Floor::of(name, pair));
+                true
+            }
+        }
+    }
+
+    /// Does an answer show this key as this node has seen it, or newer?
+    pub(crate) fn allows(&self, name: &str, now: Option<&Pair>) -> bool {
+        self.seen.get(name).is_none_or(|floor| floor.may_become(now))
+    }
+
+    /// The values that are kept.
+    pub(crate) fn values(&self) -> impl Iterator<Item = (String, Versioned)> {
+        self.seen.iter().filter_map(|(name, floor)| {
+            let value = floor.value.clone()?.into_bytes();
+            Some((name.clone(), Versioned { revision: Revision(floor.revision), value }))
+        })
     }
 
     /// Writes it, whole or not at all.

@@ -14,19 +14,24 @@
 mod client;
 mod follow;
 mod http;
+mod judge;
 mod kept;
+mod place;
 mod wire;
 
 pub use kept::Origin;
+pub use place::{Found, found, has_seen, leave_mark, look, marks, survey};
 
 use async_trait::async_trait;
 use client::{Client, Fault, User};
 use http::{Door, TlsFiles};
-use kept::{Kept, ORIGIN_KEY};
+use judge::{Refused, judge};
+use kept::{Floor, Kept, ORIGIN_KEY};
 use mainstay_model::etcd::{Endpoint, EtcdStanding, MemberStanding};
 use mainstay_model::spec::Spec;
 use mainstay_model::{NodeId, Revision};
 use mainstay_ports::store::{CasOutcome, Store, StoreError, VALUE_BYTES_MAX, Versioned};
+use place::look_by;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -35,10 +40,11 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use wire::{Range, Txn, at, get, put, range};
+use wire::{Pair, Range, Txn, at, get, put, range};
 
 /// A revision that no key reaches.
 const NEVER: u64 = i64::MAX as u64;
+const OLDER: &str = "etcd answered with an older state than it had shown";
 const SURVEY: Duration = Duration::from_secs(3);
 /// etcd works if it answered within this.
 const FRESH: Duration = Duration::from_secs(5);
@@ -94,15 +100,6 @@ impl EtcdOptions {
     }
 }
 
-/// Why this node does not use the etcd's keys, although etcd may answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Refused {
-    /// They are older than what it saw, or gone, or another cluster's: for people.
-    Distrusted(String),
-    /// They are of a later incarnation of this cluster: start anew with them.
-    Anew,
-}
-
 /// The store. See the module's doc.
 pub struct EtcdStore {
     inner: Arc<Inner>,
@@ -113,7 +110,10 @@ pub(crate) struct Inner {
     options: EtcdOptions,
     client: Client,
     keys: Mutex<BTreeMap<String, watch::Sender<Option<Versioned>>>>,
-    kept: Mutex<Kept>,
+    kept: Arc<Mutex<Kept>>,
+    /// One writer at a time, each of what is newest.
+    saving: Arc<Mutex<()>>,
+    to_save: Notify,
     refused: watch::Sender<Option<Refused>>,
     answered: Mutex<(Option<Instant>, Option<String>)>,
     members: Mutex<(Vec<MemberStanding>, Vec<String>)>,
@@ -123,72 +123,6 @@ pub(crate) struct Inner {
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// What stands in etcd under the cluster's name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Found {
-    /// Nothing.
-    Nothing,
-    /// This cluster's keys.
-    Ours(Origin, Revision),
-    /// Something else: why this node keeps off.
-    Foreign(String),
-}
-
-/// Looks whose keys stand in etcd. Changes nothing.
-///
-/// # Errors
-/// When etcd does not answer in time: by which member, and why.
-pub async fn look(options: &EtcdOptions, timeout: Duration) -> Result<Found, String> {
-    look_by(&options.client(), options, Instant::now() + timeout).await
-}
-
-async fn look_by(client: &Client, options: &EtcdOptions, deadline: Instant) -> Result<Found, String> {
-    let key = format!("{}{ORIGIN_KEY}", options.prefix);
-    let read = client.read::<Range>("/v3/kv/range", &range(&key, false, false), deadline).await;
-    let Some(pair) = read.map_err(Fault::text)?.kvs.pop() else { return Ok(Found::Nothing) };
-    let origin = match serde_json::from_slice::<Origin>(&pair.value) {
-        Ok(origin) => origin,
-        Err(error) => return Ok(Found::Foreign(format!("the key {key} is not of this program's making: {error}"))),
-    };
-    if origin.authority != options.authority {
-        return Ok(Found::Foreign(format!(
-            "the keys under {} are another cluster's, of the same name and with another authority: give this one another store.prefix, or, \
-             if that cluster is gone for good, remove its keys (etcdctl del --prefix {})",
-            options.prefix, options.prefix
-        )));
-    }
-    Ok(Found::Ours(origin, Revision(pair.mod_revision)))
-}
-
-/// Asks every member, and etcd as a whole, once.
-pub async fn survey(options: &EtcdOptions) -> EtcdStanding {
-    let client = options.client();
-    let (members, alarms) = follow::ask_members(&client).await;
-    let looked = look_by(&client, options, Instant::now() + SURVEY).await;
-    EtcdStanding { works: looked.is_ok(), why: looked.err(), members, alarms: alarms.unwrap_or_default() }
-}
-
-/// Marks the place as this cluster's, if nothing stands there. Another node may be faster: look again.
-///
-/// # Errors
-/// When etcd does not answer in time, or refuses.
-pub async fn found(options: &EtcdOptions, timeout: Duration) -> Result<(), String> {
-    let key = format!("{}{ORIGIN_KEY}", options.prefix);
-    let origin = Origin { authority: options.authority.clone(), ..Origin::default() };
-    let value = serde_json::to_vec(&origin).map_err(|error| error.to_string())?;
-    let body = json!({ "compare": [at(&key, 0)], "success": [put(&key, &value)] });
-    let written = options.client().write::<Txn>("/v3/kv/txn", &body, Instant::now() + timeout).await;
-    written.map(|_| ()).map_err(Fault::text)
-}
-
-/// Has this node ever seen the cluster's keys in an etcd?
-///
-/// # Errors
-/// When what it kept can not be read.
-pub fn has_seen(options: &EtcdOptions) -> Result<bool, String> {
-    Kept::load(&options.kept).map(|kept| kept.is_some())
 }
 
 impl EtcdStore {
@@ -205,17 +139,23 @@ impl EtcdStore {
             // The same store, or an older one: which is for the first answers to show.
             (Some(kept), Some((origin, _))) if kept.origin.incarnation >= origin.incarnation => kept,
             (_, Some((origin, revision))) => {
-                let kept = Kept { origin, origin_revision: revision.0, seen: BTreeMap::new() };
+                let kept = Kept { origin, origin_revision: revision.0, ..Kept::default() };
                 kept.save(&options.kept).map_err(|error| format!("{}: {error}", options.kept.display()))?;
                 kept
             }
         };
+        let refused = kept.refused.clone().map(Refused::Distrusted);
+        if let Some(refused) = &refused {
+            tracing::error!(why = %refused.text(), "etcd was not believed before this start, and is not now");
+        }
         let inner = Arc::new(Inner {
             client: options.client(),
             options,
             keys: Mutex::default(),
-            kept: Mutex::new(kept),
-            refused: watch::Sender::new(None),
+            kept: Arc::new(Mutex::new(kept)),
+            saving: Arc::default(),
+            to_save: Notify::new(),
+            refused: watch::Sender::new(refused),
             answered: Mutex::default(),
             members: Mutex::default(),
             missed: Notify::new(),
@@ -233,10 +173,28 @@ impl EtcdStore {
     /// Why this node does not use it any more, if so. A person must act.
     #[must_use]
     pub fn failure(&self) -> Option<String> {
+        let refused = self.inner.refused.borrow();
+        refused.as_ref().filter(|refused| **refused != Refused::Anew).map(Refused::text)
+    }
+
+    /// The same, but only what this node has seen by itself.
+    #[must_use]
+    pub fn evidence(&self) -> Option<String> {
         match &*self.inner.refused.borrow() {
             Some(Refused::Distrusted(why)) => Some(why.clone()),
             _ => None,
         }
+    }
+
+    /// This node goes by what etcd shows.
+    #[must_use]
+    pub fn is_believed(&self) -> bool {
+        self.inner.refused.borrow().is_none()
+    }
+
+    /// Another node says what it has against etcd; `None`: nothing, or nothing any more. Its silence changes nothing.
+    pub fn heard_of(&self, node: &NodeId, evidence: Option<String>) {
+        self.inner.heard_of(node, evidence);
     }
 
     /// Completes when the store was made anew, by `recover`: the agent starts anew, too.
@@ -284,7 +242,11 @@ impl EtcdStore {
     /// # Errors
     /// When etcd does not answer in time.
     pub async fn known(&self, timeout: Duration) -> Result<BTreeMap<String, Versioned>, String> {
-        let mut values = self.inner.whole(Instant::now() + timeout).await.map_err(Fault::text)?.0;
+        let values = self.inner.whole(Instant::now() + timeout).await.map_err(Fault::text)?.0;
+        // A restored etcd may have used the same revisions for something else: what this node has seen comes first.
+        let mut values: BTreeMap<String, Versioned> =
+            values.into_iter().map(|(name, pair)| (name, pair.versioned())).collect();
+        values.extend(locked(&self.inner.kept).values());
         for (key, sender) in &*locked(&self.inner.keys) {
             if let Some(seen) = &*sender.borrow() {
                 values.insert(key.clone(), seen.clone());
@@ -358,16 +320,13 @@ impl Inner {
     }
 
     fn refusal(&self) -> Option<String> {
-        match &*self.refused.borrow() {
-            None => None,
-            Some(Refused::Distrusted(why)) => Some(why.clone()),
-            Some(Refused::Anew) => Some("the store was made anew; this node starts anew with it".to_owned()),
-        }
+        self.refused.borrow().as_ref().map(Refused::text)
     }
 
+    /// Noted on disk at once: a start must not forget it.
     fn distrust(&self, why: String) {
         let first = self.refused.send_if_modified(|refused| {
-            let first = refused.is_none();
+            let first = matches!(refused, None | Some(Refused::Heard(..)));
             if first {
                 *refused = Some(Refused::Distrusted(why.clone()));
             }
@@ -375,48 +334,80 @@ impl Inner {
         });
         if first {
             tracing::error!(%why, "etcd is not believed any more; this node serves no writes until a person has acted");
+            locked(&self.kept).refused = Some(why);
+            self.to_save.notify_one();
         }
     }
 
-    /// At which revision this node has seen the key at least; 0: never.
-    fn seen(&self, name: &str) -> u64 {
-        locked(&self.kept).seen.get(name).copied().unwrap_or(0)
+    fn heard_of(&self, node: &NodeId, evidence: Option<String>) {
+        let mut changed = None;
+        self.refused.send_if_modified(|refused| {
+            let next = match (&*refused, &evidence) {
+                (None, Some(why)) => Some(Refused::Heard(node.clone(), why.clone())),
+                (Some(Refused::Heard(from, _)), None) if from == node => None,
+                _ => return false,
+            };
+            changed = Some(next.is_some());
+            *refused = next;
+            true
+        });
+        match changed {
+            Some(true) => {
+                tracing::error!(%node, ?evidence, "another node does not believe etcd: this node does not either")
+            }
+            Some(false) => tracing::warn!(%node, "that node believes etcd again: so does this one"),
+            None => {}
+        }
     }
 
-    /// Shows a value, if it is newer than what is shown.
-    fn publish(&self, name: &str, versioned: &Versioned) {
-        {
-            let mut kept = locked(&self.kept);
-            let seen = kept.seen.entry(name.to_owned()).or_default();
-            *seen = (*seen).max(versioned.revision.0);
+    /// The newest state of the key that this node has seen.
+    fn seen(&self, name: &str) -> Option<Floor> {
+        locked(&self.kept).seen.get(name).cloned()
+    }
+
+    /// The revision that is shown; 0: none.
+    fn shown(&self, name: &str) -> u64 {
+        let keys = locked(&self.keys);
+        keys.get(name).and_then(|sender| sender.borrow().as_ref().map(|shown| shown.revision.0)).unwrap_or(0)
+    }
+
+    /// Shows a value, if it is newer than what is shown. False: etcd can not have come there from what was seen before.
+    #[must_use]
+    fn publish(&self, name: &str, pair: &Pair) -> bool {
+        if !locked(&self.kept).note(name, pair) {
+            return false;
         }
         let mut keys = locked(&self.keys);
         let sender = keys.entry(name.to_owned()).or_insert_with(|| watch::Sender::new(None));
         sender.send_if_modified(|shown| {
-            let newer = shown.as_ref().is_none_or(|shown| shown.revision < versioned.revision);
+            let newer = shown.as_ref().is_none_or(|shown| shown.revision.0 < pair.mod_revision);
             if newer {
-                *shown = Some(versioned.clone());
+                *shown = Some(pair.versioned());
             }
             newer
         });
+        true
+    }
+
+    /// Shows them all.
+    fn publish_all(&self, values: &BTreeMap<String, Pair>) -> Result<(), String> {
+        let good = values.iter().all(|(name, pair)| self.publish(name, pair));
+        if good { Ok(()) } else { Err(OLDER.to_owned()) }
     }
 
     /// All keys with their values, the origin left out, and the revision of the whole.
-    async fn whole(&self, deadline: Instant) -> Result<(BTreeMap<String, Versioned>, u64), Fault> {
+    async fn whole(&self, deadline: Instant) -> Result<(BTreeMap<String, Pair>, u64), Fault> {
         let body = range(&self.options.prefix, true, false);
         let read = self.client.read::<Range>("/v3/kv/range", &body, deadline).await?;
         let revision = read.header.revision;
-        let named = read.kvs.into_iter().filter_map(|pair| {
-            let name = self.name(&pair.key)?;
-            Some((name, Versioned { revision: Revision(pair.mod_revision), value: pair.value }))
-        });
+        let named = read.kvs.into_iter().filter_map(|pair| Some((self.name(&pair.key)?, pair)));
         Ok((named.collect(), revision))
     }
 
-    /// A key's name without the prefix; `None`: the origin, or not ours.
+    /// A key's name without the prefix; `None`: the origin, a mark, or not ours: another cluster's place may be below this one's.
     fn name(&self, key: &[u8]) -> Option<String> {
         let name = std::str::from_utf8(key).ok()?.strip_prefix(&self.options.prefix)?;
-        (name != ORIGIN_KEY).then(|| name.to_owned())
+        (name != ORIGIN_KEY && !name.contains('/')).then(|| name.to_owned())
     }
 
     /// An answer shows less than this node has seen. A transaction that can not succeed asks etcd's consensus: what that shows is no stale
@@ -439,43 +430,30 @@ impl Inner {
                     tracing::warn!("the store in etcd was made anew: starting anew with it");
                     self.refused.send_replace(Some(Refused::Anew));
                 }
+                Refused::Heard(..) => {}
             }
         }
     }
 
     /// Keeps what was seen on disk. What fails is tried again at the next pace.
-    async fn save(&self) {
-        let (kept, path) = (locked(&self.kept).clone(), self.options.kept.clone());
-        let saved = tokio::task::spawn_blocking(move || kept.save(&path)).await;
-        if let Ok(Err(error)) = saved {
-            tracing::warn!(%error, path = %self.options.kept.display(), "what was seen of etcd can not be kept");
+    async fn save(&self) -> bool {
+        let (kept, saving) = (Arc::clone(&self.kept), Arc::clone(&self.saving));
+        let path = self.options.kept.clone();
+        let saved = tokio::task::spawn_blocking(move || {
+            // Whoever waits here writes what is newest then. Who asked for it may be gone meanwhile: this goes on.
+            let _alone = locked(&saving);
+            let newest = locked(&kept).clone();
+            newest.save(&path)
+        });
+        match saved.await {
+            Ok(Ok(())) => true,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, path = %self.options.kept.display(), "what was seen of etcd can not be kept");
+                false
+            }
+            Err(_) => false,
         }
     }
-}
-
-/// Is etcd to be believed, by what its consensus shows now and what this node saw before it asked?
-fn judge(options: &EtcdOptions, before: &Kept, all: &Range, marked: &Range) -> Option<Refused> {
-    let advice = "restored from an older copy, or emptied? Writes that were acknowledged may be missing in it. If a newer copy exists, restore \
-                  that; else `mainstay recover --from NODE` makes the cluster's part of it anew";
-    let distrusted = |what: String| Some(Refused::Distrusted(format!("{what}: was etcd {advice}")));
-    let Some(pair) = marked.kvs.first() else {
-        return distrusted(format!("the cluster's keys under {} are gone from etcd", options.prefix));
-    };
-    if pair.mod_revision != before.origin_revision {
-        let origin = serde_json::from_slice::<Origin>(&pair.value).unwrap_or_default();
-        if origin.authority == options.authority && origin.incarnation > before.origin.incarnation {
-            return Some(Refused::Anew);
-        }
-        return distrusted(format!("{}{ORIGIN_KEY} in etcd is not the one that this node knows", options.prefix));
-    }
-    for (name, seen) in &before.seen {
-        let key = format!("{}{name}", options.prefix);
-        let now = all.kvs.iter().find(|pair| pair.key == key.as_bytes()).map_or(0, |pair| pair.mod_revision);
-        if now < *seen {
-            return distrusted(format!("this node saw {key} at revision {seen}, and etcd has it at {now}"));
-        }
-    }
-    None
 }
 
 #[async_trait]
@@ -495,18 +473,13 @@ impl Store for EtcdStore {
                 return Err(StoreError::Unavailable(why));
             }
         };
-        if found.as_ref().map_or(0, |pair| pair.mod_revision) < seen {
+        let fits = seen.is_none_or(|seen| seen.may_become(found.as_ref()));
+        if !fits || !found.as_ref().is_none_or(|pair| inner.publish(key, pair)) {
             inner.confirm(deadline).await;
-            let why =
-                inner.refusal().unwrap_or_else(|| "etcd answered with an older state than it had shown".to_owned());
-            return Err(StoreError::Unavailable(why));
+            return Err(StoreError::Unavailable(inner.refusal().unwrap_or_else(|| OLDER.to_owned())));
         }
         inner.answered();
-        let found = found.map(|pair| Versioned { revision: Revision(pair.mod_revision), value: pair.value });
-        if let Some(found) = &found {
-            inner.publish(key, found);
-        }
-        Ok(found)
+        Ok(found.as_ref().map(Pair::versioned))
     }
 
     async fn compare_and_set(
@@ -544,25 +517,24 @@ impl Store for EtcdStore {
         let (succeeded, mut ranges) = (txn.succeeded, txn.ranges().into_iter());
         let pair = ranges.next().and_then(|range| range.kvs.into_iter().next());
         if succeeded {
-            let Some(pair) = pair else { return CasOutcome::Unknown };
+            let Some(mut pair) = pair else { return CasOutcome::Unknown };
             inner.answered();
-            let revision = Revision(pair.mod_revision);
-            inner.publish(key, &Versioned { revision, value });
-            return CasOutcome::Done(revision);
+            pair.value = value;
+            if !inner.publish(key, &pair) {
+                // Written it is; whether that counts is for people.
+                inner.confirm(deadline).await;
+                return CasOutcome::Unknown;
+            }
+            return CasOutcome::Done(Revision(pair.mod_revision));
         }
         let marked = ranges.next().and_then(|range| range.kvs.into_iter().next()).map_or(0, |pair| pair.mod_revision);
-        if marked != origin_revision || pair.as_ref().map_or(0, |pair| pair.mod_revision) < seen {
+        let fits = marked == origin_revision && seen.is_none_or(|seen| seen.may_become(pair.as_ref()));
+        if !fits || !pair.as_ref().is_none_or(|pair| inner.publish(key, pair)) {
             inner.confirm(deadline).await;
-            let why =
-                inner.refusal().unwrap_or_else(|| "etcd answered with an older state than it had shown".to_owned());
-            return CasOutcome::Unavailable(why);
+            return CasOutcome::Unavailable(inner.refusal().unwrap_or_else(|| OLDER.to_owned()));
         }
         inner.answered();
-        let present = pair.map(|pair| Versioned { revision: Revision(pair.mod_revision), value: pair.value });
-        if let Some(present) = &present {
-            inner.publish(key, present);
-        }
-        CasOutcome::Conflict(present)
+        CasOutcome::Conflict(pair.as_ref().map(Pair::versioned))
     }
 
     fn watch(&self, key: &str) -> watch::Receiver<Option<Versioned>> {

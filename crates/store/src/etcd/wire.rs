@@ -2,6 +2,8 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use mainstay_model::Revision;
+use mainstay_ports::store::Versioned;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
@@ -42,8 +44,19 @@ pub(crate) struct Pair {
     pub(crate) key: Vec<u8>,
     #[serde(default, deserialize_with = "number")]
     pub(crate) mod_revision: u64,
+    #[serde(default, deserialize_with = "number")]
+    pub(crate) create_revision: u64,
+    /// Writes since it was made.
+    #[serde(default, deserialize_with = "number")]
+    pub(crate) version: u64,
     #[serde(default, deserialize_with = "bytes")]
     pub(crate) value: Vec<u8>,
+}
+
+impl Pair {
+    pub(crate) fn versioned(&self) -> Versioned {
+        Versioned { revision: Revision(self.mod_revision), value: self.value.clone() }
+    }
 }
 
 /// The answer to a read.
@@ -166,6 +179,15 @@ pub(crate) fn at(key: &str, revision: u64) -> Value {
 
 pub(crate) fn put(key: &str, value: &[u8]) -> Value {
     json!({ "request_put": { "key": encode(key), "value": encode(value) } })
+}
+
+/// Removes all keys that begin with it.
+pub(crate) fn remove(prefix: &str) -> Value {
+    let mut range = range(prefix, true, false);
+    if let Some(range) = range.as_object_mut() {
+        range.remove("keys_only");
+    }
+    json!({ "request_delete_range": range })
 }
 
 pub(crate) fn get(range: &Value) -> Value {
