@@ -248,7 +248,7 @@ async fn make(
         let says = format!("the timeline changed from {timeline} to {} meanwhile; begin anew", stopped.timeline);
         return Err(VaultError::Backup(says));
     }
-    let manifest = Manifest {
+    let mut manifest = Manifest {
         format: 1,
         label,
         system: facts.system,
@@ -261,7 +261,7 @@ async fn make(
         base: base.map(|base| Base { label: base.label.clone(), packs: base.packs.clone() }),
         ..assemble(&tree, copied, facts.server)
     };
-    prove_log(repository, &manifest, &session, options, watch).await?;
+    prove_log(repository, &mut manifest, &session, options, watch).await?;
     commit(repository, &manifest, options, &prefix).await?;
     Ok(manifest)
 }
@@ -376,10 +376,36 @@ fn path_to(
     parse_history(&text).map_err(says)?.ok_or_else(|| says("it names no timeline".to_owned()))
 }
 
+/// The end of a replica's copy on the timeline that its server goes by now. Where that followed a take-over, or was promoted, what the copy
+/// needs lies on the new path too; and only there is the segment ever whole that the old primary left half full.
+async fn followed(
+    repository: &Repository,
+    (system, size): (SystemId, SegmentSize),
+    session: &Session,
+    data: &Path,
+    stop: Position,
+) -> Position {
+    let now = "SELECT CASE WHEN pg_is_in_recovery() THEN (SELECT max(received_tli)::bigint FROM pg_stat_wal_receiver) \
+               ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::bigint END";
+    // Whatever can not be known now is asked again.
+    let Ok(row) = session.row(now).await else { return stop };
+    let Ok(number) = field::<u32>(&row, 0) else { return stop };
+    let timeline = Timeline(number);
+    if timeline <= stop.timeline {
+        return stop;
+    }
+    let (repository, data) = (repository.clone(), data.to_owned());
+    let path = tokio::task::spawn_blocking(move || path_to(&repository, system, size, timeline, &data)).await;
+    match path {
+        Ok(Ok(path)) if path.contains(stop, timeline, stop.lsn) => Position { timeline, ..stop },
+        _ => stop,
+    }
+}
+
 /// Waits until the archive holds what the backup needs, and reads all of it back.
 async fn prove_log(
     repository: &Repository,
-    manifest: &Manifest,
+    manifest: &mut Manifest,
     session: &Session,
     options: &Options,
     watch: &Watch,
@@ -408,6 +434,9 @@ async fn prove_log(
             let says =
                 format!("the archive did not get {missing} within {waited} s, so this backup could not be restored");
             return Err(VaultError::Backup(format!("{says}; look at the archive's state, then begin anew")));
+        }
+        if manifest.server.replica {
+            manifest.stop = followed(repository, (system, size), session, &options.data, manifest.stop).await;
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }

@@ -64,7 +64,7 @@ pub(crate) fn own_dir(path: &Path) {
 /// A server that ends with it.
 pub(crate) struct Server {
     pub(crate) data: PathBuf,
-    run: PathBuf,
+    pub(crate) run: PathBuf,
     child: Child,
 }
 

@@ -3,7 +3,7 @@
 use crate::support::*;
 use mainstay_model::{Position, Timeline};
 use mainstay_vault::postgres::archive::gaps;
-use mainstay_vault::postgres::backup::list;
+use mainstay_vault::postgres::backup::{full, list};
 use mainstay_vault::postgres::restore::{Destination, Target, plan, plan_from, restore};
 use mainstay_vault::postgres::scratch::Scratch;
 use mainstay_vault::repository::{Repository, VaultError};
@@ -103,4 +103,62 @@ async fn p13_a_promotion_in_mid_backup_fails_it() {
     let error = result.unwrap_err().to_string();
     assert!(error.contains("promoted"), "{error}");
     assert!(list(&repository, old.system().await).unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p13_a_replicas_copy_that_a_take_over_came_into_counts_on_the_new_timeline() {
+    let dir = place();
+    let mut old = Server::new(dir.path(), "old").await;
+    let (_, repository) = sealed();
+    let mut archive = claim(&repository, &old, 1).await;
+    let mut oracle = Oracle::new(&old).await;
+    oracle.write(10).await;
+    let (second, third) = (old.replica(dir.path(), "second").await, old.replica(dir.path(), "third").await);
+    // What the copy needs of the old timeline lies in a segment that the old primary never ends.
+    oracle.write(10).await;
+    sweep(&mut archive, &old).await.unwrap();
+    let mut owner = claim(&repository, &third, 2).await;
+    let (watch, options) = (held_back(), options(&second, &third));
+    let (over, is_over) = tokio::sync::oneshot::channel::<()>();
+    let copying = async {
+        let made = full(&repository, &options, &watch).await;
+        let _ = over.send(());
+        made
+    };
+    let moving = async {
+        under_way(&watch).await;
+        for server in [&second, &third] {
+            let client = server.connect().await;
+            let until = format!("SELECT pg_last_wal_replay_lsn() >= '{}'", oracle.ticks.last().unwrap().lsn);
+            let begun = std::time::Instant::now();
+            while one(&client, &until).await != "t" {
+                assert!(begun.elapsed() < PATIENCE);
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+        old.kill();
+        third.promote().await;
+        let client = second.connect().await;
+        let upstream = format!("ALTER SYSTEM SET primary_conninfo = 'user=postgres host={}'", third.run.display());
+        client.batch_execute(&upstream).await.unwrap();
+        client.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+        watch.rate.store(0, Ordering::Relaxed);
+        while_archiving(&mut owner, &third, is_over).await
+    };
+    let (made, _) = tokio::join!(copying, moving);
+    let manifest = made.unwrap();
+    assert_eq!((manifest.start.timeline, manifest.stop.timeline), (Timeline(1), Timeline(2)));
+    let report = mainstay_vault::verify::verify(&repository, manifest.system).unwrap();
+    assert!(report.problems.is_empty() && report.good.len() == 1, "{report:?}");
+    let made = plan(&repository, manifest.system, Target::Latest, None).unwrap();
+    assert_eq!(made.timeline, Timeline(2));
+    let to = Destination { data: dir.path().join("copy"), owner: user(), threads: 2, ..Destination::default() };
+    restore(&repository, &made, &to).unwrap();
+    let scratch = Scratch::start(&bin(), &made, &to.data, user(), PATIENCE).await.unwrap();
+    let (client, connection) = scratch.connect().connect(tokio_postgres::NoTls).await.unwrap();
+    let driver = tokio::spawn(connection);
+    assert_eq!(one(&client, "SELECT count(*) FROM ticks").await, oracle.ticks.len().to_string());
+    drop(client);
+    let _ = driver.await;
+    scratch.stop().await.unwrap();
 }
