@@ -2,28 +2,10 @@
 
 use crate::support::*;
 use mainstay_vault::postgres::delta::copy_at;
-use mainstay_vault::postgres::restore::{Destination, Plan, Target, plan, plan_from, restore};
+use mainstay_vault::postgres::restore::{Destination, Target, plan, plan_from, restore};
 use mainstay_vault::postgres::scratch::Scratch;
-use mainstay_vault::repository::Repository;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
-
-/// Restores, starts, and says which ticks are there.
-async fn ticks_at(repository: &Repository, plan: &Plan, data: &Path, delta: bool) -> Vec<i64> {
-    let to = Destination { data: data.to_owned(), owner: user(), delta, threads: 2, ..Destination::default() };
-    restore(repository, plan, &to).unwrap();
-    let scratch = Scratch::start(&bin(), plan, data, user(), PATIENCE).await.unwrap();
-    let (client, connection) = scratch.connect().connect(tokio_postgres::NoTls).await.unwrap();
-    let driver = tokio::spawn(connection);
-    let whole = one(&client, "SELECT bool_and(filler = repeat(md5(n::text), 60)) FROM ticks").await;
-    let text = one(&client, "SELECT string_agg(n::text, ',' ORDER BY n) FROM ticks").await;
-    assert_ne!(whole, "f");
-    drop(client);
-    let _ = driver.await;
-    scratch.stop().await.unwrap();
-    text.split(',').filter(|n| !n.is_empty()).map(|n| n.parse().unwrap()).collect()
-}
 
 /// A simple generator: which points are tried differs from run to run, and a failure names them.
 fn random(below: usize) -> usize {

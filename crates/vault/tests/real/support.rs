@@ -7,6 +7,8 @@ use mainstay_vault::postgres::archive::{Archive, Sweep};
 use mainstay_vault::postgres::backup::{Options, Watch, full};
 use mainstay_vault::postgres::log::SegmentSize;
 use mainstay_vault::postgres::manifest::Manifest;
+use mainstay_vault::postgres::restore::{Destination, Plan, restore};
+use mainstay_vault::postgres::scratch::Scratch;
 use mainstay_vault::repository::{Repository, VaultError};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -291,6 +293,16 @@ impl Oracle {
             self.ticks.push(Tick { n, micros, lsn, xid });
         }
     }
+    /// Waits until a replica shows every tick.
+    pub(crate) async fn replayed_by(&self, replica: &Server) {
+        let client = replica.connect().await;
+        let until = format!("SELECT pg_last_wal_replay_lsn() >= '{}'", self.ticks.last().unwrap().lsn);
+        let begun = Instant::now();
+        while one(&client, &until).await != "t" {
+            assert!(begun.elapsed() < PATIENCE, "{} does not follow", replica.data.display());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
     pub(crate) async fn switch(&self) {
         self.client.batch_execute("SELECT pg_switch_wal()").await.unwrap();
     }
@@ -313,4 +325,21 @@ pub(crate) async fn under_way(watch: &Watch) {
         assert!(begun.elapsed() < PATIENCE, "the backup does not begin");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// Restores, starts, and says which ticks are there.
+pub(crate) async fn ticks_at(repository: &Repository, plan: &Plan, data: &Path, delta: bool) -> Vec<i64> {
+    let to = Destination { data: data.to_owned(), owner: user(), delta, threads: 2, ..Destination::default() };
+    restore(repository, plan, &to).unwrap();
+    let scratch = Scratch::start(&bin(), plan, data, user(), PATIENCE).await.unwrap();
+    let (client, connection) = scratch.connect().connect(tokio_postgres::NoTls).await.unwrap();
+    let driver = tokio::spawn(connection);
+    let whole = one(&client, "SELECT bool_and(filler = repeat(md5(n::text), 60)) FROM ticks").await;
+    let text = one(&client, "SELECT string_agg(n::text, ',' ORDER BY n) FROM ticks").await;
+    assert_ne!(whole, "f");
+    assert_eq!(one(&client, "SHOW archive_mode").await, "off", "a copy writes into no archive");
+    drop(client);
+    let _ = driver.await;
+    scratch.stop().await.unwrap();
+    text.split(',').filter(|n| !n.is_empty()).map(|n| n.parse().unwrap()).collect()
 }

@@ -4,12 +4,10 @@ use crate::support::*;
 use mainstay_model::{Position, Timeline};
 use mainstay_vault::postgres::archive::gaps;
 use mainstay_vault::postgres::backup::{full, list};
-use mainstay_vault::postgres::restore::{Destination, Target, plan, plan_from, restore};
-use mainstay_vault::postgres::scratch::Scratch;
+use mainstay_vault::postgres::restore::{Target, plan, plan_from};
 use mainstay_vault::repository::{Repository, VaultError};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p19_the_log_that_a_dead_primary_did_not_archive_is_brought_by_the_next_one() {
@@ -28,13 +26,7 @@ async fn p19_the_log_that_a_dead_primary_did_not_archive_is_brought_by_the_next_
         oracle.switch().await;
     }
     oracle.write(20).await;
-    let client = new.connect().await;
-    let until = format!("SELECT pg_last_wal_replay_lsn() >= '{}'", oracle.ticks.last().unwrap().lsn);
-    let begun = std::time::Instant::now();
-    while one(&client, &until).await != "t" {
-        assert!(begun.elapsed() < PATIENCE);
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    oracle.replayed_by(&new).await;
     old.kill();
     new.promote().await;
     let mut oracle = Oracle::again(&new, oracle.ticks).await;
@@ -58,16 +50,8 @@ async fn p19_the_log_that_a_dead_primary_did_not_archive_is_brought_by_the_next_
     // Restored across the fork, with nothing left out.
     let made = plan(&repository, manifest.system, Target::Latest, None).unwrap();
     assert_eq!(made.timeline, Timeline(2));
-    let to = Destination { data: dir.path().join("copy"), owner: user(), threads: 2, ..Destination::default() };
-    restore(&repository, &made, &to).unwrap();
-    let scratch = Scratch::start(&bin(), &made, &to.data, user(), PATIENCE).await.unwrap();
-    let (client, connection) = scratch.connect().connect(tokio_postgres::NoTls).await.unwrap();
-    let driver = tokio::spawn(connection);
-    assert_eq!(one(&client, "SELECT count(*) FROM ticks").await, oracle.ticks.len().to_string());
-    assert_eq!(one(&client, "SHOW archive_mode").await, "off", "a copy writes into no archive");
-    drop(client);
-    let _ = driver.await;
-    scratch.stop().await.unwrap();
+    let copied = ticks_at(&repository, &made, &dir.path().join("copy"), false).await;
+    assert_eq!(copied.len(), oracle.ticks.len());
     // A host that may only write makes a backup that counts on the new timeline too.
     let writer = Repository::open(Arc::new(memory), None).unwrap();
     assert!(!writer.readable());
@@ -127,15 +111,8 @@ async fn p13_a_replicas_copy_that_a_take_over_came_into_counts_on_the_new_timeli
     };
     let moving = async {
         under_way(&watch).await;
-        for server in [&second, &third] {
-            let client = server.connect().await;
-            let until = format!("SELECT pg_last_wal_replay_lsn() >= '{}'", oracle.ticks.last().unwrap().lsn);
-            let begun = std::time::Instant::now();
-            while one(&client, &until).await != "t" {
-                assert!(begun.elapsed() < PATIENCE);
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
+        oracle.replayed_by(&second).await;
+        oracle.replayed_by(&third).await;
         old.kill();
         third.promote().await;
         let client = second.connect().await;
@@ -152,13 +129,6 @@ async fn p13_a_replicas_copy_that_a_take_over_came_into_counts_on_the_new_timeli
     assert!(report.problems.is_empty() && report.good.len() == 1, "{report:?}");
     let made = plan(&repository, manifest.system, Target::Latest, None).unwrap();
     assert_eq!(made.timeline, Timeline(2));
-    let to = Destination { data: dir.path().join("copy"), owner: user(), threads: 2, ..Destination::default() };
-    restore(&repository, &made, &to).unwrap();
-    let scratch = Scratch::start(&bin(), &made, &to.data, user(), PATIENCE).await.unwrap();
-    let (client, connection) = scratch.connect().connect(tokio_postgres::NoTls).await.unwrap();
-    let driver = tokio::spawn(connection);
-    assert_eq!(one(&client, "SELECT count(*) FROM ticks").await, oracle.ticks.len().to_string());
-    drop(client);
-    let _ = driver.await;
-    scratch.stop().await.unwrap();
+    let copied = ticks_at(&repository, &made, &dir.path().join("copy"), false).await;
+    assert_eq!(copied.len(), oracle.ticks.len());
 }
