@@ -94,6 +94,10 @@ async fn found(
     peers: &Arc<dyn Peers>,
 ) -> String {
     let marked = async {
+        let marks = etcd::marks(place, LOOK).await?;
+        if marks.get(options.node.as_str()).is_some_and(|there| there == mark) {
+            return Ok(marks);
+        }
         etcd::leave_mark(place, &options.node, mark, LOOK).await?;
         ask.say_mark(mark);
         etcd::marks(place, LOOK).await

@@ -9,8 +9,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-/// The key of the list.
-pub const HISTORY_KEY: &str = "history";
+pub use mainstay_model::stored_spec::HISTORY_KEY;
 /// How many events are kept; older ones go.
 const EVENTS_MAX: usize = 400;
 /// How much they may take together, as they are written; older ones go. A list beyond the store's limit could never be written again.

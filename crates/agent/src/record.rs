@@ -8,8 +8,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tracing::error;
 
-/// The one key of the take-over protocol.
-pub const RECORD_KEY: &str = "record";
+pub use mainstay_model::stored_spec::RECORD_KEY;
 
 /// No answer after this is an unknown outcome. A quarter of the default lease, so that a lost reply leaves room for more tries.
 const CAS_TIMEOUT: Duration = Duration::from_millis(750);

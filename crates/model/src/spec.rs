@@ -248,6 +248,7 @@ pub struct Proxy {
     /// Server connections for each user, database and address. Mode `transaction` only, as what follows.
     pub pool_size: u32,
     /// So many more when a request has waited for five seconds.
+    #[serde(skip_serializing_if = "none")]
     pub pool_reserve: u32,
     /// How long a request waits for one of them.
     pub queue_ms: u64,
@@ -435,6 +436,17 @@ impl Spec {
     pub fn data_nodes(&self) -> impl Iterator<Item = &Node> {
         self.nodes.iter().filter(|node| !node.witness)
     }
+    /// The same wishes, with another's way to the store. How an etcd is reached is each file's own affair, since no node could learn it from
+    /// an etcd. A store of another kind stays: that is a difference.
+    #[must_use]
+    pub fn with_store_of(&self, other: &Self) -> Self {
+        let mut spec = self.clone();
+        if spec.store.kind == other.store.kind {
+            spec.store.clone_from(&other.store);
+        }
+        spec
+    }
+
     /// The node that alone may make the first copy: the one whose existing server is adopted.
     #[must_use]
     pub fn founder(&self) -> Option<&NodeId> {
@@ -448,6 +460,12 @@ impl Spec {
     }
 }
 
+/// Older agents refuse a key that they do not know: a number that is not set is not written.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn none(number: &u32) -> bool {
+    *number == 0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -457,7 +475,8 @@ mod tests {
         let vault = Vault { repository: Some("/srv/vault".into()), ..Vault::default() };
         let text = serde_json::to_string(&vault).unwrap();
         assert!(!text.contains("drill") && !text.contains("clone_nodes"), "{text}");
-        assert!(!serde_json::to_string(&Proxy::default()).unwrap().contains("metrics_port"));
+        let text = serde_json::to_string(&Proxy::default()).unwrap();
+        assert!(!text.contains("metrics_port") && !text.contains("pool_reserve"), "{text}");
         assert_eq!(serde_json::from_str::<Vault>(&text).unwrap(), vault);
         let other = Vault { drill_minutes: 5, drill_database: "orders".into(), clone_nodes: true, ..vault };
         let text = serde_json::to_string(&other).unwrap();

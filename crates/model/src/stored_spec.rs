@@ -5,6 +5,21 @@ use serde::{Deserialize, Serialize};
 
 /// The store's key for it.
 pub const SPEC_KEY: &str = "spec";
+/// The key of the record: the one key of the take-over protocol.
+pub const RECORD_KEY: &str = "record";
+/// The key of the history's list of events.
+pub const HISTORY_KEY: &str = "history";
+
+/// Every key that a cluster has in its store.
+pub const STORE_KEYS: [&str; 7] = [
+    RECORD_KEY,
+    SPEC_KEY,
+    HISTORY_KEY,
+    RUNBOOK_KEY,
+    crate::vault::ARCHIVE_KEY,
+    crate::vault::BACKUP_KEY,
+    crate::drill::DRILLS_KEY,
+];
 /// How many earlier generations' fingerprints are kept, to tell an older file from an edited one.
 pub const ANCESTORS_MAX: usize = 64;
 
@@ -85,11 +100,7 @@ impl StoredSpec {
     /// How a node's file relates to this generation.
     #[must_use]
     pub fn compare(&self, file: &Spec) -> FileState {
-        let mut file = file.clone();
-        if file.store.kind == self.spec.store.kind {
-            // How to reach an etcd is each file's own affair: no node could learn it from an etcd.
-            file.store.clone_from(&self.spec.store);
-        }
+        let file = file.with_store_of(&self.spec);
         if file == self.spec {
             return FileState::Same;
         }

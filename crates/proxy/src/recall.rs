@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 /// What stands behind the length.
-const CODE: [u8; 4] = 80_877_102_u32.to_be_bytes();
+const CODE: [u8; 4] = mainstay_wire::startup::CANCEL.to_be_bytes();
 /// With the longest key that the protocol allows.
 const LENGTH_MAX: usize = 12 + 256;
 /// How long one that has begun may take to be whole.

@@ -44,15 +44,6 @@ impl ClusterStore {
         self.embedded().and_then(|store| store.leader())
     }
 
-    /// It answers, or somebody leads it, as far as this node knows.
-    #[must_use]
-    pub fn works(&self) -> bool {
-        match self {
-            Self::Raft(store) => store.leader().is_some(),
-            Self::Etcd(store) => store.works(),
-        }
-    }
-
     /// This node does not believe what its etcd shows, or the store was made anew without it: then it takes part in no take-over either. A candidate that trusts the same etcd may go by a record of which copies count that is older than what this
     /// node has seen, and would take too few answers for enough. The nodes' own store never goes back.
     #[must_use]

@@ -6,7 +6,8 @@ use crate::frame::WireError;
 pub const STARTUP_BYTES_MAX: usize = 10_000;
 /// Parameters in one packet.
 const PARAMETERS_MAX: usize = 64;
-const CANCEL: u32 = 80_877_102;
+/// The code of a request to cancel.
+pub const CANCEL: u32 = 80_877_102;
 const SSL: u32 = 80_877_103;
 const GSSENC: u32 = 80_877_104;
 

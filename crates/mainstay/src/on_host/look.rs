@@ -11,7 +11,7 @@ use mainstay_model::spec::Node;
 use mainstay_net::pki;
 use mainstay_plan::apply::adopt::Adopt;
 use mainstay_plan::apply::facts::{Agent, Host, Papers, Said};
-use mainstay_plan::doctor::facts::Existing;
+use mainstay_plan::doctor::facts::{Existing, Stage};
 use mainstay_plan::doctor::{Severity, examine};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -34,10 +34,11 @@ pub(crate) async fn look(task: &Task) -> Outcome<Host> {
     let seen = Seen::of(target).await;
     let mut facts = gather(&seen, &node, false).await;
     let adopt = super::existing::look(&seen.target.spec, &node, &layout).await;
-    if let Some(Adopt::Named(existing)) = &adopt
+    if facts.stage != Stage::Running
+        && let Some(Adopt::Named(existing)) = &adopt
         && let Some(Ok(told)) = &existing.told
     {
-        // The server that is to be adopted has this node's port until it is stopped.
+        // The server that is to be adopted has this node's port until it is stopped. Where the agent runs, somebody should have it.
         facts
             .ports
             .iter_mut()

@@ -390,7 +390,7 @@ fn changes(in_force: &Spec, file: &Spec) -> Vec<Difference> {
 /// The file's settings on the nodes that are in force.
 #[must_use]
 pub fn kept(in_force: &Spec, file: &Spec) -> Spec {
-    let mut spec = file.clone();
+    let mut spec = file.with_store_of(in_force);
     spec.nodes = in_force.nodes.iter().map(|node| file.node(&node.name).unwrap_or(node).clone()).collect();
     spec
 }

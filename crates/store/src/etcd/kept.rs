@@ -2,6 +2,7 @@
 
 use super::wire::Pair;
 use mainstay_model::Revision;
+use mainstay_model::stored_spec::{HISTORY_KEY, RECORD_KEY, SPEC_KEY, STORE_KEYS};
 use mainstay_ports::store::Versioned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -13,10 +14,10 @@ use std::path::Path;
 pub(crate) const ORIGIN_KEY: &str = "origin";
 
 /// The keys that may never go back. What else stands there is not this program's: whoever put it there may take it away.
-const FLOORS: [&str; 7] = ["record", "spec", "history", "runbook", "archive", "backup", "drills"];
+const FLOORS: [&str; 7] = STORE_KEYS;
 
 /// What a store is made anew from is kept with its value: etcd may have lost it, and the agent may have been started since.
-const VALUES: [&str; 3] = ["record", "spec", "history"];
+const VALUES: [&str; 3] = [RECORD_KEY, SPEC_KEY, HISTORY_KEY];
 
 /// The value of that key. It is written when a cluster is founded, and when `recover` makes its store anew.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

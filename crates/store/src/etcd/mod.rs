@@ -50,14 +50,11 @@ const SURVEY: Duration = Duration::from_secs(3);
 const FRESH: Duration = Duration::from_secs(5);
 
 /// Which etcd, and whose keys in it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct EtcdOptions {
-    endpoints: Vec<Endpoint>,
-    tls: Option<TlsFiles>,
-    user: Option<User>,
     prefix: String,
     authority: String,
-    first: usize,
+    client: Arc<Client>,
     kept: PathBuf,
 }
 
@@ -77,13 +74,13 @@ impl EtcdOptions {
         let own = store.cert_file.clone().zip(store.key_file.clone());
         let user = store.user.clone().zip(store.password_file.clone());
         let place = spec.nodes.iter().position(|node| node.name == *me);
+        let tls = store.ca_file.clone().map(|ca| TlsFiles { ca, own });
+        let doors = endpoints.into_iter().map(|endpoint| Door::new(endpoint, tls.clone()));
+        let user = user.map(|(name, password_file)| User { name, password_file });
         Ok(Self {
-            endpoints,
-            tls: store.ca_file.clone().map(|ca| TlsFiles { ca, own }),
-            user: user.map(|(name, password_file)| User { name, password_file }),
+            client: Arc::new(Client::new(doors.collect(), user, place.unwrap_or(0))),
             prefix: format!("{}/{}/", store.prefix, spec.cluster.name),
             authority,
-            first: place.unwrap_or(0),
             kept,
         })
     }
@@ -94,9 +91,9 @@ impl EtcdOptions {
         &self.prefix
     }
 
-    fn client(&self) -> Client {
-        let doors = self.endpoints.iter().map(|endpoint| Door::new(endpoint.clone(), self.tls.clone()));
-        Client::new(doors.collect(), self.user.clone(), self.first)
+    /// The one way to it: connections and the login are kept from one question to the next.
+    fn client(&self) -> Arc<Client> {
+        Arc::clone(&self.client)
     }
 }
 
@@ -108,7 +105,7 @@ pub struct EtcdStore {
 
 pub(crate) struct Inner {
     options: EtcdOptions,
-    client: Client,
+    client: Arc<Client>,
     keys: Mutex<BTreeMap<String, watch::Sender<Option<Versioned>>>>,
     kept: Arc<Mutex<Kept>>,
     /// One writer at a time, each of what is newest.
