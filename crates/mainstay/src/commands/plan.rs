@@ -5,7 +5,7 @@ use crate::cli::{Global, Plan};
 use crate::failure::{Failure, Outcome};
 use crate::local::engine::owned_parameters;
 use crate::local::machine::measure;
-use crate::output::page::write_all;
+use crate::output::file::write_all;
 use crate::output::progress::Progress;
 use crate::output::table::wrap;
 use crate::output::{self, Colour, paint};
