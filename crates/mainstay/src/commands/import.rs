@@ -11,11 +11,7 @@ use crate::target::absolute;
 use mainstay_model::config::{parse, render};
 use mainstay_plan::patroni::{Entry, Fate, Imported, Source, import};
 use serde_json::json;
-use std::io::Read as _;
 use std::path::Path;
-
-/// A configuration is not larger.
-const FILE_BYTES_MAX: u64 = 4 << 20;
 
 /// Runs the command.
 ///
@@ -58,12 +54,7 @@ fn read(path: &Path) -> Outcome<(String, String)> {
     if path.is_dir() {
         return Err(wrong("it is a directory".to_owned()).hint("name the files in it, one for each node"));
     }
-    let file = std::fs::File::open(path).map_err(|error| wrong(error.to_string()))?;
-    let mut text = String::new();
-    file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(|error| wrong(error.to_string()))?;
-    if text.len() as u64 > FILE_BYTES_MAX {
-        return Err(wrong(format!("it is larger than {} MiB", FILE_BYTES_MAX >> 20)));
-    }
+    let text = crate::given::text(path).map_err(|error| wrong(error.to_string()))?;
     Ok((shown, text))
 }
 
