@@ -124,7 +124,16 @@ fn next_steps(session: &Session, node: &Node) -> Vec<String> {
     ]
 }
 
-/// Waits until the node votes, and does what its role asks.
+/// What a node that belongs to the cluster does, and what one that does not belong yet.
+fn belongs(session: &Session) -> (&'static str, &'static str) {
+    if session.spec().store.is_etcd() {
+        ("is one of the nodes", "is not one of the nodes yet")
+    } else {
+        ("votes", "does not vote yet")
+    }
+}
+
+/// Waits until the node votes, and does what its role asks. Where an etcd votes, it is to be one of the nodes that the others know.
 pub(super) async fn joined(
     session: &Session,
     node: &Node,
@@ -135,7 +144,8 @@ pub(super) async fn joined(
     if seconds == 0 {
         return Ok(());
     }
-    progress.step(&format!("Waiting until {} votes{}", node.name, if node.witness { "" } else { " and streams" }));
+    let (does, does_not) = belongs(session);
+    progress.step(&format!("Waiting until {} {does}{}", node.name, if node.witness { "" } else { " and streams" }));
     let until = Instant::now() + Duration::from_secs(seconds);
     loop {
         let (standings, _) = session.standings().await;
@@ -147,13 +157,13 @@ pub(super) async fn joined(
         if votes && healthy {
             let state = known.map(|known| known.state.clone()).unwrap_or_default();
             progress.finish(&state);
-            verified.push(format!("{} votes, and is {state}", node.name));
+            verified.push(format!("{} {does}, and is {state}", node.name));
             return Ok(());
         }
         let missing = format!(
             "{} {}, and is {}",
             node.name,
-            if votes { "votes" } else { "does not vote yet" },
+            if votes { does } else { does_not },
             known.map_or("unknown to the agents", |known| known.state.as_str())
         );
         if Instant::now() >= until {
@@ -177,7 +187,8 @@ async fn remove(options: NodeRemove, global: Global) -> Outcome {
     session.in_force()?;
     let mut progress = Progress::new();
     say_shapes(&progress, &before, &spec);
-    progress.say(&format!("Its agent ends its server in order and stops; its data stay on its host. A vote is taken back only once no commit counts on {}", options.node));
+    let last = if spec.store.is_etcd() { "It is let go" } else { "A vote is taken back" };
+    progress.say(&format!("Its agent ends its server in order and stops; its data stay on its host. {last} only once no commit counts on {}", options.node));
     confirm(global.yes, &format!("Take {} out of the cluster {}?", options.node, before.cluster.name))?;
     let change = format!("node {} removed", options.node);
     let mut verified = write(&mut session, spec, change, &mut progress).await?;
@@ -218,8 +229,11 @@ pub(super) async fn gone(
             verified.push(format!("neither the record nor the store counts {node}"));
             return Ok(());
         }
-        let missing =
-            if counted { "the record still counts it for commits" } else { "the store still counts its vote" };
+        let missing = match (counted, session.spec().store.is_etcd()) {
+            (true, _) => "the record still counts it for commits",
+            (false, false) => "the store still counts its vote",
+            (false, true) => "a node still goes by the specification of before",
+        };
         if Instant::now() >= until {
             progress.fail();
             return Err(Failure::failed(format!("not within {} s: {missing}", options.wait))
@@ -250,31 +264,36 @@ async fn replace(options: NodeReplace, global: Global) -> Outcome {
             .is_none_or(|standing| !standing.store.joining && standing.store.failure.is_none())
         {
             return Err(Failure::not_now(format!(
-                "{} answers, and has its part of the store: there is nothing to replace",
-                options.node
+                "{} answers, and {}: there is nothing to replace",
+                options.node,
+                if before.store.is_etcd() { "goes by the store" } else { "has its part of the store" }
             ))
             .hint("to clone its data anew: `mainstay reinit`; if its host is to go: stop its agent there first"));
         }
     }
     let mut progress = Progress::new();
-    progress.say(&format!(
-        "Its old vote is taken back and given anew to {}; its old copy counts as lost. The old host must stay off",
-        options.node
-    ));
+    let etcd = before.store.is_etcd();
+    let taken = if etcd {
+        format!("{} is taken in anew once its agent has started with an empty directory", options.node)
+    } else {
+        format!("Its old vote is taken back and given anew to {}", options.node)
+    };
+    progress.say(&format!("{taken}; its old copy counts as lost. The old host must stay off"));
     confirm(global.yes, &format!("Replace {} of the cluster {}?", options.node, before.cluster.name))?;
     let mut verified = Vec::new();
     if moved {
         let change = format!("node {} replaced at {}", options.node, options.host.clone().unwrap_or_default());
         verified.extend(write(&mut session, spec, change, &mut progress).await?);
     }
-    progress.step("Taking the old vote back");
+    progress.step(if etcd { "Telling the agents" } else { "Taking the old vote back" });
     let wish = ReplaceWish { node: options.node.clone(), by: crate::local::user::who() };
     if let Err(failure) = session.post_any("/v1/replace", &wish).await {
         progress.fail();
         return Err(failure);
     }
     progress.finish("");
-    verified.push(format!("the store was told to take the old vote of {} back", options.node));
+    // An etcd has no vote of a node to take back.
+    verified.extend((!etcd).then(|| format!("the store was told to take the old vote of {} back", options.node)));
     let Some(node) = session.spec().node(&options.node).cloned() else {
         return Err(Failure::failed(format!("{} is not one of the nodes any more", options.node)));
     };
