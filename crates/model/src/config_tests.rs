@@ -226,7 +226,16 @@ fn values_of_a_wrong_type_name_the_line() {
         ]
     );
     let broken = errors("[cluster\nname = \"a\"\n");
+    assert!(broken[0].ends_with("(the line reads: [cluster)"), "{broken:?}");
     assert!(broken.len() == 1 && broken[0].starts_with("line 1: "), "{broken:?}");
+}
+
+#[test]
+fn what_is_no_line_of_the_file_is_not_quoted() {
+    for secret in ["s3cret", "czNjcmV0==", "s3cret = ", "[s3cret", "\"s3cret\""] {
+        let found = errors(&format!("{secret}\n")).join("\n");
+        assert!(found.starts_with("line 1: ") && !found.contains("the line reads"), "{found}");
+    }
 }
 
 #[test]
