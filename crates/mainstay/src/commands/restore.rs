@@ -8,7 +8,7 @@ use crate::cli::{Global, Restore};
 use crate::client::decode;
 use crate::failure::{Failure, Outcome};
 use crate::local::{
-    engine, node_dir, place,
+    engine, place,
     user::{self, User},
 };
 use crate::moment;
@@ -74,10 +74,6 @@ pub(crate) async fn run(options: Restore, global: Global) -> Outcome {
             "Make this copy? The cluster is not touched."
         },
     )?;
-    // What is missing above it; the servers' user may pass.
-    if let Some(above) = data.parent() {
-        node_dir::make_parents(above)?;
-    }
     let restored = files(&shelf, &made, (&data, options.delta), &mut progress).await?;
     let end = match &bin {
         Some(bin) => Some(recover(bin, (&made, complete), &data, &options, &mut progress).await?),
