@@ -33,8 +33,6 @@ const HANGS: Duration = Duration::from_secs(600);
 const PULSE: Duration = Duration::from_secs(15);
 /// More log than the files and this takes longer to replay than a clone of the primary.
 const LOG_BYTES: u64 = 1 << 30;
-/// Beside the files and the log: what is written until it streams.
-const SPARE: u64 = 512 << 20;
 
 /// The repository as a seed of new copies.
 pub(crate) struct VaultSeed {
@@ -163,8 +161,7 @@ impl Job {
             return impossible(format!("the backup {} holds damaged blocks", made.base.label));
         }
         check_version(&self.wish.programs, made.base.server.version / 10_000)?;
-        let files: u64 = made.base.files.iter().map(|file| file.size).sum();
-        let log = made.bytes().saturating_sub(files);
+        let (files, log) = (made.files(), made.log_bytes());
         if log > files.saturating_add(LOG_BYTES) {
             let (label, log, files) = (&made.base.label, log >> 20, files >> 20);
             return impossible(format!(
@@ -172,8 +169,8 @@ impl Job {
             ));
         }
         let dir = self.wish.into.parent().unwrap_or(Path::new("/"));
-        if let Some(free) = too_little(made.bytes().saturating_add(SPARE), dir) {
-            let (needs, free) = (made.bytes().saturating_add(SPARE) >> 20, free >> 20);
+        if let Some(free) = too_little(made.needs(), dir) {
+            let (needs, free) = (made.needs() >> 20, free >> 20);
             return impossible(format!("{needs} MiB are needed and {free} MiB are free in {}", dir.display()));
         }
         let to = Destination {

@@ -17,6 +17,9 @@ use std::sync::Arc;
 /// Where the fetched log lies, below the restored directory.
 pub const LOG_DIR: &str = "mainstay_log";
 
+/// Beside the files and the log: what the recovery itself writes.
+const SPARE: u64 = 512 << 20;
+
 pub use crate::postgres::fill::restore;
 pub use mainstay_model::vault::RestoreTarget as Target;
 
@@ -235,11 +238,28 @@ impl Plan {
         }
     }
 
+    /// How much the files take, bytes.
+    #[must_use]
+    pub fn files(&self) -> u64 {
+        self.base.files.iter().fold(0, |all, file| all.saturating_add(file.size))
+    }
+
+    /// How much the log takes, bytes.
+    #[must_use]
+    pub fn log_bytes(&self) -> u64 {
+        (self.log.len() as u64).saturating_mul(self.base.server.segment_size)
+    }
+
     /// What is written: the files and the log, bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        let files: u64 = self.base.files.iter().map(|file| file.size).sum();
-        files.saturating_add((self.log.len() as u64).saturating_mul(self.base.server.segment_size))
+        self.files().saturating_add(self.log_bytes())
+    }
+
+    /// How much must be free for it, bytes.
+    #[must_use]
+    pub fn needs(&self) -> u64 {
+        self.bytes().saturating_add(SPARE)
     }
 
     /// The settings with which a server recovers to the target. It ends recovery there by itself and opens a new timeline.
