@@ -154,10 +154,12 @@ impl Work<'_> {
         }
         self.sync()?;
         for extent in last {
+            self.wanted()?;
             self.extent(extent)?;
         }
         self.cut_one(control)?;
         self.sync()?;
+        self.wanted()?;
         taken.check_in_place()?;
         delta::remove(&self.held.data)?;
         if let Some(owner) = self.to.owner {
@@ -327,9 +329,20 @@ impl Work<'_> {
 
     /// Everything written is on the disk.
     fn sync(&self) -> Result<(), VaultError> {
-        for place in self.held.all() {
-            let dir = rustix::fs::open(&place, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty());
-            dir.and_then(rustix::fs::syncfs).map_err(|e| VaultError::file(&place, e.into()))?;
+        let flush = |place: &PathBuf| {
+            let dir = rustix::fs::open(place, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty());
+            dir.and_then(rustix::fs::syncfs).map_err(|e| VaultError::file(place, e.into()))
+        };
+        self.to.watch.flushing.store(true, Ordering::Relaxed);
+        let done = self.held.all().iter().try_for_each(flush);
+        self.to.watch.flushing.store(false, Ordering::Relaxed);
+        done
+    }
+
+    /// Whoever asked still waits for it.
+    fn wanted(&self) -> Result<(), VaultError> {
+        if self.to.watch.stop.load(Ordering::Relaxed) {
+            return Err(VaultError::Impossible("the restore was ended before it was done".into()));
         }
         Ok(())
     }
@@ -344,9 +357,7 @@ impl Work<'_> {
                         if at >= count || stop.load(Ordering::Relaxed) {
                             return;
                         }
-                        let ended = || VaultError::Impossible("the restore was ended before it was done".into());
-                        let asked = self.to.watch.stop.load(Ordering::Relaxed);
-                        if let Err(error) = if asked { Err(ended()) } else { one(at) } {
+                        if let Err(error) = self.wanted().and_then(|()| one(at)) {
                             stop.store(true, Ordering::Relaxed);
                             failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
                         }
