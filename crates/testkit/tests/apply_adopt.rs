@@ -29,11 +29,14 @@ fn an_existing_server_becomes_the_first_copy() {
     };
     // Nobody named it: it is in the way.
     assert!(refused(&file(&[1, 2, 3], "")).contains("port 5432 (server) is in use"));
+    old(&bed, "postgres", "alter role shop in database shop set synchronous_commit = off");
     let said = refused(&adopting(""));
-    for words in ["DROP TABLESPACE", "parameters that the file does not mention", "work_mem = \"9MB\""] {
+    let reset = "ALTER ROLE \"shop\" IN DATABASE \"shop\" RESET synchronous_commit;";
+    for words in [reset, "DROP TABLESPACE", "parameters that the file does not mention", "work_mem = \"9MB\""] {
         assert!(said.contains(words), "{words}: {said}");
     }
     old(&bed, "postgres", "drop tablespace fast");
+    old(&bed, "postgres", reset);
     // What it says can be pasted.
     let lines: Vec<&str> =
         said.lines().filter(|line| line.ends_with('"') && line.contains(" = \"") && !line.contains(':')).collect();

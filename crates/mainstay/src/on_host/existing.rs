@@ -1,12 +1,14 @@
 //! What this host shows of a server that exists and is to be adopted (docs/adr/0037). Changes nothing.
 
 use super::around::{mounts, strangers, working_in};
+use crate::host::system::running;
 use crate::local::user;
 use mainstay_model::adoption::Adoption;
 use mainstay_model::layout::NodeLayout;
 use mainstay_model::record::Durable;
 use mainstay_model::spec::{Node, Spec};
 use mainstay_plan::apply::adopt::{Adopt, Existing, Told};
+use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -31,6 +33,9 @@ const ASK: &str = "set statement_timeout = '10s'; select json_build_object(\
    from (select *, (select f.setting from pg_file_settings f where lower(f.name) = lower(s.name) \
      and f.sourcefile like '%/postgresql.auto.conf' order by seqno desc limit 1) as auto from pg_settings s) as found \
      where pending_restart or auto is not null or source in ('configuration file', 'command line')), \
+ 'habits', (select coalesce(json_agg(json_build_object('role', r.rolname, 'database', d.datname, \
+   'name', split_part(one, '=', 1), 'value', substr(one, strpos(one, '=') + 1)) order by r.rolname, d.datname, one), '[]') \
+   from pg_db_role_setting s left join pg_roles r on r.oid = setrole left join pg_database d on d.oid = setdatabase, unnest(setconfig) as one), \
  'access', (select coalesce(json_agg(json_build_array(concat_ws(' ', type, array_to_string(database, ','), \
    array_to_string(user_name, ','), address, netmask, auth_method, array_to_string(options, ' ')), auth_method) order by line_number), '[]') \
    from pg_hba_file_rules where type like 'host%' and error is null and database <> '{replication}' \
@@ -163,7 +168,7 @@ fn elsewhere(directory: &Path, node: &Path) -> Option<String> {
 }
 
 /// Links to directories outside, which do not go with it.
-fn links(directory: &Path) -> Vec<(String, String)> {
+pub(super) fn links(directory: &Path) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for (place, shown) in [(directory.to_owned(), ""), (directory.join("pg_tblspc"), "pg_tblspc/")] {
         for entry in std::fs::read_dir(place).into_iter().flatten().flatten() {
@@ -236,14 +241,10 @@ fn noted_by_server(directory: &Path) -> Option<Vec<String>> {
     Some(text.lines().map(str::to_owned).collect())
 }
 
-fn managers() -> Vec<String> {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let names = entries.filter_map(|entry| std::fs::read_to_string(entry.path().join("comm")).ok());
-    let mut found: Vec<String> =
-        names.map(|name| name.trim().to_owned()).filter(|name| MANAGERS.contains(&name.as_str())).collect();
-    found.sort();
-    found.dedup();
-    found
+/// Programs that run here and would start a server again.
+pub(super) fn managers() -> Vec<String> {
+    let running = running().into_iter().filter(|name| MANAGERS.contains(&name.as_str()));
+    running.collect::<BTreeSet<String>>().into_iter().collect()
 }
 
 async fn keepers(directory: &Path, pid: Option<u32>) -> Vec<String> {

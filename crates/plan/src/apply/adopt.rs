@@ -1,12 +1,18 @@
 //! An existing server that the file names for a node (`adopt`): what its host shows of it, what stands in the way, and what is told before
 //! anybody is asked (docs/adr/0037).
 
+mod carried;
+mod claim;
 mod told;
 
+pub use carried::Habit;
+pub use claim::{Claim, Seat, Seen};
 pub use told::told;
 
 use super::facts::{Inventory, Wanted};
 use super::obstacles::Obstacle;
+use carried::breaks;
+use mainstay_model::shell::quote;
 use mainstay_model::spec::{Node, Spec};
 use mainstay_model::{Durability, NodeId};
 use serde::{Deserialize, Serialize};
@@ -115,6 +121,9 @@ pub struct Told {
     pub clients: u64,
     /// Parameters that somebody has set.
     pub settings: Vec<Setting>,
+    /// What roles and databases have set for their sessions.
+    #[serde(default)]
+    pub habits: Vec<Habit>,
     /// Access lines for other hosts, as text, and their method.
     pub access: Vec<(String, String)>,
     /// Replication slots.
@@ -164,17 +173,6 @@ enum Fate {
     Open,
     /// It goes with the data, counts before the file, and must not: the file's promises would not be kept, or what counts is not what was seen.
     Refused,
-}
-
-/// Does it break what the file promises, or keep a server elsewhere from its start, wherever the data go? The file can not mend it.
-fn breaks(name: &str, value: &str) -> bool {
-    match name {
-        // A commit would be acknowledged that no replica holds.
-        "synchronous_commit" => !value.eq_ignore_ascii_case("on"),
-        "default_transaction_read_only" => !value.eq_ignore_ascii_case("off"),
-        // Which of them are there is looked at for the file's.
-        _ => name.ends_with("_preload_libraries") && !value.trim().is_empty(),
-    }
 }
 
 fn fate(setting: &Setting, spec: &Spec) -> Fate {
@@ -345,11 +343,11 @@ fn on_disk(
     if let Some((theirs, ours)) = &existing.owner {
         say(
             format!("{dir} belongs to {theirs}, and servers run as {ours} here"),
-            format!("with that server stopped: chown -R {ours} {dir}"),
+            format!("with that server stopped: chown -R {} {}", quote(ours), quote(dir)),
         );
     }
     if let Some(mode) = existing.mode {
-        say(format!("{dir} has mode {mode:o}, with which no server starts"), format!("chmod 700 {dir}"));
+        say(format!("{dir} has mode {mode:o}, with which no server starts"), format!("chmod 700 {}", quote(dir)));
     }
     if let Some(why) = &existing.elsewhere {
         let shown = wanted.spec.node_dir(node);
@@ -402,7 +400,9 @@ fn places(existing: &Existing, say: &mut impl FnMut(String, String)) {
         say(
             format!("{place}, where the data of {dir} will lie, is not empty"),
             format!(
-                "it may be what an interrupted start made: look at it; then, with the agent there stopped, mv {place} {place}.old"
+                "it may be what an interrupted start made: look at it; then, with the agent there stopped, mv {} {}",
+                quote(place),
+                quote(&format!("{place}.old"))
             ),
         );
     }
@@ -441,7 +441,8 @@ fn as_told(wanted: &Wanted<'_>, existing: &Existing, told: &Told, say: &mut impl
             format!("write under [postgres.parameters] what each is to be; as they are now:\n{}", open.join("\n")),
         );
     }
-    automatic(spec, told, dir, say);
+    carried::automatic(spec, told, dir, say);
+    carried::habits(told, dir, say);
     let strange: Vec<&str> =
         told.access.iter().filter(|(_, method)| !by_password(method)).map(|(line, _)| line.as_str()).collect();
     if !strange.is_empty() && spec.postgres.hba.is_empty() {
@@ -471,27 +472,6 @@ fn as_told(wanted: &Wanted<'_>, existing: &Existing, told: &Told, say: &mut impl
             "mainstay pki init --config FILE, then write that role's password into secrets/app.password beside the file; the role stays as it is".into(),
         );
     }
-}
-
-/// What stands in `postgresql.auto.conf` and can not go along.
-fn automatic(spec: &Spec, told: &Told, dir: &str, say: &mut impl FnMut(String, String)) {
-    let found: Vec<&Setting> = told.settings.iter().filter(|setting| fate(setting, spec) == Fate::Refused).collect();
-    if found.is_empty() {
-        return;
-    }
-    let words = |setting: &&Setting| {
-        let why = if setting.pending { ", and another value waits for a restart" } else { "" };
-        format!("{} = {}{why}", setting.name, toml(&setting.value))
-    };
-    let shown: Vec<String> = found.iter().map(words).collect();
-    let reset: Vec<String> = found.iter().map(|setting| format!("alter system reset {};", setting.name)).collect();
-    say(
-        format!("the server of {dir} has by ALTER SYSTEM what must not count before the file: {}", shown.join("; ")),
-        format!(
-            "as its superuser: {} select pg_reload_conf(); then write what is wanted of it under [postgres.parameters]",
-            reset.join(" ")
-        ),
-    );
 }
 
 /// How long a copy takes that is made at a usual pace, in seconds.
@@ -529,6 +509,7 @@ fn by_password(method: &str) -> bool {
     ["scram-sha-256", "md5", "password", "reject"].contains(&method)
 }
 
+/// Text for SQL.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
