@@ -375,7 +375,8 @@ fn an_adopted_server_is_handed_back() {
     let major = furnish(&bed);
     old(&bed, "postgres", "drop tablespace fast");
     let sum = old(&bed, "shop", SUM);
-    let lines = ["default_text_search_config = \"pg_catalog.english\"", "work_mem = \"9MB\""];
+    let lines =
+        ["default_text_search_config = \"pg_catalog.english\"", "work_mem = \"9MB\"", "\"app.tenant\" = \"north\""];
     let lc = ["lc_monetary", "lc_numeric", "lc_time"].map(|name| format!("{name} = \"C.UTF-8\""));
     bed.write(&adopting(&format!("{}\n{}\n", lines.join("\n"), lc.join("\n"))));
 

@@ -4,6 +4,7 @@
 mod carried;
 mod claim;
 mod told;
+mod words;
 
 pub use carried::Habit;
 pub use claim::{Claim, Seat, Seen};
@@ -11,7 +12,9 @@ pub use told::told;
 
 use super::facts::{Inventory, Wanted};
 use super::obstacles::Obstacle;
+use crate::patroni::secrets::is_secret;
 use carried::breaks;
+use mainstay_model::config::quoted as toml;
 use mainstay_model::shell::quote;
 use mainstay_model::spec::{Node, Spec};
 use mainstay_model::{Durability, NodeId};
@@ -121,6 +124,12 @@ pub struct Told {
     pub clients: u64,
     /// Parameters that somebody has set.
     pub settings: Vec<Setting>,
+    /// Lines of its files that it can not read, each with its place and why: what comes after them it does not show.
+    #[serde(default)]
+    pub unread: Vec<String>,
+    /// `postgresql.auto.conf` was changed after it was last read.
+    #[serde(default)]
+    pub stale: bool,
     /// What roles and databases have set for their sessions.
     #[serde(default)]
     pub habits: Vec<Habit>,
@@ -149,7 +158,7 @@ pub struct Setting {
     pub built_in: bool,
     /// It stands in `postgresql.auto.conf`, which goes with the data.
     pub automatic: bool,
-    /// What stands in a file is not what the server runs with: it waits for a restart, or the command line says something else.
+    /// What stands in a file is not what the server runs with: it waits for a restart, can not be, or the command line says something else.
     #[serde(default)]
     pub pending: bool,
     /// What a server of ours has, if it sets it and the file does not.
@@ -211,13 +220,8 @@ fn same_value(name: &str, ours: &str, theirs: &str) -> bool {
     ours.eq_ignore_ascii_case(theirs) || (name == "timezone" && utc(ours) && utc(theirs))
 }
 
-fn of(settings: &[Setting], spec: &Spec, wanted: Fate) -> Vec<String> {
-    let found = settings.iter().filter(|setting| fate(setting, spec) == wanted);
-    found.map(|setting| format!("{} = {}", setting.name, toml(&setting.value))).collect()
-}
-
-fn toml(value: &str) -> String {
-    format!("\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\""))
+fn of<'a>(settings: &'a [Setting], spec: &Spec, wanted: Fate) -> Vec<&'a Setting> {
+    settings.iter().filter(|setting| fate(setting, spec) == wanted).collect()
 }
 
 /// The server that is still to be brought: on which node, and what is known of it. `None`: nothing is adopted, or it was done.
@@ -436,24 +440,17 @@ fn as_told(wanted: &Wanted<'_>, existing: &Existing, told: &Told, say: &mut impl
     }
     let open = of(&told.settings, spec, Fate::Open);
     if !open.is_empty() {
+        let (shown, lines): (Vec<String>, Vec<String>) =
+            open.iter().map(|setting| (words::setting(setting), words::line(setting, spec))).unzip();
         say(
-            format!("the server of {dir} has parameters that the file does not mention: {}", open.join(", ")),
-            format!("write under [postgres.parameters] what each is to be; as they are now:\n{}", open.join("\n")),
+            format!("the server of {dir} has parameters that the file does not mention: {}", shown.join(", ")),
+            format!("write under [postgres.parameters] what each is to be; as they are now:\n{}", lines.join("\n")),
         );
     }
+    carried::files(told, dir, say);
     carried::automatic(spec, told, dir, say);
     carried::habits(told, dir, say);
-    let strange: Vec<&str> =
-        told.access.iter().filter(|(_, method)| !by_password(method)).map(|(line, _)| line.as_str()).collect();
-    if !strange.is_empty() && spec.postgres.hba.is_empty() {
-        say(
-            format!("the server of {dir} lets clients in by other ways than passwords: {}", strange.join("; ")),
-            format!(
-                "write under [postgres] which lines are to be (the usual ones come after them):\nhba = [{}]",
-                strange.iter().map(|line| toml(line)).collect::<Vec<_>>().join(", ")
-            ),
-        );
-    }
+    access(spec, told, dir, say);
     if !told.md5.is_empty() && !spec.postgres.hba.iter().any(|line| line.split_whitespace().any(|word| word == "md5")) {
         say(
             format!("roles have passwords of the kind MD5, with which the usual access lines let nobody in: {}", told.md5.join(", ")),
@@ -472,6 +469,29 @@ fn as_told(wanted: &Wanted<'_>, existing: &Existing, told: &Told, say: &mut impl
             "mainstay pki init --config FILE, then write that role's password into secrets/app.password beside the file; the role stays as it is".into(),
         );
     }
+}
+
+fn access(spec: &Spec, told: &Told, dir: &str, say: &mut impl FnMut(String, String)) {
+    let strange: Vec<&str> =
+        told.access.iter().filter(|(_, method)| !by_password(method)).map(|(line, _)| line.as_str()).collect();
+    if strange.is_empty() || !spec.postgres.hba.is_empty() {
+        return;
+    }
+    let shown: Vec<String> = strange.iter().map(|line| words::access(line)).collect();
+    let (secret, open): (Vec<&str>, Vec<&str>) = strange.iter().partition(|line| is_secret("", line));
+    let lines: Vec<String> = open.iter().map(|line| toml(line)).collect();
+    let kept = if secret.is_empty() {
+        ""
+    } else {
+        "\nA line that holds a password is not among them: the file is read by many. Let those clients come by their own passwords"
+    };
+    say(
+        format!("the server of {dir} lets clients in by other ways than passwords: {}", shown.join("; ")),
+        format!(
+            "write under [postgres] which lines are to be (the usual ones come after them):\nhba = [{}]{kept}",
+            lines.join(", ")
+        ),
+    );
 }
 
 /// How long a copy takes that is made at a usual pace, in seconds.

@@ -1,7 +1,7 @@
 //! Settings that go along with an existing server's data and count before the file: those of `postgresql.auto.conf`, and those of roles and
 //! databases.
 
-use super::{Fate, Setting, Told, fate, toml};
+use super::{Fate, Setting, Told, fate, words};
 use mainstay_model::config_check::waits;
 use mainstay_model::spec::Spec;
 use serde::{Deserialize, Serialize};
@@ -49,17 +49,36 @@ pub(super) fn breaks(name: &str, value: &str) -> bool {
     }
 }
 
+/// What hides from the look, and from the server, what its files would make of it.
+pub(super) fn files(told: &Told, dir: &str, say: &mut impl FnMut(String, String)) {
+    if !told.unread.is_empty() {
+        say(
+            format!(
+                "the server of {dir} can not read its files, and what ALTER SYSTEM has set is not seen: {}",
+                told.unread.join("; ")
+            ),
+            "correct those lines; then, as its superuser: select pg_reload_conf()".into(),
+        );
+    }
+    if told.stale {
+        say(
+            format!("postgresql.auto.conf in {dir} was changed after its server read it: how that works was not seen"),
+            "as its superuser: select pg_reload_conf(); or take it back with ALTER SYSTEM RESET first".into(),
+        );
+    }
+}
+
 /// What stands in `postgresql.auto.conf` and can not go along.
 pub(super) fn automatic(spec: &Spec, told: &Told, dir: &str, say: &mut impl FnMut(String, String)) {
     let found: Vec<&Setting> = told.settings.iter().filter(|setting| fate(setting, spec) == Fate::Refused).collect();
     if found.is_empty() {
         return;
     }
-    let words = |setting: &&Setting| {
-        let why = if setting.pending { ", and another value waits for a restart" } else { "" };
-        format!("{} = {}{why}", setting.name, toml(&setting.value))
+    let say_one = |setting: &&Setting| {
+        let why = if setting.pending { ", which is not what it runs with" } else { "" };
+        format!("{}{why}", words::setting(setting))
     };
-    let shown: Vec<String> = found.iter().map(words).collect();
+    let shown: Vec<String> = found.iter().map(say_one).collect();
     let reset: Vec<String> = found.iter().map(|setting| format!("alter system reset {};", setting.name)).collect();
     say(
         format!("the server of {dir} has by ALTER SYSTEM what must not count before the file: {}", shown.join("; ")),
@@ -77,8 +96,10 @@ pub(super) fn habits(told: &Told, dir: &str, say: &mut impl FnMut(String, String
     if found.is_empty() {
         return;
     }
-    let shown: Vec<String> =
-        found.iter().map(|habit| format!("{} SET {} = {}", habit.command(), habit.name, toml(&habit.value))).collect();
+    let shown: Vec<String> = found
+        .iter()
+        .map(|habit| format!("{} SET {}", habit.command(), words::pair(&habit.name, &habit.value)))
+        .collect();
     let reset: Vec<String> = found.iter().map(|habit| format!("{} RESET {};", habit.command(), habit.name)).collect();
     say(
         format!(
