@@ -35,7 +35,7 @@ pub(crate) struct Bring {
     /// To which node.
     pub(crate) task: Task,
     /// The identity of the data, as they were looked at.
-    pub(crate) system: String,
+    pub(crate) system: SystemId,
 }
 
 /// Where everything is.
@@ -67,26 +67,26 @@ pub(crate) async fn bring(bring: &Bring) -> Outcome<Value> {
     let version = std::fs::read_to_string(directory.join("PG_VERSION")).unwrap_or_default();
     let major = version.trim().parse().unwrap_or(0);
     let places = Places { node: node.name.clone(), spec: target.spec.clone(), layout, directory, major };
-    places.check(&bring.system).await?;
+    places.check(bring.system).await?;
     places.movable()?;
     places.alone()?;
-    let fresh = places.note(&bring.system).await?;
+    let fresh = places.note(bring.system).await?;
     let interrupted = !fresh && postmaster(&places.directory).is_none();
     let ready = places.ready(fresh).await;
     // An earlier run has stopped it: how it comes back is to be said.
     ready.map_err(|failure| if interrupted { places.back(failure) } else { failure })?;
     let pid = places.stop().await.map_err(|failure| places.back(failure))?;
-    places.rename(&bring.system).await.map_err(|failure| places.back(failure))?;
+    places.rename(bring.system).await.map_err(|failure| places.back(failure))?;
     Ok(json!({ "adopted": true, "stopped": pid }))
 }
 
 impl Places {
     /// The data must be those that were looked at.
-    async fn check(&self, system: &str) -> Outcome {
+    async fn check(&self, system: SystemId) -> Outcome {
         let shown = self.directory.display();
         let control = control(&self.spec, &self.directory, self.major).await;
         let control = control.map_err(|why| Failure::failed(format!("{shown}: {why}")).hint("nothing was touched"))?;
-        let before = noted(&self.layout).map(|noted| noted.system.to_string());
+        let before = noted(&self.layout).map(|noted| noted.system);
         if control.system != system || before.is_some_and(|before| before != system) {
             let what = format!(
                 "{shown} holds other data than those that were looked at (system identifier {})",
@@ -146,11 +146,10 @@ impl Places {
     }
 
     /// What is done from here on can be undone by what stands there. Was it noted only now?
-    async fn note(&self, system: &str) -> Outcome<bool> {
+    async fn note(&self, system: SystemId) -> Outcome<bool> {
         if noted(&self.layout).is_some() {
             return Ok(false);
         }
-        let system = system.parse().map_err(|_| Failure::usage(format!("{system:?} is no system identifier")))?;
         let start_conf = start_conf(&self.directory).and_then(|path| {
             let said = std::fs::read_to_string(&path).ok()?;
             Some((path, said))
@@ -161,7 +160,7 @@ impl Places {
         };
         let adoption = Adoption {
             directory: self.directory.clone(),
-            system: SystemId(system),
+            system,
             enabled: match &unit {
                 Some(unit) => is_enabled(unit).await,
                 None => false,
@@ -254,7 +253,7 @@ impl Places {
     }
 
     /// The one step: before it everything is as it was, after it the data are the node's.
-    async fn rename(&self, system: &str) -> Outcome {
+    async fn rename(&self, system: SystemId) -> Outcome {
         let shown = self.directory.display();
         let control = control(&self.spec, &self.directory, self.major)
             .await

@@ -15,7 +15,8 @@ pub fn told(wanted: &Wanted<'_>, inventory: &Inventory) -> Vec<String> {
     let (dir, to) = (&existing.directory, wanted.spec.node_dir(node).join("data"));
     let mut lines = vec![format!(
         "{name}: the server of {dir} is adopted (PostgreSQL {}, system identifier {})",
-        existing.major, existing.system
+        existing.major,
+        existing.system.map_or_else(|| "not known".to_owned(), |system| system.to_string())
     )];
     let mut say = |line: String| lines.push(format!("  {line}"));
     let proxy = &wanted.spec.proxy;
