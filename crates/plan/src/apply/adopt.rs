@@ -3,6 +3,7 @@
 
 mod carried;
 mod claim;
+pub mod pair;
 mod told;
 mod words;
 
