@@ -3,7 +3,7 @@
 //! A request that changes something is sent once; another member gets it only while it is certain that no member has it.
 
 use super::http::{Door, Failed, read_secret};
-use super::wire::{Login, Refusal, encode};
+use super::wire::{Login, Refusal, span};
 use hyper::body::{Bytes, Incoming};
 use mainstay_model::etcd::Endpoint;
 use serde::de::DeserializeOwned;
@@ -278,12 +278,8 @@ enum Next {
 
 /// The body of a watch of all keys under a prefix.
 pub(crate) fn watch_body(prefix: &str, from: u64) -> Value {
-    let mut request = super::wire::range(prefix, true, false);
-    if let Some(request) = request.as_object_mut() {
-        request.remove("keys_only");
-        request.insert("key".to_owned(), encode(prefix).into());
-        request.insert("start_revision".to_owned(), from.to_string().into());
-    }
+    let mut request = span(prefix, true);
+    request["start_revision"] = from.to_string().into();
     json!({ "create_request": request })
 }
 

@@ -21,8 +21,8 @@ const POLL_LIMIT: Duration = Duration::from_secs(2);
 const BEGIN_LIMIT: Duration = Duration::from_secs(3);
 /// Before the stream is begun anew.
 const PAUSE: Duration = Duration::from_millis(200);
-const SURVEY: Duration = Duration::from_secs(10);
-const SURVEY_LIMIT: Duration = Duration::from_secs(2);
+const SURVEY_PAUSE: Duration = Duration::from_secs(10);
+const MEMBER_LIMIT: Duration = Duration::from_secs(2);
 const SAVE: Duration = Duration::from_secs(10);
 /// The longest line of a stream. A change holds one value; its base64 is a third longer.
 const LINE_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -166,7 +166,7 @@ async fn survey(inner: Weak<Inner>) {
         let held = locked(&inner.members).1.clone();
         *locked(&inner.members) = (members, alarms.unwrap_or(held));
         drop(inner);
-        sleep(SURVEY).await;
+        sleep(SURVEY_PAUSE).await;
     }
 }
 
@@ -176,7 +176,7 @@ pub(super) async fn ask_members(client: &Client) -> (Vec<MemberStanding>, Option
     for place in 0..client.endpoints().len() {
         members.push(member(client, place).await);
     }
-    let deadline = Instant::now() + SURVEY_LIMIT;
+    let deadline = Instant::now() + MEMBER_LIMIT;
     let alarms = client.read::<Alarms>("/v3/maintenance/alarm", &json!({ "action": "GET" }), deadline).await;
     let names = alarms.ok().map(|raised| {
         let mut names: Vec<String> = raised.alarms.into_iter().map(|alarm| alarm.alarm).collect();
@@ -189,7 +189,7 @@ pub(super) async fn ask_members(client: &Client) -> (Vec<MemberStanding>, Option
 
 async fn member(client: &Client, place: usize) -> MemberStanding {
     let endpoint = client.endpoints().get(place).map(ToString::to_string).unwrap_or_default();
-    let status = client.ask_one::<Status>(place, "/v3/maintenance/status", Instant::now() + SURVEY_LIMIT).await;
+    let status = client.ask_one::<Status>(place, "/v3/maintenance/status", Instant::now() + MEMBER_LIMIT).await;
     match status {
         Err(problem) => MemberStanding { endpoint, problem: Some(problem), ..MemberStanding::default() },
         Ok(status) => MemberStanding {

@@ -3,14 +3,13 @@
 use super::kept::Origin;
 use super::*;
 
+/// Of an etcd that nobody runs.
 fn options() -> EtcdOptions {
+    let nobody = Door::new(Endpoint::parse("http://127.0.0.1:9").unwrap(), None);
     EtcdOptions {
-        endpoints: Vec::new(),
-        tls: None,
-        user: None,
+        client: Arc::new(Client::new(vec![nobody], None, 0)),
         prefix: "/m/c/".to_owned(),
         authority: "ours".to_owned(),
-        first: 0,
         kept: PathBuf::new(),
     }
 }
@@ -95,11 +94,7 @@ fn another_origin_is_this_clusters_only_in_a_later_incarnation() {
 }
 
 fn nowhere(dir: &std::path::Path) -> EtcdOptions {
-    EtcdOptions {
-        endpoints: vec![Endpoint::parse("http://127.0.0.1:9").unwrap()],
-        kept: dir.join("etcd.json"),
-        ..options()
-    }
+    EtcdOptions { kept: dir.join("etcd.json"), ..options() }
 }
 
 #[tokio::test]

@@ -45,7 +45,6 @@ use wire::{Pair, Range, Txn, at, get, put, range};
 /// A revision that no key reaches.
 const NEVER: u64 = i64::MAX as u64;
 const OLDER: &str = "etcd answered with an older state than it had shown";
-const SURVEY: Duration = Duration::from_secs(3);
 /// etcd works if it answered within this.
 const FRESH: Duration = Duration::from_secs(5);
 

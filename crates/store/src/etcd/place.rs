@@ -4,7 +4,7 @@ use super::client::{Client, Fault};
 use super::follow;
 use super::kept::{Kept, ORIGIN_KEY, Origin};
 use super::wire::{Range, Txn, at, put, range, remove};
-use super::{EtcdOptions, SURVEY};
+use super::EtcdOptions;
 use mainstay_model::etcd::EtcdStanding;
 use mainstay_model::{NodeId, Revision};
 use serde_json::json;
@@ -14,6 +14,8 @@ use tokio::time::Instant;
 
 /// Below it each node that would found writes its mark.
 const MARKS: &str = "founding/";
+/// A survey waits no longer for the etcd as a whole.
+const LOOK_LIMIT: Duration = Duration::from_secs(3);
 
 /// What stands in etcd under the cluster's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +58,7 @@ pub(super) async fn look_by(client: &Client, options: &EtcdOptions, deadline: In
 pub async fn survey(options: &EtcdOptions) -> EtcdStanding {
     let client = options.client();
     let (members, alarms) = follow::ask_members(&client).await;
-    let looked = look_by(&client, options, Instant::now() + SURVEY).await;
+    let looked = look_by(&client, options, Instant::now() + LOOK_LIMIT).await;
     EtcdStanding { works: looked.is_ok(), why: looked.err(), members, alarms: alarms.unwrap_or_default() }
 }
 

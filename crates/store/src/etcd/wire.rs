@@ -159,16 +159,23 @@ pub(crate) struct Happened {
 }
 
 /// One key, or all that begin with it.
-pub(crate) fn range(key: &str, whole_prefix: bool, keys_only: bool) -> Value {
-    let mut range = json!({ "key": encode(key), "keys_only": keys_only });
+pub(crate) fn span(key: &str, whole_prefix: bool) -> Value {
+    let mut span = json!({ "key": encode(key) });
     if whole_prefix {
         // The prefix ends in '/', so this is the first key after all of them.
         let mut end = key.as_bytes().to_vec();
         if let Some(last) = end.last_mut() {
             *last += 1;
         }
-        range["range_end"] = encode(end).into();
+        span["range_end"] = encode(end).into();
     }
+    span
+}
+
+/// A read of them.
+pub(crate) fn range(key: &str, whole_prefix: bool, keys_only: bool) -> Value {
+    let mut range = span(key, whole_prefix);
+    range["keys_only"] = keys_only.into();
     range
 }
 
@@ -183,11 +190,7 @@ pub(crate) fn put(key: &str, value: &[u8]) -> Value {
 
 /// Removes all keys that begin with it.
 pub(crate) fn remove(prefix: &str) -> Value {
-    let mut range = range(prefix, true, false);
-    if let Some(range) = range.as_object_mut() {
-        range.remove("keys_only");
-    }
-    json!({ "request_delete_range": range })
+    json!({ "request_delete_range": span(prefix, true) })
 }
 
 pub(crate) fn get(range: &Value) -> Value {
@@ -216,7 +219,7 @@ mod tests {
 
     #[test]
     fn a_prefix_ends_before_its_neighbours() {
-        let range = range("/m/c/", true, false);
-        assert_eq!(range["range_end"], encode("/m/c0"));
+        assert_eq!(span("/m/c/", true), json!({ "key": encode("/m/c/"), "range_end": encode("/m/c0") }));
+        assert_eq!(range("/m/c/", false, true), json!({ "key": encode("/m/c/"), "keys_only": true }));
     }
 }
