@@ -10,7 +10,7 @@ use mainstay_decide::summary::Summary;
 use mainstay_model::spec::Spec;
 use mainstay_model::{NodeId, Record, Term};
 use mainstay_ports::peer::Peers;
-use mainstay_ports::store::Store as _;
+use mainstay_ports::store::{Store as _, StoreError, Versioned};
 use mainstay_store::etcd::{self, EtcdOptions, EtcdStore, Found};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ const LOOK: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(500);
 /// How often the log says what is waited for.
 const SAY_EVERY: Duration = Duration::from_secs(5);
-/// How often terms are compared, and for how long what is wrong must be so.
+/// How often the nodes are asked, and how often in a row a promise must be above the record.
 const COMPARE: Duration = Duration::from_secs(1);
 const LOWER_MAX: u32 = 3;
 
@@ -143,55 +143,58 @@ pub(crate) fn group_of(from: &NodeId, term: Term) -> u64 {
     bytes.fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)).max(1)
 }
 
-/// No node promises a term before the record in the store has it. So a record below a promise that was made before it was read comes
-/// from an older state of etcd, even if this node has not seen the newer one.
-pub async fn compare_terms(store: Arc<EtcdStore>, questions: mpsc::Sender<Question>) {
-    let mut lower = 0;
-    loop {
-        sleep(COMPARE).await;
-        let Some((promised, by)) = promised(&questions).await else { continue };
-        let term = |record: &Record| record.term;
-        let parse = |held: &mainstay_ports::store::Versioned| serde_json::from_slice::<Record>(&held.value).ok();
-        let shown = store.watch(RECORD_KEY).borrow().as_ref().and_then(parse).map(|record| term(&record));
-        if shown.unwrap_or_default() >= promised || store.failure().is_some() {
-            lower = 0;
-            continue;
-        }
-        let Ok(read) = store.read(RECORD_KEY, LOOK).await else { continue };
-        let now = match &read {
-            None => Term::default(),
-            // A record of a newer version is not known to be older.
-            Some(held) => parse(held).map_or(promised, |record| term(&record)),
-        };
-        lower = if now < promised { lower + 1 } else { 0 };
-        if lower >= LOWER_MAX {
-            warn!(%promised, %by, %now, "etcd's record is older than a promise");
-            store.distrust(format!(
-                "{by} has promised to follow no term older than {promised}, and etcd's record is of term {now}: was etcd restored from an older \
-                 copy? Writes that were acknowledged may be missing in it. `mainstay recover --from NODE` makes the cluster's part of it anew, \
-                 from the node that has most"
-            ));
-        }
-    }
-}
-
-/// A node that has evidence against etcd is believed: whoever trusts would go on by a record that is older than what that one has seen.
-pub async fn ask_who_distrusts(
+/// Holds what etcd shows against what the nodes know: their promises, what they have seen of the record, and the evidence that they have.
+pub async fn hold_against_the_nodes(
     me: NodeId,
     store: Arc<EtcdStore>,
     peers: Arc<dyn Peers>,
     questions: mpsc::Sender<Question>,
 ) {
+    let mut lower = 0;
     loop {
         sleep(COMPARE).await;
         let Some(summary) = summary(&questions).await else { continue };
+        match below_a_promise(&store, &summary).await {
+            Ok(None) => lower = 0,
+            Ok(Some(what)) => {
+                lower += 1;
+                warn!(%what, "etcd's record is older than a promise");
+                if lower >= LOWER_MAX {
+                    store.distrust(&what);
+                }
+            }
+            // Etcd's silence says nothing.
+            Err(_) => {}
+        }
         let nodes: Vec<NodeId> = summary.peers.into_keys().collect();
         for (node, reply) in ask_all_stores(&me, &nodes, &peers).await {
-            if let Some(heard) = heard(&reply, store.group()) {
-                store.heard_of(&node, heard);
+            let Some(heard) = heard(&reply, store.group()) else { continue };
+            // A node that has evidence is believed: whoever trusts would go on by a record that is older than what that one has seen.
+            store.heard_of(&node, heard);
+            // One that has none may be cut off from etcd.
+            if let Some(floor) = &reply.record_floor {
+                store.hold_against(&node, RECORD_KEY, floor, LOOK).await;
             }
         }
     }
+}
+
+/// No node promises a term before the record in the store has it. So a record below a promise that was made before it was read comes
+/// from an older state of etcd, even if this node has not seen the newer one.
+async fn below_a_promise(store: &EtcdStore, summary: &Summary) -> Result<Option<String>, StoreError> {
+    let parse = |held: &Versioned| serde_json::from_slice::<Record>(&held.value).ok().map(|record| record.term);
+    let Some((promised, by)) = promised(summary) else { return Ok(None) };
+    let shown = store.watch(RECORD_KEY).borrow().as_ref().and_then(parse);
+    if shown.unwrap_or_default() >= promised || store.failure().is_some() {
+        return Ok(None);
+    }
+    let now = match &store.read(RECORD_KEY, LOOK).await? {
+        None => Term::default(),
+        // A record of a newer version is not known to be older.
+        Some(held) => parse(held).unwrap_or(promised),
+    };
+    let what = || format!("{by} has promised to follow no term older than {promised}, and etcd's record is of term {now}");
+    Ok((now < promised).then(what))
 }
 
 /// What another node says against etcd, `Some(None)`: nothing. `None`: it does not speak of this store, or does not know it yet.
@@ -207,8 +210,7 @@ async fn summary(questions: &mpsc::Sender<Question>) -> Option<Summary> {
 }
 
 /// The highest promise that this node knows, and whose it is.
-async fn promised(questions: &mpsc::Sender<Question>) -> Option<(Term, String)> {
-    let summary = summary(questions).await?;
+fn promised(summary: &Summary) -> Option<(Term, String)> {
     let peers =
         summary.peers.iter().filter_map(|(node, peer)| Some((peer.presence.as_ref()?.promise, node.to_string())));
     peers.chain([(summary.promise, "this node".to_owned())]).max()

@@ -3,12 +3,20 @@
 use crate::lives::Lives;
 use async_trait::async_trait;
 use mainstay_decide::io::Input;
-use mainstay_model::Message;
+use mainstay_model::{Message, NodeId};
 use mainstay_ports::peer::{Caller, Handler};
 use mainstay_ports::route_board::RouteBoard;
 use mainstay_store::ClusterStore;
+use mainstay_store::etcd::EtcdStore;
 use std::sync::Arc;
-use tokio::sync::mpsc;
+use std::time::Duration;
+use tokio::sync::{Semaphore, mpsc};
+use tracing::debug;
+
+/// Etcd confirms within this what a candidate goes by, or this node hears nothing of that one: it asks again.
+const CONFIRM: Duration = Duration::from_secs(1);
+/// So many candidates' questions wait for that at once.
+const CONFIRMING_MAX: usize = 4;
 
 /// Passes messages of other agents' decisions to the loop.
 pub struct MindHandler {
@@ -18,13 +26,31 @@ pub struct MindHandler {
     lives: Arc<Lives>,
     /// While this node does not believe it, it hears of no candidates.
     store: Arc<ClusterStore>,
+    confirming: Arc<Semaphore>,
 }
 
 impl MindHandler {
     /// `inputs`: to the loop.
     #[must_use]
     pub fn new(inputs: mpsc::Sender<Input>, lives: &Arc<Lives>, store: &Arc<ClusterStore>) -> Arc<Self> {
-        Arc::new(Self { inputs, lives: Arc::clone(lives), store: Arc::clone(store) })
+        let confirming = Arc::new(Semaphore::new(CONFIRMING_MAX));
+        Arc::new(Self { inputs, lives: Arc::clone(lives), store: Arc::clone(store), confirming })
+    }
+
+    /// Lets a candidate's question through once etcd has shown, after it came, all that this node has seen of it. What etcd showed before says
+    /// nothing: it may have been restored from an older copy since, while this node was cut off from it or not running, and the candidate
+    /// would go by a record whose quorum is smaller. Beside the other messages: a slow etcd must not make the candidate look silent.
+    fn confirm_first(&self, etcd: Arc<EtcdStore>, from: NodeId, message: Message) {
+        let Ok(permit) = Arc::clone(&self.confirming).try_acquire_owned() else { return };
+        let inputs = self.inputs.clone();
+        tokio::spawn(async move {
+            if etcd.confirms(CONFIRM).await {
+                let _ = inputs.send(Input::Peer(from, message)).await;
+            } else {
+                debug!(%from, "a candidate is not heard: etcd does not confirm what this node has seen of it");
+            }
+            drop(permit);
+        });
     }
 }
 
@@ -38,6 +64,9 @@ impl Handler for MindHandler {
             }
             if is_part_of_a_take_over(&message) && self.store.distrusts() {
                 return;
+            }
+            if let (Message::Recruit { .. }, Some(etcd)) = (&message, self.store.etcd()) {
+                return self.confirm_first(Arc::clone(etcd), node.clone(), message);
             }
             let _ = self.inputs.send(Input::Peer(node.clone(), message)).await;
         }

@@ -27,8 +27,7 @@ pub fn start(
     match store {
         ClusterStore::Raft(raft) => drop(tokio::spawn(keep_apart(me, Arc::clone(raft), peers, routes))),
         ClusterStore::Etcd(etcd) => {
-            tokio::spawn(crate::etcd::ask_who_distrusts(me, Arc::clone(etcd), peers, questions.clone()));
-            tokio::spawn(crate::etcd::compare_terms(Arc::clone(etcd), questions));
+            tokio::spawn(crate::etcd::hold_against_the_nodes(me, Arc::clone(etcd), peers, questions));
         }
     }
 }

@@ -1,9 +1,16 @@
 //! When etcd is believed no more.
 
-use super::EtcdOptions;
-use super::kept::{Kept, ORIGIN_KEY, Origin};
-use super::wire::Range;
+use super::client::Fault;
+use super::kept::{Floor, Kept, ORIGIN_KEY, Origin};
+use super::wire::{Range, Txn, at, get, put, range};
+use super::{EtcdOptions, Inner, locked};
 use mainstay_model::NodeId;
+use serde_json::json;
+use std::collections::BTreeMap;
+use tokio::time::Instant;
+
+/// A revision that no key reaches.
+const NEVER: u64 = i64::MAX as u64;
 
 /// Why this node does not use the etcd's keys, although etcd may answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,12 +33,79 @@ impl Refused {
     }
 }
 
-/// Is etcd to be believed, by what its consensus shows now and what this node saw before it asked?
-pub(crate) fn judge(options: &EtcdOptions, before: &Kept, all: &Range, marked: &Range) -> Option<Refused> {
-    let advice = "restored from an older copy, or emptied? Writes that were acknowledged may be missing in it. \
-                  `mainstay recover --from NODE` makes the cluster's part of it anew, from the node that has most";
-    let distrusted = |what: String| Some(Refused::Distrusted(format!("{what}: was etcd {advice}")));
-    let Some(pair) = marked.kvs.first() else {
+/// What is wrong, with what a person does about it.
+pub(crate) fn with_advice(what: &str) -> String {
+    format!(
+        "{what}: was etcd restored from an older copy, or emptied? Writes that were acknowledged may be missing in it. `mainstay recover --from NODE` \
+         makes the cluster's part of it anew, from the node that has most"
+    )
+}
+
+/// What etcd's consensus shows now.
+pub(crate) struct Shown {
+    /// The cluster's keys.
+    pub(crate) all: Range,
+    /// Its origin.
+    pub(crate) marked: Range,
+}
+
+impl Inner {
+    /// Does etcd show what this node has seen, or newer? If not, it was restored from an older state, and this node stops using it. False,
+    /// too, when it does not answer.
+    pub(crate) async fn confirm(&self, deadline: Instant) -> bool {
+        let before = locked(&self.kept).clone();
+        self.judged("this node", &before, deadline).await
+    }
+
+    /// The same, by what another node has seen.
+    pub(crate) async fn hold_against(&self, node: &NodeId, key: &str, theirs: &Floor, deadline: Instant) -> bool {
+        let seen = BTreeMap::from([(key.to_owned(), theirs.clone())]);
+        let before = Kept { seen, ..locked(&self.kept).clone() };
+        self.judged(node.as_str(), &before, deadline).await
+    }
+
+    async fn judged(&self, by: &str, before: &Kept, deadline: Instant) -> bool {
+        let shown = match self.ask_consensus(deadline).await {
+            Ok(Some(shown)) => shown,
+            Ok(None) => return false,
+            Err(fault) => {
+                self.silent(&fault.text());
+                return false;
+            }
+        };
+        match judge(&self.options, by, before, &shown) {
+            None => {
+                self.answered();
+                return true;
+            }
+            Some(Refused::Distrusted(what)) => self.distrust(&what),
+            Some(Refused::Anew) => {
+                tracing::warn!("the store in etcd was made anew: starting anew with it");
+                self.refused.send_replace(Some(Refused::Anew));
+            }
+            Some(Refused::Heard(..)) => {}
+        }
+        false
+    }
+
+    /// A transaction that can not succeed, with a write in the branch that is never taken, goes through etcd's consensus: what it shows is no
+    /// stale read. It changes nothing, so it may be asked twice.
+    async fn ask_consensus(&self, deadline: Instant) -> Result<Option<Shown>, Fault> {
+        let origin = self.key(ORIGIN_KEY);
+        let body = json!({
+            "compare": [at(&origin, NEVER)],
+            "success": [put(&origin, b"")],
+            "failure": [get(&range(&self.options.prefix, true, true)), get(&range(&origin, false, false))],
+        });
+        let mut ranges = self.client.read::<Txn>("/v3/kv/txn", &body, deadline).await?.ranges().into_iter();
+        Ok(ranges.next().zip(ranges.next()).map(|(all, marked)| Shown { all, marked }))
+    }
+}
+
+/// Is etcd to be believed, by what its consensus shows now and what this node, or another one (`by`), saw before it asked?
+pub(crate) fn judge(options: &EtcdOptions, by: &str, before: &Kept, shown: &Shown) -> Option<Refused> {
+    let distrusted = |what: String| Some(Refused::Distrusted(what));
+    let Some(pair) = shown.marked.kvs.first() else {
         return distrusted(format!("the cluster's keys under {} are gone from etcd", options.prefix));
     };
     if pair.mod_revision != before.origin_revision {
@@ -43,11 +117,11 @@ pub(crate) fn judge(options: &EtcdOptions, before: &Kept, all: &Range, marked: &
     }
     for (name, floor) in &before.seen {
         let key = format!("{}{name}", options.prefix);
-        let now = all.kvs.iter().find(|pair| pair.key == key.as_bytes());
+        let now = shown.all.kvs.iter().find(|pair| pair.key == key.as_bytes());
         if !floor.may_become(now) {
             let now = now.map(|pair| (pair.mod_revision, pair.create_revision, pair.version)).unwrap_or_default();
             return distrusted(format!(
-                "this node saw {key} at revision {}, made at {}, version {}; etcd has it at {}, made at {}, version {}",
+                "{by} saw {key} at revision {}, made at {}, version {}; etcd has it at {}, made at {}, version {}",
                 floor.revision, floor.created, floor.version, now.0, now.1, now.2
             ));
         }

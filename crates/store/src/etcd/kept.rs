@@ -32,7 +32,7 @@ pub struct Origin {
 
 /// The newest state of a key that this node has seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Floor {
+pub struct Floor {
     /// The revision of its last write.
     pub(crate) revision: u64,
     /// The revision of its first write.
@@ -52,14 +52,30 @@ impl Floor {
 
     /// Can the key have come from this state to that one? It is never removed, and each write raises its revision by one at least.
     pub(crate) fn may_become(&self, now: Option<&Pair>) -> bool {
-        let Some(now) = now else { return false };
-        let (Some(writes), Some(revisions)) =
-            (now.version.checked_sub(self.version), now.mod_revision.checked_sub(self.revision))
+        now.is_some_and(|now| self.reaches(now.mod_revision, now.create_revision, now.version))
+    }
+
+    /// The same, for a state that another node has seen.
+    pub(crate) fn may_become_floor(&self, later: &Self) -> bool {
+        self.reaches(later.revision, later.created, later.version)
+    }
+
+    fn reaches(&self, revision: u64, created: u64, version: u64) -> bool {
+        let (Some(writes), Some(revisions)) = (version.checked_sub(self.version), revision.checked_sub(self.revision))
         else {
             return false;
         };
-        now.create_revision == self.created && writes <= revisions && (writes == 0) == (revisions == 0)
+        created == self.created && writes <= revisions && (writes == 0) == (revisions == 0)
     }
+}
+
+/// It is written whole or not at all: this is damage from outside. To begin without it would forget what etcd must not lack.
+fn unreadable(path: &Path, error: &dyn std::fmt::Display) -> String {
+    format!(
+        "{}, where this node keeps what it has seen of etcd, can not be read: {error}. Put the file back. If it is lost, and it is certain that etcd was not \
+         restored from an older copy, remove what is left of it: the node then begins with what etcd shows",
+        path.display()
+    )
 }
 
 /// See the module.
@@ -81,9 +97,9 @@ impl Kept {
     /// What was kept; `None`: this node has never seen the cluster's keys.
     pub(crate) fn load(path: &Path) -> Result<Option<Self>, String> {
         match std::fs::read(path) {
-            Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|error| format!("{}: {error}", path.display())),
+            Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|error| unreadable(path, &error)),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(format!("{}: {error}", path.display())),
+            Err(error) => Err(unreadable(path, &error)),
         }
     }
 

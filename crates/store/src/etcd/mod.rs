@@ -19,14 +19,14 @@ mod kept;
 mod place;
 mod wire;
 
-pub use kept::Origin;
+pub use kept::{Floor, Origin};
 pub use place::{Found, found, has_seen, leave_mark, look, marks, survey};
 
 use async_trait::async_trait;
 use client::{Client, Fault, User};
 use http::{Door, TlsFiles};
-use judge::{Refused, judge};
-use kept::{Floor, Kept, ORIGIN_KEY};
+use judge::{Refused, with_advice};
+use kept::{Kept, ORIGIN_KEY};
 use mainstay_model::etcd::{Endpoint, EtcdStanding, MemberStanding};
 use mainstay_model::spec::Spec;
 use mainstay_model::{NodeId, Revision};
@@ -42,8 +42,6 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use wire::{Pair, Range, Txn, at, get, put, range};
 
-/// A revision that no key reaches.
-const NEVER: u64 = i64::MAX as u64;
 const OLDER: &str = "etcd answered with an older state than it had shown";
 /// etcd works if it answered within this.
 const FRESH: Duration = Duration::from_secs(5);
@@ -136,7 +134,8 @@ impl EtcdStore {
             (Some(kept), Some((origin, _))) if kept.origin.incarnation >= origin.incarnation => kept,
             (_, Some((origin, revision))) => {
                 let kept = Kept { origin, origin_revision: revision.0, ..Kept::default() };
-                kept.save(&options.kept).map_err(|error| format!("{}: {error}", options.kept.display()))?;
+                kept.save(&options.kept)
+                    .map_err(|error| format!("{}: what is seen of etcd can not be kept: {error}", options.kept.display()))?;
                 kept
             }
         };
@@ -188,6 +187,31 @@ impl EtcdStore {
         self.inner.refused.borrow().is_none()
     }
 
+    /// Asks etcd's consensus whether it still shows what this node has seen. A read is not enough (a stale one may hide a loss), and neither
+    /// is an earlier answer: etcd may have been restored since.
+    pub async fn confirms(&self, timeout: Duration) -> bool {
+        self.inner.confirm(Instant::now() + timeout).await && self.is_believed()
+    }
+
+    /// The newest state of a key that this node has seen, for other nodes to hold against their etcd.
+    #[must_use]
+    pub fn floor(&self, key: &str) -> Option<Floor> {
+        self.inner.seen(key).map(|floor| Floor { value: None, ..floor })
+    }
+
+    /// Another node has seen this state of a key, before now: an etcd that can not have come from there is not believed.
+    pub async fn hold_against(&self, node: &NodeId, key: &str, theirs: &Floor, timeout: Duration) {
+        let reached = || self.inner.seen(key).is_some_and(|mine| theirs.may_become_floor(&mine));
+        if reached() || !self.is_believed() {
+            return;
+        }
+        // As a rule the stream is only a little late.
+        let read = self.read(key, timeout).await;
+        if read.is_ok() && !reached() {
+            self.inner.hold_against(node, key, theirs, Instant::now() + timeout).await;
+        }
+    }
+
     /// Another node says what it has against etcd; `None`: nothing, or nothing any more. Its silence changes nothing.
     pub fn heard_of(&self, node: &NodeId, evidence: Option<String>) {
         self.inner.heard_of(node, evidence);
@@ -228,9 +252,10 @@ impl EtcdStore {
         EtcdStanding { works, why, members, alarms }
     }
 
-    /// Others have seen what etcd does not show: it was restored from an older state, even if this node did not see the newer one.
-    pub fn distrust(&self, why: String) {
-        self.inner.distrust(why);
+    /// Others have seen what etcd does not show (say what): it was restored from an older state, even if this node did not see the newer
+    /// one.
+    pub fn distrust(&self, what: &str) {
+        self.inner.distrust(what);
     }
 
     /// The values that this node has seen, and those that etcd holds where it has seen none.
@@ -320,7 +345,8 @@ impl Inner {
     }
 
     /// Noted on disk at once: a start must not forget it.
-    fn distrust(&self, why: String) {
+    fn distrust(&self, what: &str) {
+        let why = with_advice(what);
         let first = self.refused.send_if_modified(|refused| {
             let first = matches!(refused, None | Some(Refused::Heard(..)));
             if first {
@@ -406,32 +432,7 @@ impl Inner {
         (name != ORIGIN_KEY && !name.contains('/')).then(|| name.to_owned())
     }
 
-    /// An answer shows less than this node has seen. A transaction that can not succeed asks etcd's consensus: what that shows is no stale
-    /// read, and if it is older than what was seen before the question, etcd was restored from an older state.
-    async fn confirm(&self, deadline: Instant) {
-        let before = locked(&self.kept).clone();
-        let origin = self.key(ORIGIN_KEY);
-        let body = json!({
-            "compare": [at(&origin, NEVER)],
-            "success": [put(&origin, b"")],
-            "failure": [get(&range(&self.options.prefix, true, true)), get(&range(&origin, false, false))],
-        });
-        let Ok(txn) = self.client.write::<Txn>("/v3/kv/txn", &body, deadline).await else { return };
-        let mut ranges = txn.ranges().into_iter();
-        let (Some(all), Some(marked)) = (ranges.next(), ranges.next()) else { return };
-        if let Some(verdict) = judge(&self.options, &before, &all, &marked) {
-            match verdict {
-                Refused::Distrusted(why) => self.distrust(why),
-                Refused::Anew => {
-                    tracing::warn!("the store in etcd was made anew: starting anew with it");
-                    self.refused.send_replace(Some(Refused::Anew));
-                }
-                Refused::Heard(..) => {}
-            }
-        }
-    }
-
-    /// Keeps what was seen on disk. What fails is tried again at the next pace.
+    /// Keeps what was seen on disk. What fails is tried again soon.
     async fn save(&self) -> bool {
         let (kept, saving) = (Arc::clone(&self.kept), Arc::clone(&self.saving));
         let path = self.options.kept.clone();
