@@ -179,15 +179,11 @@ async fn post_drill(
 ) -> Response {
     let by = who(&wish.by, &caller);
     let done = match wish.command {
-        // An asker that hangs up takes this handler with it, and must not take the end of a fault that has begun.
+        // An asker that hangs up takes this handler with it, and must not take the end of a fault that has begun, nor its line in the
+        // history.
         DrillCommand::DrillFault(wish) => {
-            let done = tokio::spawn(Arc::clone(&api).fault(wish)).await;
-            let done = done.unwrap_or_else(|error| Err((StatusCode::INTERNAL_SERVER_ERROR, error.to_string())));
-            // In the history now: an asker that is interrupted brings no result.
-            done.inspect(|accepted| {
-                let text = format!("{FAULT_OF_DRILL} on {}: {}, asked for by {by}", api.me, accepted.text);
-                api.tell(accepted.term, "drill", text);
-            })
+            let done = tokio::spawn(Arc::clone(&api).fault(wish, by)).await;
+            done.unwrap_or_else(|error| Err((StatusCode::INTERNAL_SERVER_ERROR, error.to_string())))
         }
         DrillCommand::DrillResult(result) => api.keep_result(*result, by).await,
     };
@@ -235,7 +231,7 @@ impl Api {
         Ok(term)
     }
 
-    async fn fault(self: Arc<Self>, wish: FaultWish) -> Result<Accepted, Refused> {
+    async fn fault(self: Arc<Self>, wish: FaultWish, by: String) -> Result<Accepted, Refused> {
         if let Some(ms) = wish.fault.lasts_ms().filter(|ms| !(LASTS_MS_MIN..=LASTS_MS_MAX).contains(ms)) {
             return Err(wrong(format!("it may last {LASTS_MS_MIN} to {LASTS_MS_MAX} ms, not {ms}")));
         }
@@ -249,6 +245,8 @@ impl Api {
             DrillFault::Isolate { lasts_ms } => Arc::clone(&self).isolate(wish, lasts_ms, turn).await?,
             DrillFault::KillProxy => self.kill_proxy()?,
         };
+        // In the history now: an asker that is interrupted brings no result.
+        self.tell(term, "drill", format!("{FAULT_OF_DRILL} on {}: {text}, asked for by {by}", self.me));
         Ok(Accepted { node: self.me.clone(), term, text })
     }
 

@@ -353,6 +353,11 @@ mod tests {
     #[test]
     fn keys_of_every_kind_are_set() {
         assert_eq!(shown(&["cluster.durability=available"]), ["cluster.durability: strict → available"]);
+        for waits in ["on", "remote_apply", "TRUE"] {
+            assert_eq!(shown(&[&format!("postgres.parameters.synchronous_commit={waits}")]).len(), 1, "{waits}");
+        }
+        let both = ["cluster.durability=async", "postgres.parameters.synchronous_commit=off"];
+        assert_eq!(shown(&both).len(), 2, "without replicas to wait for it is the operator's own affair");
         assert_eq!(shown(&["failover.lease_ms=4000"]), ["failover.lease_ms: 3000 → 4000"]);
         assert_eq!(shown(&["proxy.on_nodes=false"]), ["proxy.on_nodes: true → false"]);
         assert_eq!(shown(&["node.db2.zone=1"]), ["node.db2.zone: (not set) → 1"]);
@@ -416,6 +421,8 @@ mod tests {
             ("failover.sync_replicas=0", "protects no commit"),
             ("failover.sync_replicas=5", "can have 1 replica at most"),
             ("postgres.parameters.port=1", "is Mainstay's own"),
+            ("postgres.parameters.synchronous_commit=off", "acknowledge commits that no replica holds"),
+            ("postgres.parameters.synchronous_commit=remote_write", "acknowledge commits that no replica holds"),
             ("postgres.hba=[\"allow\"]", "is not one line of pg_hba.conf"),
         ] {
             let error = set(&[text]).unwrap_err();

@@ -239,6 +239,15 @@ fn postgres(spec: &Spec, owned: &[&str], found: &mut Found) {
             found.add(key, format!("{name:?} is not the name of a server parameter{near}"));
         } else if value.contains(['\n', '\r', '\0']) {
             found.add(key, format!("the value of {name:?} holds a line break"));
+        } else if lower == "synchronous_commit" && spec.cluster.durability != Durability::Async && !waits(value) {
+            let mode = spec.cluster.durability.as_str();
+            found.add(
+                key,
+                format!(
+                    "synchronous_commit = {value:?} would acknowledge commits that no replica holds, and durability is {mode}: take it out, or say \
+                     durability = \"async\""
+                ),
+            );
         }
     }
     for (place, line) in postgres.hba.iter().enumerate() {
@@ -251,6 +260,14 @@ fn postgres(spec: &Spec, owned: &[&str], found: &mut Found) {
             );
         }
     }
+}
+
+/// Does a commit wait until a replica has it on its disk? (`remote_write` waits for less, `local` and `off` for no replica.)
+fn waits(value: &str) -> bool {
+    // As PostgreSQL reads them: words of a boolean may be shortened.
+    let value = value.trim().to_ascii_lowercase();
+    ["on", "remote_apply", "1"].contains(&value.as_str())
+        || ["true", "yes"].iter().any(|word| !value.is_empty() && word.starts_with(&value))
 }
 
 fn vault(spec: &Spec, found: &mut Found) {

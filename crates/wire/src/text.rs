@@ -308,7 +308,7 @@ impl<'a> Statement<'a> {
             3 if is(first, "set") => self.set(sql, end, traits),
             3 if is(first, "end") => (traits.commits, traits.ends) = (true, true),
             4 if is(first, "load") => traits.pin = Some(Pin::Load),
-            5 if is(first, "reset") => self.reset(traits),
+            5 if is(first, "reset") => self.reset(sql, end, traits),
             5 if is(first, "abort") => traits.ends = true,
             6 if is(first, "commit") => (traits.commits, traits.ends) = (true, true),
             6 if is(first, "listen") => traits.pin = Some(Pin::Listen),
@@ -328,14 +328,16 @@ impl<'a> Statement<'a> {
         debug_assert!(begun <= end);
     }
 
-    fn reset(&self, traits: &mut Traits) {
+    fn reset(&self, sql: &'a [u8], end: usize, traits: &mut Traits) {
         let name = self.words[1];
+        let whole = Name::at(sql, self.starts[1], end);
         match () {
             () if is(name, "all") => traits.changes.push(Change::ResetAll),
             () if is(name, "session") => traits.pin = Some(Pin::Setting),
             () if is(name, "time") => traits.changes.push(Change::Reset("timezone".into())),
-            () if self.count == 2 => {
-                traits.changes.push(Change::Reset(String::from_utf8_lossy(name).to_ascii_lowercase()));
+            () if self.count == whole.words => {
+                traits.pin = (!whole.plain).then_some(Pin::Setting).or(traits.pin);
+                traits.changes.push(Change::Reset(whole.text));
             }
             () => traits.pin = Some(Pin::Setting),
         }
@@ -348,22 +350,57 @@ impl<'a> Statement<'a> {
         }
         let session = is(second, "session");
         let (word, start) = if session { (self.words[2], self.starts[2]) } else { (second, self.starts[1]) };
-        let name = match () {
-            () if is(word, "time") => "timezone".to_owned(),
-            () if is(word, "names") => "client_encoding".to_owned(),
-            () if is(word, "schema") => "search_path".to_owned(),
-            () => {
-                let rest = sql.get(start..end).unwrap_or_default();
-                let long = rest.iter().take_while(|byte| is_word(**byte) || **byte == b'.').count();
-                String::from_utf8_lossy(&rest[..long]).to_ascii_lowercase()
-            }
+        let named = Name::at(sql, start, end);
+        let (name, plain) = match () {
+            () if is(word, "time") => ("timezone".to_owned(), named.plain),
+            () if is(word, "names") => ("client_encoding".to_owned(), named.plain),
+            () if is(word, "schema") => ("search_path".to_owned(), named.plain),
+            () => (named.text, named.plain),
         };
         let text = sql.get(self.starts[0]..end).map(|text| String::from_utf8_lossy(text).trim().to_owned());
-        let quoted = start.checked_sub(1).and_then(|before| sql.get(before)) == Some(&b'"');
         match text {
-            Some(sql) if !quoted && is_followed(&name, &sql) => traits.changes.push(Change::Set { name, sql }),
+            Some(sql) if is_followed(&name, &sql) => {
+                traits.pin = (!plain).then_some(Pin::Setting).or(traits.pin);
+                traits.changes.push(Change::Set { name, sql });
+            }
             _ => traits.pin = Some(Pin::Setting),
         }
+    }
+}
+
+/// A setting's name as a statement has it.
+struct Name {
+    /// In small letters, its parts joined.
+    text: String,
+    /// It stands there in one piece and without quotes: whoever looks for it in the statement finds it.
+    plain: bool,
+    /// Of the statement, up to its end.
+    words: usize,
+}
+
+impl Name {
+    /// The one that begins with the word at this place: words with a dot between them, around which there may be blanks and comments.
+    /// `RESET` and `SET` stand before it.
+    fn at(sql: &[u8], start: usize, end: usize) -> Self {
+        let quoted = start.checked_sub(1).and_then(|before| sql.get(before)) == Some(&b'"');
+        let sql = sql.get(..end).unwrap_or_default();
+        let mut words = Words { sql, at: start - usize::from(quoted) };
+        let mut name = Name { text: String::new(), plain: !quoted, words: 1 };
+        let mut behind = start;
+        while let Token::Word(from, to) = words.next() {
+            name.text.push_str(&String::from_utf8_lossy(&sql[from..to]).to_ascii_lowercase());
+            name.words += 1;
+            name.plain &= from == behind;
+            match words.next() {
+                Token::Other(dot) if sql[dot] == b'.' => {
+                    name.text.push('.');
+                    name.plain &= dot == to;
+                    behind = dot + 1;
+                }
+                _ => break,
+            }
+        }
+        name
     }
 }
 
@@ -407,6 +444,12 @@ mod tests {
             ("set standard_conforming_strings = off", Pin::Setting),
             ("set client_encoding to 'SJIS'", Pin::Setting),
             ("set \"Weird\" to 1", Pin::Setting),
+            ("set a.\"b\" to 1", Pin::Setting),
+            ("set a . b to 1", Pin::Setting),
+            ("set session a./* x */b to 1", Pin::Setting),
+            ("reset a .b", Pin::Setting),
+            ("reset a.b c", Pin::Setting),
+            ("reset \"a\".b", Pin::Setting),
         ] {
             assert_eq!(pin(sql), Some(why), "{sql}");
         }
@@ -447,6 +490,13 @@ mod tests {
             ("set time zone 'UTC';", set("timezone", "set time zone 'UTC'")),
             ("set role bob", set("role", "set role bob")),
             ("reset Work_mem", Change::Reset("work_mem".into())),
+            ("RESET /* x.y */ App.Tenant -- z", Change::Reset("app.tenant".into())),
+            ("set /* x.y */ app.tenant = 7", set("app.tenant", "set /* x.y */ app.tenant = 7")),
+            // Such a name ties the session; what it names is known all the same.
+            ("set a . b = 7", set("a.b", "set a . b = 7")),
+            ("set A.\"B\" = 7", set("a.b", "set A.\"B\" = 7")),
+            ("set \"a.b\" = 7", set("a.b", "set \"a.b\" = 7")),
+            ("reset \"a\" . \"b\"", Change::Reset("a.b".into())),
             ("reset all", Change::ResetAll),
         ] {
             assert_eq!(traits(sql.as_bytes()).changes, [change], "{sql}");

@@ -123,7 +123,7 @@ pub(crate) async fn run(options: Drill, global: Global) -> Outcome {
         records: &records,
         looks: &course.looks,
     });
-    let written = super::plan::write(&page_file, &html);
+    let written = crate::output::page::write(&page_file, &html);
     drop(progress);
     report(&Report { course: &course, records: &records, seen: &seen, result: &result, kept, written }, global)
 }

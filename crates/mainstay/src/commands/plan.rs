@@ -5,11 +5,12 @@ use crate::cli::{Global, Plan};
 use crate::failure::{Failure, Outcome};
 use crate::local::engine::owned_parameters;
 use crate::local::machine::measure;
+use crate::output::page::write_all;
 use crate::output::progress::Progress;
 use crate::output::table::wrap;
 use crate::output::{self, Colour, paint};
 use crate::session::Session;
-use crate::target::{Target, absolute};
+use crate::target::Target;
 use jiff::tz::TimeZone;
 use mainstay_model::config::render;
 use mainstay_model::config_assign::difference;
@@ -162,16 +163,11 @@ pub(crate) async fn run(options: Plan, global: Global) -> Outcome {
             .hint("this is a defect of Mainstay: report it together with the file"));
     }
     drop(progress);
-    let mut written = Vec::new();
-    for (path, text) in [
+    let written = write_all([
         (&options.markdown, markdown::page(&made.report)),
         (&options.html, html::page(&made.report)),
         (&options.write, render(&made.spec)),
-    ] {
-        if let Some(path) = path {
-            written.push(write(path, &text)?);
-        }
-    }
+    ])?;
     if global.json {
         output::object(&json!({
             "cluster": made.report.cluster, "date": made.report.date, "summary": made.report.summary, "risks": risks(&facts),
@@ -182,17 +178,6 @@ pub(crate) async fn run(options: Plan, global: Global) -> Outcome {
     }
     show(&facts, &made, &written);
     Ok(())
-}
-
-/// Writes a page; an old one is replaced whole or not at all.
-pub(crate) fn write(path: &Path, text: &str) -> Outcome<String> {
-    let path = absolute(path)?;
-    let failed = |error: std::io::Error| Failure::failed(format!("{} can not be written: {error}", path.display()));
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(".new");
-    let fresh = path.with_file_name(name);
-    std::fs::write(&fresh, text).and_then(|()| std::fs::rename(&fresh, &path)).map_err(failed)?;
-    Ok(path.display().to_string())
 }
 
 fn refused(config: &Path, found: &[Contradiction]) -> Failure {

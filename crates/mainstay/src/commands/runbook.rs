@@ -1,10 +1,11 @@
 //! `mainstay runbook`: the emergency plan of this cluster, from the specification in force and its state; from its file if nobody can be asked. Changes nothing but the files that it is told
 //! to write.
 
-use super::plan::{Basis, gather, write};
+use super::plan::{Basis, gather};
 use crate::cli::{Global, Runbook, Which};
 use crate::failure::Outcome;
 use crate::output;
+use crate::output::page::write_all;
 use crate::output::progress::Progress;
 use crate::session::Session;
 use mainstay_model::api::RunbookWish;
@@ -23,12 +24,8 @@ pub(crate) async fn run(options: Runbook, global: Global) -> Outcome {
     let mut progress = Progress::new();
     let gathered = gather(&options.which, Basis::InForce, options.offline, &mut progress).await?;
     let report = runbook(&gathered.facts());
-    let mut written = Vec::new();
-    for (path, text) in [(&options.markdown, markdown::page(&report)), (&options.html, html::page(&report))] {
-        if let Some(path) = path {
-            written.push(write(path, &text)?);
-        }
-    }
+    let pages = [(&options.markdown, markdown::page(&report)), (&options.html, html::page(&report))];
+    let written = write_all(pages)?;
     let generation = gathered.running.as_ref().map(|running| running.generation);
     let noted = match generation.filter(|_| !written.is_empty()) {
         Some(generation) => {

@@ -4,6 +4,7 @@
 //! remembered, and makes the command fail at its end ([`unwritten`]).
 
 pub(crate) mod lines;
+pub(crate) mod page;
 pub(crate) mod progress;
 pub(crate) mod table;
 

@@ -163,6 +163,11 @@ fn judged(name: &str, value: &str, owned: &[&str]) -> Verdict {
         | "log_truncate_on_rotation" => {
             Verdict::left("the server's messages go through its guard to one log of the node")
         }
+        "synchronous_commit" if !["on", "remote_apply"].contains(&value) => Verdict::left(
+            "commits would be acknowledged before a replica, or even this server's disk, holds them: cluster.durability says what may be lost; with \
+             \"async\" it can be set",
+        ),
+        "default_transaction_read_only" => Verdict::left("nobody could write, Mainstay itself included"),
         "archive_timeout" => {
             Verdict::left("vault.switch_s does this, once vault.repository says where the log is archived")
         }

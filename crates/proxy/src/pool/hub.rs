@@ -83,6 +83,15 @@ pub(crate) enum Mail {
     Reloaded { client: Id, outcome: Result<(), Arc<str>> },
 }
 
+/// Clients at the console who want the settings read anew, and by which thread each is served.
+#[derive(Default)]
+struct Reloaders {
+    /// For whom nobody has begun to read yet.
+    asked: Vec<(usize, Id)>,
+    /// Whom the reading that is under way answers: it began after they had asked.
+    read_for: Vec<(usize, Id)>,
+}
+
 pub(crate) struct Mailbox {
     wake: OwnedFd,
     mail: Mutex<Vec<Mail>>,
@@ -113,8 +122,7 @@ pub(crate) struct Hub {
     pub(crate) pooling: Live<PoolOptions>,
     /// The console asks for the settings to be read anew.
     pub(crate) reload: Notify,
-    /// Who asked there, and by which thread.
-    reloaders: Mutex<Vec<(usize, Id)>>,
+    reloaders: Mutex<Reloaders>,
     boxes: Vec<Mailbox>,
     /// The version that holds new work for a planned change; 0: it is not held.
     drains_since: AtomicU64,
@@ -227,18 +235,25 @@ impl Hub {
     /// A client at the console wants the settings read anew. False: too many do.
     pub(crate) fn ask_reload(&self, thread: usize, client: Id) -> bool {
         let mut reloaders = lock(&self.reloaders);
-        let room = reloaders.len() < MAIL_MAX;
+        let room = reloaders.asked.len() + reloaders.read_for.len() < MAIL_MAX;
         if room {
-            reloaders.push((thread, client));
+            reloaders.asked.push((thread, client));
             self.reload.notify_one();
         }
         room
     }
 
-    /// They are, or can not be.
+    /// They are read from now on, for everybody who has asked up to now.
+    pub(crate) fn reload_begins(&self) {
+        let mut reloaders = lock(&self.reloaders);
+        let asked = std::mem::take(&mut reloaders.asked);
+        reloaders.read_for.extend(asked);
+    }
+
+    /// They are, or can not be. Who has asked meanwhile, perhaps after the file was read, waits for the next reading.
     pub(crate) fn reloaded(&self, outcome: &Result<(), String>) {
         let outcome: Result<(), Arc<str>> = outcome.as_ref().copied().map_err(|why| Arc::from(why.as_str()));
-        for (thread, client) in std::mem::take(&mut *lock(&self.reloaders)) {
+        for (thread, client) in std::mem::take(&mut lock(&self.reloaders).read_for) {
             self.post(thread, Mail::Reloaded { client, outcome: outcome.clone() });
         }
     }
@@ -290,6 +305,29 @@ mod tests {
         assert!(hub.note_timeline(3, 2) && hub.note_timeline(3, 2) && hub.note_timeline(5, 4));
         assert!(!hub.note_timeline(6, 3));
         assert!(hub.note_timeline(6, 5));
+    }
+
+    #[test]
+    fn a_reading_answers_those_who_asked_before_it_began() {
+        let wake = rustix::event::eventfd(0, rustix::event::EventfdFlags::empty()).unwrap();
+        let hub = Hub::new(vec![wake], ProxyOptions::default(), PoolOptions::default());
+        let mut slab = crate::pool::slab::Slab::<()>::new();
+        let (early, late) = (slab.reserve(), slab.reserve());
+        let answered = || -> Vec<Id> {
+            hub.reloaded(&Ok(()));
+            let of = |mail: Mail| match mail {
+                Mail::Reloaded { client, .. } => Some(client),
+                Mail::Cancel { .. } => None,
+            };
+            hub.mail(0).into_iter().filter_map(of).collect()
+        };
+        assert!(hub.ask_reload(0, early));
+        hub.reload_begins();
+        assert!(hub.ask_reload(0, late));
+        assert_eq!(answered(), [early]);
+        assert_eq!(answered(), []);
+        hub.reload_begins();
+        assert_eq!(answered(), [late]);
     }
 
     #[test]

@@ -45,12 +45,13 @@ impl Pooled {
         self.0.wake_all();
     }
 
-    /// Done when somebody at the console has asked for the settings to be read anew.
+    /// Done when somebody at the console has asked for the settings to be read anew. They have to be read after this, and not before.
     pub async fn reload_wanted(&self) {
         self.0.reload.notified().await;
+        self.0.reload_begins();
     }
 
-    /// Tells whoever asked for that at the console: they are, or why not.
+    /// Tells whoever had asked for that at the console by then: they are, or why not.
     pub fn reloaded(&self, outcome: &Result<(), String>) {
         self.0.reloaded(outcome);
     }

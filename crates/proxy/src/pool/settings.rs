@@ -85,20 +85,23 @@ impl Settings {
         Ok(())
     }
 
-    /// The position that reads have to see, if the session names one; `Err`: what it names is none.
+    /// The position that reads have to see, if the session names one; `Err`: what it names is none, or can not be told for certain.
     pub(crate) fn read_after(&self) -> Result<Option<Lsn>, String> {
         let Ok(at) = self.0.binary_search_by(|(known, _)| known.as_str().cmp(READ_AFTER)) else { return Ok(None) };
-        // Behind the name a statement has nothing else with a stroke in it.
-        let value = self.0[at].1.split_once('.').map(|(_, value)| value).unwrap_or_default();
-        let value = value.get("read_after".len()..).unwrap_or_default().trim_start_matches(' ');
-        let value = value
-            .strip_prefix('=')
-            .or_else(|| value.get(..2).filter(|to| to.eq_ignore_ascii_case("to")).map(|_| &value[2..]));
-        let value = value.unwrap_or_default().trim();
-        let value = value.strip_prefix('\'').and_then(|value| value.strip_suffix('\'')).unwrap_or(value);
-        if value.is_empty() || value.eq_ignore_ascii_case("default") {
+        let sql = &self.0[at].1;
+        let unclear = || sql.clone();
+        // Found twice, the one in a comment may be taken for the other.
+        let low = sql.to_ascii_lowercase();
+        let mut found = low.match_indices(READ_AFTER);
+        let (Some((name, _)), None) = (found.next(), found.next()) else { return Err(unclear()) };
+        let value = sql[name + READ_AFTER.len()..].trim_start();
+        let to = || value.get(..2).filter(|to| to.eq_ignore_ascii_case("to")).map(|_| &value[2..]);
+        let value = value.strip_prefix('=').or_else(to).ok_or_else(unclear)?.trim();
+        let text = value.strip_prefix('\'').and_then(|value| value.strip_suffix('\''));
+        if text == Some("") || value.eq_ignore_ascii_case("default") {
             return Ok(None);
         }
+        let value = text.unwrap_or(value);
         value.parse().map(Some).map_err(|_| value.to_owned())
     }
 
@@ -182,17 +185,28 @@ mod tests {
             let changes = [set("a.b", "set a.b = 1"), set(READ_AFTER, sql)];
             Settings::default().with(&changes, &Settings::default()).unwrap().read_after()
         };
-        for sql in
-            ["set mainstay.read_after = '1/A0'", "SET Mainstay.Read_After TO  '1/a0'", "set mainstay.read_after='1/A0'"]
-        {
+        for sql in [
+            "set mainstay.read_after = '1/A0'",
+            "SET Mainstay.Read_After TO  '1/a0'",
+            "set mainstay.read_after='1/A0'",
+            "SET /* a.b */ mainstay.read_after\n=\t'1/A0'",
+        ] {
             assert_eq!(after(sql), Ok(Some(Lsn(0x1_0000_00a0))), "{sql}");
         }
         for sql in ["set mainstay.read_after = ''", "set mainstay.read_after to default"] {
             assert_eq!(after(sql), Ok(None), "{sql}");
         }
-        for sql in
-            ["set mainstay.read_after = 7", "set mainstay.read_after = '1/A0' -- x", "set mainstay.read_after = 'x/y'"]
-        {
+        for sql in [
+            "set mainstay.read_after = 7",
+            "set mainstay.read_after = '1/A0' -- x",
+            "set mainstay.read_after = 'x/y'",
+            "set mainstay.read_after /* x */ = '1/A0'",
+            "set mainstay.read_after = '1/A0' -- mainstay.read_after=''",
+            "set mainstay.read_after = -- ''",
+            "set mainstay.read_after",
+            "set mainstay . read_after = '1/A0'",
+            "set mainstay.\"read_after\" = ''",
+        ] {
             assert!(after(sql).is_err(), "{sql}");
         }
         assert_eq!(Settings::default().read_after(), Ok(None));
