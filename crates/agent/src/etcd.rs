@@ -2,6 +2,7 @@
 
 use crate::door::{AskDoor, StoreReply, ask_all_stores};
 use crate::founding::{Begin, Part, found_or_join};
+use crate::generations::Generations;
 use crate::mind_loop::Question;
 use crate::record::RECORD_KEY;
 use crate::setup::{AgentOptions, entropy};
@@ -12,7 +13,7 @@ use mainstay_model::{NodeId, Record, Term};
 use mainstay_ports::peer::Peers;
 use mainstay_ports::store::{Store as _, StoreError, Versioned};
 use mainstay_store::etcd::{self, EtcdOptions, EtcdStore, Found};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -26,6 +27,9 @@ const SAY_EVERY: Duration = Duration::from_secs(5);
 /// How often the nodes are asked, and how often in a row a promise must be above the record.
 const COMPARE: Duration = Duration::from_secs(1);
 const LOWER_MAX: u32 = 3;
+/// The same after a start, until all have answered or this much has passed.
+const COMPARE_FIRST: Duration = Duration::from_millis(100);
+const COMPARED_WITHIN: Duration = Duration::from_secs(2);
 
 /// Which store it is stands in each node's own file: whoever has lost the store must find it without asking it. But no node may begin with
 /// another kind than the cluster has.
@@ -143,17 +147,39 @@ pub(crate) fn group_of(from: &NodeId, term: Term) -> u64 {
     bytes.fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)).max(1)
 }
 
-/// Holds what etcd shows against what the nodes know: their promises, what they have seen of the record, and the evidence that they have.
+/// Holds what etcd shows against what the nodes know: the evidence that they have, what they have seen of the record, and their promises.
 pub async fn hold_against_the_nodes(
     me: NodeId,
     store: Arc<EtcdStore>,
     peers: Arc<dyn Peers>,
     questions: mpsc::Sender<Question>,
+    generations: Arc<Generations>,
 ) {
-    let mut lower = 0;
+    let (begun, mut lower) = (Instant::now(), 0);
     loop {
-        sleep(COMPARE).await;
+        // At first quickly: this node does not stand before.
+        sleep(if store.is_compared() { COMPARE } else { COMPARE_FIRST }).await;
         let Some(summary) = summary(&questions).await else { continue };
+        let listed = generations.now();
+        let nodes = listed.spec.nodes.iter().map(|node| &node.name).chain(summary.peers.keys());
+        let mut silent: BTreeSet<NodeId> = nodes.filter(|node| **node != me).cloned().collect();
+        let asked: Vec<NodeId> = silent.iter().cloned().collect();
+        for (node, reply) in ask_all_stores(&me, &asked, &peers).await {
+            if tells(reply.part) {
+                silent.remove(&node);
+            }
+            let Some(heard) = heard(&reply, store.group()) else { continue };
+            // A node that has evidence is believed: whoever trusts would go on by a record that is older than what that one has seen.
+            store.heard_of(&node, heard);
+            // One that has none may be cut off from etcd.
+            if let Some(floor) = &reply.record_floor {
+                store.hold_against(&node, RECORD_KEY, floor, LOOK).await;
+            }
+        }
+        // Those that are off do not hold it up for ever.
+        if silent.is_empty() || begun.elapsed() >= COMPARED_WITHIN {
+            store.set_compared();
+        }
         match below_a_promise(&store, &summary).await {
             Ok(None) => lower = 0,
             Ok(Some(what)) => {
@@ -166,17 +192,12 @@ pub async fn hold_against_the_nodes(
             // Etcd's silence says nothing.
             Err(_) => {}
         }
-        let nodes: Vec<NodeId> = summary.peers.into_keys().collect();
-        for (node, reply) in ask_all_stores(&me, &nodes, &peers).await {
-            let Some(heard) = heard(&reply, store.group()) else { continue };
-            // A node that has evidence is believed: whoever trusts would go on by a record that is older than what that one has seen.
-            store.heard_of(&node, heard);
-            // One that has none may be cut off from etcd.
-            if let Some(floor) = &reply.record_floor {
-                store.hold_against(&node, RECORD_KEY, floor, LOOK).await;
-            }
-        }
     }
+}
+
+/// A node that begins tells what it has seen only once it has read that.
+fn tells(part: Part) -> bool {
+    matches!(part, Part::Member | Part::Founding | Part::Empty)
 }
 
 /// No node promises a term before the record in the store has it. So a record below a promise that was made before it was read comes
@@ -193,7 +214,8 @@ async fn below_a_promise(store: &EtcdStore, summary: &Summary) -> Result<Option<
         // A record of a newer version is not known to be older.
         Some(held) => parse(held).unwrap_or(promised),
     };
-    let what = || format!("{by} has promised to follow no term older than {promised}, and etcd's record is of term {now}");
+    let what =
+        || format!("{by} has promised to follow no term older than {promised}, and etcd's record is of term {now}");
     Ok((now < promised).then(what))
 }
 

@@ -5,8 +5,8 @@ use super::kept::{Floor, Kept, ORIGIN_KEY, Origin};
 use super::wire::{Range, Txn, at, get, put, range};
 use super::{EtcdOptions, Inner, locked};
 use mainstay_model::NodeId;
+use mainstay_model::stored_spec::RECORD_KEY;
 use serde_json::json;
-use std::collections::BTreeMap;
 use tokio::time::Instant;
 
 /// A revision that no key reaches.
@@ -43,40 +43,30 @@ pub(crate) fn with_advice(what: &str) -> String {
 
 /// What etcd's consensus shows now.
 pub(crate) struct Shown {
-    /// The cluster's keys.
+    /// The cluster's keys, without values.
     pub(crate) all: Range,
     /// Its origin.
     pub(crate) marked: Range,
+    /// Its record.
+    pub(crate) record: Range,
 }
 
 impl Inner {
-    /// Does etcd show what this node has seen, or newer? If not, it was restored from an older state, and this node stops using it. False,
-    /// too, when it does not answer.
-    pub(crate) async fn confirm(&self, deadline: Instant) -> bool {
+    /// Does etcd show what this node has seen or heard of, or newer? If not, it was restored from an older state, and this node stops using
+    /// it. `None`, too, when it does not answer.
+    pub(crate) async fn confirm(&self, deadline: Instant) -> Option<Shown> {
         let before = locked(&self.kept).clone();
-        self.judged("this node", &before, deadline).await
-    }
-
-    /// The same, by what another node has seen.
-    pub(crate) async fn hold_against(&self, node: &NodeId, key: &str, theirs: &Floor, deadline: Instant) -> bool {
-        let seen = BTreeMap::from([(key.to_owned(), theirs.clone())]);
-        let before = Kept { seen, ..locked(&self.kept).clone() };
-        self.judged(node.as_str(), &before, deadline).await
-    }
-
-    async fn judged(&self, by: &str, before: &Kept, deadline: Instant) -> bool {
         let shown = match self.ask_consensus(deadline).await {
-            Ok(Some(shown)) => shown,
-            Ok(None) => return false,
+            Ok(shown) => shown?,
             Err(fault) => {
                 self.silent(&fault.text());
-                return false;
+                return None;
             }
         };
-        match judge(&self.options, by, before, &shown) {
+        match judge(&self.options, &before, &shown) {
             None => {
                 self.answered();
-                return true;
+                return Some(shown);
             }
             Some(Refused::Distrusted(what)) => self.distrust(&what),
             Some(Refused::Anew) => {
@@ -85,7 +75,7 @@ impl Inner {
             }
             Some(Refused::Heard(..)) => {}
         }
-        false
+        None
     }
 
     /// A transaction that can not succeed, with a write in the branch that is never taken, goes through etcd's consensus: what it shows is no
@@ -95,15 +85,35 @@ impl Inner {
         let body = json!({
             "compare": [at(&origin, NEVER)],
             "success": [put(&origin, b"")],
-            "failure": [get(&range(&self.options.prefix, true, true)), get(&range(&origin, false, false))],
+            "failure": [
+                get(&range(&self.options.prefix, true, true)),
+                get(&range(&origin, false, false)),
+                get(&range(&self.key(RECORD_KEY), false, false)),
+            ],
         });
         let mut ranges = self.client.read::<Txn>("/v3/kv/txn", &body, deadline).await?.ranges().into_iter();
-        Ok(ranges.next().zip(ranges.next()).map(|(all, marked)| Shown { all, marked }))
+        let mut next = || ranges.next();
+        let (Some(all), Some(marked), Some(record)) = (next(), next(), next()) else { return Ok(None) };
+        Ok(Some(Shown { all, marked, record }))
+    }
+
+    /// Another node has seen this state of a key: from now on etcd must show it, or newer. Returns whether it is news. One history of a key
+    /// leads from each of its states to every later one: two states of which neither leads to the other prove that etcd went back.
+    pub(crate) fn heard_floor(&self, node: &NodeId, key: &str, theirs: &Floor) -> bool {
+        let mine = match locked(&self.kept).hear(key, theirs) {
+            Ok(news) => return news,
+            Err(mine) => mine,
+        };
+        self.distrust(&format!(
+            "{node} saw {}{key} at {theirs}, and this node at {mine}: no history leads from the one to the other",
+            self.options.prefix
+        ));
+        true
     }
 }
 
-/// Is etcd to be believed, by what its consensus shows now and what this node, or another one (`by`), saw before it asked?
-pub(crate) fn judge(options: &EtcdOptions, by: &str, before: &Kept, shown: &Shown) -> Option<Refused> {
+/// Is etcd to be believed, by what its consensus shows now and what was seen before it was asked?
+pub(crate) fn judge(options: &EtcdOptions, before: &Kept, shown: &Shown) -> Option<Refused> {
     let distrusted = |what: String| Some(Refused::Distrusted(what));
     let Some(pair) = shown.marked.kvs.first() else {
         return distrusted(format!("the cluster's keys under {} are gone from etcd", options.prefix));
@@ -119,11 +129,8 @@ pub(crate) fn judge(options: &EtcdOptions, by: &str, before: &Kept, shown: &Show
         let key = format!("{}{name}", options.prefix);
         let now = shown.all.kvs.iter().find(|pair| pair.key == key.as_bytes());
         if !floor.may_become(now) {
-            let now = now.map(|pair| (pair.mod_revision, pair.create_revision, pair.version)).unwrap_or_default();
-            return distrusted(format!(
-                "{by} saw {key} at revision {}, made at {}, version {}; etcd has it at {}, made at {}, version {}",
-                floor.revision, floor.created, floor.version, now.0, now.1, now.2
-            ));
+            let now = now.map_or_else(Floor::default, |pair| Floor::of("", pair));
+            return distrusted(format!("{key} was seen at {floor}; etcd has it at {now}"));
         }
     }
     None

@@ -30,7 +30,7 @@ pub struct Origin {
     pub authority: String,
 }
 
-/// The newest state of a key that this node has seen.
+/// The newest state of a key that this node has seen, or another one of which it has heard.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Floor {
     /// The revision of its last write.
@@ -45,7 +45,7 @@ pub struct Floor {
 }
 
 impl Floor {
-    fn of(name: &str, pair: &Pair) -> Self {
+    pub(crate) fn of(name: &str, pair: &Pair) -> Self {
         let value = VALUES.contains(&name).then(|| String::from_utf8(pair.value.clone()).ok()).flatten();
         Self { revision: pair.mod_revision, created: pair.create_revision, version: pair.version, value }
     }
@@ -66,6 +66,12 @@ impl Floor {
             return false;
         };
         created == self.created && writes <= revisions && (writes == 0) == (revisions == 0)
+    }
+}
+
+impl std::fmt::Display for Floor {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "revision {}, made at {}, version {}", self.revision, self.created, self.version)
     }
 }
 
@@ -115,6 +121,22 @@ impl Kept {
             _ => {
                 self.seen.insert(name.to_owned(), Floor::of(name, pair));
                 true
+            }
+        }
+    }
+
+    /// Notes what another node has seen of a key: `Ok(true)` if this node had not seen as much. `Err`: what this node has seen, if neither
+    /// state can have come from the other.
+    pub(crate) fn hear(&mut self, name: &str, theirs: &Floor) -> Result<bool, Floor> {
+        if !FLOORS.contains(&name) {
+            return Ok(false);
+        }
+        match self.seen.get(name) {
+            Some(mine) if theirs.may_become_floor(mine) => Ok(false),
+            Some(mine) if !mine.may_become_floor(theirs) => Err(mine.clone()),
+            _ => {
+                self.seen.insert(name.to_owned(), theirs.clone());
+                Ok(true)
             }
         }
     }

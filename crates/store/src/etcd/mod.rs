@@ -29,12 +29,14 @@ use judge::{Refused, with_advice};
 use kept::{Kept, ORIGIN_KEY};
 use mainstay_model::etcd::{Endpoint, EtcdStanding, MemberStanding};
 use mainstay_model::spec::Spec;
+use mainstay_model::stored_spec::RECORD_KEY;
 use mainstay_model::{NodeId, Revision};
 use mainstay_ports::store::{CasOutcome, Store, StoreError, VALUE_BYTES_MAX, Versioned};
 use place::look_by;
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
@@ -113,6 +115,14 @@ pub(crate) struct Inner {
     members: Mutex<(Vec<MemberStanding>, Vec<String>)>,
     /// The stream has missed something.
     missed: Notify,
+    /// See [`EtcdStore::is_compared`].
+    compared: AtomicBool,
+    /// Why what is seen can not be kept on disk, if so.
+    unkept: Mutex<Option<String>>,
+}
+
+fn can_not_keep(path: &Path, error: &std::io::Error) -> String {
+    format!("{}: what this node sees of etcd can not be kept: {error}", path.display())
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -134,8 +144,7 @@ impl EtcdStore {
             (Some(kept), Some((origin, _))) if kept.origin.incarnation >= origin.incarnation => kept,
             (_, Some((origin, revision))) => {
                 let kept = Kept { origin, origin_revision: revision.0, ..Kept::default() };
-                kept.save(&options.kept)
-                    .map_err(|error| format!("{}: what is seen of etcd can not be kept: {error}", options.kept.display()))?;
+                kept.save(&options.kept).map_err(|error| can_not_keep(&options.kept, &error))?;
                 kept
             }
         };
@@ -154,6 +163,8 @@ impl EtcdStore {
             answered: Mutex::default(),
             members: Mutex::default(),
             missed: Notify::new(),
+            compared: AtomicBool::new(false),
+            unkept: Mutex::default(),
         });
         let tasks = follow::start(&inner);
         Ok(Arc::new(Self { inner, tasks: Mutex::new(tasks) }))
@@ -162,7 +173,7 @@ impl EtcdStore {
     /// It answers, and this node trusts what it says.
     #[must_use]
     pub fn works(&self) -> bool {
-        self.inner.works() && self.failure().is_none()
+        self.inner.works() && self.failure().is_none() && self.inner.unkept().is_none()
     }
 
     /// Why this node does not use it any more, if so. A person must act.
@@ -187,29 +198,39 @@ impl EtcdStore {
         self.inner.refused.borrow().is_none()
     }
 
-    /// Asks etcd's consensus whether it still shows what this node has seen. A read is not enough (a stale one may hide a loss), and neither
-    /// is an earlier answer: etcd may have been restored since.
-    pub async fn confirms(&self, timeout: Duration) -> bool {
-        self.inner.confirm(Instant::now() + timeout).await && self.is_believed()
+    /// The record as etcd's consensus shows it now, if etcd shows all that this node has seen or heard of. A read is not enough (a stale one
+    /// may hide a loss), and neither is an earlier answer: etcd may have been restored since. `None`, too, while this node can not keep
+    /// what it sees: it would have forgotten that after a start.
+    pub async fn confirmed_record(&self, timeout: Duration) -> Option<Versioned> {
+        let shown = self.inner.confirm(Instant::now() + timeout).await?;
+        let record = shown.record.kvs.first()?;
+        let good = self.inner.publish(RECORD_KEY, record) && self.is_believed() && self.inner.unkept().is_none();
+        good.then(|| record.versioned())
     }
 
     /// The newest state of a key that this node has seen, for other nodes to hold against their etcd.
     #[must_use]
     pub fn floor(&self, key: &str) -> Option<Floor> {
-        self.inner.seen(key).map(|floor| Floor { value: None, ..floor })
+        self.inner.seen(key)
     }
 
-    /// Another node has seen this state of a key, before now: an etcd that can not have come from there is not believed.
+    /// Another node has seen this state of a key, before now: an etcd that can not have come from there is not believed, whenever it answers.
     pub async fn hold_against(&self, node: &NodeId, key: &str, theirs: &Floor, timeout: Duration) {
-        let reached = || self.inner.seen(key).is_some_and(|mine| theirs.may_become_floor(&mine));
-        if reached() || !self.is_believed() {
-            return;
+        if self.inner.heard_floor(node, key, theirs) && self.is_believed() {
+            // As a rule the stream is only a little late. Its silence says nothing; what it shows less than that is looked into.
+            let _ = self.read(key, timeout).await;
         }
-        // As a rule the stream is only a little late.
-        let read = self.read(key, timeout).await;
-        if read.is_ok() && !reached() {
-            self.inner.hold_against(node, key, theirs, Instant::now() + timeout).await;
-        }
+    }
+
+    /// The other nodes were asked what they have seen, in this life.
+    pub fn set_compared(&self) {
+        self.inner.compared.store(true, Ordering::Relaxed);
+    }
+
+    /// Were they?
+    #[must_use]
+    pub fn is_compared(&self) -> bool {
+        self.inner.compared.load(Ordering::Relaxed)
     }
 
     /// Another node says what it has against etcd; `None`: nothing, or nothing any more. Its silence changes nothing.
@@ -247,8 +268,9 @@ impl EtcdStore {
     #[must_use]
     pub fn standing(&self) -> EtcdStanding {
         let (members, alarms) = locked(&self.inner.members).clone();
-        let works = self.inner.works();
-        let why = locked(&self.inner.answered).1.clone().filter(|_| !works);
+        let unkept = self.inner.unkept();
+        let works = self.inner.works() && unkept.is_none();
+        let why = unkept.or_else(|| locked(&self.inner.answered).1.clone()).filter(|_| !works);
         EtcdStanding { works, why, members, alarms }
     }
 
@@ -338,6 +360,10 @@ impl Inner {
 
     fn silent(&self, why: &str) {
         locked(&self.answered).1 = Some(why.to_owned());
+    }
+
+    fn unkept(&self) -> Option<String> {
+        locked(&self.unkept).clone()
     }
 
     fn refusal(&self) -> Option<String> {
@@ -442,14 +468,17 @@ impl Inner {
             let newest = locked(&kept).clone();
             newest.save(&path)
         });
-        match saved.await {
-            Ok(Ok(())) => true,
-            Ok(Err(error)) => {
-                tracing::warn!(%error, path = %self.options.kept.display(), "what was seen of etcd can not be kept");
-                false
-            }
-            Err(_) => false,
+        let problem = match saved.await {
+            Ok(saved) => saved.err().map(|error| can_not_keep(&self.options.kept, &error)),
+            // It was ended: nobody asks any more.
+            Err(_) => return false,
+        };
+        if let Some(why) = &problem {
+            tracing::warn!(%why);
         }
+        let saved = problem.is_none();
+        *locked(&self.unkept) = problem;
+        saved
     }
 }
 

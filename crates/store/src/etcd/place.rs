@@ -1,10 +1,10 @@
 //! The cluster's place in etcd, before there is a store: whose keys stand there, and who else looks at the same etcd.
 
+use super::EtcdOptions;
 use super::client::{Client, Fault};
 use super::follow;
 use super::kept::{Kept, ORIGIN_KEY, Origin};
 use super::wire::{Range, Txn, at, put, range, remove};
-use super::EtcdOptions;
 use mainstay_model::etcd::EtcdStanding;
 use mainstay_model::{NodeId, Revision};
 use serde_json::json;
