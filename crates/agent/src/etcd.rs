@@ -241,6 +241,7 @@ fn promised(summary: &Summary) -> Option<(Term, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mainstay_ports::peer::{Channel, LinkChange, PeerError};
 
     fn reply(part: Part, mark: Option<&str>) -> StoreReply {
         StoreReply { part, mark: mark.map(ToOwned::to_owned), ..StoreReply::default() }
@@ -261,6 +262,95 @@ mod tests {
         let left = leave_out_elsewhere(&mut answers, &marks.into());
         assert_eq!(left, [name("elsewhere"), name("old")]);
         assert_eq!(answers.into_keys().collect::<Vec<_>>(), [name("here"), name("member")]);
+    }
+
+    /// Other agents, by what they answer.
+    struct Others(BTreeMap<NodeId, StoreReply>);
+
+    #[async_trait::async_trait]
+    impl Peers for Others {
+        fn send(&self, _to: &NodeId, _channel: Channel, _body: Vec<u8>) {}
+        async fn request(
+            &self,
+            to: &NodeId,
+            _channel: Channel,
+            _body: Vec<u8>,
+            _timeout: Duration,
+        ) -> Result<Vec<u8>, PeerError> {
+            let reply = self.0.get(to).ok_or_else(|| PeerError::NotConnected(to.to_string()))?;
+            Ok(serde_json::to_vec(reply).unwrap())
+        }
+        fn links(&self) -> tokio::sync::broadcast::Receiver<LinkChange> {
+            tokio::sync::broadcast::channel(1).1
+        }
+        fn connected(&self, node: &NodeId) -> bool {
+            self.0.contains_key(node)
+        }
+    }
+
+    /// An agent's part in it, with an etcd that nobody runs; it ends with the second one.
+    fn begun(dir: &std::path::Path, others: &[(&str, StoreReply)]) -> (Arc<EtcdStore>, tokio::task::JoinSet<()>) {
+        let mut text =
+            "[cluster]\nname = \"c\"\n[store]\nkind = \"etcd\"\nendpoints = [\"http://127.0.0.1:9\"]\n".to_owned();
+        for number in 1..=3 {
+            text += &format!("[[node]]\nname = \"db{number}\"\nhost = \"10.0.0.{number}\"\n");
+        }
+        let (spec, me) = (mainstay_model::config::parse(&text, &[]).unwrap(), NodeId::new("db1").unwrap());
+        let options = EtcdOptions::of(&spec, &me, "ours".to_owned(), dir.join("etcd.json")).unwrap();
+        let origin = etcd::Origin { authority: "ours".to_owned(), ..etcd::Origin::default() };
+        let store = EtcdStore::start(options, Some((origin, mainstay_model::Revision(4)))).unwrap();
+        let others = others.iter().map(|(node, reply)| (NodeId::new(*node).unwrap(), reply.clone())).collect();
+        let generations = Arc::new(Generations::load(dir.join("spec.json"), spec).unwrap());
+        let (questions, mut queue) = mpsc::channel::<Question>(4);
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(hold_against_the_nodes(me, Arc::clone(&store), Arc::new(Others(others)), questions, generations));
+        tasks.spawn(async move {
+            while let Some(question) = queue.recv().await {
+                let (summary, reasons) = (Summary::default(), Vec::new());
+                let _ = question.send(crate::mind_loop::Snapshot { summary, reasons, since_ms: 0 });
+            }
+        });
+        (store, tasks)
+    }
+
+    fn member(record_floor: Option<&str>) -> StoreReply {
+        let record_floor = record_floor.map(|text| serde_json::from_str(text).unwrap());
+        StoreReply { record_floor, ..reply(Part::Member, None) }
+    }
+
+    async fn until(what: &str, so: impl Fn() -> bool) {
+        let end = Instant::now() + Duration::from_secs(30);
+        while !so() {
+            assert!(Instant::now() < end, "not in time: {what}");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_start_hears_what_others_have_seen_before_it_stands() {
+        let seen = r#"{"revision":10,"created":5,"version":4,"value":"{}"}"#;
+        let (dir, floor) = (tempfile::tempdir().unwrap(), serde_json::from_str(seen).ok());
+        let (store, _tasks) = begun(dir.path(), &[("db2", member(Some(seen))), ("db3", member(None))]);
+        assert!(!store.is_compared());
+        until("both have told", || store.is_compared()).await;
+        assert_eq!(store.floor(RECORD_KEY), floor, "heard before, although etcd is silent");
+        assert!(store.is_believed());
+        // A state that no history joins with it: one of them comes from another past.
+        let other = r#"{"revision":12,"created":7,"version":5}"#;
+        let apart = [("db2", member(Some(seen))), ("db3", member(Some(other)))];
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _tasks) = begun(dir.path(), &apart);
+        until("that is evidence", || store.evidence().is_some()).await;
+    }
+
+    #[tokio::test]
+    async fn who_is_off_holds_nobody_up_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let begins = reply(Part::Unknown, None);
+        let (store, _tasks) = begun(dir.path(), &[("db2", begins)]);
+        let begun = Instant::now();
+        until("it goes on without them", || store.is_compared()).await;
+        assert!(begun.elapsed() >= COMPARED_WITHIN / 2, "they were given time");
     }
 
     #[test]

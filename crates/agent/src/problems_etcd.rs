@@ -5,7 +5,7 @@
 //! |---|---|---|
 //! | `store-distrusted` | critical | etcd shows less than nodes have seen, or another cluster's keys |
 //! | `store-alarm` | critical | etcd has raised an alarm, and takes no writes |
-//! | `store-cut-off` | warning | a node does not reach the etcd that others reach |
+//! | `store-cut-off` | warning | a node does not reach the etcd that others reach, or can not keep what it sees of it |
 
 use crate::status::LocalStatus;
 use mainstay_model::NodeId;
@@ -47,9 +47,10 @@ pub(crate) fn find(answers: &BTreeMap<NodeId, LocalStatus>, add: Add<'_>) {
     if !reach.is_empty() {
         for (node, standing) in &away {
             let why = standing.why.as_deref().unwrap_or("no answer");
-            let evidence = format!("{node} does not reach the etcd that {} reach: {why}", names(&reach));
+            let evidence = format!("{node} does not go by the etcd that {} reach: {why}", names(&reach));
             let hint = format!(
-                "until it does, {node} can not become, or stay, the primary: look at the network between it and etcd"
+                "until it does, {node} answers no candidate, and without an answer of etcd it can not become, or stay, the primary: look at the \
+                 network between it and etcd, or at what is said here"
             );
             add(("store-cut-off", "warning"), evidence, hint);
         }

@@ -228,7 +228,7 @@ async fn what_another_node_has_seen_must_show_too() {
     let options = |number| options_of(&spec, dir.path(), number, "ours");
     let db1 = NodeId::new("db1").unwrap();
     let (first, second) = (door(options(0)).await.unwrap(), door(options(1)).await.unwrap());
-    put(first.as_ref(), "record", b"old").await;
+    let old = put(first.as_ref(), "record", b"old").await;
     until("both have seen it", || second.floor("record") == first.floor("record")).await;
     second.stop().await;
     let copy = etcd.save();
@@ -252,6 +252,10 @@ async fn what_another_node_has_seen_must_show_too() {
     second.stop().await;
     let second = EtcdStore::start(options(1), None).unwrap();
     etcd.launch_all();
+    let write = second.compare_and_set("record", Some(old), b"on the older one".to_vec(), PATIENT).await;
+    assert!(!matches!(write, CasOutcome::Done(_)), "{write:?}");
+    let shown = second.watch("record").borrow().clone();
+    assert_eq!(shown, None, "nobody goes by less than what was heard of");
     until("it is held against etcd once that is back", || second.evidence().is_some()).await;
     assert_eq!(second.known(PATIENT).await.unwrap()["record"].value, b"new", "what was heard is kept, too");
 }

@@ -289,12 +289,14 @@ impl EtcdStore {
         // A restored etcd may have used the same revisions for something else: what this node has seen comes first.
         let mut values: BTreeMap<String, Versioned> =
             values.into_iter().map(|(name, pair)| (name, pair.versioned())).collect();
-        values.extend(locked(&self.inner.kept).values());
+        let kept: BTreeMap<String, Versioned> = locked(&self.inner.kept).values().collect();
         for (key, sender) in &*locked(&self.inner.keys) {
             if let Some(seen) = &*sender.borrow() {
                 values.insert(key.clone(), seen.clone());
             }
         }
+        // At least as new as what is shown.
+        values.extend(kept);
         Ok(values)
     }
 
@@ -419,11 +421,18 @@ impl Inner {
         keys.get(name).and_then(|sender| sender.borrow().as_ref().map(|shown| shown.revision.0)).unwrap_or(0)
     }
 
-    /// Shows a value, if it is newer than what is shown. False: etcd can not have come there from what was seen before.
+    /// Shows a value, if it is newer than what is shown and not older than what was seen. False: etcd can not have come there from what was seen before.
     #[must_use]
     fn publish(&self, name: &str, pair: &Pair) -> bool {
-        if !locked(&self.kept).note(name, pair) {
-            return false;
+        {
+            let mut kept = locked(&self.kept);
+            if !kept.note(name, pair) {
+                return false;
+            }
+            // Late; or of what etcd was brought back to, which the next answer tells. In neither case does anybody go by it.
+            if kept.seen.get(name).is_some_and(|floor| floor.revision > pair.mod_revision) {
+                return true;
+            }
         }
         let mut keys = locked(&self.keys);
         let sender = keys.entry(name.to_owned()).or_insert_with(|| watch::Sender::new(None));
@@ -523,6 +532,13 @@ impl Store for EtcdStore {
             return CasOutcome::Unavailable(why);
         }
         let (seen, origin_revision) = (inner.seen(key), locked(&inner.kept).origin_revision);
+        if seen.as_ref().is_some_and(|seen| Revision(seen.revision) > expected.unwrap_or_default()) {
+            // Etcd would refuse it. One that was brought back to an older state would not, and would then lack less.
+            return match self.read(key, timeout).await {
+                Ok(now) => CasOutcome::Conflict(now),
+                Err(error) => CasOutcome::Unavailable(error.to_string()),
+            };
+        }
         let (full, origin) = (inner.key(key), inner.key(ORIGIN_KEY));
         let body = json!({
             "compare": [at(&origin, origin_revision), at(&full, expected.map_or(0, |revision| revision.0))],

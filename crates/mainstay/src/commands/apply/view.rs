@@ -7,7 +7,6 @@ use crate::on_host::{Task, UNIT_TEXT};
 use crate::plan::in_store::is_in;
 use crate::plan::settings::{notes as said_of, refuse};
 use crate::session::Session;
-use mainstay_model::NodeId;
 use mainstay_model::config::render;
 use mainstay_model::config_assign::difference;
 use mainstay_model::spec::Node;
