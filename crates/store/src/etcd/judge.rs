@@ -127,10 +127,13 @@ pub(crate) fn judge(options: &EtcdOptions, before: &Kept, shown: &Shown) -> Opti
     }
     for (name, floor) in &before.seen {
         let key = format!("{}{name}", options.prefix);
-        let now = shown.all.kvs.iter().find(|pair| pair.key == key.as_bytes());
+        let valued = shown.record.kvs.first().filter(|pair| pair.key == key.as_bytes());
+        let now = valued.or_else(|| shown.all.kvs.iter().find(|pair| pair.key == key.as_bytes()));
         if !floor.may_become(now) {
             let now = now.map_or_else(Floor::default, |pair| Floor::of("", pair));
-            return distrusted(format!("{key} was seen at {floor}; etcd has it at {now}"));
+            let other =
+                if floor.may_become_floor(&Floor { value: None, ..now.clone() }) { ", with another value" } else { "" };
+            return distrusted(format!("{key} was seen at {floor}; etcd has it at {now}{other}"));
         }
     }
     None

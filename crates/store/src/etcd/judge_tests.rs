@@ -82,6 +82,20 @@ fn revisions_that_were_raised_hide_nothing() {
 }
 
 #[test]
+fn one_write_that_was_lost_and_made_up_for_shows_in_its_value() {
+    let mut kept = kept();
+    kept.seen.insert("record".to_owned(), Floor { value: Some("{\"degraded\":1}".to_owned()), ..floor(10, 4) });
+    let shown = |value: &[u8]| {
+        let record = Range { kvs: vec![Pair { value: value.to_vec(), ..pair("record", 10, 4) }], ..Range::default() };
+        Shown { all: keys(&[("record", 10, 4), ("spec", 6, 1)]), marked: marked(4, 0, "ours"), record }
+    };
+    assert_eq!(judge(&options(), &kept, &shown(b"{\"degraded\":1}")), None);
+    assert!(matches!(judge(&options(), &kept, &shown(b"{\"raised\":1}")), Some(Refused::Distrusted(_))));
+    let theirs = Floor { value: Some("{\"raised\":1}".to_owned()), ..floor(10, 4) };
+    assert!(kept.hear("record", &theirs).is_err(), "nor does another node's");
+}
+
+#[test]
 fn what_others_put_there_may_go_again() {
     let mut kept = kept();
     assert!(kept.note("notes", &pair("notes", 30, 1)));

@@ -50,14 +50,25 @@ impl Floor {
         Self { revision: pair.mod_revision, created: pair.create_revision, version: pair.version, value }
     }
 
-    /// Can the key have come from this state to that one? It is never removed, and each write raises its revision by one at least.
+    /// Can the key have come from this state to that one? It is never removed, and each write raises its revision by one at least. A pair
+    /// without value was asked for without.
     pub(crate) fn may_become(&self, now: Option<&Pair>) -> bool {
-        now.is_some_and(|now| self.reaches(now.mod_revision, now.create_revision, now.version))
+        now.is_some_and(|now| {
+            let value = Some(now.value.as_slice()).filter(|value| !value.is_empty());
+            self.reaches(now.mod_revision, now.create_revision, now.version) && self.agrees(now.mod_revision, value)
+        })
     }
 
     /// The same, for a state that another node has seen.
     pub(crate) fn may_become_floor(&self, later: &Self) -> bool {
         self.reaches(later.revision, later.created, later.version)
+            && self.agrees(later.revision, later.value.as_ref().map(String::as_bytes))
+    }
+
+    /// One revision has one value: an etcd that was brought back by one write, and has got another one since, has the same numbers.
+    fn agrees(&self, revision: u64, value: Option<&[u8]>) -> bool {
+        let both = self.value.as_ref().map(String::as_bytes).zip(value);
+        revision != self.revision || both.is_none_or(|(mine, theirs)| mine == theirs)
     }
 
     fn reaches(&self, revision: u64, created: u64, version: u64) -> bool {
