@@ -3,6 +3,7 @@
 use crate::facts::Facts;
 use crate::report::Mark;
 use mainstay_model::requirements::{Disk, Workload};
+use mainstay_model::spec::Spec;
 
 /// One parameter.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,12 +55,58 @@ pub struct Sizes {
     pub memory_mb: u64,
 }
 
-/// The sizes for this cluster.
+/// The sizes for this cluster: those that the file sets, and what follows from the requirements for the others.
 #[must_use]
 pub fn sizes(facts: &Facts<'_>) -> Sizes {
+    let of_its_own = derived(facts, None);
+    let set = |name, unit| declared(facts.spec, name, unit);
+    let in_mb = |name, unit| set(name, unit).map(|kb| kb.div_ceil(1024));
+    let connections = set("max_connections", Unit::None);
+    let sizes = derived(facts, connections);
+    Sizes {
+        connections: connections.unwrap_or(of_its_own.connections),
+        shared_mb: in_mb("shared_buffers", Unit::Kb(8)).unwrap_or(sizes.shared_mb),
+        work_mb: in_mb("work_mem", Unit::Kb(1)).unwrap_or(sizes.work_mb),
+        maintenance_mb: in_mb("maintenance_work_mem", Unit::Kb(1)).unwrap_or(sizes.maintenance_mb),
+        wal_mb: in_mb("max_wal_size", Unit::Kb(1024)).unwrap_or(sizes.wal_mb),
+        vacuum_workers: set("autovacuum_max_workers", Unit::None).unwrap_or(sizes.vacuum_workers),
+        memory_mb: sizes.memory_mb,
+    }
+}
+
+/// What a number without a unit counts.
+#[derive(Clone, Copy)]
+enum Unit {
+    None,
+    /// So many kilobytes.
+    Kb(u64),
+}
+
+/// A parameter of the file as a number, a size in kilobytes; `None`: not set, or not as the server reads one (PostgreSQL manual, 20.1.1).
+fn declared(spec: &Spec, name: &str, unit: Unit) -> Option<u64> {
+    let (_, value) = spec.postgres.parameters.iter().find(|(known, _)| known.eq_ignore_ascii_case(name))?;
+    let value = value.trim().trim_matches('\'').trim();
+    let end = value.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(value.len());
+    let (number, said) = value.split_at(end);
+    let number: u64 = number.parse().ok()?;
+    let kb = match (said.trim(), unit) {
+        ("", Unit::None) => 1,
+        ("", Unit::Kb(kb)) => kb,
+        ("kB", Unit::Kb(_)) => 1,
+        ("MB", Unit::Kb(_)) => 1 << 10,
+        ("GB", Unit::Kb(_)) => 1 << 20,
+        ("TB", Unit::Kb(_)) => 1 << 30,
+        _ => return None,
+    };
+    // No server takes more; and no sum of such sizes overflows.
+    number.checked_mul(kb).filter(|kb| *kb < 1 << 40)
+}
+
+/// What follows from the requirements, with so many connections if they are said.
+pub(crate) fn derived(facts: &Facts<'_>, connections: Option<u64>) -> Sizes {
     let asked = facts.asked();
     let memory_mb = facts.memory_gb().0.saturating_mul(1024);
-    let connections = (asked.clients + OTHER_SESSIONS + RESERVED).div_ceil(50) * 50;
+    let connections = connections.unwrap_or((asked.clients + OTHER_SESSIONS + RESERVED).div_ceil(50) * 50);
     let set_mb = asked.working_set_gb().saturating_mul(1024);
     let shared_mb = (memory_mb / 4).min((set_mb + set_mb / 4).max(512)).max(128) / 64 * 64;
     let share = match asked.workload {
@@ -145,25 +192,26 @@ pub fn parameters(facts: &Facts<'_>) -> Vec<Parameter> {
 
 fn memory(table: &mut Table<'_>) {
     let (facts, sizes) = (table.facts, sizes(table.facts));
+    let follows = derived(facts, Some(sizes.connections));
     let (asked, memory_gb) = (facts.asked(), facts.memory_gb().0);
     let (clients, set) = (asked.clients, asked.working_set_gb());
-    table.add("max_connections", sizes.connections.to_string(), true, CLIENTS, format!(
+    table.add("max_connections", derived(facts, None).connections.to_string(), true, CLIENTS, format!(
         "{clients} of the applications, {OTHER_SESSIONS} for monitoring and people, {RESERVED} reserved, rounded up to 50; counted without \
          pooling, where each client connection is one of the server's"
     ));
-    table.add("shared_buffers", size(sizes.shared_mb), true, MEMORY, format!(
+    table.add("shared_buffers", size(follows.shared_mb), true, MEMORY, format!(
         "a quarter of {memory_gb} GB, but not more than the working set of {set} GB and a quarter; the rest is the file cache's"
     ));
     table.add("effective_cache_size", size(sizes.memory_mb * 7 / 10 / 64 * 64), false, PLANNER, format!(
         "seven tenths of {memory_gb} GB: what shared buffers and file cache hold together; the planner's estimate, no allocation"
     ));
-    table.add("work_mem", size(sizes.work_mb), false, MEMORY, format!(
+    table.add("work_mem", size(follows.work_mb), false, MEMORY, format!(
         "a share of {memory_gb} GB divided by {} connections; a sort or hash beyond it goes to disk. At worst the server takes about {}",
         sizes.connections, words(sizes.worst_mb())
     ));
     table.add(
         "maintenance_work_mem",
-        size(sizes.maintenance_mb),
+        size(follows.maintenance_mb),
         false,
         MEMORY,
         format!(
@@ -211,7 +259,7 @@ fn workers(table: &mut Table<'_>) {
         MEMORY,
         "index builds, a quarter of the cores".to_owned(),
     );
-    let workers = sizes(facts).vacuum_workers;
+    let workers = derived(facts, None).vacuum_workers;
     table.add(
         "autovacuum_max_workers",
         workers.to_string(),
@@ -241,7 +289,7 @@ fn log(table: &mut Table<'_>) {
     let (facts, sizes) = (table.facts, sizes(table.facts));
     let rate = facts.log_kb_per_s();
     let replay = (sizes.wal_mb / REPLAY_MB_PER_S).max(1);
-    table.add("max_wal_size", size(sizes.wal_mb), false, WAL, format!(
+    table.add("max_wal_size", size(derived(facts, None).wal_mb), false, WAL, format!(
         "two checkpoint intervals of {} MB/s of log, at least 1 GB, at most a tenth of the disk; a server that crashed replays up to this much, about {replay} s",
         tenths(rate)
     ));
@@ -322,4 +370,51 @@ fn habits(table: &mut Table<'_>) {
     table.add("log_lock_waits", "on", false, LOG, "names who blocks whom after one second".to_owned());
     table.add("track_io_timing", "on", false, LOG, "tells waiting for the disk from working".to_owned());
     table.add("log_autovacuum_min_duration", "10s", false, LOG, "shows which tables vacuum is slow on".to_owned());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::day::Day;
+    use mainstay_model::config::parse;
+
+    fn told<T>(parameters: &str, ask: impl Fn(&Facts<'_>) -> T) -> T {
+        let text = format!(
+            "[cluster]\nname = \"orders\"\n[[node]]\nname = \"a\"\nhost = \"h\"\n[requirements]\nclients = 100\nmemory_gb = 16\n\
+             [postgres.parameters]\n{parameters}"
+        );
+        let spec = parse(&text, &[]).unwrap();
+        ask(&Facts { spec: &spec, today: Day::of(2026, 11, 27), machines: &[], running: None, what_if: &[] })
+    }
+
+    #[test]
+    fn what_the_file_sets_counts_in_every_sum() {
+        let free = told("", sizes);
+        let set = told(
+            "max_connections = 900\nshared_buffers = \"1GB\"\nmax_wal_size = \"4096\"\nautovacuum_max_workers = 9\n\
+             maintenance_work_mem = \"'2 GB'\"\n",
+            sizes,
+        );
+        assert_eq!((set.connections, set.shared_mb, set.wal_mb), (900, 1024, 4096));
+        assert_eq!((set.vacuum_workers, set.maintenance_mb), (9, 2048));
+        assert!(set.work_mb < free.work_mb, "more connections share the memory");
+        for (value, mb) in [("65536", 64), ("64MB", 64), ("1kB", 1), ("many", free.work_mb), ("64mb", free.work_mb)] {
+            assert_eq!(told(&format!("work_mem = \"{value}\"\n"), sizes).work_mb, mb, "{value}");
+        }
+        assert_eq!(told("shared_buffers = \"99999999999999TB\"\n", sizes).shared_mb, free.shared_mb);
+        let rows = told("max_connections = 900\n", parameters);
+        let row = rows.iter().find(|row| row.name == "max_connections").unwrap();
+        assert!(row.value == "900" && row.reason.contains("would follow here"), "{row:?}");
+    }
+
+    #[test]
+    fn too_few_connections_are_a_contradiction_unless_they_are_shared() {
+        let found = |more: &str| {
+            told(&format!("max_connections = 50\n{more}"), |facts| {
+                crate::refusal::contradictions(facts).iter().any(|each| each.text.contains("max_connections = 50 in"))
+            })
+        };
+        assert!(found(""));
+        assert!(!found("[proxy]\nmode = \"transaction\"\n"));
+    }
 }

@@ -4,8 +4,9 @@ use crate::engine;
 use crate::facts::Facts;
 use crate::layout::{Layout, Place};
 use crate::objectives::{missed, span};
-use crate::parameters::{sizes, tenths, words};
+use crate::parameters::{RESERVED, Sizes, derived, sizes, tenths, words};
 use mainstay_model::requirements::{Disk, Requirements};
+use mainstay_model::spec::ProxyMode;
 use mainstay_model::{Durability, NodeId};
 
 /// One contradiction.
@@ -68,6 +69,7 @@ pub fn contradictions(facts: &Facts<'_>) -> Vec<Contradiction> {
     found.extend(room(facts));
     found.extend(memory(facts));
     found.extend(clients(facts));
+    found.extend(connections(facts));
     found
 }
 
@@ -245,8 +247,15 @@ fn room(facts: &Facts<'_>) -> Option<Contradiction> {
     })
 }
 
-fn too_little_memory(facts: &Facts<'_>) -> bool {
+/// What surely is too much. Work memory that the file sets is a limit for each sort, whose use is only estimated: that is a risk to be told, no
+/// contradiction.
+fn least_sizes(facts: &Facts<'_>) -> Sizes {
     let sizes = sizes(facts);
+    Sizes { work_mb: sizes.work_mb.min(derived(facts, Some(sizes.connections)).work_mb), ..sizes }
+}
+
+fn too_little_memory(facts: &Facts<'_>) -> bool {
+    let sizes = least_sizes(facts);
     sizes.worst_mb() * 10 > sizes.memory_mb * 9
 }
 
@@ -261,7 +270,7 @@ fn memory(facts: &Facts<'_>) -> Option<Contradiction> {
     if !too_little_memory(facts) {
         return None;
     }
-    let (sizes, memory_gb) = (sizes(facts), facts.memory_gb().0);
+    let (sizes, memory_gb) = (least_sizes(facts), facts.memory_gb().0);
     let fewer = |clients: &u64| asking(facts, |asked| (asked.clients, asked.memory_gb) = (*clients, memory_gb));
     let fewer = [5000, 2000, 1000, 500, 200, 100, 50, 20, 10]
         .into_iter()
@@ -272,6 +281,12 @@ fn memory(facts: &Facts<'_>) -> Option<Contradiction> {
     let mut nearest = Vec::new();
     nearest.extend(fewer.map(|clients| format!("clients = {clients}, with pools in the applications")));
     nearest.extend(more.map(|memory| format!("hosts with memory_gb = {memory}")));
+    let set = ["max_connections", "shared_buffers", "maintenance_work_mem", "autovacuum_max_workers"];
+    let mut set = set.into_iter().filter(|name| facts.spec.postgres.parameters.contains_key(*name)).peekable();
+    if set.peek().is_some() {
+        let names: Vec<&str> = set.collect();
+        nearest.push(format!("[postgres.parameters] without {}: what fits is derived then", names.join(", ")));
+    }
     Some(Contradiction {
         text: format!(
             "{} connections need up to {} of {} memory: too little would be left for the file cache",
@@ -280,6 +295,23 @@ fn memory(facts: &Facts<'_>) -> Option<Contradiction> {
             words(sizes.memory_mb)
         ),
         nearest,
+    })
+}
+
+/// In session mode each client has a connection of the server for itself, and all may come to one server.
+fn connections(facts: &Facts<'_>) -> Option<Contradiction> {
+    let (clients, most) = (facts.asked().clients, sizes(facts).connections);
+    let free = most.saturating_sub(RESERVED);
+    (facts.spec.proxy.mode == ProxyMode::Session && clients > free).then(|| Contradiction {
+        text: format!(
+            "requirements.clients = {clients}, but max_connections = {most} in [postgres.parameters] leaves {free} beside the {RESERVED} reserved \
+             ones, and in proxy.mode = \"session\" each client has one for itself"
+        ),
+        nearest: vec![
+            format!("max_connections = {}", (clients + RESERVED).div_ceil(50) * 50),
+            "proxy.mode = \"transaction\": few connections of the server serve many clients".to_owned(),
+            format!("clients = {free}"),
+        ],
     })
 }
 

@@ -92,7 +92,7 @@ fn assignments(options: &Set) -> Outcome<Vec<Assignment>> {
 fn read_file(path: &Path) -> Outcome<Spec> {
     let path = absolute(path)?;
     let shown = path.display();
-    let text = std::fs::read_to_string(&path)
+    let text = crate::given::text(&path)
         .map_err(|error| Failure::usage(format!("--file {shown}: {error}")).hint("nothing was changed"))?;
     parse(&text, owned_parameters())
         .map_err(|error| Failure::usage(format!("{shown} holds mistakes:\n{error}")).hint("nothing was changed"))

@@ -33,8 +33,8 @@ fn fitting(name: &str) -> String {
     out.trim_end_matches('-').to_owned()
 }
 
-/// Host and port of `10.0.0.1:5432`, `[::1]:5432`, `a,b:5432` (the first host, the last port).
-fn address(text: &str) -> (Option<String>, Option<u16>) {
+/// Host and port of `10.0.0.1:5432`, `[::1]:5432`, `a,b:5432` (the first host, the last port); what stands there for a port and is none.
+fn address(text: &str) -> Result<(Option<String>, Option<u16>), String> {
     let mut host = None;
     let mut port = None;
     for part in text.split(',').map(str::trim) {
@@ -43,11 +43,13 @@ fn address(text: &str) -> (Option<String>, Option<u16>) {
             None if part.matches(':').count() > 1 => (part, None),
             None => part.split_once(':').map_or((part, None), |(name, rest)| (name, Some(rest))),
         };
-        port = rest.and_then(|rest| rest.parse().ok()).or(port);
+        if let Some(rest) = rest {
+            port = Some(rest.parse().ok().filter(|port| *port > 0).ok_or_else(|| rest.to_owned())?);
+        }
         let any = ["", "*", "0.0.0.0", "::"].contains(&name);
         host = host.or_else(|| (!any).then(|| name.to_owned()));
     }
-    (host, port)
+    Ok((host, port))
 }
 
 /// The cluster's name and its nodes.
@@ -138,18 +140,24 @@ fn node(
     let listen = text(book, &["postgresql", "listen"]);
     let rest_connect = text(book, &["restapi", "connect_address"]);
     let rest_listen = text(book, &["restapi", "listen"]);
-    let of = |said: &Option<(usize, String)>| said.as_ref().map_or((None, None), |(_, text)| address(text));
-    let (own, rest) = (of(&connect), of(&rest_connect));
-    let host = own.0.clone().or(of(&listen).0).or(rest.0.clone()).or(of(&rest_listen).0).ok_or_else(|| {
+    let of = |key: &str, said: &Option<(usize, String)>| {
+        let Some((_, text)) = said else { return Ok((None, None)) };
+        address(text).map_err(|port| {
+            refused(format!("{shown}: {key}: {text:?}: {port:?} is no port"), "a port is a number from 1 to 65535")
+        })
+    };
+    let (own, own_listen) = (of("postgresql.connect_address", &connect)?, of("postgresql.listen", &listen)?);
+    let (rest, rest_listen_at) = (of("restapi.connect_address", &rest_connect)?, of("restapi.listen", &rest_listen)?);
+    let host = own.0.or(own_listen.0).or(rest.0).or(rest_listen_at.0).ok_or_else(|| {
         refused(
             format!("{shown} says no address under which others reach the node {called} (postgresql.connect_address)"),
             "does PATRONI_POSTGRESQL_CONNECT_ADDRESS say it? Put it into a copy of the file, and import that",
         )
     })?;
-    let port = own.1.or(of(&listen).1).unwrap_or(5432);
+    let port = own.1.or(own_listen.1).unwrap_or(5432);
     let place = on_host.entry(host.to_ascii_lowercase()).and_modify(|place| *place += 1).or_insert(0);
     let offset = place.saturating_mul(NEXT_ON_HOST);
-    let health = rest.1.or(of(&rest_listen).1);
+    let health = rest.1.or(rest_listen_at.1);
     let node = Node {
         host: host.clone(),
         zone: None,
@@ -259,7 +267,7 @@ mod tests {
     #[test]
     fn addresses_are_taken_apart() {
         let of = |text: &str| {
-            let (host, port) = address(text);
+            let (host, port) = address(text).unwrap();
             (host.unwrap_or_default(), port.unwrap_or(0))
         };
         assert_eq!(of("10.0.0.1:5433"), ("10.0.0.1".to_owned(), 5433));
@@ -268,5 +276,8 @@ mod tests {
         assert_eq!(of("2001:db8::1"), ("2001:db8::1".to_owned(), 0));
         assert_eq!(of("*:5432"), (String::new(), 5432));
         assert_eq!(of("0.0.0.0,10.0.0.2:5434"), ("10.0.0.2".to_owned(), 5434));
+        for (text, bad) in [("a:99999", "99999"), ("a:abc", "abc"), ("a:0", "0"), ("a:", ""), ("a,b:x", "x")] {
+            assert_eq!(address(text), Err(bad.to_owned()), "{text}");
+        }
     }
 }

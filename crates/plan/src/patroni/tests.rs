@@ -99,6 +99,7 @@ fn three_nodes_and_what_is_in_force_make_a_cluster() {
         ("1.yml", "postgresql.data_dir", Fate::Left, "/var/lib/mainstay/orders-db/data"),
         ("3.yml", "tags.clonefrom", Fate::Left, "chooses"),
         ("dynamic.yml", "slots.PG1_example.type", Fate::Carried, "slot"),
+        ("dynamic.yml", "synchronous_node_count", Fate::Changed, "Patroni goes on with fewer"),
         ("dynamic.yml", "slots.feed.plugin", Fate::Left, "SQL"),
         ("dynamic.yml", "postgresql.parameters.wal_level", Fate::Left, "logical replication"),
         ("dynamic.yml", "postgresql.parameters.hot_standby", Fate::Carried, "on"),
@@ -109,6 +110,35 @@ fn three_nodes_and_what_is_in_force_make_a_cluster() {
         assert!(entry.fate == fate && entry.why.contains(why), "{entry:?}");
     }
     assert!(made.notes.iter().all(|note| !note.contains("bootstrap.dcs")), "{:?}", made.notes);
+    assert!(
+        made.notes.iter().any(|note| note.contains("as soon as one of the 2 other nodes is away")),
+        "{:?}",
+        made.notes
+    );
+}
+
+#[test]
+fn words_that_are_none_are_called_so() {
+    let one = node(1, "");
+    let dynamic = "ttl: soon\nretry_timeout: 1m\nsynchronous_mode: maybe\nsynchronous_mode_strict: perhaps\n";
+    let made = made(&[("1.yml", &one), ("d", dynamic)]);
+    for (key, why) in [
+        ("ttl", "no number of seconds"),
+        ("retry_timeout", "no number of seconds"),
+        ("synchronous_mode", "none of on, off and quorum"),
+        ("synchronous_mode_strict", "neither on nor off"),
+    ] {
+        let entry = entry(&made, "d", key);
+        assert!(entry.fate == Fate::Left && entry.why.contains(why), "{entry:?}");
+    }
+    assert_eq!((made.spec.cluster.durability, made.spec.failover.lease_ms), (Durability::Async, 3000));
+    assert!(made.notes.iter().any(|note| note.contains("is that meant?")), "{:?}", made.notes);
+    for (old, new, bad) in
+        [("10.0.0.1:5433", "10.0.0.1:99999", "\"99999\""), ("0.0.0.0:8008", "0.0.0.0:http", "\"http\"")]
+    {
+        let text = error(&[("1.yml", &one.replace(old, new))]).text;
+        assert!(text.contains(bad) && text.contains("is no port"), "{text}");
+    }
 }
 
 /// Leaves of a text in block style, counted without the reader of this module.

@@ -52,7 +52,7 @@ pub(super) fn wishes(input: &Input<'_>, book: &mut Book, members: &[Member], not
         );
     }
     let durability = durability(input, book, notes);
-    let sync_replicas = commits(input, book, durability, members.len());
+    let sync_replicas = commits(input, book, durability, members.len(), notes);
     let mut failover = Failover { sync_replicas, ..Failover::default() };
     times(input, book, &mut failover);
     asynchronous(input, book, durability);
@@ -78,7 +78,14 @@ fn durability(input: &Input<'_>, book: &mut Book, notes: &mut Vec<String>) -> Du
         (true, true) => Durability::Strict,
     };
     let to = Some("cluster.durability");
-    if let Some((id, _)) = mode {
+    // What is no such word does not switch it on; the one who wrote it must hear that.
+    if let Some((id, scalar)) = mode.as_ref().filter(|(_, scalar)| !quorum && scalar.boolean().is_none()) {
+        book.say(*id, Verdict::left("it is none of on, off and quorum: read as off, so commits wait for no replica"));
+        notes.push(format!(
+            "synchronous_mode: {:?} is none of on, off and quorum. It was read as off, hence cluster.durability = \"async\": is that meant?",
+            scalar.text
+        ));
+    } else if let Some((id, _)) = mode {
         let text = match durability {
             Durability::Async => "commits wait for no replica, as under Patroni; what a take-over loses is reported",
             _ if quorum => "any of the replicas may confirm, as in quorum mode",
@@ -92,8 +99,10 @@ fn durability(input: &Input<'_>, book: &mut Book, notes: &mut Vec<String>) -> Du
                 .to_owned(),
         );
     }
-    if let Some((id, _)) = strict {
+    if let Some((id, scalar)) = strict {
+        let word = scalar.boolean();
         let verdict = match (on, strictly) {
+            _ if word.is_none() => Verdict::left("it is neither on nor off: read as off"),
             (false, _) => Verdict::left("without synchronous_mode it has no effect"),
             (true, true) => Verdict::changed(to, durability.as_str(), "writes wait rather than go on unprotected"),
             (true, false) => {
@@ -105,7 +114,14 @@ fn durability(input: &Input<'_>, book: &mut Book, notes: &mut Vec<String>) -> Du
     durability
 }
 
-fn commits(input: &Input<'_>, book: &mut Book, durability: Durability, nodes: usize) -> Option<u32> {
+/// Patroni lets fewer confirm when fewer replicas are there (one is enough even in its strict mode); here the number is a promise.
+fn commits(
+    input: &Input<'_>,
+    book: &mut Book,
+    durability: Durability,
+    nodes: usize,
+    notes: &mut Vec<String>,
+) -> Option<u32> {
     let (id, scalar) = find(book, input.dynamic, "synchronous_node_count")?;
     let most = u32::try_from(nodes).unwrap_or(u32::MAX).saturating_sub(1);
     let Some(wanted) = number(&scalar).and_then(|wanted| u32::try_from(wanted).ok()).filter(|wanted| *wanted > 0)
@@ -123,11 +139,27 @@ fn commits(input: &Input<'_>, book: &mut Book, durability: Durability, nodes: us
     }
     let taken = wanted.min(most);
     let to = "failover.sync_replicas";
-    if taken == wanted {
-        book.say(id, Verdict::carried(to, taken.to_string()));
-    } else {
-        let text = format!("there are {nodes} nodes, of which {most} can confirm");
+    let cut = (taken < wanted).then(|| format!("there are {nodes} nodes, of which {most} can confirm"));
+    if durability == Durability::Strict && taken > 1 {
+        let here = format!(
+            "Patroni goes on with fewer when fewer replicas are there, one at least; here commits wait until {taken} have confirmed"
+        );
+        let text = cut.map_or_else(|| here.clone(), |cut| format!("{cut}; {here}"));
         book.say(id, Verdict::changed(Some(to), taken.to_string(), text));
+        let stop = match most - taken {
+            0 => format!("writes wait as soon as one of the {most} other nodes is away"),
+            spare => format!("writes wait as soon as {} of the {most} other nodes are away", spare + 1),
+        };
+        notes.push(format!(
+            "failover.sync_replicas = {taken} with durability \"strict\": {stop}; Patroni would go on with a single replica. A smaller number \
+             keeps writes going, and still loses no acknowledged write when the primary dies (`mainstay plan` shows the difference)."
+        ));
+    } else {
+        let verdict = match cut {
+            None => Verdict::carried(to, taken.to_string()),
+            Some(cut) => Verdict::changed(Some(to), taken.to_string(), cut),
+        };
+        book.say(id, verdict);
     }
     Some(taken)
 }
@@ -149,7 +181,11 @@ fn times(input: &Input<'_>, book: &mut Book, failover: &mut Failover) {
     } else {
         "Mainstay sees the end of a server or host by more than time, so its own, shorter lease stays"
     };
-    for (id, _) in [&ttl, &retry].into_iter().flatten() {
+    for (id, scalar) in [&ttl, &retry].into_iter().flatten() {
+        if number(scalar).is_none() {
+            book.say(*id, Verdict::left("it is no number of seconds: Patroni's own time is taken for it"));
+            continue;
+        }
         book.say(*id, Verdict::changed(Some(to), failover.lease_ms.to_string(), text));
     }
     if let Some((id, _)) = find(book, input.dynamic, "loop_wait") {

@@ -174,7 +174,8 @@ fn what_goes_with_the_data_must_not_count_before_the_file() {
         Setting { pending: true, ..automatic("max_connections", "100") },
     ];
     for one in refused {
-        let decided = format!("{text}[postgres.parameters]\n{} = \"x\"\n", one.name);
+        let value = if one.name == "synchronous_commit" { "on" } else { "x" };
+        let decided = format!("{text}[postgres.parameters]\n{} = \"{value}\"\n", one.name);
         assert!(open(one.clone(), &text) && open(one.clone(), &decided), "{one:?}");
         let mut world = bare.clone();
         asked(&mut world).settings = vec![one.clone()];
