@@ -173,7 +173,7 @@ pub async fn hold_against_the_nodes(
             store.heard_of(&node, heard);
             // One that has none may be cut off from etcd.
             if let Some(floor) = &reply.record_floor {
-                store.hold_against(&node, RECORD_KEY, floor, LOOK).await;
+                store.hold_against(&node, RECORD_KEY, floor);
             }
         }
         // Those that are off do not hold it up for ever.

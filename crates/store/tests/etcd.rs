@@ -239,7 +239,7 @@ async fn what_another_node_has_seen_must_show_too() {
     etcd.restore(&copy);
     let third = door(options(2)).await.unwrap();
     assert_eq!(third.confirmed_record(PATIENT).await.map(|record| record.value), Some(b"old".to_vec()));
-    third.hold_against(&db1, "record", &floor, PATIENT).await;
+    third.hold_against(&db1, "record", &floor);
     until("the newcomer believes it no more", || third.evidence().is_some()).await;
     assert!(third.confirmed_record(PATIENT).await.is_none());
     third.stop().await;
@@ -247,7 +247,7 @@ async fn what_another_node_has_seen_must_show_too() {
     etcd.kill_all();
     let second = EtcdStore::start(options(1), None).unwrap();
     assert!(second.confirmed_record(Duration::from_millis(300)).await.is_none(), "nothing has answered in this life");
-    second.hold_against(&db1, "record", &floor, Duration::from_millis(300)).await;
+    second.hold_against(&db1, "record", &floor);
     assert!(second.is_believed(), "silence is no evidence");
     second.stop().await;
     let second = EtcdStore::start(options(1), None).unwrap();

@@ -97,18 +97,16 @@ impl Inner {
         Ok(Some(Shown { all, marked, record }))
     }
 
-    /// Another node has seen this state of a key: from now on etcd must show it, or newer. Returns whether it is news. One history of a key
-    /// leads from each of its states to every later one: two states of which neither leads to the other prove that etcd went back.
-    pub(crate) fn heard_floor(&self, node: &NodeId, key: &str, theirs: &Floor) -> bool {
-        let mine = match locked(&self.kept).hear(key, theirs) {
-            Ok(news) => return news,
-            Err(mine) => mine,
-        };
-        self.distrust(&format!(
-            "{node} saw {}{key} at {theirs}, and this node at {mine}: no history leads from the one to the other",
-            self.options.prefix
-        ));
-        true
+    /// Another node has seen this state of a key: from now on etcd must show it, or newer. One history of a key leads from each of its states
+    /// to every later one: two states of which neither leads to the other prove that etcd went back.
+    pub(crate) fn heard_floor(&self, node: &NodeId, key: &str, theirs: &Floor) {
+        let heard = locked(&self.kept).hear(key, theirs);
+        if let Err(mine) = heard {
+            self.distrust(&format!(
+                "{node} saw {}{key} at {theirs}, and this node at {mine}: no history leads from the one to the other",
+                self.options.prefix
+            ));
+        }
     }
 }
 

@@ -136,20 +136,17 @@ impl Kept {
         }
     }
 
-    /// Notes what another node has seen of a key: `Ok(true)` if this node had not seen as much. `Err`: what this node has seen, if neither
-    /// state can have come from the other.
-    pub(crate) fn hear(&mut self, name: &str, theirs: &Floor) -> Result<bool, Floor> {
+    /// Notes what another node has seen of a key. `Err`: what this node has seen, if neither state can have come from the other.
+    pub(crate) fn hear(&mut self, name: &str, theirs: &Floor) -> Result<(), Floor> {
         if !FLOORS.contains(&name) {
-            return Ok(false);
+            return Ok(());
         }
         match self.seen.get(name) {
-            Some(mine) if theirs.may_become_floor(mine) => Ok(false),
-            Some(mine) if !mine.may_become_floor(theirs) => Err(mine.clone()),
-            _ => {
-                self.seen.insert(name.to_owned(), theirs.clone());
-                Ok(true)
-            }
+            Some(mine) if theirs.may_become_floor(mine) => {}
+            Some(mine) if !mine.may_become_floor(theirs) => return Err(mine.clone()),
+            _ => drop(self.seen.insert(name.to_owned(), theirs.clone())),
         }
+        Ok(())
     }
 
     /// Does an answer show this key as this node has seen it, or newer?

@@ -215,11 +215,9 @@ impl EtcdStore {
     }
 
     /// Another node has seen this state of a key, before now: an etcd that can not have come from there is not believed, whenever it answers.
-    pub async fn hold_against(&self, node: &NodeId, key: &str, theirs: &Floor, timeout: Duration) {
-        if self.inner.heard_floor(node, key, theirs) && self.is_believed() {
-            // As a rule the stream is only a little late. Its silence says nothing; what it shows less than that is looked into.
-            let _ = self.read(key, timeout).await;
-        }
+    /// (The poll looks.)
+    pub fn hold_against(&self, node: &NodeId, key: &str, theirs: &Floor) {
+        self.inner.heard_floor(node, key, theirs);
     }
 
     /// The other nodes were asked what they have seen, in this life.
