@@ -194,6 +194,7 @@ pub const KEYS: &[Key] = &[
         .when(PROXY_READS),
     key("proxy", "pool_reserve", Kind::Number, "so many more once a request has waited five seconds; mode transaction")
         .within(0, 10_000)
+        .or("0")
         .when(PROXY_READS),
     key("proxy", "queue_ms", Kind::Number, "how long a request waits for one of them; mode transaction")
         .within(1, 3_600_000)
@@ -507,6 +508,7 @@ mod tests {
         // Not written where they are the default, so said in words.
         let vault = Vault::default();
         assert_eq!((vault.drill_minutes, vault.drill_database.as_str()), (240, "app"));
+        assert_eq!(Proxy::default().pool_reserve, 0);
         assert_eq!(find("failover.lease_ms").map(default_of), Some("3000".to_owned()));
         assert_eq!(find("proxy.on_nodes").map(default_of), Some("true".to_owned()));
         assert_eq!(find("cluster.durability").map(default_of), Some("strict".to_owned()));

@@ -486,9 +486,10 @@ mod tests {
         let vault = Vault { repository: Some("/srv/vault".into()), ..Vault::default() };
         let text = serde_json::to_string(&vault).unwrap();
         assert!(!text.contains("drill") && !text.contains("clone_nodes"), "{text}");
+        assert_eq!(serde_json::from_str::<Vault>(&text).unwrap(), vault);
         let text = serde_json::to_string(&Proxy::default()).unwrap();
         assert!(!text.contains("metrics_port") && !text.contains("pool_reserve"), "{text}");
-        assert_eq!(serde_json::from_str::<Vault>(&text).unwrap(), vault);
+        assert_eq!(serde_json::from_str::<Proxy>(&text).unwrap(), Proxy::default());
         let other = Vault { drill_minutes: 5, drill_database: "orders".into(), clone_nodes: true, ..vault };
         let text = serde_json::to_string(&other).unwrap();
         assert_eq!(serde_json::from_str::<Vault>(&text).unwrap(), other);
