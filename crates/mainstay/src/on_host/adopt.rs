@@ -3,11 +3,14 @@
 
 use super::around::{at_work, mounts, strangers};
 use super::claim::until_claimed;
-use super::existing::{control, is_enabled, no_data, noted, occupied, postmaster, psql, start_conf, unit};
+use super::existing::{
+    control, is_enabled, links, managers, no_data, noted, occupied, postmaster, psql, start_conf, unit,
+};
 use super::{Task, systemd, target};
 use crate::failure::{Failure, Outcome};
 use mainstay_model::adoption::Adoption;
 use mainstay_model::layout::NodeLayout;
+use mainstay_model::shell::quote;
 use mainstay_model::spec::Spec;
 use mainstay_model::{NodeId, SystemId};
 use mainstay_net::write_file;
@@ -101,6 +104,12 @@ impl Places {
             |what: String| Failure::failed(what).hint("this run has touched nothing; mend it, then apply again");
         if let Some(mount) = mounts(&self.directory).first() {
             return Err(untouched(format!("a file system is mounted at {mount}: it does not go with {shown}")));
+        }
+        if let Some((name, target)) = links(&self.directory).first() {
+            return Err(untouched(format!("{name} in {shown} leads to {target}: that does not go with it")));
+        }
+        if let Some(manager) = managers().first() {
+            return Err(untouched(format!("{manager} runs here: it would start the server of {shown} again")));
         }
         if let Some(place) = occupied(&self.layout) {
             return Err(untouched(format!("{place}, where the data of {shown} will lie, is not empty")));
@@ -278,20 +287,41 @@ impl Places {
         let noted = noted(&self.layout);
         let mut ways = vec!["apply again goes on with it; to go back instead, on that host:".to_owned()];
         if self.layout.adopted().exists() {
-            ways.push(format!(
-                "systemctl stop mainstay-agent; mv {} {}",
-                self.layout.adopted().display(),
-                self.directory.display()
-            ));
+            let [from, to] = [&self.layout.adopted(), &self.directory].map(|path| quote(&path.display().to_string()));
+            ways.push(format!("systemctl stop mainstay-agent; mv {from} {to}"));
         }
         if let Some(noted) = noted {
             ways.extend(noted.undo());
-            ways.push(
-                noted.unit.map_or_else(|| "start it by its own means".into(), |unit| format!("systemctl start {unit}")),
-            );
+            ways.push(noted.unit.map_or_else(
+                || "start it by its own means".into(),
+                |unit| format!("systemctl start {}", quote(&unit)),
+            ));
         }
         ways.push("docs/adopt.md tells it step by step".to_owned());
         let hint = failure.hint.clone().into_iter().chain(ways).collect::<Vec<_>>().join("\n");
         failure.hint(hint)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_came_after_the_first_look_is_seen_before_the_stop() {
+        let home = tempfile::tempdir().unwrap();
+        let root = home.path().canonicalize().unwrap();
+        let directory = root.join("main");
+        for dir in ["main/pg_tblspc", "space", "node"] {
+            std::fs::create_dir_all(root.join(dir)).unwrap();
+        }
+        let text = "[cluster]\nname = \"orders\"\n[[node]]\nname = \"db1\"\nhost = \"10.0.0.1\"\n";
+        let spec = mainstay_model::config::parse(text, &[]).unwrap();
+        let node = spec.nodes[0].name.clone();
+        let places = Places { spec, node, layout: NodeLayout::new(root.join("node")), directory, major: 15 };
+        assert_eq!(places.alone().map_err(|failure| failure.error), Ok(()));
+        std::os::unix::fs::symlink(root.join("space"), root.join("main/pg_tblspc/16384")).unwrap();
+        let refused = places.alone().unwrap_err();
+        assert!(refused.error.contains("pg_tblspc/16384") && refused.hint.unwrap().contains("touched nothing"));
     }
 }

@@ -1,6 +1,6 @@
 //! Adopting an existing server, in the same small world.
 
-use super::super::adopt::{self, Adopt, Existing, Setting, Told};
+use super::super::adopt::{self, Adopt, Existing, Habit, Setting, Told};
 use super::*;
 
 /// A file by which the second node's server is adopted, and hosts where it runs.
@@ -135,6 +135,15 @@ fn what_somebody_has_decided_about_is_in_nobodys_way() {
     assert!(told(&md5, &text).contains("MD5"));
     let ldap = |world: &mut World| asked(world).access = vec![("host all all 10.0.0.0/8 ldap".into(), "ldap".into())];
     assert!(told(&ldap, &text).contains("hba = [\"host all all 10.0.0.0/8 ldap\"]"));
+    let bound = |world: &mut World| {
+        ldap(world);
+        asked(world).access.push(("host all all all ldap ldapbindpasswd=hidden".into(), "ldap".into()));
+    };
+    let said = told(&bound, &text);
+    assert!(
+        said.contains("hba = [\"host all all 10.0.0.0/8 ldap\"]\nA line that") && !said.contains("hidden"),
+        "{said}"
+    );
     let full = |world: &mut World| {
         asked(world).bytes = 5_000_000_000;
         (1..=3).for_each(|number| world.host(&name(number)).free = Some(4_000_000_000));
@@ -174,20 +183,55 @@ fn what_goes_with_the_data_must_not_count_before_the_file() {
         Setting { pending: true, ..automatic("max_connections", "100") },
     ];
     for one in refused {
-        let value = if one.name == "synchronous_commit" { "on" } else { "x" };
-        let decided = format!("{text}[postgres.parameters]\n{} = \"{value}\"\n", one.name);
+        let decided = format!("{text}[postgres.parameters]\n{} = \"on\"\n", one.name);
         assert!(open(one.clone(), &text) && open(one.clone(), &decided), "{one:?}");
         let mut world = bare.clone();
         asked(&mut world).settings = vec![one.clone()];
         let mend = &world.decide(&text, false).unwrap_err()[0].mend;
         assert!(mend.contains(&format!("alter system reset {};", one.name)), "{mend}");
     }
-    let harmless = [automatic("synchronous_commit", "on"), automatic("shared_preload_libraries", "")];
+    let harmless = [automatic("synchronous_commit", "remote_apply"), automatic("shared_preload_libraries", "")];
     harmless.into_iter().for_each(|one| assert!(!open(one.clone(), &text), "{one:?}"));
+    // What the server itself can not see, or has not read.
+    let (unread, stale) = ("/etc/postgresql.conf line 9: syntax error", "was changed after its server read it");
+    assert!(told(&|world| asked(world).unread = vec![unread.into()], &text).contains(unread));
+    assert!(told(&|world| asked(world).stale = true, &text).contains(stale));
     // Nobody sees what its own file would make of it; this one's does not need to know.
     let waits = Setting { pending: true, built_in: true, ..setting("max_files_per_process", "1000") };
     let decided = format!("{text}[postgres.parameters]\nmax_files_per_process = \"2000\"\n");
     assert!(open(waits.clone(), &text) && !open(waits, &decided));
+}
+
+#[test]
+fn what_roles_and_databases_have_set_must_not_count_before_the_file() {
+    let (_, text) = adopting();
+    let habit = |role: Option<&str>, database: Option<&str>, (name, value): (&str, &str)| Habit {
+        role: role.map(str::to_owned),
+        database: database.map(str::to_owned),
+        name: name.into(),
+        value: value.into(),
+    };
+    let said = |habit: Habit| told(&|world| asked(world).habits = vec![habit.clone()], &text);
+    let (off, read_only) = (("synchronous_commit", "off"), ("default_transaction_read_only", "on"));
+    let refused = [
+        (habit(Some("app"), None, off), "ALTER ROLE \"app\" RESET synchronous_commit;"),
+        (
+            habit(Some("a\"b"), Some("shop"), read_only),
+            "ALTER ROLE \"a\"\"b\" IN DATABASE \"shop\" RESET default_transaction_read_only;",
+        ),
+        (habit(None, Some("shop"), off), "ALTER DATABASE \"shop\" RESET synchronous_commit;"),
+        (
+            habit(None, None, ("session_preload_libraries", "auto_explain")),
+            "ALTER ROLE ALL RESET session_preload_libraries;",
+        ),
+    ];
+    for (one, mend) in refused {
+        let said = said(one.clone());
+        assert!(said.contains(mend) && said.contains(" SET "), "{one:?}: {said}");
+    }
+    for fine in [("search_path", "shop"), ("synchronous_commit", "TRUE"), ("work_mem", "1GB")] {
+        assert_eq!(said(habit(Some("app"), None, fine)), "");
+    }
 }
 
 #[test]
@@ -212,10 +256,12 @@ fn parameters_that_nobody_has_decided_about_keep_a_server_from_being_adopted() {
         ours("TimeZone", "Europe/Berlin", "UTC"),
         setting("default_text_search_config", "pg_catalog.german"),
         setting("shared_preload_libraries", "pg_stat_statements"),
+        // An application's own.
+        setting("app.tenant", "north"),
     ];
     for one in decide {
         assert!(open(one.clone(), &text), "{one:?}");
-        let decided = format!("{text}[postgres.parameters]\n{} = \"x\"\n", one.name.to_lowercase());
+        let decided = format!("{text}[postgres.parameters]\n\"{}\" = \"x\"\n", one.name.to_lowercase());
         assert!(!open(one.clone(), &decided), "{one:?}");
     }
     // What is told can be pasted, and says what becomes of the rest.
