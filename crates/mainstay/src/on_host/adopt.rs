@@ -1,5 +1,5 @@
-//! Bringing an existing server's data to a node (docs/adr/0037): looked at once more, its server stopped in order and not started again there,
-//! one rename. Goes on from wherever an earlier run has ended; nothing is copied, and nothing is removed.
+//! Bringing an existing server's data to a node (docs/adr/0037), and those of its standbys (docs/adr/0045): looked at once more, the server stopped in
+//! order and not started again there, one rename. Goes on from wherever an earlier run has ended; nothing is copied, and nothing is removed.
 
 use super::around::{at_work, mounts, strangers};
 use super::claim::until_claimed;
@@ -36,6 +36,34 @@ pub(crate) struct Bring {
     pub(crate) task: Task,
     /// The identity of the data, as they were looked at.
     pub(crate) system: String,
+    /// How much of it.
+    pub(crate) part: Part,
+}
+
+/// With standbys their primary is stopped, then they are stopped and moved, then the primary's data are: as soon as these are a node's, its agent
+/// makes the first copy of them, and the others look for theirs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Part {
+    /// All of it.
+    #[default]
+    Whole,
+    /// The primary is stopped.
+    Stop,
+    /// It was: its data are moved.
+    Move,
+    /// A standby is stopped, and its data are moved.
+    Standby,
+}
+
+impl Part {
+    fn of_standby(self) -> bool {
+        self == Part::Standby
+    }
+
+    /// In the words of `pg_controldata`.
+    fn ends(self) -> &'static str {
+        if self.of_standby() { "shut down in recovery" } else { "shut down" }
+    }
 }
 
 /// Where everything is.
@@ -45,6 +73,7 @@ struct Places {
     layout: NodeLayout,
     directory: PathBuf,
     major: u64,
+    part: Part,
 }
 
 /// Brings the data.
@@ -55,7 +84,8 @@ pub(crate) async fn bring(bring: &Bring) -> Outcome<Value> {
     let target = target(&bring.task.file)?;
     let node = target.spec.node(&bring.task.node).ok_or_else(|| Failure::usage("the file does not list the node"))?;
     let layout = NodeLayout::new(target.spec.node_dir(node));
-    let Some(directory) = node.adopt.clone() else {
+    let named = if bring.part.of_standby() { &node.adopt_standby } else { &node.adopt };
+    let Some(directory) = named.clone() else {
         return Err(Failure::usage(format!("the file names no server to adopt for {}", node.name)));
     };
     if layout.adopted().exists() || (layout.data().join("PG_VERSION").exists() && no_data(&directory).is_some()) {
@@ -66,7 +96,8 @@ pub(crate) async fn bring(bring: &Bring) -> Outcome<Value> {
     }
     let version = std::fs::read_to_string(directory.join("PG_VERSION")).unwrap_or_default();
     let major = version.trim().parse().unwrap_or(0);
-    let places = Places { node: node.name.clone(), spec: target.spec.clone(), layout, directory, major };
+    let (node, part) = (node.name.clone(), bring.part);
+    let places = Places { node, spec: target.spec.clone(), layout, directory, major, part };
     places.check(&bring.system).await?;
     places.movable()?;
     places.alone()?;
@@ -76,6 +107,9 @@ pub(crate) async fn bring(bring: &Bring) -> Outcome<Value> {
     // An earlier run has stopped it: how it comes back is to be said.
     ready.map_err(|failure| if interrupted { places.back(failure) } else { failure })?;
     let pid = places.stop().await.map_err(|failure| places.back(failure))?;
+    if part == Part::Stop {
+        return Ok(json!({ "adopted": false, "stopped": pid }));
+    }
     places.rename(&bring.system).await.map_err(|failure| places.back(failure))?;
     Ok(json!({ "adopted": true, "stopped": pid }))
 }
@@ -93,6 +127,13 @@ impl Places {
                 control.system
             );
             return Err(Failure::failed(what).hint("nothing was touched; look at them, then apply again"));
+        }
+        if self.part.of_standby() && !control.state.ends_with("recovery") {
+            return Err(Failure::failed(format!(
+                "the server of {shown} is no standby any more: it is {}",
+                control.state
+            ))
+            .hint("nothing was touched; was it promoted?"));
         }
         Ok(())
     }
@@ -177,6 +218,12 @@ impl Places {
 
     /// Waits for the cluster. What takes long comes while clients are served; after it everything is looked at once more, so that an old view stops no server.
     async fn ready(&self, fresh: bool) -> Outcome {
+        match self.part {
+            // Its primary has ended, for which all that follows was waited for.
+            Part::Standby => return Ok(()),
+            Part::Move => return self.until_claimed(false).await,
+            Part::Whole | Part::Stop => {}
+        }
         self.until_claimed(fresh).await?;
         if postmaster(&self.directory).is_some() {
             self.checkpoint().await;
@@ -259,14 +306,17 @@ impl Places {
         let control = control(&self.spec, &self.directory, self.major)
             .await
             .map_err(|why| Failure::failed(format!("{shown}: {why}")))?;
-        if control.system != system || control.state != "shut down" {
+        if control.system != system || control.state != self.part.ends() {
             return Err(Failure::failed(format!(
                 "the data in {shown} were not shut down in order: they are {}",
                 control.state
             )));
         }
+        if self.part.of_standby() && !self.directory.join("standby.signal").exists() {
+            return Err(Failure::failed(format!("{shown} has no standby.signal: these data are no standby's")));
+        }
         for name in ["standby.signal", "recovery.signal", "postmaster.pid"] {
-            if self.directory.join(name).exists() {
+            if self.directory.join(name).exists() && !(self.part.of_standby() && name == "standby.signal") {
                 return Err(Failure::failed(format!(
                     "{shown}/{name} is there: somebody uses these data in another way"
                 )));

@@ -126,7 +126,16 @@ impl World {
                     Papers::Whole { authority: AUTHORITY.into(), node: node.to_string(), until: NOW + YEAR, names };
             }
             Step::Start(node) => self.start(node),
-            Step::Adopt { node, directory, system } => self.adopt(&file, node, (directory, system)),
+            Step::Adopt { node, directory, system, standbys } => {
+                for standby in standbys {
+                    assert!(
+                        matches!(self.hosts[standby].adopt, Some(Adopt::Named(_)))
+                            && self.hosts[standby].agent.is_some()
+                    );
+                    self.host(standby).adopt = Some(Adopt::Taken);
+                }
+                self.adopt(&file, node, (directory, system));
+            }
             Step::Add(node) => {
                 let mut spec = self.stored.clone().unwrap().spec;
                 spec.nodes.push(file.node(node).unwrap().clone());

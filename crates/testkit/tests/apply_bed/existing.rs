@@ -27,9 +27,14 @@ pub(crate) fn on_host(bed: &Bed, number: u8, words: &[&str]) -> String {
 
 /// As the superuser of the old server.
 pub(crate) fn old(bed: &Bed, database: &str, sql: &str) -> String {
+    old_on(bed, 2, database, sql)
+}
+
+/// The same on another host.
+pub(crate) fn old_on(bed: &Bed, number: u8, database: &str, sql: &str) -> String {
     on_host(
         bed,
-        2,
+        number,
         &["runuser", "-u", "postgres", "--", "psql", "-XAtqw", "-v", "ON_ERROR_STOP=1", "-d", database, "-c", sql],
     )
 }
@@ -69,6 +74,44 @@ pub(crate) fn furnish(bed: &Bed) -> String {
     on_host(bed, 2, &["install", "-d", "-o", "postgres", "/var/lib/mainstay/space"]);
     old(bed, "postgres", "create tablespace fast location '/var/lib/mainstay/space'");
     major
+}
+
+/// A standby of it on the third host, as people make one.
+pub(crate) fn follow(bed: &Bed, major: &str) {
+    old(bed, "postgres", "create role follower replication login password 'hidden'");
+    let hba = bed.host(2).path(&format!("/etc/postgresql/{major}/{CLUSTER}/pg_hba.conf"));
+    let text = read_to_string(&hba).unwrap();
+    std::fs::write(&hba, format!("{text}\nhost replication follower 10.78.0.3/32 scram-sha-256\n")).unwrap();
+    old(bed, "postgres", "select pg_reload_conf()");
+    std::fs::create_dir(bed.host(3).path("/var/lib/mainstay/pg")).unwrap();
+    let log = "/var/lib/mainstay/pg/log";
+    on_host(bed, 3, &["pg_createcluster", major, CLUSTER, "-d", OLD, "-l", log, "-p", "5432", "--locale=C.UTF-8"]);
+    let conf = bed.host(3).path(&format!("/etc/postgresql/{major}/{CLUSTER}/postgresql.conf"));
+    let text = read_to_string(&conf).unwrap();
+    std::fs::write(&conf, format!("{text}\nlisten_addresses = '*'\n")).unwrap();
+    std::fs::remove_dir_all(bed.host(3).path(OLD)).unwrap();
+    let place = "host=10.78.0.2 user=follower password=hidden";
+    let copy = [
+        "runuser",
+        "-u",
+        "postgres",
+        "--",
+        "pg_basebackup",
+        "-d",
+        place,
+        "-D",
+        OLD,
+        "-R",
+        "-C",
+        "-S",
+        "theirs",
+        "-c",
+        "fast",
+    ];
+    on_host(bed, 3, &["install", "-d", "-o", "postgres", "-g", "postgres", "-m", "700", OLD]);
+    on_host(bed, 3, &copy);
+    on_host(bed, 3, &["pg_ctlcluster", major, CLUSTER, "start"]);
+    until("the standby streams", || old(bed, "postgres", "select count(*) from pg_stat_replication") == "1");
 }
 
 /// The file that names it, and more for `[postgres.parameters]`.
