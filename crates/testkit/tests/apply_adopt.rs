@@ -102,7 +102,7 @@ fn a_standby_comes_along_and_nothing_is_copied() {
     let file_of =
         |number: u8, dir: &str| std::fs::metadata(bed.host(number).path(dir).join("PG_VERSION")).unwrap().ino();
     let inodes = [2, 3].map(|number| file_of(number, OLD));
-    let decided = "work_mem = \"9MB\"\n\"app.tenant\" = \"north\"\nfsync = \"on\"\n";
+    let decided = "work_mem = \"9MB\"\n\"app.tenant\" = \"north\"\n";
     // Its primary alone is named: it would be left behind.
     bed.write(&adopting(decided));
     let alone = bed.apply(&[]);

@@ -368,7 +368,8 @@ mod tests {
         let text = "[cluster]\nname = \"orders\"\n[[node]]\nname = \"db1\"\nhost = \"10.0.0.1\"\n";
         let spec = mainstay_model::config::parse(text, &[]).unwrap();
         let node = spec.nodes[0].name.clone();
-        let places = Places { spec, node, layout: NodeLayout::new(root.join("node")), directory, major: 15 };
+        let places =
+            Places { spec, node, layout: NodeLayout::new(root.join("node")), directory, major: 15, part: Part::Whole };
         assert_eq!(places.alone().map_err(|failure| failure.error), Ok(()));
         std::os::unix::fs::symlink(root.join("space"), root.join("main/pg_tblspc/16384")).unwrap();
         let refused = places.alone().unwrap_err();
