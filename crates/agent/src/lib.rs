@@ -49,7 +49,6 @@ pub mod no_server;
 pub mod plain;
 pub mod probes;
 pub mod problems;
-mod problems_etcd;
 pub mod proxy_child;
 pub mod record;
 mod restore_checks;

@@ -22,8 +22,11 @@
 //! | `disk-nearly-full` | warning, critical | little room, nearly none, on a data volume (`Room`) |
 //! | `file-older`, `file-differs` | info, warning | a node's file is not what is in force |
 //! | `restart-pending` | info | server parameters wait for a restart |
-//! | `store-no-quorum` | critical | no node knows a leader of the store |
+//! | `store-no-quorum` | critical | no node knows a leader of the store, or reaches the etcd that it is |
 //! | `store-member-lost` | warning | a member of the store does not work or does not answer |
+//! | `store-distrusted` | critical | an etcd shows less than nodes have seen, or another cluster's keys |
+//! | `store-alarm` | critical | an etcd has raised an alarm, and takes no writes |
+//! | `store-cut-off` | warning | a node does not reach the etcd that others reach |
 //! | `archive-lagging` | warning | the log can not be archived, or is archived late |
 //! | `archive-conflict` | critical | the archive holds other content under a name of the log, or the log is damaged |
 //! | `backup-overdue` | warning | a backup should have begun long ago, by the schedule |
@@ -35,9 +38,13 @@
 //! | `archive-gap` | critical | a part of the log is neither archived nor on the primary any more |
 //! | `runbook-outdated` | warning | the specification has changed since the last runbook was made |
 
+mod etcd;
+#[cfg(test)]
+mod names;
 mod proxies;
+mod runbook;
+mod vault;
 
-use crate::schedule;
 use crate::status::{LocalStatus, rfc3339};
 use mainstay_model::layout::RESTORED_PREFIX;
 use mainstay_model::record::Durability;
@@ -56,8 +63,6 @@ const CLOCK_MS: i64 = 2000;
 const EXPIRING: i64 = 30 * 86_400;
 /// For a volume whose size is not known: an agent of an earlier version.
 const SIZE_UNKNOWN: u64 = 10 << 30;
-/// By so much a backup may be late. Milliseconds.
-const LATE_MS: u64 = 3_600_000;
 /// The way out when the authority itself ends.
 const NEW_AUTHORITY: &str = "`mainstay pki init` beside a copy of the file makes another authority; every host, proxy and person joins it with `mainstay join \
                              --again`, then `systemctl reload mainstay-agent` on each node";
@@ -78,11 +83,6 @@ pub struct Beside {
     /// The asking agent's wall clock, milliseconds since 1970.
     pub now_ms: u64,
 }
-
-#[path = "problems_proof.rs"]
-mod proof;
-#[path = "problems_runbook.rs"]
-mod runbook;
 
 struct List(Vec<Problem>);
 
@@ -175,7 +175,7 @@ impl Look<'_> {
         let data = |node: &NodeId| self.spec.node(node).is_some_and(|node| !node.witness);
         let others = self.answers.keys().filter(|node| *node != holder && data(node)).count();
         let strict = self.spec.cluster.durability == Durability::Strict;
-        let led = self.answers.values().any(crate::problems_etcd::store_works);
+        let led = self.answers.values().any(etcd::store_works);
         (strict && led && self.answers.contains_key(holder) && others < needed as usize).then(|| {
             format!("no node is an open primary; {holder} holds the term and {others} of {needed} replicas that a commit needs answer (durability strict)")
         })
@@ -204,9 +204,7 @@ impl Look<'_> {
 
     fn store(&self, list: &mut List) {
         if self.spec.store.is_etcd() {
-            return crate::problems_etcd::find(self.answers, &mut |name, evidence, hint| {
-                list.add(name, evidence, hint)
-            });
+            return etcd::find(self.answers, list);
         }
         let (known, all) = (self.answers.len(), self.spec.nodes.len());
         if known > 0 && self.answers.values().all(|answer| answer.store_leader.is_none()) {
@@ -245,34 +243,6 @@ impl Look<'_> {
             );
             list.add(("store-member-lost", "warning"), evidence, hint);
         }
-    }
-
-    fn backups(&self, list: &mut List) {
-        let (state, now) = (&self.beside.backup, self.beside.now_ms);
-        if let Some(made) = state.last.as_ref().filter(|made| made.corrupt > 0) {
-            let evidence = format!(
-                "the newest backup, {}, holds {} damaged blocks: the data of {} had them so",
-                made.label, made.corrupt, made.node
-            );
-            let hint = format!(
-                "no backup is removed meanwhile; `mainstay verify` names the blocks. Are they whole on another node: make that one the primary, \
-                 `mainstay reinit {}`; else restore a copy of before. Then make a full backup",
-                made.node
-            );
-            list.dated(("backup-corrupt", "critical"), evidence, hint, Some(made.ended_ms));
-        }
-        self.unbounded(list);
-        // One that runs now is the one that was missing, unless it is a drill.
-        let drill = state.running.as_ref().filter(|running| running.drill);
-        let due = schedule::due(&self.spec.vault, state, now).filter(|_| state.running.is_none() || drill.is_some());
-        let Some((incremental, since)) = due.filter(|(_, at)| now.saturating_sub(*at) > LATE_MS) else { return };
-        let kind = if incremental { "an incremental" } else { "a full" };
-        let why = state.failed.as_ref().filter(|failed| failed.at_ms >= since);
-        let why = why.map(|failed| format!(": the last attempt, on {}, failed: {}", failed.node, failed.why));
-        let why = drill.map(|drill| format!(": a restore drill runs on {}", drill.node)).or(why);
-        let evidence = format!("{kind} backup is due by the schedule and has not begun{}", why.unwrap_or_default());
-        let hint = "mend what it says; it is tried again by itself, and `mainstay backup` makes one now";
-        list.dated(("backup-overdue", "warning"), evidence, hint, Some(since));
     }
 
     fn node(&self, node: &Node, list: &mut List) {
@@ -454,88 +424,5 @@ fn file(answer: &LocalStatus, list: &mut List) {
             list.add(("file-differs", "warning"), evidence, hint);
         }
         Some(FileState::Same) | None => {}
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::status::merge;
-    use crate::status::tests::{answer, names, node, primary, spec};
-    use mainstay_model::Lsn;
-
-    #[test]
-    fn trouble_with_the_archive_is_told() {
-        use mainstay_model::vault::ArchiveState;
-        let mut spec = spec();
-        spec.vault.repository = Some("/v".into());
-        let told = |state: ArchiveState, end: u64| {
-            let mut first = primary();
-            first.observed.end = Some(Lsn(end));
-            let answers = [(first.node.clone(), first), (node("db2"), answer("db2", "replica", "streaming"))].into();
-            let beside = Beside { archive: Some(state), now_ms: 100_000, ..Beside::default() };
-            let found = merge(&spec, String::new(), &answers, &beside);
-            let names = names(&found).into_iter().filter(|name| name.starts_with("archive"));
-            names.map(str::to_owned).collect::<Vec<_>>()
-        };
-        let archived = Some(mainstay_model::Position { timeline: mainstay_model::Timeline(1), lsn: Lsn(0) });
-        let good =
-            ArchiveState { repository: "/v".to_owned(), segment_size: 1 << 20, archived, ..ArchiveState::default() };
-        assert!(told(good.clone(), 8 << 20).is_empty());
-        assert_eq!(told(good.clone(), 10 << 20), ["archive-lagging"]);
-        let failing = |since| ArchiveState { failing: Some((since, "no".to_owned())), ..good.clone() };
-        assert!(told(failing(99_000), 0).is_empty(), "a second is no trouble");
-        assert_eq!(told(failing(99_000), 10 << 20), ["archive-lagging"]);
-        assert_eq!(told(failing(9_000), 0), ["archive-lagging"]);
-        let hole = Some(("a".to_owned(), "b".to_owned()));
-        let bad = ArchiveState {
-            problems: vec!["two".to_owned()],
-            given_up: hole.clone(),
-            gaps: hole.into_iter().collect(),
-            ..good.clone()
-        };
-        assert_eq!(told(bad.clone(), 0), ["archive-conflict", "archive-gap", "archive-gap"]);
-        assert!(told(ArchiveState { repository: "/old".to_owned(), ..bad }, 0).is_empty(), "it is in use no more");
-    }
-
-    #[test]
-    fn a_backup_that_is_late_is_told_with_the_reason() {
-        use mainstay_model::vault::{BackupFailed, BackupState};
-        let mut spec = spec();
-        spec.vault.full_at = Some("0 2 * * *".to_owned());
-        let failed = BackupFailed {
-            token: 1,
-            node: node("db2"),
-            incremental: false,
-            at_ms: 86_400_000 * 9,
-            why: "no room".to_owned(),
-        };
-        let backup = BackupState { failed: Some(failed), ..BackupState::default() };
-        let told = |now_ms| {
-            let beside = Beside { backup: backup.clone(), now_ms, ..Beside::default() };
-            let found = merge(&spec, String::new(), &BTreeMap::new(), &beside).problems;
-            found.into_iter().find(|problem| problem.name == "backup-overdue").map(|problem| problem.evidence)
-        };
-        let hour = 3_600_000;
-        let at = |day: u64, hours: u64| day * 24 * hour + hours * hour;
-        assert_eq!(told(at(8, 3)), None, "an hour is no trouble");
-        let late = told(at(8, 4)).unwrap();
-        assert!(late.contains("full backup is due") && late.contains("no room"), "{late}");
-    }
-
-    #[test]
-    fn damage_in_the_newest_backup_is_told() {
-        use mainstay_model::vault::BackupState;
-        let told = |corrupt| {
-            let last =
-                crate::schedule::tests::made(1).map(|made| mainstay_model::vault::BackupMade { corrupt, ..made });
-            let beside = Beside { backup: BackupState { last, ..BackupState::default() }, ..Beside::default() };
-            let found = merge(&spec(), String::new(), &BTreeMap::new(), &beside).problems;
-            found.into_iter().find(|problem| problem.name == "backup-corrupt")
-        };
-        assert_eq!(told(0), None);
-        let damaged = told(3).unwrap();
-        assert_eq!(damaged.severity, "critical");
-        assert!(damaged.evidence.contains("holds 3 damaged blocks"), "{}", damaged.evidence);
     }
 }

@@ -27,7 +27,7 @@ pub(crate) struct Failure {
 
 impl Failure {
     fn new(status: u8, error: impl Into<String>) -> Self {
-        Self { status, error: error.into(), hint: None }
+        Self { status, error: visible(&error.into()), hint: None }
     }
 
     /// It failed.
@@ -57,7 +57,7 @@ impl Failure {
 
     /// Adds what to do next.
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
+        self.hint = Some(visible(&hint.into()));
         self
     }
 
@@ -74,6 +74,19 @@ impl Failure {
             output::errline(&format!("{} {}", output::paint_error(output::Colour::Cyan, "next:"), indent(hint)));
         }
     }
+}
+
+/// Names of files, and what others answer, may hold anything: no character of it commands the terminal. Lines stay lines.
+fn visible(text: &str) -> String {
+    let hidden = |c: char| c.is_control() && c != '\n';
+    text.chars().fold(String::with_capacity(text.len()), |mut shown, c| {
+        if hidden(c) {
+            shown.extend(c.escape_default())
+        } else {
+            shown.push(c)
+        }
+        shown
+    })
 }
 
 /// Further lines stand under the first one.
@@ -104,6 +117,13 @@ impl From<anyhow::Error> for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_that_is_said_commands_the_terminal() {
+        let failure = Failure::usage("no \u{1b}[2Jfile\r\u{9b}m:\nline 2: größer").hint("rm a\u{7}b");
+        assert_eq!(failure.error, "no \\u{1b}[2Jfile\\r\\u{9b}m:\nline 2: größer");
+        assert_eq!(failure.hint.as_deref(), Some("rm a\\u{7}b"));
+    }
 
     #[test]
     fn a_cause_is_not_said_twice() {

@@ -31,6 +31,15 @@ pub(crate) fn credentials(target: &Target) -> Outcome<Arc<Credentials>> {
     })
 }
 
+/// Does what was named serve? A command that can do without asking goes on when nothing was named, but whoever named a certificate wants its
+/// cluster asked: an answer without would be another one than it looks.
+///
+/// # Errors
+/// As [`credentials`], if one was named.
+pub(crate) fn check_named(target: &Target) -> Outcome {
+    if target.identity.is_some() { credentials(target).map(drop) } else { Ok(()) }
+}
+
 /// Those next to the file: an administrator's, else an operator's, else a reader's; on a node's host without any, the node's own, which may
 /// look. What is there but closed to this user is passed over for the next, as long as there is a next.
 fn beside(target: &Target) -> Papers {

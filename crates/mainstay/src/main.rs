@@ -10,6 +10,7 @@ mod cli_plan;
 mod client;
 mod commands;
 mod failure;
+mod given;
 mod host;
 mod identity;
 mod local;
@@ -41,10 +42,13 @@ fn main() -> ExitCode {
 /// Done is only what could also be said: a result that a full disk swallowed is none.
 fn told() -> ExitCode {
     let Some(why) = output::unwritten() else { return ExitCode::SUCCESS };
+    mute(why).print();
+    ExitCode::from(failure::FAILED)
+}
+
+fn mute(why: &str) -> Failure {
     Failure::failed(format!("standard output can not be written: {why}"))
         .hint("what was asked is done; its result was not shown")
-        .print();
-    ExitCode::from(failure::FAILED)
 }
 
 /// Help and version go to standard output and are no failure; a wrong command line is, with one object if `--json` was there.
@@ -73,6 +77,10 @@ fn wrong_line(text: &str) -> Failure {
 
 fn report(failure: &Failure, json: bool) -> ExitCode {
     if failure.is_said() {
+        // What it said may have gone nowhere.
+        if let Some(why) = output::unwritten() {
+            mute(why).print();
+        }
         return ExitCode::from(failure.status);
     }
     failure.print();

@@ -2,7 +2,8 @@
 //! place: `main`, or the only cluster there.
 
 use crate::cli::Which;
-use crate::failure::{Failure, Outcome};
+use crate::failure::{FAILED, Failure, Outcome};
+use crate::given;
 use mainstay_model::layout::ClusterLayout;
 use mainstay_model::spec::Spec;
 use std::path::{Path, PathBuf};
@@ -81,7 +82,7 @@ fn standard_config(name: Option<&str>) -> Outcome<PathBuf> {
 
 /// Which cluster a file describes, if it can be read.
 fn cluster_of(path: &Path) -> Option<String> {
-    let text = std::fs::read_to_string(path).ok()?;
+    let text = given::text(path).ok()?;
     let spec = mainstay_model::config::parse(&text, crate::local::engine::owned_parameters()).ok()?;
     Some(spec.cluster.name.to_string())
 }
@@ -150,16 +151,24 @@ impl Target {
     /// # Errors
     /// When there is none, its file can not be read, or holds mistakes.
     pub(crate) fn find(which: &Which) -> Outcome<Target> {
+        let mut named = true;
         let config = match (&which.dir, &which.config, &which.name) {
             (Some(dir), _, _) => ClusterLayout::new(absolute(dir)?).config(),
             (_, Some(config), _) => absolute(config)?,
             (_, _, Some(name)) => standard_config(Some(name.as_str()))?,
             _ => match std::env::var_os("MAINSTAY_CONFIG").filter(|value| !value.is_empty()) {
                 Some(config) => absolute(Path::new(&config))?,
-                None => standard_config(None)?,
+                None => {
+                    named = false;
+                    standard_config(None)?
+                }
             },
         };
-        let mut target = Self::read(&config)?;
+        let mut target = Self::read(&config).map_err(|failure| match named || config.exists() {
+            true => failure,
+            // Nothing that was typed is wrong.
+            false => Failure { status: FAILED, ..failure },
+        })?;
         target.identity = which.identity.as_deref().map(absolute).transpose()?;
         Ok(target)
     }
@@ -169,23 +178,32 @@ impl Target {
     /// # Errors
     /// When it can not be read, or holds mistakes.
     pub(crate) fn read(config: &Path) -> Outcome<Target> {
-        let text = std::fs::read_to_string(config).map_err(|error| no_file(config, &error))?;
+        Self::with_text(config).map(|(target, _)| target)
+    }
+
+    /// The same, with the text that was read.
+    ///
+    /// # Errors
+    /// As [`Target::read`].
+    pub(crate) fn with_text(config: &Path) -> Outcome<(Target, String)> {
+        let text = given::text(config).map_err(|error| no_file(config, &error))?;
         let spec = mainstay_model::config::parse(&text, crate::local::engine::owned_parameters())
             .map_err(|error| Failure::usage(format!("{} holds mistakes:\n{error}", config.display())))?;
         let dir = config.parent().unwrap_or(Path::new("/"));
-        Ok(Target { config: config.to_owned(), spec, layout: ClusterLayout::new(dir), identity: None })
+        let target = Target { config: config.to_owned(), spec, layout: ClusterLayout::new(dir), identity: None };
+        Ok((target, text))
     }
 }
 
 fn no_file(config: &Path, error: &std::io::Error) -> Failure {
     let name = config.display();
     match error.kind() {
-        std::io::ErrorKind::NotFound => Failure::failed(format!("there is no cluster: {name} does not exist"))
+        std::io::ErrorKind::NotFound => Failure::usage(format!("there is no cluster: {name} does not exist"))
             .hint("copy the file of the cluster from one of its hosts, or say where it is with --config, --dir or MAINSTAY_CONFIG; \
                    `mainstay up` makes a cluster on this machine"),
         std::io::ErrorKind::PermissionDenied => Failure::failed(format!("{name} can not be read: {error}"))
             .hint("run it as the user that owns the cluster (root, if root made it)"),
-        _ => Failure::failed(format!("{name} can not be read: {error}")),
+        _ => given::unreadable(error, format!("{name} can not be read: {error}")),
     }
 }
 

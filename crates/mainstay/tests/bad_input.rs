@@ -105,15 +105,15 @@ const FILES: &[Row] = &[
         "no cluster",
         nothing,
         "status --dir {}/none",
-        1,
+        2,
         &["there is no cluster", "{}/none/mainstay.toml", "mainstay up"],
     ),
-    row("no file", nothing, "failover --config {}/x.toml", 1, &["there is no cluster", "{}/x.toml", "--config"]),
+    row("no file", nothing, "failover --config {}/x.toml", 2, &["there is no cluster", "{}/x.toml", "--config"]),
     row(
         "no file to apply",
         nothing,
         "apply --file {}/x.toml --check",
-        1,
+        2,
         &["there is no cluster", "{}/x.toml", "--file"],
     ),
     row(
@@ -126,12 +126,45 @@ const FILES: &[Row] = &[
         2,
         &["it is no plan of ours", "mainstay plan --json"],
     ),
-    row("a directory instead of a file", good, "status --config {}", 1, &["can not be read", "Is a directory"]),
+    row("a directory instead of a file", good, "status --config {}", 2, &["can not be read", "Is a directory"]),
+    row("a file that never ends", nothing, "status --config /dev/zero", 2, &["/dev/zero", "larger than 16 MiB"]),
+    row("a file to apply that never ends", good, "set --file /dev/zero --dir {}", 2, &["larger than 16 MiB"]),
+    row(
+        "a plan that never ends",
+        good,
+        "apply --file {}/mainstay.toml --plan /dev/zero --check",
+        2,
+        &["--plan /dev/zero: it is larger than 16 MiB"],
+    ),
+    row(
+        "a program that never ends",
+        good,
+        "apply --file {}/mainstay.toml --program /dev/zero --check",
+        2,
+        &["the program /dev/zero: it is no file"],
+    ),
+    row(
+        "no settings of ssh",
+        good,
+        "apply --file {}/mainstay.toml --ssh-config {}/x --check",
+        2,
+        &["--ssh-config {}/x"],
+    ),
+    row("no runbook", good, "doctor --no-write --runbook {}/x.md --dir {}", 2, &["--runbook {}/x.md"]),
+    row("no key", good, "backups --repository {}/r --key-file {}/x", 2, &["--key-file {}/x"]),
+    row(
+        "no token",
+        good,
+        "join --config {}/mainstay.toml --operator ann --token {}/x --at 127.0.0.1:1",
+        2,
+        &["can not be read from {}/x"],
+    ),
+    row("no bundle", good, "join --config {}/mainstay.toml --operator ann --bundle {}/x", 2, &["read {}/x/"]),
     row(
         "no text",
         |home| std::fs::write(home.at("mainstay.toml"), [0xff, 0xfe]).unwrap(),
         "status --dir {}",
-        1,
+        2,
         &["can not be read", "UTF-8"],
     ),
     row("no TOML", |home| home.file("[proxy\n"), "status --dir {}", 2, &["holds mistakes", "line 11"]),
@@ -265,6 +298,26 @@ const PAPERS: &[Row] = &[
         2,
         &["there is no {}/ann.crt", "NAME.key"],
     ),
+    // What could go on without asking does so only if nothing was named.
+    row(
+        "a doctor with a certificate that is none",
+        good,
+        "doctor --no-write --dir {} --identity {}/ann",
+        2,
+        &["no {}/ann.crt"],
+    ),
+    row("a runbook with a certificate that is none", good, "runbook --dir {} --identity {}/ann", 2, &["no {}/ann.crt"]),
+    row(
+        "a runbook with another cluster's certificate",
+        |home| {
+            home.file("");
+            home.papers("bills", "ann");
+        },
+        "runbook --dir {} --identity {}/pki/ann",
+        1,
+        &["mainstay://bills/admin/ann is not of the cluster orders"],
+    ),
+    row("backups with a certificate that is none", good, "backups --dir {} --identity {}/ann", 2, &["no {}/ann.crt"]),
     row(
         "a directory without certificates",
         good,
@@ -338,7 +391,7 @@ const PAPERS: &[Row] = &[
 
 /// Wrong wishes that are known without any agent.
 const WISHES: &[Row] = &[
-    row("a doctor without a cluster", nothing, "doctor --dir {}", 1, &["there is no cluster", "--config"]),
+    row("a doctor without a cluster", nothing, "doctor --dir {}", 2, &["there is no cluster", "--config"]),
     row(
         "a doctor for a node that is none",
         good,

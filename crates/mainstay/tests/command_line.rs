@@ -74,13 +74,15 @@ fn what_can_not_be_said_is_not_done() {
     };
     let file = home.path().join("mainstay.toml");
     let file = file.to_str().unwrap();
-    assert_eq!(status(&run(home.path(), &["init", "--file", file, "--host", "192.0.2.1", "--yes"])), 0);
+    assert_eq!(status(&run(home.path(), &["init", "--file", file, "--host", "127.0.0.1", "--yes"])), 0);
     for arguments in [
         &["--version"][..],
         &["up", "--help"],
         &["completions", "bash"],
         &["plan", "--offline", "--config", file],
         &["plan", "--offline", "--config", file, "--json"],
+        // It fails in any case on a host that is not ready; that nothing of it was seen must be said.
+        &["doctor", "--no-write", "--config", file],
     ] {
         let output = full(arguments);
         assert_eq!(status(&output), 1, "{arguments:?}");
@@ -177,12 +179,22 @@ fn without_a_cluster_every_verb_says_so() {
         let mut arguments = verb.to_vec();
         arguments.extend(["--dir", dir.to_str().unwrap(), "--json"]);
         let output = run(home.path(), &arguments);
-        assert_eq!(status(&output), 1, "{verb:?}");
+        assert_eq!(status(&output), 2, "{verb:?}");
         let object = last_object(&output);
         assert!(object["error"].as_str().unwrap().contains("there is no cluster"), "{verb:?}: {object}");
         assert!(object["hint"].as_str().is_some(), "{verb:?}: {object}");
     }
     assert!(!dir.exists());
+    // Where nothing was named, nothing is wrong with the command line.
+    assert_eq!(status(&run(home.path(), &["status"])), 1);
+}
+
+#[test]
+fn a_name_commands_no_terminal() {
+    let home = home();
+    let said = stderr(&run(home.path(), &["status", "--config", "a\u{1b}[2Jb\u{9b}.toml"]));
+    assert!(said.contains("a\\u{1b}[2Jb\\u{9b}.toml"), "{said:?}");
+    assert!(!said.chars().any(|c| c.is_control() && c != '\n'), "{said:?}");
 }
 
 #[test]

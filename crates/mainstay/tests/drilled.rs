@@ -91,7 +91,10 @@ fn wrong_from_the_beginning(cluster: &Cluster, place: &Path) {
             refused(cluster, &[&["drill", "kill-server", "--page", page], dry].concat(), 2, words);
         };
         at(place.to_str().unwrap(), "it is a directory");
-        at("/proc/drill.html", "can not be written there");
+        // Not tried out where nothing may be changed; root may write anywhere, as far as the mode tells.
+        if dry.is_empty() {
+            at("/proc/drill.html", "can not be written there");
+        }
         let node = cluster.dir.join("nodes/db1/agent/node.crt");
         let identity = place.join("node");
         for kind in ["crt", "key"] {

@@ -117,3 +117,26 @@ fn what_is_not_patronis_is_refused_and_nothing_is_written() {
     let nowhere = mainstay(dir.path(), &[&ALL[..], &["--output", "none/made.toml"]].concat());
     assert!(nowhere.status.code() == Some(1) && err(&nowhere).contains("can not be written"), "{}", err(&nowhere));
 }
+
+/// Half a file would be read as one, or stand in the way of the next attempt.
+#[test]
+fn a_full_disk_leaves_no_half_file() {
+    let dir = tempfile::tempdir().unwrap();
+    files(dir.path());
+    let (program, before) = (env!("CARGO_BIN_EXE_mainstay"), std::fs::read_dir(dir.path()).unwrap().count());
+    let init = ["init", "--host", "192.0.2.1", "--yes", "--file", "mainstay.toml"];
+    for arguments in [&[&ALL[..], &["--output", "mainstay.toml"]].concat()[..], &init] {
+        // Not one byte fits into a file.
+        let made = Command::new("sh")
+            .args(["-c", "trap '' XFSZ; ulimit -f 0; exec \"$0\" \"$@\"", program])
+            .args(arguments)
+            .current_dir(dir.path())
+            .env_clear()
+            .stdin(Stdio::null())
+            .output();
+        let made = made.unwrap();
+        assert_eq!(made.status.code(), Some(1), "{arguments:?}: {}", err(&made));
+        assert!(err(&made).contains("mainstay.toml can not be written"), "{}", err(&made));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), before, "{arguments:?}");
+    }
+}

@@ -169,7 +169,7 @@ fn a_token_takes_its_host_in_once_and_nobody_else() {
     let (token, other) = (hosts.token(&["db2"]), hosts.token(&["db3"]));
     let at = "127.0.0.1:1";
     hosts.refused("host", &["join", "--node", "db2", "--token", &token, "--at", at], 2, "not the token itself");
-    hosts.refused("host", &["join", "--node", "db2", "--token", "/none", "--at", at], 1, "can not be read from /none");
+    hosts.refused("host", &["join", "--node", "db2", "--token", "/none", "--at", at], 2, "can not be read from /none");
     hosts.refused("host", &["join", "--node", "db2", "--token", &hosts.kept(&token), "--at", at], 1, "refused");
     let serving = hosts.serve();
     let join = |node: &'static str, token: &str, more: &[&str]| -> Vec<String> {
@@ -240,7 +240,7 @@ fn a_bundle_serves_its_node_only_and_renewal_is_asked_for() {
     hosts.refused("authority", &["pki", "issue", "db1", "--out", first], 1, "is not empty");
     hosts.refused("host", &["join", "--node", "db2", "--bundle", first], 1, "is for node db1");
     hosts.refused("stranger", &["join", "--node", "db1", "--bundle", first], 1, "is of the cluster orders");
-    hosts.refused("host", &["join", "--node", "db1", "--bundle", "/nonexistent"], 1, "/nonexistent");
+    hosts.refused("host", &["join", "--node", "db1", "--bundle", "/nonexistent"], 2, "/nonexistent");
     hosts.done("host", &["join", "--node", "db1", "--bundle", first]);
     let key = || std::fs::read(hosts.path("nodes/db1/agent/node.key")).unwrap();
     let old = key();

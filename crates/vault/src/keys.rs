@@ -147,13 +147,16 @@ impl WriteKey {
     }
 }
 
+/// No file with a key is larger.
+const KEY_BYTES_MAX: u64 = 64 << 10;
+
 /// A file with the secret key, or with the public one alone: then this host writes and does not read.
 pub fn read_file(file: Option<&Path>) -> Result<(Option<SecretKey>, Option<WriteKey>), VaultError> {
     let Some(file) = file else { return Ok((None, None)) };
     let wrong = |error| VaultError::file(file, error);
     let mut open = File::open(file).map_err(wrong)?;
     let mut text = String::new();
-    open.read_to_string(&mut text).map_err(wrong)?;
+    (&mut open).take(KEY_BYTES_MAX).read_to_string(&mut text).map_err(wrong)?;
     if let Ok(writer) = WriteKey::parse(&text) {
         return Ok((None, Some(writer)));
     }

@@ -1,7 +1,8 @@
 //! `mainstay doctor`: what is amiss on this host, and what mends it. Reads and judges; changes nothing.
 
 use crate::cli::{Doctor, Global};
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Failure, Outcome, USAGE};
+use crate::given;
 use crate::host::{Seen, gather};
 use crate::local::machine::nodes_here;
 use crate::output::progress::Progress;
@@ -13,11 +14,7 @@ use mainstay_plan::doctor::facts::{Book, Reading, Stage};
 use mainstay_plan::doctor::{Finding, Severity, amiss, examine};
 use mainstay_plan::stamp::Stamp;
 use serde_json::json;
-use std::io::Read as _;
 use std::path::Path;
-
-/// A runbook is not larger.
-const BOOK_BYTES_MAX: u64 = 16 << 20;
 
 /// One node's findings.
 struct Examined {
@@ -31,11 +28,12 @@ struct Examined {
 /// # Errors
 /// When the file can not be read, no node is on this host, or something must be mended.
 pub(crate) async fn run(options: Doctor, global: Global) -> Outcome {
+    let runbook = options.runbook.as_deref().map(read).transpose()?;
     let mut progress = Progress::new();
     progress.step("ask the cluster");
     let seen = Seen::look(&options.which).await?;
     let nodes = nodes(&seen, &options)?;
-    let book = options.runbook.as_deref().map(|path| book(&seen, path)).transpose()?;
+    let book = runbook.map(|(path, text)| book(&seen, path, text));
     let mut all = Vec::new();
     for node in nodes {
         progress.step(&format!("look at {}", node.name));
@@ -77,18 +75,25 @@ fn nodes(seen: &Seen, options: &Doctor) -> Outcome<Vec<Node>> {
     Ok(here)
 }
 
-/// The runbook, and what it must fit.
-fn book(seen: &Seen, path: &Path) -> Outcome<Book> {
+/// The runbook: where it is, and its text, or why that can not be read.
+fn read(path: &Path) -> Outcome<(String, Reading<String>)> {
     let path = absolute(path)?;
     let shown = path.display().to_string();
-    let read = || -> std::io::Result<String> {
-        let mut text = String::new();
-        std::fs::File::open(&path)?.take(BOOK_BYTES_MAX).read_to_string(&mut text)?;
-        Ok(text)
-    };
-    let made_from: Reading<Option<Stamp>> =
-        read().map(|text| Stamp::find(&text)).map_err(|error| format!("{shown}: {error}"));
-    Ok(Book { path: shown, made_from, now: Stamp::of(&seen.target.spec, seen.generation) })
+    match given::text(&path) {
+        Ok(text) => Ok((shown, Ok(text))),
+        Err(error) => {
+            let why = format!("{shown}: {error}");
+            let failure = given::unreadable(&error, format!("--runbook {why}"));
+            // Of one that is there and closed to this user the findings tell.
+            if failure.status == USAGE { Err(failure) } else { Ok((shown, Err(why))) }
+        }
+    }
+}
+
+/// The runbook, and what it must fit.
+fn book(seen: &Seen, path: String, text: Reading<String>) -> Book {
+    let made_from = text.map(|text| Stamp::find(&text));
+    Book { path, made_from, now: Stamp::of(&seen.target.spec, seen.generation) }
 }
 
 /// How a severity is shown.

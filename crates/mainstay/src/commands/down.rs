@@ -31,8 +31,10 @@ pub(crate) fn run(options: &Down, global: Global) -> Outcome {
                 .hint("remove it with --destroy, or finish it with `mainstay up`"));
         }
         Place::Absent | Place::Empty => {
-            return Err(Failure::failed(format!("there is no cluster in {}", dir.display()))
-                .hint("say which with --dir or --name"));
+            let said = format!("there is no cluster in {}", dir.display());
+            let named = options.dir.is_some() || options.name.is_some();
+            let failure = if named { Failure::usage(said) } else { Failure::failed(said) };
+            return Err(failure.hint("say which with --dir or --name"));
         }
     }
     if options.destroy {

@@ -7,6 +7,7 @@ use crate::cli::{Drill, Global};
 use crate::client::decode;
 use crate::failure::{Failure, Outcome};
 use crate::local::psql::{APP, Address, app_password};
+use crate::output::file::{may_be_written, try_out};
 use crate::output::progress::Progress;
 use crate::output::{self, Colour, confirm, paint};
 use crate::plan::drill::{self, Known, Plan, Wish};
@@ -123,7 +124,7 @@ pub(crate) async fn run(options: Drill, global: Global) -> Outcome {
         records: &records,
         looks: &course.looks,
     });
-    let written = crate::output::page::write(&page_file, &html);
+    let written = output::file::write(&page_file, &html);
     drop(progress);
     report(&Report { course: &course, records: &records, seen: &seen, result: &result, kept, written }, global)
 }
@@ -257,10 +258,9 @@ fn page_file(options: &Drill, kind: DrillKind) -> Outcome<PathBuf> {
         return Err(Failure::usage(format!("--page {}: it is a directory", path.display()))
             .hint("name the page: a file in it; nothing was changed"));
     }
-    let mut trial = path.clone().into_os_string();
-    trial.push(".new");
-    let made = std::fs::File::create(&trial).and_then(|_| std::fs::remove_file(&trial));
-    made.map_err(|error| {
+    // A dry run changes nothing, not even for a moment.
+    let can = if options.dry_run { may_be_written(&path) } else { try_out(&path) };
+    can.map_err(|error| {
         Failure::usage(format!("--page {}: it can not be written there: {error}", path.display()))
             .hint("name another place with --page FILE; nothing was changed")
     })?;

@@ -4,17 +4,14 @@
 use crate::cli::{Global, Import, ImportFrom, ImportPatroni};
 use crate::failure::{Failure, Outcome};
 use crate::local::engine::owned_parameters;
+use crate::output::file::{is_there, write_new_spec};
 use crate::output::table::wrap;
 use crate::output::{self, Colour, paint, paint_error};
 use crate::target::absolute;
 use mainstay_model::config::{parse, render};
 use mainstay_plan::patroni::{Entry, Fate, Imported, Source, import};
 use serde_json::json;
-use std::io::{Read as _, Write as _};
 use std::path::Path;
-
-/// A configuration is not larger.
-const FILE_BYTES_MAX: u64 = 4 << 20;
 
 /// Runs the command.
 ///
@@ -44,14 +41,10 @@ fn patroni(options: &ImportPatroni, global: Global) -> Outcome {
     parse(&text, owned_parameters())
         .map_err(|error| Failure::failed(format!("the file would not be read: {error}")))?;
     if let Some(path) = &output {
-        write(path, &text)?;
+        write_new_spec(path, &text)?;
     }
     report(&made, &text, output.as_deref(), global);
     Ok(())
-}
-
-fn is_there(path: &Path) -> Failure {
-    Failure::not_now(format!("{} is there already", path.display())).hint("nothing was changed; say another file")
 }
 
 /// A file's name as it was given, and what it holds.
@@ -61,22 +54,8 @@ fn read(path: &Path) -> Outcome<(String, String)> {
     if path.is_dir() {
         return Err(wrong("it is a directory".to_owned()).hint("name the files in it, one for each node"));
     }
-    let file = std::fs::File::open(path).map_err(|error| wrong(error.to_string()))?;
-    let mut text = String::new();
-    file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(|error| wrong(error.to_string()))?;
-    if text.len() as u64 > FILE_BYTES_MAX {
-        return Err(wrong(format!("it is larger than {} MiB", FILE_BYTES_MAX >> 20)));
-    }
+    let text = crate::given::text(path).map_err(|error| wrong(error.to_string()))?;
     Ok((shown, text))
-}
-
-fn write(path: &Path, text: &str) -> Outcome {
-    let failed = |error: std::io::Error| match error.kind() {
-        std::io::ErrorKind::AlreadyExists => is_there(path),
-        _ => Failure::failed(format!("{} can not be written: {error}", path.display())),
-    };
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).open(path).map_err(failed)?;
-    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)
 }
 
 fn report(made: &Imported, text: &str, output: Option<&Path>, global: Global) {

@@ -4,7 +4,7 @@
 use crate::cli::{Global, Init};
 use crate::failure::{Failure, Outcome};
 use crate::local::engine::owned_parameters;
-use crate::output;
+use crate::output::{self, file::write_new_spec};
 use crate::target::absolute;
 use mainstay_model::config::{parse, render};
 use mainstay_model::config_reference::{default_of, find};
@@ -73,9 +73,7 @@ pub(crate) fn run(options: &Init, global: Global) -> Outcome {
     // What is written must be what is read.
     parse(&text, owned_parameters())
         .map_err(|error| Failure::failed(format!("the file would not be read: {error}")))?;
-    let failed = |error: std::io::Error| Failure::failed(format!("{} can not be written: {error}", path.display()));
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).open(&path).map_err(failed)?;
-    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
+    write_new_spec(&path, &text)?;
     if global.json {
         output::object(
             &json!({ "file": path.display().to_string(), "nodes": spec.nodes.len(), "cluster": spec.cluster.name }),

@@ -5,6 +5,7 @@ use super::pki::{BUNDLE_FILE, Bundle, bundle_place, moment};
 use crate::cli::Global;
 use crate::cli_keys::Join;
 use crate::failure::{Failure, Outcome};
+use crate::given;
 use crate::local::keys::{Material, Member, Wanted, net, write_all};
 use crate::local::user::{self, User};
 use crate::local::{node_dir, place};
@@ -197,15 +198,15 @@ fn typed(place: &str, over_pipe: bool) -> Outcome<String> {
         std::fs::File::open(place).and_then(|file| file.take(TYPED_BYTES_MAX).read_to_string(&mut text))
     };
     read.map_err(|error| {
-        Failure::failed(format!("the token can not be read from {place}: {error}"))
+        given::unreadable(&error, format!("the token can not be read from {place}: {error}"))
             .hint("name the file that holds the line that `mainstay pki issue` printed, or `-` for standard input")
     })?;
     Ok(text)
 }
 
 fn read(path: &Path) -> Outcome<String> {
-    std::fs::read_to_string(path).map_err(|error| {
-        Failure::failed(format!("read {}: {error}", path.display()))
+    given::text(path).map_err(|error| {
+        given::unreadable(&error, format!("read {}: {error}", path.display()))
             .hint("name the whole directory that `mainstay pki issue --out` wrote; nothing was changed")
     })
 }

@@ -175,6 +175,7 @@ async fn remove(options: NodeRemove, global: Global) -> Outcome {
     checked(&spec)?;
     let status = session.status().await?;
     not_primary(status.cluster.primary.as_ref(), &options.node, "removed")?;
+    super::set::first_copy(&session, &before, &spec).await?;
     session.in_force()?;
     let mut progress = Progress::new();
     say_shapes(&progress, &before, &spec);

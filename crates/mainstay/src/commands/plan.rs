@@ -5,7 +5,7 @@ use crate::cli::{Global, Plan};
 use crate::failure::{Failure, Outcome};
 use crate::local::engine::owned_parameters;
 use crate::local::machine::measure;
-use crate::output::page::write_all;
+use crate::output::file::write_all;
 use crate::output::progress::Progress;
 use crate::output::table::wrap;
 use crate::output::{self, Colour, paint};
@@ -80,7 +80,7 @@ pub(crate) fn today() -> Day {
 /// Reads the file, looks at this host, and asks the cluster, unless `offline`.
 ///
 /// # Errors
-/// When there is no file, or it holds mistakes.
+/// When there is no file, it holds mistakes, or a certificate was named that can not be used.
 pub(crate) async fn gather(
     which: &crate::cli::Which,
     basis: Basis,
@@ -88,6 +88,9 @@ pub(crate) async fn gather(
     progress: &mut Progress,
 ) -> Outcome<Gathered> {
     let mut target = Target::find(which)?;
+    if !offline {
+        crate::identity::check_named(&target)?;
+    }
     let today = today();
     let told = if offline { None } else { ask(which, &target.spec, today, progress).await };
     let running = told.map(|(in_force, mut running)| {

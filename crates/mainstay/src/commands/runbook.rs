@@ -5,7 +5,7 @@ use super::plan::{Basis, gather};
 use crate::cli::{Global, Runbook, Which};
 use crate::failure::Outcome;
 use crate::output;
-use crate::output::page::write_all;
+use crate::output::file::write_all;
 use crate::output::progress::Progress;
 use crate::session::Session;
 use mainstay_model::api::RunbookWish;

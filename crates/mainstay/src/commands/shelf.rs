@@ -2,6 +2,7 @@
 
 use crate::cli::Shelf as Options;
 use crate::failure::{Failure, Outcome};
+use crate::given;
 use crate::session::Session;
 use crate::target::{Target, absolute};
 use mainstay_model::SystemId;
@@ -55,6 +56,7 @@ impl Shelf {
     /// # Errors
     /// When there is no repository, this host does not reach it, or it can not be read with this key.
     pub(crate) async fn open(options: &Options) -> Outcome<Shelf> {
+        given::check("--key-file", options.key_file.as_deref())?;
         let (session, spec) = if options.repository.is_some() { (None, None) } else { cluster(options).await? };
         let vault = spec.as_ref().map(|spec| spec.vault.clone()).unwrap_or_default();
         let named = |path: &Option<PathBuf>| path.as_deref().map(absolute).transpose();
@@ -81,6 +83,7 @@ impl Shelf {
 /// The cluster, as its agents say, or its file alone.
 async fn cluster(options: &Options) -> Outcome<(Option<Session>, Option<Spec>)> {
     let target = Target::find(&options.which)?;
+    crate::identity::check_named(&target)?;
     match Session::open(&options.which).await {
         Ok(session) => {
             let spec = session.spec().clone();

@@ -48,9 +48,11 @@ impl Seen {
     /// Reads the file, and asks the agents for the specification in force, if there is a certificate to ask with.
     ///
     /// # Errors
-    /// When there is no such file, or it holds mistakes.
+    /// When there is no such file, it holds mistakes, or a certificate was named that can not be used.
     pub(crate) async fn look(which: &crate::cli::Which) -> crate::failure::Outcome<Seen> {
-        Ok(Self::of(Target::find(which)?).await)
+        let target = Target::find(which)?;
+        crate::identity::check_named(&target)?;
+        Ok(Self::of(target).await)
     }
 
     /// The same for a file that has been read, also one that is not on this host yet.

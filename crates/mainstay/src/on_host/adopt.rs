@@ -35,7 +35,7 @@ pub(crate) struct Bring {
     /// To which node.
     pub(crate) task: Task,
     /// The identity of the data, as they were looked at.
-    pub(crate) system: String,
+    pub(crate) system: SystemId,
     /// How much of it.
     pub(crate) part: Part,
 }
@@ -47,6 +47,8 @@ pub(crate) enum Part {
     /// All of it.
     #[default]
     Whole,
+    /// A standby is looked at once more, and has little left to write: nobody waits yet.
+    Ready,
     /// The primary is stopped.
     Stop,
     /// It was: its data are moved.
@@ -57,7 +59,12 @@ pub(crate) enum Part {
 
 impl Part {
     fn of_standby(self) -> bool {
-        self == Part::Standby
+        matches!(self, Part::Ready | Part::Standby)
+    }
+
+    /// How long the server may take to stop. Clients wait while a standby does: it is left to itself rather than that they wait for long.
+    fn stop(self) -> Duration {
+        if self.of_standby() { STOP / 10 } else { STOP }
     }
 
     /// In the words of `pg_controldata`.
@@ -98,10 +105,14 @@ pub(crate) async fn bring(bring: &Bring) -> Outcome<Value> {
     let major = version.trim().parse().unwrap_or(0);
     let (node, part) = (node.name.clone(), bring.part);
     let places = Places { node, spec: target.spec.clone(), layout, directory, major, part };
-    places.check(&bring.system).await?;
+    places.check(bring.system).await?;
     places.movable()?;
     places.alone()?;
-    let fresh = places.note(&bring.system).await?;
+    if part == Part::Ready {
+        places.checkpoint().await;
+        return Ok(json!({ "adopted": false, "ready": true }));
+    }
+    let fresh = places.note(bring.system).await?;
     let interrupted = !fresh && postmaster(&places.directory).is_none();
     let ready = places.ready(fresh).await;
     // An earlier run has stopped it: how it comes back is to be said.
@@ -110,17 +121,17 @@ pub(crate) async fn bring(bring: &Bring) -> Outcome<Value> {
     if part == Part::Stop {
         return Ok(json!({ "adopted": false, "stopped": pid }));
     }
-    places.rename(&bring.system).await.map_err(|failure| places.back(failure))?;
+    places.rename(bring.system).await.map_err(|failure| places.back(failure))?;
     Ok(json!({ "adopted": true, "stopped": pid }))
 }
 
 impl Places {
     /// The data must be those that were looked at.
-    async fn check(&self, system: &str) -> Outcome {
+    async fn check(&self, system: SystemId) -> Outcome {
         let shown = self.directory.display();
         let control = control(&self.spec, &self.directory, self.major).await;
         let control = control.map_err(|why| Failure::failed(format!("{shown}: {why}")).hint("nothing was touched"))?;
-        let before = noted(&self.layout).map(|noted| noted.system.to_string());
+        let before = noted(&self.layout).map(|noted| noted.system);
         if control.system != system || before.is_some_and(|before| before != system) {
             let what = format!(
                 "{shown} holds other data than those that were looked at (system identifier {})",
@@ -187,11 +198,10 @@ impl Places {
     }
 
     /// What is done from here on can be undone by what stands there. Was it noted only now?
-    async fn note(&self, system: &str) -> Outcome<bool> {
+    async fn note(&self, system: SystemId) -> Outcome<bool> {
         if noted(&self.layout).is_some() {
             return Ok(false);
         }
-        let system = system.parse().map_err(|_| Failure::usage(format!("{system:?} is no system identifier")))?;
         let start_conf = start_conf(&self.directory).and_then(|path| {
             let said = std::fs::read_to_string(&path).ok()?;
             Some((path, said))
@@ -202,7 +212,7 @@ impl Places {
         };
         let adoption = Adoption {
             directory: self.directory.clone(),
-            system: SystemId(system),
+            system,
             enabled: match &unit {
                 Some(unit) => is_enabled(unit).await,
                 None => false,
@@ -222,7 +232,7 @@ impl Places {
             // Its primary has ended, for which all that follows was waited for.
             Part::Standby => return Ok(()),
             Part::Move => return self.until_claimed(false).await,
-            Part::Whole | Part::Stop => {}
+            Part::Whole | Part::Stop | Part::Ready => {}
         }
         self.until_claimed(fresh).await?;
         if postmaster(&self.directory).is_some() {
@@ -264,14 +274,14 @@ impl Places {
             (Some(pid), None) => self.interrupt(pid)?,
             (None, _) => {}
         }
-        let until = Instant::now() + STOP;
+        let until = Instant::now() + self.part.stop();
         while postmaster(&self.directory).is_some() || !at_work(&self.directory).is_empty() {
             if Instant::now() >= until {
                 let left = at_work(&self.directory);
                 let what = format!(
                     "the server of {} has not ended after {} s (processes {left:?})",
                     self.directory.display(),
-                    STOP.as_secs()
+                    self.part.stop().as_secs()
                 );
                 return Err(Failure::failed(what)
                     .hint("it was told to stop, and nothing was moved; see its log for what it waits for"));
@@ -301,7 +311,7 @@ impl Places {
     }
 
     /// The one step: before it everything is as it was, after it the data are the node's.
-    async fn rename(&self, system: &str) -> Outcome {
+    async fn rename(&self, system: SystemId) -> Outcome {
         let shown = self.directory.display();
         let control = control(&self.spec, &self.directory, self.major)
             .await

@@ -3,6 +3,7 @@
 use super::around::{mounts, strangers, working_in};
 use crate::host::system::running;
 use crate::local::user;
+use mainstay_model::SystemId;
 use mainstay_model::adoption::Adoption;
 use mainstay_model::layout::NodeLayout;
 use mainstay_model::record::Durable;
@@ -72,7 +73,7 @@ pub(super) async fn look(spec: &Spec, node: &Node, layout: &NodeLayout) -> Optio
     let mut existing = Existing { directory: directory.display().to_string(), ..Existing::default() };
     if let Some(noted) = noted(layout) {
         existing.undo = noted.undo();
-        existing.noted = Some(noted.system.to_string());
+        existing.noted = Some(noted.system);
     }
     existing.no_data = no_data(directory);
     if existing.no_data.is_none() {
@@ -95,7 +96,7 @@ fn unnamed(layout: &NodeLayout) -> Option<Adopt> {
     let noted = noted(layout);
     let place = match &noted {
         // A standby's that were of no use as a copy stay there: the cluster has that server's data.
-        Some(noted) if identity(layout).is_some_and(|known| known == noted.system.to_string()) => return None,
+        Some(noted) if identity(layout).is_some_and(|known| known == noted.system) => return None,
         _ if layout.adopted().exists() => layout.adopted(),
         Some(_) if identity(layout).is_some() => return None,
         Some(_) if is_database(&layout.data()) => layout.data(),
@@ -107,9 +108,9 @@ fn unnamed(layout: &NodeLayout) -> Option<Adopt> {
 }
 
 /// The identity of the cluster's data, as far as this node has heard of it.
-pub(super) fn identity(layout: &NodeLayout) -> Option<String> {
+pub(super) fn identity(layout: &NodeLayout) -> Option<SystemId> {
     let text = std::fs::read_to_string(layout.durable()).ok()?;
-    serde_json::from_str::<Durable>(&text).ok()?.system.map(|system| system.to_string())
+    serde_json::from_str::<Durable>(&text).ok()?.system
 }
 
 /// Where the data are to lie, if something lies there.
@@ -164,7 +165,7 @@ async fn on_disk(spec: &Spec, directory: &Path, layout: &NodeLayout, existing: &
     existing.occupied = occupied(layout);
     existing.standby = ["standby.signal", "recovery.signal"].iter().any(|name| directory.join(name).exists());
     if let Ok(control) = control(spec, directory, existing.major).await {
-        existing.system = control.system;
+        existing.system = Some(control.system);
         existing.state = control.state;
         existing.checksums = control.checksums;
     }
@@ -203,24 +204,31 @@ pub(super) fn links(directory: &Path) -> Vec<(String, String)> {
 
 /// What counts of a control file.
 pub(super) struct Control {
-    pub(super) system: String,
+    pub(super) system: SystemId,
     pub(super) state: String,
     checksums: bool,
+}
+
+impl Control {
+    /// Reads what `pg_controldata` prints.
+    fn parse(text: &str) -> Result<Control, String> {
+        let value = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            line.map(str::trim).ok_or_else(|| format!("pg_controldata does not say its {name}"))
+        };
+        let system = value("Database system identifier")?;
+        Ok(Control {
+            system: SystemId(system.parse().map_err(|_| format!("{system:?} is no system identifier"))?),
+            state: value("Database cluster state")?.to_owned(),
+            checksums: value("Data page checksum version")? != "0",
+        })
+    }
 }
 
 /// Reads it with the program of its version.
 pub(super) async fn control(spec: &Spec, directory: &Path, major: u64) -> Result<Control, String> {
     let program = program(spec, major, "pg_controldata")?;
-    let text = said(tokio::process::Command::new(program).arg("-D").arg(directory)).await?;
-    let value = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        line.map(|value| value.trim().to_owned()).ok_or_else(|| format!("pg_controldata does not say its {name}"))
-    };
-    Ok(Control {
-        system: value("Database system identifier")?,
-        state: value("Database cluster state")?,
-        checksums: value("Data page checksum version")? != "0",
-    })
+    Control::parse(&said(tokio::process::Command::new(program).arg("-D").arg(directory)).await?)
 }
 
 /// A program of this version of the distribution's, or of the ones that the file names.
@@ -398,6 +406,20 @@ mod tests {
         std::fs::write(cluster.join("postgresql.conf"), conf).unwrap();
         assert_eq!(start_conf_in(&all, &data), Some(cluster.join("start.conf")));
         assert_eq!(start_conf_in(&all, &root), None);
+    }
+
+    #[test]
+    fn what_a_control_file_says_is_read_whole_or_not() {
+        let text = "Database system identifier:           7577001\nDatabase cluster state:               shut down in recovery\n\
+                    Data page checksum version:           0\n";
+        let control = Control::parse(text).unwrap();
+        assert_eq!(
+            (control.system, control.state.as_str(), control.checksums),
+            (SystemId(7_577_001), "shut down in recovery", false)
+        );
+        let refused = |text: &str| Control::parse(text).map(|control| control.state).unwrap_err();
+        assert!(refused(&text.replace("7577001", "many")).contains("no system identifier"));
+        assert!(refused(&text.replace("cluster state", "state")).contains("does not say its Database cluster state"));
     }
 
     #[test]

@@ -3,8 +3,8 @@
 //! A closed pipe (`mainstay status | head -1`) is no error: what can not be written is dropped. Any other trouble with standard output is
 //! remembered, and makes the command fail at its end ([`unwritten`]).
 
+pub(crate) mod file;
 pub(crate) mod lines;
-pub(crate) mod page;
 pub(crate) mod progress;
 pub(crate) mod table;
 

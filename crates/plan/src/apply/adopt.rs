@@ -19,7 +19,7 @@ use carried::breaks;
 use mainstay_model::config::quoted as toml;
 use mainstay_model::shell::quote;
 use mainstay_model::spec::{Node, Spec};
-use mainstay_model::{Durability, NodeId};
+use mainstay_model::{Durability, NodeId, SystemId};
 use serde::{Deserialize, Serialize};
 
 /// The pace at which a copy is made, as a guess that is told as one.
@@ -73,10 +73,10 @@ pub struct Existing {
     pub directory: String,
     /// Why that is no directory with a database: not there, a link, something else.
     pub no_data: Option<String>,
-    /// Its identity.
-    pub system: String,
+    /// Its identity; `None`: its control file can not be read.
+    pub system: Option<SystemId>,
     /// An adoption that was interrupted has noted this identity.
-    pub noted: Option<String>,
+    pub noted: Option<SystemId>,
     /// Its major version.
     pub major: u64,
     /// Whose the directory is, if not the user's as which servers run here: theirs, and whose it must be.
@@ -251,8 +251,8 @@ fn has_data(inventory: &Inventory) -> bool {
     inventory.primary.is_some() || identities(inventory).next().is_some()
 }
 
-fn identities(inventory: &Inventory) -> impl Iterator<Item = &str> {
-    inventory.hosts.values().flatten().filter_map(|host| host.identity.as_deref())
+fn identities(inventory: &Inventory) -> impl Iterator<Item = SystemId> {
+    inventory.hosts.values().flatten().filter_map(|host| host.identity)
 }
 
 /// An adoption that came too late, or whose line was taken out half-way: clients would be led to a cluster without the data that wait there.
@@ -268,8 +268,8 @@ fn passed_over(inventory: &Inventory, node: &Node, found: &mut Vec<Obstacle>) {
         )),
         Some(Adopt::Named(existing)) if has_data(inventory) && existing.no_data.is_none() => {
             // What is noted here was adopted; a directory that is there again was made later.
-            let known = |system: &str| identities(inventory).any(|known| known == system);
-            if known(&existing.system) || existing.noted.as_deref().is_some_and(known) {
+            let known = |system: SystemId| identities(inventory).any(|known| known == system);
+            if existing.system.is_some_and(known) || existing.noted.is_some_and(known) {
                 return;
             }
             found.push(Obstacle::on(
@@ -343,11 +343,16 @@ fn on_disk(
     say: &mut impl FnMut(String, String),
 ) {
     let dir = &existing.directory;
-    if existing.noted.as_ref().is_some_and(|noted| *noted != existing.system) {
-        say(
-            format!("{dir} holds other data than those whose adoption began (system identifier {})", existing.system),
+    match (existing.system, existing.noted) {
+        (None, _) => say(
+            format!("the control file of {dir} can not be read: whose data those are is not known"),
+            format!("see what pg_controldata -D {} says there, with the programs of that version", quote(dir)),
+        ),
+        (Some(system), Some(noted)) if system != noted => say(
+            format!("{dir} holds other data than those whose adoption began (system identifier {system})"),
             "look where those are; the note is agent/adopted.json in the node's directory".into(),
-        );
+        ),
+        _ => {}
     }
     if let Some(programs) =
         inventory.host(&node.name).and_then(|host| host.server).filter(|major| *major != existing.major)
@@ -460,7 +465,7 @@ fn as_told(
     say: &mut impl FnMut(String, String),
 ) {
     let (spec, dir) = (wanted.spec, &existing.directory);
-    let followers = standbys::followers(wanted, inventory, &existing.system);
+    let followers = standbys::followers(wanted, inventory, existing.system);
     if !told.superuser {
         say(
             format!("the server of {dir} has no superuser called postgres that may log in"),

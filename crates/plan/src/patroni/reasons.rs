@@ -4,9 +4,9 @@ use super::Input;
 use super::book::{Book, Leaf, Verdict};
 
 const CLIENT: &str = "people call the agents with certificates (`mainstay pki issue`), not with passwords";
-const STORE: &str =
-    "Mainstay keeps its own store on the nodes (embedded Raft): no other service is asked for who is primary";
-const ETCD: &str = "the store is on the nodes themselves (embedded Raft): an etcd of version 3 can be it too, by [store] (docs/etcd.md)";
+const STORE: &str = "the store is on the nodes themselves (embedded Raft), or an etcd of version 3 where [store] names one (docs/etcd.md): nothing else can be it";
+const ETCD: &str = "the store is on the nodes themselves (embedded Raft) unless [store] is written: an etcd of version 3 can be it too (docs/etcd.md)";
+const RAFT: &str = "the nodes' own store (embedded Raft) takes its place, and needs none of its settings";
 const HOOK: &str = "Mainstay runs no scripts of others while it decides or acts: what clients need to know the proxy and the health endpoints tell";
 const PASSWORD: &str = "the agent comes in through the socket and servers by certificates: no password of a superuser, of replication or of rewinding is needed";
 const CLONE: &str = "a replica is made by Mainstay itself: rewound, or cloned from another node";
@@ -16,7 +16,10 @@ const STANDBY: &str = "a cluster that follows another one is not offered";
 
 /// By the path without places in lists. The longest that fits counts; `dcs.` stands for the dynamic configuration, wherever it is.
 const LEFT: &[(&str, &str)] = &[
-    ("namespace", STORE),
+    (
+        "namespace",
+        "the nodes' own store holds one cluster; in an etcd its keys stand under store.prefix and the cluster's name",
+    ),
     ("thread_pool_size", "there is no pool of threads to size"),
     ("thread_stack_size", "there is no pool of threads to size"),
     ("log", "agents log JSON lines to the journal; MAINSTAY_LOG filters them"),
@@ -26,7 +29,7 @@ const LEFT: &[(&str, &str)] = &[
     ("consul", STORE),
     ("zookeeper", STORE),
     ("exhibitor", STORE),
-    ("raft", STORE),
+    ("raft", RAFT),
     ("kubernetes", "Mainstay runs on hosts, not as pods that Kubernetes moves"),
     (
         "citus",
@@ -103,7 +106,11 @@ const LEFT: &[(&str, &str)] = &[
     ),
     ("dcs.maximum_lag_on_syncnode", "any of the replicas may confirm: one that lags need not be replaced"),
     ("dcs.max_timelines_history", "`mainstay history` is bounded by itself"),
-    ("dcs.failsafe_mode", "the store lies on the nodes themselves: it does not go away while most of them are there"),
+    (
+        "dcs.failsafe_mode",
+        "a primary without its store stops within the lease, even if it reaches every replica: the nodes' own store is there while most of them are, \
+         an etcd has to be kept up",
+    ),
     (
         "dcs.member_slots_ttl",
         "a node's slot stays as long as the node is in the file; how much log it keeps is bounded by the volume",
@@ -158,7 +165,9 @@ fn by_value(path: &[&str], leaf: &Leaf) -> Option<Verdict> {
         ["tags", ..] => Some(Verdict::left("a tag of your own, which nobody reads here")),
         ["watchdog", "mode"] if no => Some(Verdict::anyway("no hardware watchdog is used here either")),
         ["dcs", "check_timeline"] => Some(Verdict::anyway("a copy is always judged by its timeline, too")),
-        ["dcs", "failsafe_mode"] if no => Some(Verdict::anyway("there is no other service that could go away")),
+        ["dcs", "failsafe_mode"] if no => {
+            Some(Verdict::anyway("a primary without its store stops within the lease here, too"))
+        }
         ["dcs", "primary_race_backoff"] if zero => Some(Verdict::anyway("nothing is postponed")),
         ["dcs" | "postgresql", "postgresql" | "use_pg_rewind", ..] | ["postgresql", "use_slots"] => server(path, yes),
         ["bootstrap", "initdb", rest @ ..] => initdb(rest, &said.text),

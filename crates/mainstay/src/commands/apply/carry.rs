@@ -11,8 +11,8 @@ use crate::on_host::adopt::{Bring, Part};
 use crate::on_host::{CONFIG, Task};
 use crate::output::progress::Progress;
 use crate::session::Session;
-use mainstay_model::NodeId;
 use mainstay_model::config_assign::difference;
+use mainstay_model::{NodeId, SystemId};
 use mainstay_net::join::Question;
 use mainstay_plan::apply::{Reasoned, Step, Work, kept};
 use std::collections::BTreeMap;
@@ -88,16 +88,23 @@ impl Run {
         Ok(())
     }
 
-    async fn bring(&self, node: &NodeId, system: &str, part: Part) -> Outcome {
-        let bring = Bring { task: self.task(node), system: system.to_owned(), part };
+    async fn bring(&self, node: &NodeId, system: SystemId, part: Part) -> Outcome {
+        let bring = Bring { task: self.task(node), system, part };
         self.fleet.ask::<serde_json::Value>(node, "adopt", &bring, ADOPT).await.map(drop)
     }
 
     /// The server's standbys follow it to its end; then they are brought, then its own data. One that can not be brought does not keep clients
     /// waiting: its node becomes a copy by a clone, and that is told at the end.
-    async fn adopt(&self, node: &NodeId, system: &str, standbys: &[NodeId]) -> Outcome {
+    async fn adopt(&self, node: &NodeId, system: SystemId, standbys: &[NodeId]) -> Outcome {
         if standbys.is_empty() {
             return self.bring(node, system, Part::Whole).await;
+        }
+        let ready = together(standbys.iter().map(|standby| self.bring(standby, system, Part::Ready))).await;
+        for (standby, ready) in standbys.iter().zip(ready) {
+            ready.map_err(|failure| Failure {
+                error: format!("the standby of {standby}: {}", failure.error),
+                ..failure
+            })?;
         }
         self.bring(node, system, Part::Stop).await?;
         let brought = together(standbys.iter().map(|standby| async move {
@@ -123,7 +130,7 @@ impl Run {
             Step::Configure(_) => answer("configure", SMALL).await.map(drop),
             Step::Join(_) => self.join(node, false).await,
             Step::Renew(_) => self.join(node, true).await,
-            Step::Adopt { system, standbys, .. } => self.adopt(node, system, standbys).await,
+            Step::Adopt { system, standbys, .. } => self.adopt(node, *system, standbys).await,
             Step::Start(_) => answer("start", END).await.map(drop),
             Step::Reload(_) => answer("reload", SMALL).await.map(drop),
             Step::Move(_) => answer("restart", END).await.map(drop),

@@ -48,6 +48,10 @@ impl Program {
         let path = other.unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
         let wrong = |error: std::io::Error| Failure::usage(format!("the program {}: {error}", path.display()));
         let (mut file, mut hash) = (File::open(&path).map_err(wrong)?, Context::new(&SHA256));
+        if !file.metadata().map_err(wrong)?.is_file() {
+            // A device may have no end.
+            return Err(Failure::usage(format!("the program {}: it is no file", path.display())));
+        }
         let mut buffer = vec![0u8; 1 << 20];
         loop {
             match file.read(&mut buffer).map_err(wrong)? {

@@ -13,6 +13,7 @@ mod view;
 use super::plan::MadeFrom;
 use crate::cli::{Apply, Global};
 use crate::failure::{Failure, NOT_NOW, Outcome};
+use crate::given;
 use crate::local::processes::Lock;
 use crate::on_host::{CONFIG, PROGRAM};
 use crate::output;
@@ -60,12 +61,11 @@ pub(super) struct Run {
 pub(crate) async fn run(options: Apply, global: Global) -> Outcome {
     let begun = boot_now();
     let file = absolute(&options.file)?;
-    let target = Target::read(&file).map_err(|failure| match failure.hint {
+    given::check("--ssh-config", options.ssh_config.as_deref())?;
+    let (target, text) = Target::with_text(&file).map_err(|failure| match failure.hint {
         Some(_) => failure.hint("name the cluster's file with --file; `mainstay init` writes one"),
         None => failure,
     })?;
-    let text =
-        std::fs::read_to_string(&file).map_err(|error| Failure::failed(format!("{}: {error}", file.display())))?;
     let Some(_alone) = Lock::directory(target.layout.dir())? else {
         return Err(
             Failure::not_now(format!("another apply works with {}", file.display())).hint("wait until it has ended")
@@ -106,7 +106,7 @@ fn read_plan(path: &Path) -> Outcome<MadeFrom> {
     let wrong = |why: String| {
         Failure::usage(format!("--plan {shown}: {why}")).hint("write one with: mainstay plan --json > FILE")
     };
-    let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+    let text = given::text(path).map_err(|error| wrong(error.to_string()))?;
     let plan: serde_json::Value = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
     let made_from = plan.get("made_from").cloned().ok_or_else(|| wrong("it is no plan of ours".to_owned()))?;
     serde_json::from_value(made_from).map_err(|error| wrong(error.to_string()))

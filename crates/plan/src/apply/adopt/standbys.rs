@@ -4,9 +4,10 @@
 use super::{Adopt, Existing, Told, carried, first, not_there, on_disk, pending, places, runs_again, slots, toml};
 use crate::apply::facts::{Inventory, Wanted};
 use crate::apply::obstacles::Obstacle;
-use mainstay_model::NodeId;
 use mainstay_model::shell::quote;
 use mainstay_model::spec::Node;
+use mainstay_model::{NodeId, SystemId};
+use std::collections::BTreeMap;
 
 /// The standbys whose data are still to be brought: to which node, and what is known of each.
 #[must_use]
@@ -23,7 +24,7 @@ pub fn standbys<'a>(wanted: &Wanted<'_>, inventory: &'a Inventory) -> Vec<(NodeI
 }
 
 /// Those of them that follow the adopted server now.
-pub(super) fn followers<'a>(wanted: &Wanted<'_>, inventory: &'a Inventory, system: &str) -> Vec<&'a Told> {
+pub(super) fn followers<'a>(wanted: &Wanted<'_>, inventory: &'a Inventory, system: Option<SystemId>) -> Vec<&'a Told> {
     let all = standbys(wanted, inventory).into_iter().filter(|(_, existing)| existing.system == system);
     all.filter_map(|(_, existing)| existing.told.as_ref()?.as_ref().ok()).filter(|told| told.receives).collect()
 }
@@ -43,15 +44,17 @@ pub(super) fn obstacles(wanted: &Wanted<'_>, inventory: &Inventory, node: &Node,
     runs_again(existing, &mut say);
     if primary.no_data.is_none() && existing.system != primary.system {
         say(
-            format!(
-                "{dir} is no standby of the adopted server: its system identifier is {}, not {}",
-                existing.system, primary.system
-            ),
+            format!("{dir} is no standby of the adopted server: it has another system identifier"),
             "name its standby's data directory; or take the line out: the node then becomes a copy by a clone".into(),
         );
     }
     match (&existing.told, existing.pid) {
-        (Some(Ok(told)), _) => as_told(wanted, existing, told, &mut say),
+        (Some(Ok(told)), _) => {
+            as_told(wanted, existing, told, &mut say);
+            if let Some(Ok(theirs)) = &primary.told {
+                otherwise(dir, told, theirs, &mut say);
+            }
+        }
         (Some(Err(why)), _) => say(
             format!("the standby of {dir} does not answer as postgres on its own socket: {why}"),
             format!(
@@ -94,6 +97,25 @@ fn as_told(wanted: &Wanted<'_>, existing: &Existing, told: &Told, say: &mut impl
     // It goes with the data, and counts before the file once this node is the primary.
     carried::files(told, dir, say);
     carried::automatic(wanted.spec, told, dir, say);
+}
+
+/// What ALTER SYSTEM has set on one of the two only would change with each take-over.
+fn otherwise(dir: &str, told: &Told, primary: &Told, say: &mut impl FnMut(String, String)) {
+    fn automatic(told: &Told) -> BTreeMap<&str, &str> {
+        let counts = told.settings.iter().filter(|setting| setting.automatic && !setting.owned);
+        counts.map(|setting| (setting.name.as_str(), setting.value.as_str())).collect()
+    }
+    let (its, theirs) = (automatic(told), automatic(primary));
+    let names = its.keys().chain(theirs.keys()).filter(|name| its.get(*name) != theirs.get(*name));
+    let mut names: Vec<&str> = names.copied().collect();
+    names.sort_unstable();
+    names.dedup();
+    if !names.is_empty() {
+        say(
+            format!("the standby of {dir} has by ALTER SYSTEM other values than its primary: {}", names.join(", ")),
+            "make them the same, with ALTER SYSTEM on the standby as well, and reload it: they go with the data, and count before the file".into(),
+        );
+    }
 }
 
 /// Standbys of the adopted server that would be left behind.

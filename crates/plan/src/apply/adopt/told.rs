@@ -15,7 +15,8 @@ pub fn told(wanted: &Wanted<'_>, inventory: &Inventory) -> Vec<String> {
     let (dir, to) = (&existing.directory, wanted.spec.node_dir(node).join("data"));
     let mut lines = vec![format!(
         "{name}: the server of {dir} is adopted (PostgreSQL {}, system identifier {})",
-        existing.major, existing.system
+        existing.major,
+        existing.system.map_or_else(|| "not known".to_owned(), |system| system.to_string())
     )];
     let mut say = |line: String| lines.push(format!("  {line}"));
     let proxy = &wanted.spec.proxy;
@@ -31,7 +32,7 @@ pub fn told(wanted: &Wanted<'_>, inventory: &Inventory) -> Vec<String> {
                 "clients are away for the time of that stop and {AWAY}; then they come to port {} of any node",
                 proxy.write_port
             ));
-            let followers = standbys::followers(wanted, inventory, &existing.system).len();
+            let followers = standbys::followers(wanted, inventory, existing.system).len();
             if blocks(wanted.spec, followers) {
                 let wait = copy_s(told.bytes).max(1);
                 say(format!(

@@ -9,7 +9,7 @@ fn adopting() -> (World, String) {
     let told = Told { superuser: true, port: 5432, clients: 3, bytes: 5_000_000, ..Told::default() };
     let existing = Existing {
         directory: "/srv/main".into(),
-        system: "77".into(),
+        system: Some(SystemId(77)),
         major: 15,
         pid: Some(9),
         state: "in production".into(),
@@ -45,7 +45,7 @@ fn a_server_is_adopted_last_wherever_that_was_interrupted() {
     let mut world = bare.clone();
     (1..=3).for_each(|number| world.host(&name(number)).server = Some(15));
     let stopped = existing(&mut world);
-    (stopped.pid, stopped.told, stopped.state, stopped.noted) = (None, None, "shut down".into(), Some("77".into()));
+    (stopped.pid, stopped.told, stopped.state, stopped.noted) = (None, None, "shut down".into(), Some(SystemId(77)));
     world.apply(&text, false, usize::MAX / 2);
     same(&world, &[1, 2, 3], &text);
     // Its host is set up anew, years later: the line means nothing any more.
@@ -74,9 +74,10 @@ fn what_keeps_a_server_from_being_adopted_is_told_before_it_is_stopped() {
     let (_, text) = adopting();
     assert_eq!(told(&|_| {}, &text), "");
     type Change<'a> = (&'a str, &'a dyn Fn(&mut World));
-    let cases: [Change<'_>; 25] = [
+    let cases: [Change<'_>; 26] = [
         ("does not exist", &|world| existing(world).no_data = Some("does not exist".into())),
-        ("other data than those whose adoption began", &|world| existing(world).noted = Some("78".into())),
+        ("other data than those whose adoption began", &|world| existing(world).noted = Some(SystemId(78))),
+        ("whose data those are is not known", &|world| existing(world).system = None),
         ("is of PostgreSQL 16, and servers of this node are PostgreSQL 15", &|world| existing(world).major = 16),
         ("15 is the oldest", &|world| existing(world).major = 14),
         ("chown -R postgres", &|world| existing(world).owner = Some(("ann".into(), "postgres".into()))),
@@ -90,7 +91,7 @@ fn what_keeps_a_server_from_being_adopted_is_told_before_it_is_stopped() {
         ("no superuser called postgres", &|world| asked(world).superuser = false),
         ("does not run", &|world| (existing(world).pid, existing(world).told) = (None, None)),
         ("not shut down in order", &|world| {
-            existing(world).noted = Some("77".into());
+            existing(world).noted = Some(SystemId(77));
             (existing(world).pid, existing(world).told) = (None, None);
         }),
         ("standbys stream from", &|world| asked(world).standbys = vec!["walreceiver at 10.0.0.7".into()]),
@@ -103,13 +104,13 @@ fn what_keeps_a_server_from_being_adopted_is_told_before_it_is_stopped() {
         ("bash (process 7) works in", &|world| existing(world).strangers = vec!["bash (process 7)".into()]),
         ("echo auto > start.conf; then start it by its own means, then", &|world| {
             existing(world).undo = vec!["echo auto > start.conf".into()];
-            (existing(world).noted, existing(world).pid, existing(world).told) = (Some("77".into()), None, None);
+            (existing(world).noted, existing(world).pid, existing(world).told) = (Some(SystemId(77)), None, None);
         }),
         ("put the line back: adopt = \"/srv/main\"", &|world| {
             let place = "/var/lib/mainstay/orders/data.adopted".into();
             world.host(&name(2)).adopt = Some(Adopt::Unnamed { directory: "/srv/main".into(), place });
         }),
-        ("comes too late", &|world| world.host(&name(1)).identity = Some("78".into())),
+        ("comes too late", &|world| world.host(&name(1)).identity = Some(SystemId(78))),
         ("secrets/app.password", &|world| asked(world).app = true),
     ];
     for (words, change) in cases {
@@ -122,11 +123,11 @@ fn what_keeps_a_server_from_being_adopted_is_told_before_it_is_stopped() {
 fn what_somebody_has_decided_about_is_in_nobodys_way() {
     let (_, text) = adopting();
     // The cluster's data are these, or were.
-    let same = |world: &mut World| world.host(&name(1)).identity = Some("77".into());
+    let same = |world: &mut World| world.host(&name(1)).identity = Some(SystemId(77));
     assert_eq!(told(&same, &text), "");
     let again = |world: &mut World| {
-        world.host(&name(1)).identity = Some("76".into());
-        existing(world).noted = Some("76".into());
+        world.host(&name(1)).identity = Some(SystemId(76));
+        existing(world).noted = Some(SystemId(76));
     };
     assert_eq!(told(&again, &text), "");
     let library = |world: &mut World| world.host(&name(3)).libraries = vec!["timescaledb".into()];
@@ -183,7 +184,8 @@ fn what_goes_with_the_data_must_not_count_before_the_file() {
         Setting { pending: true, ..automatic("max_connections", "100") },
     ];
     for one in refused {
-        let decided = format!("{text}[postgres.parameters]\n{} = \"on\"\n", one.name);
+        let value = if one.name == "synchronous_commit" { "on" } else { "x" };
+        let decided = format!("{text}[postgres.parameters]\n{} = \"{value}\"\n", one.name);
         assert!(open(one.clone(), &text) && open(one.clone(), &decided), "{one:?}");
         let mut world = bare.clone();
         asked(&mut world).settings = vec![one.clone()];
@@ -337,7 +339,7 @@ fn a_standby_comes_with_its_primary_wherever_that_was_interrupted() {
     let mut world = bare.clone();
     world.host(&name(3)).adopt = Some(Adopt::Taken);
     let stopped = existing(&mut world);
-    (stopped.pid, stopped.told, stopped.state, stopped.noted) = (None, None, "shut down".into(), Some("77".into()));
+    (stopped.pid, stopped.told, stopped.state, stopped.noted) = (None, None, "shut down".into(), Some(SystemId(77)));
     world.apply(&text, false, usize::MAX / 2);
     same(&world, &[1, 2, 3], &text);
 }
@@ -356,9 +358,13 @@ fn what_keeps_a_standby_from_being_taken_over_is_told_before_its_primary_is_stop
     let told = |world: &mut World, change: &dyn Fn(&mut Told)| {
         change(standby(world).told.as_mut().unwrap().as_mut().unwrap());
     };
-    let cases: [Change<'_>; 13] = [
+    let cases: [Change<'_>; 14] = [
+        ("other values than its primary: work_mem", &|world| {
+            let one = Setting { automatic: true, ..setting("work_mem", "64MB") };
+            told(world, &|told| told.settings.push(one.clone()));
+        }),
         ("is not there: /srv/copy does not exist", &|world| standby(world).no_data = Some("does not exist".into())),
-        ("no standby of the adopted server", &|world| standby(world).system = "78".into()),
+        ("no standby of the adopted server", &|world| standby(world).system = Some(SystemId(78))),
         ("takes writes of its own", &|world| told(world, &|told| told.in_recovery = false)),
         ("receives nothing from its primary", &|world| told(world, &|told| told.receives = false)),
         ("follows the standby of /srv/copy", &|world| told(world, &|told| told.standbys = vec!["b".into()])),

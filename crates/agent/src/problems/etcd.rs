@@ -1,34 +1,25 @@
-//! What is wrong with an etcd that is the store, from what each node says of it. `store-no-quorum` and `store-member-lost` as with the
-//! nodes' own store, and
-//!
-//! | problem | severity | when |
-//! |---|---|---|
-//! | `store-distrusted` | critical | etcd shows less than nodes have seen, or another cluster's keys |
-//! | `store-alarm` | critical | etcd has raised an alarm, and takes no writes |
-//! | `store-cut-off` | warning | a node does not reach the etcd that others reach |
+//! What is wrong with an etcd that is the store, from what each node says of it.
 
+use super::List;
 use crate::status::LocalStatus;
 use mainstay_model::NodeId;
 use mainstay_model::etcd::EtcdStanding;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Name and severity, evidence, hint.
-pub(crate) type Add<'a> = &'a mut dyn FnMut((&'static str, &'static str), String, String);
-
 /// A node leads the store, or the etcd that it is answers.
-pub(crate) fn store_works(answer: &LocalStatus) -> bool {
+pub(super) fn store_works(answer: &LocalStatus) -> bool {
     let etcd = answer.store.as_ref().filter(|store| store.failure.is_none()).and_then(|store| store.etcd.as_ref());
     answer.store_leader.is_some() || etcd.is_some_and(|etcd| etcd.works)
 }
 
-/// Hands every problem to `add`, the gravest first.
-pub(crate) fn find(answers: &BTreeMap<NodeId, LocalStatus>, add: Add<'_>) {
+/// Lists every problem, the gravest first.
+pub(super) fn find(answers: &BTreeMap<NodeId, LocalStatus>, list: &mut List) {
     let standings: BTreeMap<&NodeId, &EtcdStanding> =
         answers.iter().filter_map(|(node, answer)| Some((node, answer.store.as_ref()?.etcd.as_ref()?))).collect();
     if standings.is_empty() {
         return;
     }
-    distrusted(answers, add);
+    distrusted(answers, list);
     let (reach, away): (Vec<_>, Vec<_>) = standings.iter().partition(|(_, standing)| standing.works);
     if reach.is_empty() {
         let why =
@@ -38,11 +29,11 @@ pub(crate) fn find(answers: &BTreeMap<NodeId, LocalStatus>, add: Add<'_>) {
             format!("etcd answers none of the {} nodes ({up} of its members say that they are up): {why}", away.len());
         let hint = "bring more than half of etcd's members back, or the network to them; the cluster goes on by itself. Until then no node may \
                     serve writes for longer than the lease";
-        add(("store-no-quorum", "critical"), evidence, hint.to_owned());
+        list.add(("store-no-quorum", "critical"), evidence, hint.to_owned());
     }
     let alarms: BTreeSet<&String> = standings.values().flat_map(|standing| &standing.alarms).collect();
     for alarm in alarms {
-        add(("store-alarm", "critical"), format!("etcd has raised the alarm {alarm}"), after_alarm(alarm));
+        list.add(("store-alarm", "critical"), format!("etcd has raised the alarm {alarm}"), after_alarm(alarm));
     }
     if !reach.is_empty() {
         for (node, standing) in &away {
@@ -51,21 +42,21 @@ pub(crate) fn find(answers: &BTreeMap<NodeId, LocalStatus>, add: Add<'_>) {
             let hint = format!(
                 "until it does, {node} can not become, or stay, the primary: look at the network between it and etcd"
             );
-            add(("store-cut-off", "warning"), evidence, hint);
+            list.add(("store-cut-off", "warning"), evidence, hint);
         }
     }
-    lost_members(&standings, add);
+    lost_members(&standings, list);
 }
 
 fn names(nodes: &[(&&NodeId, &&EtcdStanding)]) -> String {
     nodes.iter().map(|(node, _)| node.as_str()).collect::<Vec<_>>().join(", ")
 }
 
-fn distrusted(answers: &BTreeMap<NodeId, LocalStatus>, add: Add<'_>) {
+fn distrusted(answers: &BTreeMap<NodeId, LocalStatus>, list: &mut List) {
     let failures = answers.values().filter_map(|answer| Some((answer, answer.store.as_ref()?.failure.as_ref()?)));
     for (answer, failure) in failures {
         let hint = "no node serves writes by a store that it can not believe; see docs/etcd.md";
-        add(("store-distrusted", "critical"), format!("{}: {failure}", answer.node), hint.to_owned());
+        list.add(("store-distrusted", "critical"), format!("{}: {failure}", answer.node), hint.to_owned());
     }
 }
 
@@ -85,7 +76,7 @@ fn members_up(standings: &BTreeMap<&NodeId, &EtcdStanding>) -> usize {
 }
 
 /// Members that no node reaches, while etcd as a whole works.
-fn lost_members(standings: &BTreeMap<&NodeId, &EtcdStanding>, add: Add<'_>) {
+fn lost_members(standings: &BTreeMap<&NodeId, &EtcdStanding>, list: &mut List) {
     let mut all: BTreeMap<&str, (bool, &str)> = BTreeMap::new();
     for member in standings.values().flat_map(|standing| &standing.members) {
         let held = all.entry(&member.endpoint).or_insert((false, ""));
@@ -100,7 +91,7 @@ fn lost_members(standings: &BTreeMap<&NodeId, &EtcdStanding>, add: Add<'_>) {
         let hint =
             "start it, or replace it in etcd (`etcdctl member`), and then in store.endpoints of each node's file"
                 .to_owned();
-        add(("store-member-lost", "warning"), evidence, hint);
+        list.add(("store-member-lost", "warning"), evidence, hint);
     }
 }
 
@@ -118,7 +109,7 @@ mod tests {
         EtcdStanding { works, members: up.iter().enumerate().map(member).collect(), ..EtcdStanding::default() }
     }
 
-    fn names(standings: &[EtcdStanding]) -> Vec<&'static str> {
+    fn names(standings: &[EtcdStanding]) -> Vec<String> {
         let answers = standings.iter().zip(1..).map(|(standing, number)| {
             let node = NodeId::new(format!("db{number}")).unwrap();
             let store = mainstay_model::api::StoreStanding { etcd: Some(standing.clone()), ..Default::default() };
@@ -126,9 +117,9 @@ mod tests {
             answer.store = Some(store);
             (node, answer)
         });
-        let mut found = Vec::new();
-        find(&answers.collect(), &mut |name, _, _| found.push(name.0));
-        found
+        let mut list = List(Vec::new());
+        find(&answers.collect(), &mut list);
+        list.0.into_iter().map(|problem| problem.name).collect()
     }
 
     #[test]

@@ -1,0 +1,205 @@
+//! What is wrong with the archive, with the backups, and with what proves them: drills that failed or are late, and a repository that nothing
+//! bounds.
+
+use super::{List, Look};
+use crate::schedule;
+
+/// So much log is archived without a word when nothing makes backups by itself. Bytes.
+const UNBOUNDED: u64 = 8 << 30;
+
+/// By so much a backup may be late. Milliseconds.
+const LATE_MS: u64 = 3_600_000;
+/// Trouble with the archive that passes sooner is not said. Milliseconds.
+const ARCHIVE_MS: u64 = 30_000;
+/// So many whole segments may wait.
+const ARCHIVE_SEGMENTS: u64 = 8;
+
+impl Look<'_> {
+    pub(super) fn archive(&self, list: &mut List) {
+        let place = self.spec.vault.repository.as_ref().map(|place| place.display().to_string());
+        // Of a repository that is not in use any more nothing is said.
+        let Some(state) = self.beside.archive.as_ref().filter(|state| Some(&state.repository) == place.as_ref()) else {
+            return;
+        };
+        let end = self.primary.and_then(|primary| primary.observed.end);
+        let behind = end.zip(state.archived).map_or(0, |(end, archived)| end.0.saturating_sub(archived.lsn.0));
+        let waiting = behind / state.segment_size.max(1 << 20);
+        if let Some((since, why)) = state
+            .failing
+            .as_ref()
+            .filter(|(since, _)| self.beside.now_ms.saturating_sub(*since) > ARCHIVE_MS || waiting > ARCHIVE_SEGMENTS)
+        {
+            let hint = "mend what it says; the log waits on the servers as long as their volumes have room, then moments are lost to a restore";
+            list.dated(("archive-lagging", "warning"), format!("the log is not archived: {why}"), hint, Some(*since));
+        } else if waiting > ARCHIVE_SEGMENTS {
+            let evidence = format!("{waiting} segments of the log wait to be archived ({behind} bytes)");
+            let hint = "is the repository slow, or full? `mainstay archive status` shows whether it catches up";
+            list.add(("archive-lagging", "warning"), evidence, hint);
+        }
+        for problem in &state.problems {
+            let hint = "nothing was overwritten; find out which server wrote the other content, make a new backup, then remove what was kept aside";
+            list.add(("archive-conflict", "critical"), problem.clone(), hint);
+        }
+        for (first, last) in state.gaps.iter().chain(&state.given_up) {
+            let evidence = format!("the log from {first} to {last} is neither archived nor on the primary any more");
+            let hint = "moments after the hole need a backup that is newer than it; a replica that has this log fills the hole by itself";
+            list.add(("archive-gap", "critical"), evidence, hint);
+        }
+    }
+
+    pub(super) fn backups(&self, list: &mut List) {
+        let (state, now) = (&self.beside.backup, self.beside.now_ms);
+        if let Some(made) = state.last.as_ref().filter(|made| made.corrupt > 0) {
+            let evidence = format!(
+                "the newest backup, {}, holds {} damaged blocks: the data of {} had them so",
+                made.label, made.corrupt, made.node
+            );
+            let hint = format!(
+                "no backup is removed meanwhile; `mainstay verify` names the blocks. Are they whole on another node: make that one the primary, \
+                 `mainstay reinit {}`; else restore a copy of before. Then make a full backup",
+                made.node
+            );
+            list.dated(("backup-corrupt", "critical"), evidence, hint, Some(made.ended_ms));
+        }
+        self.unbounded(list);
+        // One that runs now is the one that was missing, unless it is a drill.
+        let drill = state.running.as_ref().filter(|running| running.drill);
+        let due = schedule::due(&self.spec.vault, state, now).filter(|_| state.running.is_none() || drill.is_some());
+        let Some((incremental, since)) = due.filter(|(_, at)| now.saturating_sub(*at) > LATE_MS) else { return };
+        let kind = if incremental { "an incremental" } else { "a full" };
+        let why = state.failed.as_ref().filter(|failed| failed.at_ms >= since);
+        let why = why.map(|failed| format!(": the last attempt, on {}, failed: {}", failed.node, failed.why));
+        let why = drill.map(|drill| format!(": a restore drill runs on {}", drill.node)).or(why);
+        let evidence = format!("{kind} backup is due by the schedule and has not begun{}", why.unwrap_or_default());
+        let hint = "mend what it says; it is tried again by itself, and `mainstay backup` makes one now";
+        list.dated(("backup-overdue", "warning"), evidence, hint, Some(since));
+    }
+
+    /// Without a backup nothing can be restored, and nothing is ever removed from the repository.
+    fn unbounded(&self, list: &mut List) {
+        let (state, vault) = (&self.beside.backup, &self.spec.vault);
+        let scheduled = vault.full_at.is_some() || vault.incremental_at.is_some();
+        let archived = self.beside.archive.as_ref().and_then(|archive| archive.archived).map_or(0, |at| at.lsn.0);
+        let since = state.last.as_ref().map_or(0, |last| last.start.lsn.0);
+        let log = archived.saturating_sub(since);
+        if vault.repository.is_none()
+            || scheduled
+            || state.running.as_ref().is_some_and(|running| !running.drill)
+            || log < UNBOUNDED
+        {
+            return;
+        }
+        let what = if state.last.is_some() {
+            "since the last backup"
+        } else {
+            "and there is no backup of which it could be replayed"
+        };
+        let evidence =
+            format!("no schedule makes backups: {} GiB of log were archived {what}, and nothing is removed", log >> 30);
+        let hint = "`mainstay set 'vault.full_at=0 2 * * 0'` (and vault.incremental_at), or `mainstay backup` now and then: vault.keep then bounds the repository";
+        list.add(("backup-unscheduled", "warning"), evidence, hint);
+    }
+
+    pub(super) fn drills(&self, list: &mut List) {
+        let (state, now) = (&self.beside.backup, self.beside.now_ms);
+        if let Some((drill, why)) = state.drill.as_ref().and_then(|drill| Some((drill, drill.problem.as_ref()?))) {
+            let on = drill.node.as_ref().map_or_else(String::new, |node| format!(" on {node}"));
+            let evidence = format!("the last restore drill{on} failed: {why}");
+            let hint = "until one passes nobody knows whether the backups can be restored: mend what it says, then `mainstay verify --drill`";
+            list.dated(("drill-failed", "critical"), evidence, hint, Some(drill.ended_ms));
+        }
+        let due = schedule::drill_due(&self.spec.vault, state, now).filter(|_| state.running.is_none());
+        let Some(since) = due.filter(|at| now.saturating_sub(*at) > LATE_MS) else { return };
+        let cut = state.drill_cut.as_ref().filter(|cut| cut.ended_ms >= since).and_then(|cut| cut.problem.as_ref());
+        let evidence = cut.map_or_else(
+            || "a restore drill is due by the schedule and has not begun".to_owned(),
+            |why| format!("a restore drill is due by the schedule; the last attempt was cut off: {why}"),
+        );
+        let hint = "`mainstay archive status` shows what goes on; `mainstay verify --drill` holds one now";
+        list.dated(("drill-overdue", "warning"), evidence, hint, Some(since));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::problems::Beside;
+    use crate::status::merge;
+    use crate::status::tests::{answer, names, node, primary, spec};
+    use mainstay_model::Lsn;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn trouble_with_the_archive_is_told() {
+        use mainstay_model::vault::ArchiveState;
+        let mut spec = spec();
+        spec.vault.repository = Some("/v".into());
+        let told = |state: ArchiveState, end: u64| {
+            let mut first = primary();
+            first.observed.end = Some(Lsn(end));
+            let answers = [(first.node.clone(), first), (node("db2"), answer("db2", "replica", "streaming"))].into();
+            let beside = Beside { archive: Some(state), now_ms: 100_000, ..Beside::default() };
+            let found = merge(&spec, String::new(), &answers, &beside);
+            let names = names(&found).into_iter().filter(|name| name.starts_with("archive"));
+            names.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let archived = Some(mainstay_model::Position { timeline: mainstay_model::Timeline(1), lsn: Lsn(0) });
+        let good =
+            ArchiveState { repository: "/v".to_owned(), segment_size: 1 << 20, archived, ..ArchiveState::default() };
+        assert!(told(good.clone(), 8 << 20).is_empty());
+        assert_eq!(told(good.clone(), 10 << 20), ["archive-lagging"]);
+        let failing = |since| ArchiveState { failing: Some((since, "no".to_owned())), ..good.clone() };
+        assert!(told(failing(99_000), 0).is_empty(), "a second is no trouble");
+        assert_eq!(told(failing(99_000), 10 << 20), ["archive-lagging"]);
+        assert_eq!(told(failing(9_000), 0), ["archive-lagging"]);
+        let hole = Some(("a".to_owned(), "b".to_owned()));
+        let bad = ArchiveState {
+            problems: vec!["two".to_owned()],
+            given_up: hole.clone(),
+            gaps: hole.into_iter().collect(),
+            ..good.clone()
+        };
+        assert_eq!(told(bad.clone(), 0), ["archive-conflict", "archive-gap", "archive-gap"]);
+        assert!(told(ArchiveState { repository: "/old".to_owned(), ..bad }, 0).is_empty(), "it is in use no more");
+    }
+
+    #[test]
+    fn a_backup_that_is_late_is_told_with_the_reason() {
+        use mainstay_model::vault::{BackupFailed, BackupState};
+        let mut spec = spec();
+        spec.vault.full_at = Some("0 2 * * *".to_owned());
+        let failed = BackupFailed {
+            token: 1,
+            node: node("db2"),
+            incremental: false,
+            at_ms: 86_400_000 * 9,
+            why: "no room".to_owned(),
+        };
+        let backup = BackupState { failed: Some(failed), ..BackupState::default() };
+        let told = |now_ms| {
+            let beside = Beside { backup: backup.clone(), now_ms, ..Beside::default() };
+            let found = merge(&spec, String::new(), &BTreeMap::new(), &beside).problems;
+            found.into_iter().find(|problem| problem.name == "backup-overdue").map(|problem| problem.evidence)
+        };
+        let hour = 3_600_000;
+        let at = |day: u64, hours: u64| day * 24 * hour + hours * hour;
+        assert_eq!(told(at(8, 3)), None, "an hour is no trouble");
+        let late = told(at(8, 4)).unwrap();
+        assert!(late.contains("full backup is due") && late.contains("no room"), "{late}");
+    }
+
+    #[test]
+    fn damage_in_the_newest_backup_is_told() {
+        use mainstay_model::vault::BackupState;
+        let told = |corrupt| {
+            let last =
+                crate::schedule::tests::made(1).map(|made| mainstay_model::vault::BackupMade { corrupt, ..made });
+            let beside = Beside { backup: BackupState { last, ..BackupState::default() }, ..Beside::default() };
+            let found = merge(&spec(), String::new(), &BTreeMap::new(), &beside).problems;
+            found.into_iter().find(|problem| problem.name == "backup-corrupt")
+        };
+        assert_eq!(told(0), None);
+        let damaged = told(3).unwrap();
+        assert_eq!(damaged.severity, "critical");
+        assert!(damaged.evidence.contains("holds 3 damaged blocks"), "{}", damaged.evidence);
+    }
+}
