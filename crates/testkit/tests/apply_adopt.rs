@@ -45,10 +45,7 @@ fn an_existing_server_becomes_the_first_copy() {
     old(&bed, "postgres", reset);
     old(&bed, "postgres", "alter system reset default_transaction_read_only");
     old(&bed, "postgres", "select pg_reload_conf()");
-    // What it says can be pasted.
-    let lines: Vec<&str> =
-        said.lines().filter(|line| line.ends_with('"') && line.contains(" = \"") && !line.contains(':')).collect();
-    let text = adopting(&format!("{}\n", lines.join("\n")));
+    let text = adopting(&pasted(&said));
     bed.write(&text);
     // Ended the hard way as soon as it has moved the data, and gone on with.
     let run = bed.start(&[]);
@@ -92,6 +89,12 @@ fn an_existing_server_becomes_the_first_copy() {
     println!("adopted; a second run: {:.1} s", second.took.as_secs_f64());
 }
 
+/// The parameters that it says can be pasted.
+fn pasted(said: &str) -> String {
+    let lines = said.lines().filter(|line| line.ends_with('"') && line.contains(" = \"") && !line.contains(':'));
+    lines.map(|line| format!("{line}\n")).collect()
+}
+
 #[test]
 fn a_standby_comes_along_and_nothing_is_copied() {
     let bed = Bed::new(3);
@@ -102,14 +105,13 @@ fn a_standby_comes_along_and_nothing_is_copied() {
     let file_of =
         |number: u8, dir: &str| std::fs::metadata(bed.host(number).path(dir).join("PG_VERSION")).unwrap().ino();
     let inodes = [2, 3].map(|number| file_of(number, OLD));
-    let decided = "work_mem = \"9MB\"\n\"app.tenant\" = \"north\"\n";
     // Its primary alone is named: it would be left behind.
-    bed.write(&adopting(decided));
+    bed.write(&adopting(""));
     let alone = bed.apply(&[]);
     assert_eq!(alone.code, Some(3), "{}", alone.said);
     assert!(alone.said.contains("adopt_standby = "), "{}", alone.said);
     let host = "host = \"10.78.0.3\"\n";
-    let text = adopting(decided).replace(host, &format!("{host}adopt_standby = \"{OLD}\"\n"));
+    let text = adopting(&pasted(&alone.said)).replace(host, &format!("{host}adopt_standby = \"{OLD}\"\n"));
     bed.write(&text);
     assert_eq!(old_on(&bed, 3, "postgres", "select pg_is_in_recovery()"), "t");
 
