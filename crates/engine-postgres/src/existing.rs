@@ -12,8 +12,9 @@
 use crate::bootstrap::HALF_MADE;
 use crate::files;
 use crate::inspect::inspect_data;
-use crate::server::{Postgres, failed, not_yet};
+use crate::server::{Postgres, STATEMENT, failed, not_yet};
 use crate::source::Source;
+use crate::sql::{Session, literal};
 use crate::tools::system_id;
 use mainstay_model::adoption::Adoption;
 use mainstay_model::{CopyId, NodeId};
@@ -147,6 +148,23 @@ impl Postgres {
             return Err(format!("their log, which ends at {}, is no beginning of the primary's", end.position));
         }
         Ok(())
+    }
+
+    /// Standbys that came along follow through other slots: theirs of before would keep log for nobody.
+    pub(crate) async fn drop_slots_of_before(&self, session: &Session) -> Result<(), EngineError> {
+        if !self.options.layout.adoption().exists() {
+            return Ok(());
+        }
+        let names: Vec<String> = self.noted_adoption()?.slots.iter().map(|name| literal(name)).collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        let sql = format!(
+            "select count(pg_drop_replication_slot(slot_name)) from pg_replication_slots \
+             where slot_type = 'physical' and not active and slot_name = any(array[{}])",
+            names.join(",")
+        );
+        session.value(&sql, STATEMENT).await.map(drop).map_err(EngineError::from)
     }
 
     fn noted_adoption(&self) -> Result<Adoption, EngineError> {

@@ -20,6 +20,7 @@ fn bring(node: &Node, system: u64) -> PathBuf {
         enabled: false,
         start_conf: None,
         auto_conf: None,
+        slots: Vec::new(),
     };
     std::fs::create_dir_all(layout.adoption().parent().unwrap()).unwrap();
     std::fs::write(layout.adoption(), serde_json::to_vec(&noted).unwrap()).unwrap();

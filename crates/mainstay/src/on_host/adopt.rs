@@ -38,6 +38,8 @@ pub(crate) struct Bring {
     pub(crate) system: SystemId,
     /// How much of it.
     pub(crate) part: Part,
+    /// The slots through which its standbys follow it.
+    pub(crate) slots: Vec<String>,
 }
 
 /// With standbys their primary is stopped, then they are stopped and moved, then the primary's data are: as soon as these are a node's, its agent
@@ -112,7 +114,7 @@ pub(crate) async fn bring(bring: &Bring) -> Outcome<Value> {
         places.checkpoint().await;
         return Ok(json!({ "adopted": false, "ready": true }));
     }
-    let fresh = places.note(bring.system).await?;
+    let fresh = places.note(bring.system, &bring.slots).await?;
     let interrupted = !fresh && postmaster(&places.directory).is_none();
     let ready = places.ready(fresh).await;
     // An earlier run has stopped it: how it comes back is to be said.
@@ -198,7 +200,7 @@ impl Places {
     }
 
     /// What is done from here on can be undone by what stands there. Was it noted only now?
-    async fn note(&self, system: SystemId) -> Outcome<bool> {
+    async fn note(&self, system: SystemId, slots: &[String]) -> Outcome<bool> {
         if noted(&self.layout).is_some() {
             return Ok(false);
         }
@@ -219,6 +221,7 @@ impl Places {
             },
             unit,
             start_conf,
+            slots: slots.to_vec(),
             auto_conf: std::fs::read_to_string(self.directory.join("postgresql.auto.conf")).ok(),
         };
         let text = serde_json::to_vec_pretty(&adoption).map_err(|error| Failure::failed(error.to_string()))?;

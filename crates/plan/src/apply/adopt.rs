@@ -9,7 +9,7 @@ mod words;
 
 pub use carried::Habit;
 pub use claim::{Claim, Seat, Seen};
-pub use standbys::standbys;
+pub use standbys::{slots_of_standbys, standbys};
 pub use told::told;
 
 use super::facts::{Inventory, Wanted};
@@ -450,8 +450,8 @@ fn places(existing: &Existing, say: &mut impl FnMut(String, String)) {
     }
 }
 
-fn slots(all: &[String], dir: &str, known: &[&str], say: &mut impl FnMut(String, String)) {
-    for slot in all.iter().filter(|slot| !known.contains(&slot.as_str())) {
+fn slots(all: &[String], dir: &str, known: &[String], say: &mut impl FnMut(String, String)) {
+    for slot in all.iter().filter(|slot| !known.contains(slot)) {
         let mend = format!("when nobody needs it any more: select pg_drop_replication_slot({})", quoted(slot));
         say(format!("the server of {dir} has the replication slot {slot}, which would keep its log for nobody"), mend);
     }
@@ -474,8 +474,7 @@ fn as_told(
     }
     standbys::left_behind(existing, told, &followers, say);
     // Those go once the standbys follow as replicas.
-    let theirs: Vec<&str> = followers.iter().filter_map(|told| told.slot.as_deref()).collect();
-    slots(&told.slots, dir, &theirs, say);
+    slots(&told.slots, dir, &standbys::slots_of_standbys(wanted, inventory), say);
     if told.prepared > 0 {
         let mend = "commit or roll back each: select gid from pg_prepared_xacts";
         say(format!("{} prepared transactions wait in the server of {dir}", told.prepared), mend.into());

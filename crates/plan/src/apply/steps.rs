@@ -37,6 +37,8 @@ pub enum Step {
         system: SystemId,
         /// The nodes whose standbys of it are stopped after it, and their data moved as well.
         standbys: Vec<NodeId>,
+        /// The slots through which these follow it: they go once they follow as replicas.
+        slots: Vec<String>,
     },
     /// Start the agent if it does not run, and let it be kept.
     Start(NodeId),
@@ -307,7 +309,8 @@ fn adopted(wanted: &Wanted<'_>, inventory: &Inventory, before: &Work) -> Option<
     let standbys: Vec<NodeId> = standbys.filter(runs).collect();
     let (directory, system) = (existing.directory.clone(), existing.system?);
     let why = if existing.noted.is_some() { "it was begun" } else { "the file says that its data are the first copy" };
-    Some(because(Step::Adopt { node, directory, system, standbys }, why))
+    let slots = super::adopt::slots_of_standbys(wanted, inventory);
+    Some(because(Step::Adopt { node, directory, system, standbys, slots }, why))
 }
 
 /// An agent that runs, and that nobody starts again.

@@ -126,7 +126,7 @@ impl World {
                     Papers::Whole { authority: AUTHORITY.into(), node: node.to_string(), until: NOW + YEAR, names };
             }
             Step::Start(node) => self.start(node),
-            Step::Adopt { node, directory, system, standbys } => {
+            Step::Adopt { node, directory, system, standbys, .. } => {
                 for standby in standbys {
                     assert!(
                         matches!(self.hosts[standby].adopt, Some(Adopt::Named(_)))

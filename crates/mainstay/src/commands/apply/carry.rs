@@ -88,14 +88,14 @@ impl Run {
         Ok(())
     }
 
-    async fn bring(&self, node: &NodeId, system: SystemId, part: Part) -> Outcome {
-        let bring = Bring { task: self.task(node), system, part };
+    async fn bring(&self, node: &NodeId, (system, slots): (SystemId, &[String]), part: Part) -> Outcome {
+        let bring = Bring { task: self.task(node), system, part, slots: slots.to_vec() };
         self.fleet.ask::<serde_json::Value>(node, "adopt", &bring, ADOPT).await.map(drop)
     }
 
     /// The server's standbys follow it to its end; then they are brought, then its own data. One that can not be brought does not keep clients
     /// waiting: its node becomes a copy by a clone, and that is told at the end.
-    async fn adopt(&self, node: &NodeId, system: SystemId, standbys: &[NodeId]) -> Outcome {
+    async fn adopt(&self, node: &NodeId, system: (SystemId, &[String]), standbys: &[NodeId]) -> Outcome {
         if standbys.is_empty() {
             return self.bring(node, system, Part::Whole).await;
         }
@@ -130,7 +130,7 @@ impl Run {
             Step::Configure(_) => answer("configure", SMALL).await.map(drop),
             Step::Join(_) => self.join(node, false).await,
             Step::Renew(_) => self.join(node, true).await,
-            Step::Adopt { system, standbys, .. } => self.adopt(node, *system, standbys).await,
+            Step::Adopt { system, standbys, slots, .. } => self.adopt(node, (*system, slots), standbys).await,
             Step::Start(_) => answer("start", END).await.map(drop),
             Step::Reload(_) => answer("reload", SMALL).await.map(drop),
             Step::Move(_) => answer("restart", END).await.map(drop),

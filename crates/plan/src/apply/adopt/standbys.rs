@@ -29,6 +29,13 @@ pub(super) fn followers<'a>(wanted: &Wanted<'_>, inventory: &'a Inventory, syste
     all.filter_map(|(_, existing)| existing.told.as_ref()?.as_ref().ok()).filter(|told| told.receives).collect()
 }
 
+/// The slots through which they do so.
+#[must_use]
+pub fn slots_of_standbys(wanted: &Wanted<'_>, inventory: &Inventory) -> Vec<String> {
+    let Some((_, primary)) = pending(wanted, inventory) else { return Vec::new() };
+    followers(wanted, inventory, primary.system).into_iter().filter_map(|told| told.slot.clone()).collect()
+}
+
 /// What stands in the way of one.
 pub(super) fn obstacles(wanted: &Wanted<'_>, inventory: &Inventory, node: &Node, found: &mut Vec<Obstacle>) {
     let all = standbys(wanted, inventory);
