@@ -5,7 +5,7 @@
 
 mod apply_bed;
 
-use apply_bed::existing::{CLUSTER, NEW, OLD, SUM, adopting, follow, furnish, old, old_on, shop, until};
+use apply_bed::existing::{CLUSTER, NEW, OLD, SUM, adopting, comes_along, furnish, old, pasted, shop, until};
 use apply_bed::{Bed, ended, file, kill_apply, names};
 use std::fs::read_to_string;
 use std::os::unix::fs::MetadataExt as _;
@@ -89,53 +89,7 @@ fn an_existing_server_becomes_the_first_copy() {
     println!("adopted; a second run: {:.1} s", second.took.as_secs_f64());
 }
 
-/// The parameters that it says can be pasted.
-fn pasted(said: &str) -> String {
-    let lines = said.lines().filter(|line| line.ends_with('"') && line.contains(" = \"") && !line.contains(':'));
-    lines.map(|line| format!("{line}\n")).collect()
-}
-
 #[test]
 fn a_standby_comes_along_and_nothing_is_copied() {
-    let bed = Bed::new(3);
-    let major = furnish(&bed);
-    old(&bed, "postgres", "drop tablespace fast");
-    follow(&bed, &major);
-    let sum = old(&bed, "shop", SUM);
-    let file_of =
-        |number: u8, dir: &str| std::fs::metadata(bed.host(number).path(dir).join("PG_VERSION")).unwrap().ino();
-    let inodes = [2, 3].map(|number| file_of(number, OLD));
-    // Its primary alone is named: it would be left behind.
-    bed.write(&adopting(""));
-    let alone = bed.apply(&[]);
-    assert_eq!(alone.code, Some(3), "{}", alone.said);
-    assert!(alone.said.contains("adopt_standby = "), "{}", alone.said);
-    let host = "host = \"10.78.0.3\"\n";
-    let text = adopting(&pasted(&alone.said)).replace(host, &format!("{host}adopt_standby = \"{OLD}\"\n"));
-    bed.write(&text);
-    assert_eq!(old_on(&bed, 3, "postgres", "select pg_is_in_recovery()"), "t");
-
-    // Ended the hard way as soon as the standby's data are moved and the primary is stopped, and gone on with.
-    let run = bed.start(&[]);
-    until("the standby's data are moved", || !bed.host(3).path(OLD).exists());
-    kill_apply(&bed);
-    let broken_off = ended(&run.wait_with_output().unwrap(), Duration::ZERO);
-    for words in ["db3: the standby of", "becomes its copy, without a clone", "follows the old server to its end"] {
-        assert!(broken_off.said.contains(words), "{words}: {}", broken_off.said);
-    }
-    let again = bed.applied(&[]);
-    assert!(again.said.contains("was acknowledged"), "{}", again.said);
-    assert_eq!(names(&bed.status()), ["db1", "db2", "db3"]);
-    assert_eq!(shop(&bed, "6432", SUM), Some(sum));
-    assert_eq!([2, 3].map(|number| file_of(number, NEW)), inodes, "nothing was copied");
-    assert!([2, 3].iter().all(|number| !bed.host(*number).path(OLD).exists()));
-    assert!(!bed.host(3).path("/var/lib/mainstay/orders/data.adopted").exists());
-    assert_eq!(shop(&bed, "6432", "insert into sold values (0, 'after') returning id").as_deref(), Some("0"));
-    let now = "select count(*) from sold where id = 0 and pg_is_in_recovery()";
-    until("replicas hold the rows", || shop(&bed, "6433", now).as_deref() == Some("1"));
-    // The slot that it followed through is gone.
-    let theirs = "select count(*) from pg_replication_slots where slot_name = 'theirs'";
-    until("nothing keeps log for nobody", || shop(&bed, "6432", theirs).as_deref() == Some("0"));
-    let second = bed.applied(&[]);
-    assert_eq!(second.answer["changed"].as_bool(), Some(false));
+    comes_along(false);
 }
