@@ -233,7 +233,7 @@ pub fn too_little(needs: u64, dir: &Path) -> Option<u64> {
 }
 
 fn check_room(made: &Plan, dir: &Path) -> Result<(), VaultError> {
-    let needs = made.bytes().saturating_add(SPARE);
+    let needs = made.bytes().saturating_add(scratch::log_again(made)).saturating_add(SPARE);
     let Some(free) = too_little(needs, dir) else { return Ok(()) };
     Err(VaultError::Impossible(format!(
         "the copy needs {} MiB in {}, where {} MiB are free, and the data's volume must keep room: make room, or hold the drill by hand on another volume \

@@ -327,7 +327,7 @@ impl Restorer {
             log: bytes.saturating_sub(files),
             reaches: made.reaches,
             free,
-            needs: bytes.saturating_add(SPARE),
+            needs: bytes.saturating_add(scratch::log_again(made)).saturating_add(SPARE),
             unreadable: made.unreadable.clone(),
         }
     }

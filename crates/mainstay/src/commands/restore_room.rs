@@ -5,6 +5,7 @@ use crate::failure::{Failure, Outcome};
 use crate::local::machine;
 use crate::output::table::bytes;
 use mainstay_vault::postgres::restore::{Plan, tablespace_beside};
+use mainstay_vault::postgres::scratch::log_again;
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -50,7 +51,7 @@ fn places(data: &Path, made: &Plan) -> Vec<(PathBuf, u64)> {
         })
         .collect();
     let beside: u64 = spaces.iter().map(|(_, size)| size).sum();
-    let own = all.saturating_sub(beside).saturating_add(log).saturating_add(SPARE);
+    let own = all.saturating_sub(beside).saturating_add(log).saturating_add(log_again(made)).saturating_add(SPARE);
     [(data.to_owned(), own)].into_iter().chain(spaces).collect()
 }
 
