@@ -18,7 +18,6 @@ use crate::output::{self, confirm};
 use crate::session::Session;
 use crate::target::{self, absolute};
 use jiff::Timestamp;
-use jiff::tz::TimeZone;
 use mainstay_model::vault::{ArchiveAnswer, SegmentEnded};
 use mainstay_model::{Lsn, Position, SystemId, Timeline};
 use mainstay_ports::clock::boot_now;
@@ -123,8 +122,7 @@ async fn planned(
 
 fn target(options: &Restore) -> Outcome<Target> {
     Ok(if let Some(text) = &options.time {
-        let at = moment::parse(text, Timestamp::now(), &TimeZone::system());
-        Target::Time(at.map_err(|why| Failure::usage(format!("--time {why}")))?)
+        Target::Time(moment::here(text).map_err(|why| Failure::usage(format!("--time {why}")))?)
     } else if let Some(lsn) = options.lsn {
         Target::Position(lsn)
     } else if let Some(name) = &options.restore_point {
