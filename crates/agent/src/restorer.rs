@@ -244,6 +244,7 @@ impl Restorer {
     }
 
     async fn job(&self, wish: RestoreWish, prepare: bool) -> Result<Job, Refused> {
+        wish.target.check().map_err(|why| refuse(why, "name the moment otherwise; nothing was changed"))?;
         let now = self.generations.now();
         let vault = now.spec.vault.clone();
         let place = vault.repository.as_ref().map(|place| place.display().to_string());

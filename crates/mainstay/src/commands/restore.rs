@@ -126,7 +126,9 @@ fn target(options: &Restore) -> Outcome<Target> {
     } else if let Some(lsn) = options.lsn {
         Target::Position(lsn)
     } else if let Some(name) = &options.restore_point {
-        Target::Name(name.clone())
+        let target = Target::Name(name.clone());
+        target.check().map_err(|why| Failure::usage(format!("--restore-point: {why}")))?;
+        target
     } else if let Some(id) = options.transaction {
         Target::Transaction(id)
     } else if options.immediate {
