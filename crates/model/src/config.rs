@@ -250,6 +250,9 @@ fn render_node(out: &mut String, node: &crate::spec::Node) {
     if let Some(adopt) = &node.adopt {
         let _ = writeln!(out, "adopt = {}", quoted(&adopt.display().to_string()));
     }
+    if let Some(adopt) = &node.adopt_standby {
+        let _ = writeln!(out, "adopt_standby = {}", quoted(&adopt.display().to_string()));
+    }
 }
 
 /// A setting, as a comment if it stands at its default.

@@ -50,6 +50,7 @@ async fn add(options: NodeAdd, global: Global) -> Outcome {
         health_port: options.health_port,
         dir: options.data_dir.clone(),
         adopt: None,
+        adopt_standby: None,
     };
     let before = session.spec().clone();
     let mut spec = before.clone();
