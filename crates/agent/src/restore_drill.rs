@@ -231,7 +231,7 @@ pub fn too_little(needs: u64, dir: &Path) -> Option<u64> {
 }
 
 fn check_room(made: &Plan, dir: &Path) -> Result<(), VaultError> {
-    let needs = made.needs();
+    let needs = made.needs().saturating_add(scratch::log_again(made));
     let Some(free) = too_little(needs, dir) else { return Ok(()) };
     Err(VaultError::Impossible(format!(
         "the copy needs {} MiB in {}, where {} MiB are free, and the data's volume must keep room: make room, or hold the drill by hand on another volume \

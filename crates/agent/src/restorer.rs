@@ -242,6 +242,7 @@ impl Restorer {
     }
 
     async fn job(&self, wish: RestoreWish, prepare: bool) -> Result<Job, Refused> {
+        wish.target.check().map_err(|why| refuse(why, "name the moment otherwise; nothing was changed"))?;
         let now = self.generations.now();
         let vault = now.spec.vault.clone();
         let place = vault.repository.as_ref().map(|place| place.display().to_string());
@@ -323,7 +324,7 @@ impl Restorer {
             log: made.log_bytes(),
             reaches: made.reaches,
             free,
-            needs: made.needs(),
+            needs: made.needs().saturating_add(scratch::log_again(made)),
             unreadable: made.unreadable.clone(),
         }
     }

@@ -4,13 +4,37 @@ use jiff::civil::{Date, DateTime, Time};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 
+/// The moment that a text means here, microseconds since 1970. Where TZ names a zone that this host does not know, nobody can tell what a time
+/// without a zone means: the library would take it as UTC.
+///
+/// # Errors
+/// When it is no time, one to come, or one of an unknown zone.
+pub(crate) fn here(text: &str) -> Result<i64, String> {
+    let named = std::env::var_os("TZ").filter(|name| !name.is_empty());
+    // Without TZ and without a zone of the host, UTC is what every program shows here.
+    let zone = TimeZone::try_system().or_else(|error| if named.is_some() { Err(error) } else { Ok(TimeZone::UTC) });
+    in_zone(text, Timestamp::now(), zone.map_err(|_| named.unwrap_or_default().to_string_lossy().into_owned()))
+}
+
+/// `zone`: or the name that is no zone's.
+fn in_zone(text: &str, now: Timestamp, zone: Result<TimeZone, String>) -> Result<i64, String> {
+    match zone {
+        Ok(zone) => parse(text, now, &zone),
+        // What names its zone, or none, is understood whatever TZ says.
+        Err(_) if absolute(text.trim(), now).is_some() => parse(text, now, &TimeZone::UTC),
+        Err(name) => Err(format!(
+            "{text:?} names no zone, and this host knows none as TZ={name}: correct TZ, install tzdata, or say the zone with the time (2026-11-26T14:03:00Z)"
+        )),
+    }
+}
+
 /// The moment that a text means, microseconds since 1970. Times without a zone are of `zone`, the one that this machine shows.
 ///
 /// # Errors
 /// When it is no time, or one to come.
-pub(crate) fn parse(text: &str, now: Timestamp, zone: &TimeZone) -> Result<i64, String> {
+fn parse(text: &str, now: Timestamp, zone: &TimeZone) -> Result<i64, String> {
     let text = text.trim();
-    let moment = ago(text, now).or_else(|| text.parse::<Timestamp>().ok()).or_else(|| local(text, now, zone));
+    let moment = absolute(text, now).or_else(|| local(text, now, zone));
     let moment = moment.ok_or_else(|| {
         format!("{text:?} is no time: say \"yesterday 14:03\", 14:03, 2h (before now), \"2026-11-26 14:03:00\" or 2026-11-26T14:03:00Z")
     })?;
@@ -21,6 +45,11 @@ pub(crate) fn parse(text: &str, now: Timestamp, zone: &TimeZone) -> Result<i64, 
         ));
     }
     Ok(moment.as_microsecond())
+}
+
+/// What is the same moment in every zone.
+fn absolute(text: &str, now: Timestamp) -> Option<Timestamp> {
+    ago(text, now).or_else(|| text.parse().ok()).or_else(|| (text == "now").then_some(now))
 }
 
 fn ago(text: &str, now: Timestamp) -> Option<Timestamp> {
@@ -41,9 +70,6 @@ fn local(text: &str, now: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
     let today = now.to_zoned(zone.clone()).date();
     let yesterday = today.yesterday().ok()?;
     let at = |date: Date, time: Time| Some(date.to_datetime(time).to_zoned(zone.clone()).ok()?.timestamp());
-    if text == "now" {
-        return Some(now);
-    }
     for (word, date) in [("today", today), ("yesterday", yesterday)] {
         if let Some(rest) = text.strip_prefix(word) {
             let rest = rest.trim();
@@ -114,6 +140,18 @@ mod tests {
         }
         for text in ["2026-11-28", "today 10:31", "2026-11-27T09:30:01Z"] {
             assert!(means(text).is_err_and(|why| why.contains("still to come")), "{text}: {:?}", means(text));
+        }
+    }
+
+    #[test]
+    fn a_zone_that_is_not_known_is_not_taken_as_utc() {
+        let now: Timestamp = "2026-11-27T09:30:00Z".parse().unwrap();
+        let unknown = |text: &str| in_zone(text, now, Err("Europe/Berlim".into()));
+        for text in ["today 09:00", "09:00", "2026-11-26", "2026-11-26 14:03"] {
+            assert!(unknown(text).is_err_and(|why| why.contains("TZ=Europe/Berlim")), "{text}");
+        }
+        for text in ["2h", "now", "2026-11-26T14:03:00Z", "2026-11-26T14:03:00+05:00"] {
+            assert_eq!(unknown(text), parse(text, now, &TimeZone::UTC), "{text}");
         }
     }
 }

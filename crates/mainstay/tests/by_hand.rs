@@ -5,6 +5,8 @@
 
 #[path = "support/local.rs"]
 mod local;
+#[path = "support/until.rs"]
+mod until;
 
 use local::Cluster;
 use std::net::TcpListener;
@@ -138,6 +140,30 @@ impl Bed {
     }
 }
 
+/// A cluster of one node with a repository.
+fn with_repository(name: &str) -> Cluster {
+    let cluster = Cluster::new();
+    cluster.json(&["up", "--nodes", "1", "--name", name, "--wait", "180"]);
+    cluster.healthy();
+    cluster
+}
+
+/// What a shell says, without the environment of this test.
+fn typed(commands: &str, cluster: &Cluster) -> Output {
+    let built = Path::new(env!("CARGO_BIN_EXE_mainstay")).parent().unwrap().display();
+    let path = format!("{built}:{}", std::env::var("PATH").unwrap());
+    let output = Command::new("timeout")
+        .args(["120", "bash", "-c", commands])
+        .current_dir("/")
+        .env("MAINSTAY_CONFIG", cluster.dir.join("mainstay.toml"))
+        .env("PATH", path)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    println!("$ {commands}\n{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    output
+}
+
 /// Ends with the test.
 struct Ended(Child);
 
@@ -265,4 +291,69 @@ fn what_is_told_to_be_typed_by_hand_works() {
     bed.done(&format!(
         "runuser -u postgres -- $(ls -d /usr/lib/postgresql/*/bin | tail -1)/pg_ctl -D {data} -m fast stop"
     ));
+}
+
+/// What the runbook tells for the case that all hosts are lost, and how it gets in as the superuser.
+fn all_lost(cluster: &Cluster) -> (String, String) {
+    let page = cluster.dir.parent().unwrap().join("runbook.md");
+    cluster.json(&["runbook", "--markdown", page.to_str().unwrap()]);
+    let text = blocks(&std::fs::read_to_string(&page).unwrap(), "All hosts are lost");
+    let superuser = lines(&text, "psql").split(" -X ").next().unwrap().to_owned();
+    (text, superuser)
+}
+
+/// Whatever is still there of it ends with the test.
+struct Copy(String);
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        let _ = Command::new("bash").args(["-c", &self.0]).stdin(Stdio::null()).status();
+    }
+}
+
+#[test]
+fn a_new_cluster_is_filled_from_the_repository_of_a_lost_one_with_roles_databases_and_owners() {
+    assert!(rustix::process::geteuid().is_root(), "this test becomes other users: run it as root");
+    let lost = with_repository("lost");
+    let (_, superuser) = all_lost(&lost);
+    for sql in [
+        "create role clerk login password 'theirs'",
+        "create database books owner clerk",
+        "\\connect books\ncreate extension pg_trgm; create table shelf (id int); insert into shelf values (7); alter table shelf owner to clerk",
+        "\\connect app\ncreate table kept (id int); insert into kept values (1), (2); alter table kept owner to app",
+    ] {
+        let output = typed(&format!("{superuser} -v ON_ERROR_STOP=1 <<'END'\n{sql};\nEND"), &lost);
+        assert!(output.status.success(), "{output:?}");
+    }
+    until::until("a backup", || (lost.answer(&["backup"]).0 == Some(0)).then_some(()));
+
+    let new = with_repository("new");
+    let (text, superuser) = all_lost(&new);
+    let home = new.dir.parent().unwrap().display().to_string();
+    let text = text
+        .replace("/srv/restore", &format!("{home}/restore"))
+        .replace("all.sql", &format!("{home}/all.sql"))
+        .replace("load.errors", &format!("{home}/load.errors"))
+        .replace(" --time 'YYYY-MM-DD HH:MM:SS'", " --yes")
+        .replace(new.dir.join("vault").to_str().unwrap(), lost.dir.join("vault").to_str().unwrap());
+    let stop = "runuser -u postgres -- $(ls -d /usr/lib/postgresql/*/bin | tail -1)/pg_ctl -D";
+    let _copy = Copy(format!("{stop} {home}/restore -m immediate stop"));
+    // All as one: nothing of it may need a pause in between.
+    let output = typed(&text, &new);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && !said.contains("all.sql:"), "{output:?}");
+
+    let ask = |words: &str| {
+        let output = typed(words, &new);
+        assert!(output.status.success(), "{words}: {output:?}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    let owners = "select tableowner from pg_tables where schemaname = 'public'";
+    assert_eq!(ask(&format!("{superuser} -d books -XAtc \"{owners}\" -c 'select id from shelf'")), "clerk\n7");
+    assert_eq!(ask(&format!("{superuser} -d app -XAtc \"{owners}\"")), "app");
+    let own = "select pg_get_userbyid(datdba) from pg_database where datname = 'books'";
+    assert_eq!(ask(&format!("{superuser} -XAtc \"{own}\"")), "clerk");
+    assert_eq!(ask("mainstay connect -- -XAtc 'select sum(id) from kept'"), "3");
+    let clerk = "select rolpassword is not null from pg_authid where rolname = 'clerk'";
+    assert_eq!(ask(&format!("{superuser} -XAtc \"{clerk}\"")), "t");
 }

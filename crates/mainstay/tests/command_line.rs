@@ -190,6 +190,48 @@ fn without_a_cluster_every_verb_says_so() {
 }
 
 #[test]
+fn no_moment_that_is_not_one_is_taken_for_the_latest() {
+    let home = home();
+    let long = "x".repeat(64);
+    for (option, value) in [
+        ("--restore-point", ""),
+        ("--restore-point", long.as_str()),
+        ("--restore-point", "a\nb"),
+        ("--time", ""),
+        ("--lsn", ""),
+        ("--transaction", ""),
+        ("--backup", ""),
+        ("--sql", ""),
+        ("--timeline", ""),
+    ] {
+        for place in [&["--to", "copy"][..], &["--in-place"]] {
+            let output = run(home.path(), &[&["restore", "--yes", option, value], place].concat());
+            assert_eq!(status(&output), 2, "{option} {value:?} {place:?}: {}", stderr(&output));
+        }
+    }
+    assert_eq!(status(&run(home.path(), &["restore", "--to", "", "--yes"])), 2);
+}
+
+#[test]
+fn a_time_is_of_the_zone_that_tz_names() {
+    let home = home();
+    let said = |zone: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
+        command.args(["restore", "--to", "copy", "--yes", "--time", "2999-01-01 00:00"]).env("TZ", zone);
+        let output = command.current_dir(home.path()).stdin(std::process::Stdio::null()).output().unwrap();
+        assert_eq!(status(&output), 2);
+        stderr(&output)
+    };
+    // Not every host has the zones.
+    if Path::new("/usr/share/zoneinfo/Europe/Berlin").exists() {
+        for zone in ["Europe/Berlin", ":Europe/Berlin"] {
+            assert!(said(zone).contains("still to come: it means 2999-01-01 00:00:00 CET"), "{}", said(zone));
+        }
+    }
+    assert!(said("Nowhere/Land").contains("TZ=Nowhere/Land"), "{}", said("Nowhere/Land"));
+}
+
+#[test]
 fn a_name_commands_no_terminal() {
     let home = home();
     let said = stderr(&run(home.path(), &["status", "--config", "a\u{1b}[2Jb\u{9b}.toml"]));

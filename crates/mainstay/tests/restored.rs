@@ -145,6 +145,7 @@ fn a_copy_is_exactly_what_was_committed_then_before_and_after_a_take_over() {
     let row = answer["rows"][0].as_array().unwrap_or_else(|| panic!("{answer}"));
     assert_eq!(row.iter().map(|field| field.as_str().unwrap()).collect::<Vec<_>>(), newest, "{answer}");
     assert!(answer["kept"].as_u64() > answer["bytes"].as_u64(), "{answer}");
+    assert_eq!(answer["open_segment_archived"], true, "{answer}");
     // From the older backup, as if the newer one were damaged; nothing else than a copy is written over.
     let answer = cluster.json(&[&arguments[..], &["--backup", first["label"].as_str().unwrap()]].concat());
     assert!(answer["backup"] == first["label"] && answer["rows"][0][0].as_str() == Some(&newest[0]), "{answer}");

@@ -6,6 +6,7 @@ use crate::spec::{Node, Spec};
 use crate::{Durability, NodeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 /// Checks a spec. `owned` are the server parameters that the engine keeps for itself. The problems carry no line.
 #[must_use]
@@ -286,6 +287,7 @@ fn vault(spec: &Spec, found: &mut Found) {
         let says = "vault.clone_nodes needs backups, and no repository is named: add vault.repository";
         found.add("vault.clone_nodes", says.to_owned());
     }
+    vault_texts(spec, found);
     let times = [
         ("vault.full_at", &vault.full_at),
         ("vault.incremental_at", &vault.incremental_at),
@@ -334,6 +336,30 @@ fn vault(spec: &Spec, found: &mut Found) {
                 "vault.repository",
                 format!("the repository lies in the data directory of {}: it would be lost with it", node.name),
             );
+        }
+    }
+}
+
+/// Texts that come to stand in settings, requests and lines of a log.
+fn vault_texts(spec: &Spec, found: &mut Found) {
+    let vault = &spec.vault;
+    let place = |path: &Option<PathBuf>| path.as_ref().map(|path| path.to_string_lossy().into_owned());
+    let texts = [
+        ("vault.repository", place(&vault.repository)),
+        ("vault.key_file", place(&vault.key_file)),
+        ("vault.drill_query", vault.drill_query.clone()),
+        ("vault.drill_database", Some(vault.drill_database.clone())),
+    ];
+    for (key, text) in texts {
+        let Some(text) = text else { continue };
+        let is_query = key == "vault.drill_query";
+        // A query may have lines; what else is empty is said where it is looked at.
+        let control = |c: char| c.is_control() && !(is_query && ['\n', '\t', '\r'].contains(&c));
+        if text.chars().any(control) {
+            found.add(key, format!("{key} = {text:?} holds control characters: write it without them"));
+        }
+        if key.starts_with("vault.drill") && text.trim().is_empty() {
+            found.add(key, format!("{key} is empty: name it (to have the default again: mainstay set --unset {key})"));
         }
     }
 }

@@ -332,6 +332,17 @@ fn a_repository_that_could_not_hold_is_refused() {
         let found = with(&format!("repository = \"{bad}\""));
         assert!(found[0].contains("the address of") && !found[0].contains("s3cret"), "{bad}: {found:?}");
     }
+    for bad in
+        ["repository = \"/srv/a\\nb\"", "repository = \"/v\"\nkey_file = \"/k\\u001b\"", "drill_database = \"a\\nb\""]
+    {
+        let found = with(bad);
+        assert!(found.len() == 1 && found[0].contains("control characters"), "{bad}: {found:?}");
+    }
+    for empty in ["drill_database", "drill_query"] {
+        let found = with(&format!("repository = \"/v\"\n{empty} = \"\""));
+        assert!(found.len() == 1 && found[0].contains("is empty"), "{empty}: {found:?}");
+    }
+    assert_eq!(with("repository = \"/v\"\ndrill_query = \"select\\n 1\""), Vec::<String>::new());
     let found = with("repository = \"/var/lib/mainstay/orders/data/vault\"");
     assert_eq!(found[0], "line 13: the repository lies in the data directory of db1: it would be lost with it");
     assert_eq!(

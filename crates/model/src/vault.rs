@@ -250,6 +250,43 @@ pub enum RestoreTarget {
     Transaction(u32),
 }
 
+/// The longest name of a restore point that PostgreSQL takes, bytes.
+const POINT_BYTES_MAX: usize = 63;
+
+impl RestoreTarget {
+    /// Can a server be told so? It takes an empty name as no target at all, and recovers to the end; a name that is too long stops it only once
+    /// everything is written.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn check(&self) -> Result<(), String> {
+        match self {
+            RestoreTarget::Name(name) => check_point(name),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Can a restore point have this name?
+///
+/// # Errors
+/// Why not.
+pub fn check_point(name: &str) -> Result<(), String> {
+    if name.is_empty() {
+        return Err("the name of a restore point is not empty".to_owned());
+    }
+    if name.len() > POINT_BYTES_MAX {
+        return Err(format!(
+            "the name of a restore point has at most {POINT_BYTES_MAX} bytes, and this has {}",
+            name.len()
+        ));
+    }
+    if name.chars().any(char::is_control) {
+        return Err(format!("{name:?} holds control characters: no restore point is named so"));
+    }
+    Ok(())
+}
+
 /// A restore of the whole cluster in place, as it is wanted of the node that is asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

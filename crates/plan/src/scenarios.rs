@@ -98,7 +98,7 @@ pub fn scenarios(facts: &Facts<'_>) -> Vec<Scenario> {
     let layout = Layout::of(facts.spec);
     let mut all = hosts(facts, &layout, &names);
     all.extend(store_lost::scenarios(facts, &layout, &names));
-    all.extend(places(facts, &layout));
+    all.extend(places(facts, &layout, &names));
     all.extend(disks(facts, &names));
     all.extend(mistakes(facts, &names));
     all.extend(keys(facts, &names));
@@ -157,7 +157,7 @@ fn hosts(facts: &Facts<'_>, layout: &Layout, names: &Names<'_>) -> Vec<Scenario>
 }
 
 /// A zone, or everything, is lost.
-fn places(facts: &Facts<'_>, layout: &Layout) -> Vec<Scenario> {
+fn places(facts: &Facts<'_>, layout: &Layout, names: &Names<'_>) -> Vec<Scenario> {
     let (zone, site) = (of_class(facts, layout, Class::Zone), of_class(facts, layout, Class::Site));
     let itself = if layout.zones().is_some() {
         sentence(&zone.2) + "."
@@ -188,7 +188,7 @@ fn places(facts: &Facts<'_>, layout: &Layout) -> Vec<Scenario> {
         decides: "the owner of the data",
         stop_if: "one host of the cluster may still be started: its disk is newer than any backup.".into(),
         itself: "Nothing: there is nobody left.".into(),
-        commands: if vaulted::is(facts) { vaulted::lost(facts) } else { restore_commands(facts) },
+        commands: if vaulted::is(facts) { vaulted::lost(facts, names) } else { restore_commands(facts) },
         time: site.0,
         loss: site.1,
         verify: "select max(written_at) from a table that is always written; compare with what applications logged"

@@ -59,7 +59,7 @@ pub(crate) fn copy(facts: &Facts<'_>, alone: bool) -> String {
     format!(
         "# as root; without --time the latest moment\nmainstay restore --to /srv/restore --time 'YYYY-MM-DD HH:MM:SS'{from}\n\
          # a server on the copy, reachable through its Unix socket only\n\
-         {AS_SERVER} {}/postgres -D /srv/restore -c config_file=/srv/restore/mainstay_scratch.conf > /dev/null 2>&1 &",
+         {AS_SERVER} {}/pg_ctl -D /srv/restore -o '-c config_file=/srv/restore/mainstay_scratch.conf' -l /srv/restore/mainstay_scratch.log start",
         programs(facts)
     )
 }
@@ -78,13 +78,22 @@ pub(crate) fn deleted(facts: &Facts<'_>, names: &Names<'_>) -> String {
     )
 }
 
-/// All hosts are lost.
-pub(crate) fn lost(facts: &Facts<'_>) -> String {
+/// All hosts are lost. Only the superuser may make roles, databases and extensions again, and give each thing its owner.
+pub(crate) fn lost(facts: &Facts<'_>, names: &Names<'_>) -> String {
     format!(
         "# on a new host with Mainstay and the same version of PostgreSQL, the repository mounted, its key at hand\n{}\n\
-         # a new cluster on new hosts (docs/three-hosts.md), filled from the copy\n\
-         {AS_SERVER} pg_dumpall -h /srv/restore/mainstay_run > all.sql\nmainstay connect -- -f all.sql",
-        copy(facts, true)
+         # everything in it: roles, databases, extensions, owners; but the role app keeps the password that the new cluster has for it\n\
+         {AS_SERVER} {}/pg_dumpall -h /srv/restore/mainstay_run | sed -E \"1,/^.connect/s/^(ALTER ROLE app WITH .*) PASSWORD '[^']*'/\\1/\" > all.sql\n\
+         # a new cluster on new hosts (docs/three-hosts.md) with a repository of its own, filled from all.sql on its primary's host (here {}'s), as the superuser\n\
+         {} -X -q -f all.sql > /dev/null 2> load.errors\n\
+         # this prints nothing: what a new cluster has already is no failure (a tablespace's directory must be there before)\n\
+         grep -vE '(role|database) \"[^\"]*\" (already exists|is already a member)' load.errors\n\
+         # where secrets/app.password is: the application gets in\n\
+         mainstay connect -- -c '\\l'",
+        copy(facts, true),
+        programs(facts),
+        names.primary,
+        names.superuser()
     )
 }
 

@@ -160,7 +160,12 @@ pub fn read_file(file: Option<&Path>) -> Result<(Option<SecretKey>, Option<Write
     if let Ok(writer) = WriteKey::parse(&text) {
         return Ok((None, Some(writer)));
     }
-    let secret = SecretKey::parse(&text)?;
+    let secret = SecretKey::parse(&text).map_err(|_| {
+        VaultError::Crypto(format!(
+            "{} holds no key of a vault: one begins with {SECRET_TAG} or {PUBLIC_TAG}",
+            file.display()
+        ))
+    })?;
     let mode = open.metadata().map_err(wrong)?.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {
         let shown = file.display();
@@ -191,6 +196,8 @@ mod tests {
         for mode in [0o600, 0o400] {
             assert!(write(&secret.to_text(), mode).unwrap().0.is_some());
         }
+        let error = write("root:x:0:0\n", 0o600).unwrap_err().to_string();
+        assert!(error.contains(&file.display().to_string()) && !error.contains("root:x"), "{error}");
         let (read, writer) = write(&secret.public().to_text(), 0o644).unwrap();
         assert!(read.is_none() && writer == Some(secret.public()));
     }

@@ -1,6 +1,7 @@
 //! Options of `backup`, `backups`, `verify` and `restore`.
 
 use super::Which;
+use clap::builder::NonEmptyStringValueParser;
 use clap::{ArgGroup, Args};
 use mainstay_model::NodeId;
 use std::path::PathBuf;
@@ -78,6 +79,11 @@ pub(crate) struct Verify {
     pub(crate) wait: u64,
 }
 
+/// The name of a restore point: an empty one is an unset variable of a shell, and not the latest moment.
+fn point(text: &str) -> Result<String, String> {
+    mainstay_model::vault::check_point(text).map(|()| text.to_owned())
+}
+
 /// `restore`.
 #[derive(Args, Clone, Debug)]
 #[command(
@@ -117,7 +123,7 @@ pub(crate) struct Restore {
     #[arg(long, value_name = "LSN")]
     pub(crate) lsn: Option<mainstay_model::Lsn>,
     /// Up to the restore point of this name (pg_create_restore_point)
-    #[arg(long = "restore-point", value_name = "NAME")]
+    #[arg(long = "restore-point", value_name = "NAME", value_parser = point)]
     pub(crate) restore_point: Option<String>,
     /// Up to this transaction, included
     // Smaller numbers are no transaction's.
@@ -130,13 +136,13 @@ pub(crate) struct Restore {
     #[arg(long, value_name = "NUMBER")]
     pub(crate) timeline: Option<u32>,
     /// From this backup (`mainstay backups`), when the newest is damaged, or is newer than the restore point [default: the newest that fits]
-    #[arg(long, value_name = "LABEL")]
+    #[arg(long, value_name = "LABEL", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) backup: Option<String>,
     /// Ask the copy this query once it is recovered, and show the answer
-    #[arg(long, value_name = "QUERY", conflicts_with = "files_only")]
+    #[arg(long, value_name = "QUERY", conflicts_with = "files_only", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) sql: Option<String>,
     /// In which database the query is asked
-    #[arg(long, value_name = "NAME", default_value = "app")]
+    #[arg(long, value_name = "NAME", default_value = "app", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) database: String,
     /// Only write the files: no server recovers them
     #[arg(long)]

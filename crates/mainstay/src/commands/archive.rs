@@ -36,7 +36,9 @@ async fn status(options: ArchiveStatus, global: Global) -> Outcome {
     let problems: Vec<&Problem> = cluster.problems.iter().filter(|found| found.name.starts_with("archive-")).collect();
     let state = best.state.filter(|state| Some(&state.repository) == best.repository.as_ref());
     let lag = state.as_ref().and_then(|state| lag(state, &cluster));
-    let backup = best.backup.unwrap_or_default();
+    let mut backup = best.backup.unwrap_or_default();
+    forget(&mut backup);
+    let elsewhere = elsewhere(&backup, best.repository.as_deref());
     if global.json {
         output::object(&json!({
             "repository": best.repository, "archived": state.as_ref().and_then(|state| state.archived),
@@ -44,7 +46,7 @@ async fn status(options: ArchiveStatus, global: Global) -> Outcome {
             "term": state.as_ref().map(|state| state.term), "node": state.as_ref().and_then(|state| state.node.clone()),
             "lag_bytes": lag.map(|(bytes, _)| bytes), "lag_segments": lag.map(|(_, segments)| segments),
             "failing": state.as_ref().and_then(|state| state.failing.clone()), "problems": problems,
-            "backup": backup,
+            "backup": backup, "backup_elsewhere": elsewhere,
         }));
         return Ok(());
     }
@@ -57,7 +59,7 @@ async fn status(options: ArchiveStatus, global: Global) -> Outcome {
         None => output::line("archived    nothing yet"),
         Some(state) => show(state, lag),
     }
-    show_backups(&backup);
+    show_backups(&backup, elsewhere.as_deref());
     for problem in problems {
         output::line(&paint(Colour::Red, &format!("{}: {}", problem.name, problem.evidence)));
         output::line(&format!("  {}", problem.hint));
@@ -80,12 +82,31 @@ fn show(state: &ArchiveState, lag: Option<(u64, u64)>) {
     }
 }
 
-fn show_backups(backup: &BackupState) {
+/// A failure explains why there is no newer backup: one that came before the newest explains nothing.
+fn forget(backup: &mut BackupState) {
+    let last = backup.last.as_ref().map(|made| made.ended_ms);
+    backup.failed.take_if(|failed| last.is_some_and(|ended| ended >= failed.at_ms));
+}
+
+/// Where the last backup lies, if that is not the repository in force: nothing can be restored from here then.
+fn elsewhere(backup: &BackupState, repository: Option<&str>) -> Option<String> {
+    let made = backup.last.as_ref()?;
+    (Some(made.repository.as_str()) != repository).then(|| made.repository.clone())
+}
+
+fn show_backups(backup: &BackupState, elsewhere: Option<&str>) {
     let now = wall_now_ms();
     let since = |at: u64| ago(now.saturating_sub(at) / 1000);
     match &backup.last {
         None => output::line("backup      none yet: mainstay backup"),
-        Some(made) => output::line(&format!("backup      {}, ended {} ago", made.label, since(made.ended_ms))),
+        Some(made) => {
+            output::line(&format!("backup      {}, ended {} ago", made.label, since(made.ended_ms)));
+            if let Some(place) = elsewhere {
+                let says =
+                    format!("            in another repository, {place}: none in this one yet (mainstay backup)");
+                output::line(&paint(Colour::Yellow, &says));
+            }
+        }
     }
     super::drill_restore::show(backup);
     if let Some(running) = &backup.running {
@@ -133,4 +154,36 @@ fn write(path: &Path, text: &str, mode: u32) -> Outcome {
     mainstay_net::write_file(path, text.as_bytes(), mode, None, false).map_err(|error| {
         Failure::failed(error.to_string()).hint("nothing was made; name a new file in a directory that is there")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::from_value;
+
+    #[test]
+    fn an_old_failure_and_a_backup_elsewhere_are_not_taken_for_how_things_stand() {
+        let state = |failed_at: u64| -> BackupState {
+            from_value(json!({
+                "running": null, "last_full": null,
+                "last": {
+                    "token": 1, "label": "L", "system": 1, "repository": "/old", "node": "db1", "incremental": false,
+                    "start": { "timeline": 1, "lsn": "0/1" }, "stop": { "timeline": 1, "lsn": "0/2" }, "begun_ms": 10, "ended_ms": 20,
+                    "bytes": 0, "stored": 0, "corrupt": 0, "removed": [], "remark": null,
+                },
+                "failed": { "token": 2, "node": "db1", "incremental": false, "at_ms": failed_at, "why": "full" },
+            }))
+            .unwrap()
+        };
+        for (at, shown) in [(15, false), (25, true)] {
+            let mut state = state(at);
+            forget(&mut state);
+            assert_eq!(state.failed.is_some(), shown, "{at}");
+        }
+        assert_eq!(elsewhere(&state(1), Some("/new")).as_deref(), Some("/old"));
+        assert_eq!(elsewhere(&state(1), Some("/old")), None);
+        let mut none = BackupState { last: None, ..state(1) };
+        forget(&mut none);
+        assert!(none.failed.is_some() && elsewhere(&none, Some("/new")).is_none());
+    }
 }

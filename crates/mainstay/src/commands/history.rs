@@ -28,7 +28,7 @@ struct Page {
 /// When no agent can read the history, or the time is none.
 pub(crate) async fn run(options: History, global: Global) -> Outcome {
     let zone = TimeZone::system();
-    let from = options.since.as_deref().map(|text| moment::parse(text, Timestamp::now(), &zone));
+    let from = options.since.as_deref().map(moment::here);
     let from = from.transpose().map_err(|error| Failure::usage(format!("--since {error}")))?.unwrap_or(0);
     let from = u64::try_from(from / 1000).unwrap_or(0);
     let session = Session::open(&options.which).await?;

@@ -14,11 +14,10 @@ use crate::local::{
 use crate::moment;
 use crate::output::progress::Progress;
 use crate::output::table::bytes;
-use crate::output::{self, confirm};
+use crate::output::{self, Colour, confirm, paint};
 use crate::session::Session;
 use crate::target::{self, absolute};
 use jiff::Timestamp;
-use jiff::tz::TimeZone;
 use mainstay_model::vault::{ArchiveAnswer, SegmentEnded};
 use mainstay_model::{Lsn, Position, SystemId, Timeline};
 use mainstay_ports::clock::boot_now;
@@ -56,7 +55,7 @@ pub(crate) async fn run(options: Restore, global: Global) -> Outcome {
         check_copy(&data, is, shelf.system)?;
     }
     let mut progress = Progress::new();
-    let (made, complete) = planned(&shelf, (&target, &options), &data, &mut progress).await?;
+    let (made, known) = planned(&shelf, (&target, &options), &data, &mut progress).await?;
     warn(&made.unreadable);
     // Found before anything is written.
     let bin = if options.files_only { None } else { Some(programs(&shelf, &made)?) };
@@ -71,11 +70,20 @@ pub(crate) async fn run(options: Restore, global: Global) -> Outcome {
     )?;
     let restored = files(&shelf, &made, (&data, options.delta), &mut progress).await?;
     let end = match &bin {
-        Some(bin) => Some(recover(bin, (&made, complete), &data, &options, &mut progress).await?),
+        Some(bin) => Some(recover(bin, (&made, known.complete), &data, &options, &mut progress).await?),
         None => None,
     };
-    say(global, &made, &data, (&restored, end.as_ref()), bin.as_deref());
+    say(global, (&made, known.open), &data, (&restored, end.as_ref()), bin.as_deref());
     Ok(())
+}
+
+/// What is known of the end of the archive.
+#[derive(Clone, Copy, Default)]
+struct Known {
+    /// It holds all that was committed up to now.
+    complete: bool,
+    /// The open segment came to it; `None`: nobody was asked for it.
+    open: Option<bool>,
 }
 
 /// The plan with all that was committed up to now in the archive, for which there is room; and whether that is certain.
@@ -84,7 +92,7 @@ async fn planned(
     (target, options): (&Target, &Restore),
     data: &Path,
     progress: &mut Progress,
-) -> Outcome<(Plan, bool)> {
+) -> Outcome<(Plan, Known)> {
     let plan = async || {
         let (repository, system, timeline) = (shelf.repository.clone(), shelf.system, options.timeline.map(Timeline));
         let (target, backup) = (target.clone(), options.backup.clone());
@@ -98,7 +106,7 @@ async fn planned(
     let mut room = Room::at(data, options.delta);
     let Some(session) = shelf.session.as_ref().filter(|_| *target != Target::Immediate) else {
         let made = plan().await?.map_err(|says| failure(&VaultError::NotArchived(says)))?;
-        return room.check(&made).map(|()| (made, false));
+        return room.check(&made).map(|()| (made, Known::default()));
     };
     // Before the primary ends a segment for nothing.
     if let Ok(made) = plan().await? {
@@ -111,18 +119,19 @@ async fn planned(
     let made = plan().await?.map_err(|says| failure(&VaultError::NotArchived(says)))?;
     room.check(&made)?;
     // Where another timeline was left says nothing of when.
-    let complete = ended == Some(made.timeline);
-    Ok((made, complete))
+    let known = Known { complete: ended == Some(made.timeline), open: Some(ended.is_some()) };
+    Ok((made, known))
 }
 
 fn target(options: &Restore) -> Outcome<Target> {
     Ok(if let Some(text) = &options.time {
-        let at = moment::parse(text, Timestamp::now(), &TimeZone::system());
-        Target::Time(at.map_err(|why| Failure::usage(format!("--time {why}")))?)
+        Target::Time(moment::here(text).map_err(|why| Failure::usage(format!("--time {why}")))?)
     } else if let Some(lsn) = options.lsn {
         Target::Position(lsn)
     } else if let Some(name) = &options.restore_point {
-        Target::Name(name.clone())
+        let target = Target::Name(name.clone());
+        target.check().map_err(|why| Failure::usage(format!("--restore-point: {why}")))?;
+        target
     } else if let Some(id) = options.transaction {
         Target::Transaction(id)
     } else if options.immediate {
@@ -350,7 +359,7 @@ async fn recover(
 
 fn say(
     global: Global,
-    made: &Plan,
+    (made, open): (&Plan, Option<bool>),
     data: &Path,
     (restored, recovered): (&Restored, Option<&Recovered>),
     bin: Option<&Path>,
@@ -362,6 +371,7 @@ fn say(
         output::object(&json!({
             "to": data, "backup": made.base.label, "timeline": made.timeline, "bytes": restored.written, "kept": restored.kept,
             "segments": restored.log, "end": end, "rows": rows, "verified": verified.iter().collect::<Vec<_>>(),
+            "open_segment_archived": open,
         }));
         return;
     }
@@ -380,6 +390,19 @@ fn say(
     } else {
         output::line("No server has recovered it yet: it asks for its log in its directory mainstay_log.");
     }
+    if let Some(says) = short_of(&made.target, made.reaches, open) {
+        output::line(&paint(Colour::Yellow, &says));
+    }
+}
+
+/// The latest moment was wanted, and what the archive holds is not known to be all.
+fn short_of(target: &Target, reaches: Lsn, open: Option<bool>) -> Option<String> {
+    (*target == Target::Latest && open == Some(false)).then(|| {
+        format!(
+            "NOT the latest moment: the log that was open is not in the archive. What was committed after {reaches} may be missing \
+             (`mainstay archive status` says why; once that is mended, bring the copy there with --delta)."
+        )
+    })
 }
 
 #[cfg(test)]
@@ -396,6 +419,15 @@ mod tests {
         assert!(check_place(&dir.path().join("x")).is_err());
         check_server(&dir.path().join("y"), None).unwrap();
         assert!(check_server(&dir.path().join("y".repeat(90)), None).unwrap_err().error.contains("too long"));
+    }
+
+    #[test]
+    fn a_copy_that_is_not_the_latest_says_so_at_its_end() {
+        let says = short_of(&Target::Latest, Lsn(0x0500_0000), Some(false)).unwrap();
+        assert!(says.contains("NOT the latest moment") && says.contains("0/5000000"), "{says}");
+        for (target, open) in [(Target::Latest, Some(true)), (Target::Latest, None), (Target::Immediate, Some(false))] {
+            assert_eq!(short_of(&target, Lsn(1), open), None, "{target:?} {open:?}");
+        }
     }
 
     #[test]

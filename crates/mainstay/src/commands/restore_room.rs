@@ -5,6 +5,7 @@ use crate::failure::{Failure, Outcome};
 use crate::local::machine;
 use crate::output::table::bytes;
 use mainstay_vault::postgres::restore::{Plan, tablespace_beside};
+use mainstay_vault::postgres::scratch::log_again;
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -70,7 +71,7 @@ fn places(data: &Path, made: &Plan) -> Vec<(PathBuf, u64)> {
         })
         .collect();
     let beside: u64 = spaces.iter().map(|(_, size)| size).sum();
-    let own = made.needs().saturating_sub(beside);
+    let own = made.needs().saturating_add(log_again(made)).saturating_sub(beside);
     [(data.to_owned(), own)].into_iter().chain(spaces).collect()
 }
 

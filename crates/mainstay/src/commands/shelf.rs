@@ -12,6 +12,9 @@ use mainstay_vault::objects::ObjectError;
 use mainstay_vault::repository::{Repository, VaultError};
 use std::path::{Path, PathBuf};
 
+/// What says that a place is a repository.
+const CHARTER: &str = "vault.json";
+
 /// What was found.
 pub(crate) struct Shelf {
     /// The repository.
@@ -33,6 +36,16 @@ pub(crate) fn failure(error: &VaultError) -> Failure {
             .hint("make the repository reachable from this host (is the volume mounted, the network up?), or name its place here with --repository DIR"),
         VaultError::Object(ObjectError::Refused(_)) => Failure::failed(error.to_string())
             .hint("run this as a user who may read the repository"),
+        VaultError::Object(ObjectError::Missing(name)) if name.starts_with(CHARTER) => Failure::failed(error.to_string())
+            .hint("name the place of a repository itself: the folder or prefix with vault.json in it; `mainstay archive status` names the cluster's, which is made with the first log that is archived"),
+        VaultError::WrongKey { .. } => Failure::failed(error.to_string())
+            .hint("name the file of that key with --key-file FILE, or in vault.key_file"),
+        VaultError::NoKey { .. } => Failure::failed(error.to_string())
+            .hint("name the file of the repository's secret key with --key-file FILE, or in vault.key_file"),
+        VaultError::Crypto(_) => Failure::failed(error.to_string())
+            .hint("do as it says, or name another file of the repository's secret key (--key-file FILE, or vault.key_file)"),
+        VaultError::File { .. } => Failure::failed(error.to_string())
+            .hint("is the path right, and may this user read it? A key file is named by --key-file FILE, or by vault.key_file"),
         _ => Failure::failed(error.to_string()),
     }
 }
@@ -56,7 +69,9 @@ impl Shelf {
     /// # Errors
     /// When there is no repository, this host does not reach it, or it can not be read with this key.
     pub(crate) async fn open(options: &Options) -> Outcome<Shelf> {
-        given::check("--key-file", options.key_file.as_deref())?;
+        given::check("--key-file", options.key_file.as_deref()).map_err(|failure| {
+            failure.hint("name the file of the repository's secret key (`mainstay archive key` made it)")
+        })?;
         let (session, spec) = if options.repository.is_some() { (None, None) } else { cluster(options).await? };
         let vault = spec.as_ref().map(|spec| spec.vault.clone()).unwrap_or_default();
         let named = |path: &Option<PathBuf>| path.as_deref().map(absolute).transpose();
@@ -95,7 +110,12 @@ async fn cluster(options: &Options) -> Outcome<(Option<Session>, Option<Spec>)> 
 }
 
 fn look(place: &Path, key: Option<&Path>, wanted: Option<SystemId>) -> Result<(Repository, SystemId), VaultError> {
-    let repository = Repository::at(place, key)?;
+    let repository = Repository::at(place, key).map_err(|error| match error {
+        VaultError::Object(ObjectError::Missing(name)) => {
+            VaultError::Object(ObjectError::Missing(format!("{name} in {}", place.display())))
+        }
+        other => other,
+    })?;
     if !repository.readable() {
         let says = format!(
             "{} is encrypted, and no secret key is at hand: say --key-file FILE (a file that ends in .public only writes)",

@@ -48,6 +48,18 @@ fn at_least(settings: &BTreeMap<String, String>) -> Vec<(String, String)> {
     settings.iter().filter(number).map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
+/// So much log the copy's server keeps, bytes. Of two segments at least: with less it does not start.
+fn log_most(plan: &Plan) -> u64 {
+    (1 << 30).max(plan.base.server.segment_size.saturating_mul(4))
+}
+
+/// What the recovery writes beside the files and the log that lie there: it copies each segment into `pg_wal`, and keeps it there until the
+/// checkpoint after next.
+#[must_use]
+pub fn log_again(plan: &Plan) -> u64 {
+    (plan.log.len() as u64).saturating_mul(plan.base.server.segment_size).min(log_most(plan))
+}
+
 fn config(plan: &Plan, data: &Path, socket: &Path) -> String {
     let mut all: Vec<(String, String)> = vec![
         ("listen_addresses".into(), String::new()),
@@ -60,6 +72,9 @@ fn config(plan: &Plan, data: &Path, socket: &Path) -> String {
         ("max_logical_replication_workers".into(), "0".into()),
         ("shared_buffers".into(), "64MB".into()),
         ("hot_standby".into(), "on".into()),
+        // Small: the volume may have room for the copy and little else.
+        ("max_wal_size".into(), format!("{}MB", log_most(plan) >> 20)),
+        ("min_wal_size".into(), format!("{}MB", (plan.base.server.segment_size.saturating_mul(2) >> 20).max(80))),
         ("logging_collector".into(), "off".into()),
         ("log_destination".into(), "stderr".into()),
     ];
@@ -83,8 +98,9 @@ fn tail(log: &File) -> String {
     // Those who ask whether it is there already are turned away meanwhile: that explains nothing.
     let asked = ["the database system is starting up", "not yet accepting connections", "Consistent recovery state"];
     let says = |line: &&str| {
-        ["FATAL", "PANIC", "last completed transaction", "invalid value"].iter().any(|w| line.contains(w))
-            && !asked.iter().any(|w| line.contains(w))
+        // What brings a segment says itself why it could not.
+        let words = ["FATAL", "PANIC", "last completed transaction", "invalid value", "No space left on device"];
+        (line.starts_with("cp: ") || words.iter().any(|w| line.contains(w))) && !asked.iter().any(|w| line.contains(w))
     };
     let lines: Vec<&str> = text.lines().filter(says).collect();
     lines.iter().rev().take(4).rev().copied().collect::<Vec<_>>().join("; ")
@@ -449,6 +465,10 @@ mod tests {
         }
         let log = place.file("mainstay_scratch.log", "FATAL: no\n").unwrap();
         assert_eq!(tail(&log), "FATAL: no");
+        let full = "cp: error writing 'pg_wal/RECOVERYXLOG': No space left on device";
+        let log =
+            place.file("mainstay_scratch.log", &format!("LOG: x\n{full}\nFATAL: could not restore file\n")).unwrap();
+        assert_eq!(tail(&log), format!("{full}; FATAL: could not restore file"));
         std::os::unix::fs::symlink(&data, dir.path().join("link")).unwrap();
         assert!(Place::open(&dir.path().join("link"), None).is_err());
         let another = rustix::process::geteuid().as_raw() + 1;
