@@ -66,7 +66,7 @@ async fn with_majority(session: &Session) -> Outcome<Status> {
         };
         if tokio::time::Instant::now() >= until {
             if session.spec().store.is_etcd() {
-                return Err(Failure::not_now(format!("{}: nobody can become primary", problem.evidence))
+                return Err(Failure::not_now(format!("nobody can become primary: {}", problem.evidence))
                     .hint(format!("{}; nothing was changed", problem.hint)));
             }
             return Err(Failure::not_now("the store has no majority of its votes: nobody can become primary")

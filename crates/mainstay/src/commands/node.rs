@@ -119,11 +119,10 @@ fn renew_file(session: &Session) -> String {
 fn next_steps(session: &Session, node: &Node) -> Vec<String> {
     let here = session.target.config.display();
     let there = "/etc/mainstay/mainstay.toml";
-    let renew = renew_file(session);
     let (name, host) = (&node.name, &node.host);
     let engine = if node.witness { "mainstay" } else { "mainstay and PostgreSQL" };
     vec![
-        renew,
+        renew_file(session),
         format!("here: mainstay pki issue {name} --config {here} > {name}.token; mainstay pki serve --config {here}"),
         format!("on {host}: install {engine}; copy {here} to {there}, and {name}.token"),
         format!("on {host}: mainstay join --config {there} --node {name} --at THIS-HOST --token - < {name}.token"),
