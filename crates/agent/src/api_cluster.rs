@@ -54,7 +54,8 @@ fn conflict(why: impl Into<String>, hint: &'static str) -> Refused {
 fn no_store(store: &ClusterStore, why: impl std::fmt::Display) -> Refused {
     let unavailable = |text: String, hint| (StatusCode::SERVICE_UNAVAILABLE, text, hint);
     if store.distrusts() {
-        let hint = "mainstay recover shows what each node knows, and makes the cluster's part of etcd anew; see docs/etcd.md";
+        let hint =
+            "mainstay recover shows what each node knows, and makes the cluster's part of etcd anew; see docs/etcd.md";
         return unavailable(format!("the store is not believed: {why}"), hint);
     }
     match store.etcd() {

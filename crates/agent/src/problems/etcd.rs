@@ -116,7 +116,9 @@ fn lost_members(standings: &BTreeMap<&NodeId, &EtcdStanding>, list: &mut List) {
         // Whoever replaces a member while too few are left takes away the last that know the data.
         let hint = match advice(why) {
             Some(advice) => advice,
-            None if *why == NO_LEADER => "it runs, and reaches too few of the other members: look at the network between them",
+            None if *why == NO_LEADER => {
+                "it runs, and reaches too few of the other members: look at the network between them"
+            }
             None if up * 2 > count => {
                 "start it, or replace it in etcd (`etcdctl member`), and then in store.endpoints of each node's file"
             }
