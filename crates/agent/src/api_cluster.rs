@@ -200,6 +200,7 @@ impl Api {
             generation: now.generation,
             listed: now.spec.nodes.iter().map(|node| node.name.clone()).collect(),
             distrusts: self.store.etcd().and_then(|etcd| etcd.evidence()),
+            record_floor: self.store.etcd().and_then(|etcd| etcd.floor(RECORD_KEY)),
             mark: None,
         }
     }

@@ -22,7 +22,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 /// So long it is waited for the archive to reach the log that the primary keeps.
 const REACH: Duration = Duration::from_secs(90);
@@ -31,10 +31,10 @@ const LOOK: Duration = Duration::from_secs(2);
 const HANGS: Duration = Duration::from_secs(600);
 /// How often it is looked whether it gets anywhere.
 const PULSE: Duration = Duration::from_secs(15);
+/// So long one that is left behind is waited for: what it wrote is about to be removed.
+const ENDS: Duration = Duration::from_secs(10);
 /// More log than the files and this takes longer to replay than a clone of the primary.
 const LOG_BYTES: u64 = 1 << 30;
-/// Beside the files and the log: what is written until it streams.
-const SPARE: u64 = 512 << 20;
 
 /// The repository as a seed of new copies.
 pub(crate) struct VaultSeed {
@@ -45,6 +45,8 @@ pub(crate) struct VaultSeed {
     events: mpsc::Sender<Event>,
     /// Told last: attempts that fail alike are told once.
     told: Mutex<String>,
+    /// Held by the thread that writes: one that hangs may come back, and two would share the disk.
+    writes: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// What the thread works with.
@@ -76,6 +78,7 @@ impl VaultSeed {
             store: Arc::clone(&backups.store),
             events: backups.events.clone(),
             told: Mutex::default(),
+            writes: Arc::default(),
         }
     }
 
@@ -109,29 +112,27 @@ impl Seed for VaultSeed {
             vault.repository.as_ref().map(|place| place.display().to_string()).ok_or("no repository is named")?;
         let known = self.archive().filter(|archive| archive.repository == place && !archive.id.is_empty());
         let known = known.ok_or_else(|| format!("nothing was archived to {place} yet"))?.id;
+        let writes = Arc::clone(&self.writes).try_lock_owned();
+        let writes = writes.map_err(|_| "an earlier copy from there was given up and has not ended yet".to_owned())?;
         let watch = Arc::new(Watch::default());
         let _ends = Ends(Arc::clone(&watch));
         let job = Job { vault, known, owner: self.owner, wish, watch: Arc::clone(&watch) };
         let (reply, mut answer) = oneshot::channel();
-        let work = move || drop(reply.send(ordinarily(|| job.run().map_err(|error| error.to_string()))));
+        let work = move || {
+            let done = ordinarily(|| job.run().map_err(|error| error.to_string()));
+            drop(writes);
+            drop(reply.send(done));
+        };
         std::thread::Builder::new()
             .name("clone".to_owned())
             .spawn(work)
             .map_err(|error| format!("no thread: {error}"))?;
-        let (mut seen, mut since) = (u64::MAX, Instant::now());
-        loop {
-            tokio::select! {
-                done = &mut answer => return done.unwrap_or_else(|_| Err("it ended without a word, which is a bug".to_owned())),
-                () = sleep(PULSE) => {}
-            }
-            let done = watch.done.load(Ordering::Relaxed);
-            if done != seen {
-                (seen, since) = (done, Instant::now());
-            }
-            if since.elapsed() > HANGS {
-                return Err(format!("the repository {place} has given nothing for {} s", HANGS.as_secs()));
-            }
+        tokio::select! {
+            done = &mut answer => return done.unwrap_or_else(|_| Err("it ended without a word, which is a bug".to_owned())),
+            () = stalled(&watch) => watch.stop.store(true, Ordering::Relaxed),
         }
+        let _ = timeout(ENDS, answer).await;
+        Err(format!("the repository {place} has given nothing for {} s", HANGS.as_secs()))
     }
 
     fn made(&self, of: &str) {
@@ -145,6 +146,18 @@ impl Seed for VaultSeed {
             "vault-passed-over",
             format!("the primary is cloned and not the repository (vault.clone_nodes): {why}"),
         );
+    }
+}
+
+/// Returns when nothing has come for too long. While what came is brought to the disk nothing has to; a disk that hangs is found otherwise.
+async fn stalled(watch: &Watch) {
+    let (mut seen, mut since) = (u64::MAX, Instant::now());
+    while since.elapsed() <= HANGS {
+        sleep(PULSE).await;
+        let done = watch.done.load(Ordering::Relaxed);
+        if done != seen || watch.flushing.load(Ordering::Relaxed) {
+            (seen, since) = (done, Instant::now());
+        }
     }
 }
 
@@ -163,8 +176,7 @@ impl Job {
             return impossible(format!("the backup {} holds damaged blocks", made.base.label));
         }
         check_version(&self.wish.programs, made.base.server.version / 10_000)?;
-        let files: u64 = made.base.files.iter().map(|file| file.size).sum();
-        let log = made.bytes().saturating_sub(files);
+        let (files, log) = (made.files(), made.log_bytes());
         if log > files.saturating_add(LOG_BYTES) {
             let (label, log, files) = (&made.base.label, log >> 20, files >> 20);
             return impossible(format!(
@@ -172,8 +184,8 @@ impl Job {
             ));
         }
         let dir = self.wish.into.parent().unwrap_or(Path::new("/"));
-        if let Some(free) = too_little(made.bytes().saturating_add(SPARE), dir) {
-            let (needs, free) = (made.bytes().saturating_add(SPARE) >> 20, free >> 20);
+        if let Some(free) = too_little(made.needs(), dir) {
+            let (needs, free) = (made.needs() >> 20, free >> 20);
             return impossible(format!("{needs} MiB are needed and {free} MiB are free in {}", dir.display()));
         }
         let to = Destination {
@@ -229,4 +241,29 @@ impl Job {
 
 fn impossible<T>(why: impl Into<String>) -> Result<T, VaultError> {
     Err(VaultError::Impossible(why.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_brought_to_the_disk_is_no_hang() {
+        let watch = Watch::default();
+        watch.flushing.store(true, Ordering::Relaxed);
+        timeout(HANGS * 5, stalled(&watch)).await.unwrap_err();
+        watch.flushing.store(false, Ordering::Relaxed);
+        timeout(HANGS * 2, stalled(&watch)).await.unwrap();
+        let coming = async {
+            loop {
+                sleep(HANGS / 2).await;
+                watch.done.fetch_add(1, Ordering::Relaxed);
+            }
+        };
+        tokio::select! {
+            () = coming => {}
+            () = stalled(&watch) => panic!("something came"),
+            () = sleep(HANGS * 5) => {}
+        }
+    }
 }

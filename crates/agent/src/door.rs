@@ -14,6 +14,7 @@ use mainstay_model::{NodeId, Term};
 use mainstay_net::ServerStream;
 use mainstay_net::http::{HttpServe, serve_service};
 use mainstay_ports::peer::{Caller, Channel, Handler, Peers};
+use mainstay_store::etcd::Floor;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -59,6 +60,9 @@ pub struct StoreReply {
     /// would else hold each other to it for ever.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub distrusts: Option<String>,
+    /// With an etcd: the newest state of the record that this node has seen, so that others notice an etcd that shows less.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub record_floor: Option<Floor>,
     /// Before there is a store: what it has written in its etcd, for others to find in theirs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mark: Option<String>,

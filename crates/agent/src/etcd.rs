@@ -2,6 +2,7 @@
 
 use crate::door::{AskDoor, StoreReply, ask_all_stores};
 use crate::founding::{Begin, Part, found_or_join};
+use crate::generations::Generations;
 use crate::mind_loop::Question;
 use crate::record::RECORD_KEY;
 use crate::setup::{AgentOptions, entropy};
@@ -10,9 +11,9 @@ use mainstay_decide::summary::Summary;
 use mainstay_model::spec::Spec;
 use mainstay_model::{NodeId, Record, Term};
 use mainstay_ports::peer::Peers;
-use mainstay_ports::store::Store as _;
+use mainstay_ports::store::{Store as _, StoreError, Versioned};
 use mainstay_store::etcd::{self, EtcdOptions, EtcdStore, Found};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -23,9 +24,12 @@ const LOOK: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(500);
 /// How often the log says what is waited for.
 const SAY_EVERY: Duration = Duration::from_secs(5);
-/// How often terms are compared, and for how long what is wrong must be so.
+/// How often the nodes are asked, and how often in a row a promise must be above the record.
 const COMPARE: Duration = Duration::from_secs(1);
 const LOWER_MAX: u32 = 3;
+/// The same after a start, until all have answered or this much has passed.
+const COMPARE_FIRST: Duration = Duration::from_millis(100);
+const COMPARED_WITHIN: Duration = Duration::from_secs(2);
 
 /// Which store it is stands in each node's own file: whoever has lost the store must find it without asking it. But no node may begin with
 /// another kind than the cluster has.
@@ -143,55 +147,76 @@ pub(crate) fn group_of(from: &NodeId, term: Term) -> u64 {
     bytes.fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)).max(1)
 }
 
-/// No node promises a term before the record in the store has it. So a record below a promise that was made before it was read comes
-/// from an older state of etcd, even if this node has not seen the newer one.
-pub async fn compare_terms(store: Arc<EtcdStore>, questions: mpsc::Sender<Question>) {
-    let mut lower = 0;
-    loop {
-        sleep(COMPARE).await;
-        let Some((promised, by)) = promised(&questions).await else { continue };
-        let term = |record: &Record| record.term;
-        let parse = |held: &mainstay_ports::store::Versioned| serde_json::from_slice::<Record>(&held.value).ok();
-        let shown = store.watch(RECORD_KEY).borrow().as_ref().and_then(parse).map(|record| term(&record));
-        if shown.unwrap_or_default() >= promised || store.failure().is_some() {
-            lower = 0;
-            continue;
-        }
-        let Ok(read) = store.read(RECORD_KEY, LOOK).await else { continue };
-        let now = match &read {
-            None => Term::default(),
-            // A record of a newer version is not known to be older.
-            Some(held) => parse(held).map_or(promised, |record| term(&record)),
-        };
-        lower = if now < promised { lower + 1 } else { 0 };
-        if lower >= LOWER_MAX {
-            warn!(%promised, %by, %now, "etcd's record is older than a promise");
-            store.distrust(format!(
-                "{by} has promised to follow no term older than {promised}, and etcd's record is of term {now}: was etcd restored from an older \
-                 copy? Writes that were acknowledged may be missing in it. `mainstay recover --from NODE` makes the cluster's part of it anew, \
-                 from the node that has most"
-            ));
-        }
-    }
-}
-
-/// A node that has evidence against etcd is believed: whoever trusts would go on by a record that is older than what that one has seen.
-pub async fn ask_who_distrusts(
+/// Holds what etcd shows against what the nodes know: the evidence that they have, what they have seen of the record, and their promises.
+pub async fn hold_against_the_nodes(
     me: NodeId,
     store: Arc<EtcdStore>,
     peers: Arc<dyn Peers>,
     questions: mpsc::Sender<Question>,
+    generations: Arc<Generations>,
 ) {
+    let (begun, mut lower) = (Instant::now(), 0);
     loop {
-        sleep(COMPARE).await;
+        // At first quickly: this node does not stand before.
+        sleep(if store.is_compared() { COMPARE } else { COMPARE_FIRST }).await;
         let Some(summary) = summary(&questions).await else { continue };
-        let nodes: Vec<NodeId> = summary.peers.into_keys().collect();
-        for (node, reply) in ask_all_stores(&me, &nodes, &peers).await {
-            if let Some(heard) = heard(&reply, store.group()) {
-                store.heard_of(&node, heard);
+        let listed = generations.now();
+        let nodes = listed.spec.nodes.iter().map(|node| &node.name).chain(summary.peers.keys());
+        let mut silent: BTreeSet<NodeId> = nodes.filter(|node| **node != me).cloned().collect();
+        let asked: Vec<NodeId> = silent.iter().cloned().collect();
+        for (node, reply) in ask_all_stores(&me, &asked, &peers).await {
+            if tells(reply.part) {
+                silent.remove(&node);
+            }
+            let Some(heard) = heard(&reply, store.group()) else { continue };
+            // A node that has evidence is believed: whoever trusts would go on by a record that is older than what that one has seen.
+            store.heard_of(&node, heard);
+            // One that has none may be cut off from etcd.
+            if let Some(floor) = &reply.record_floor {
+                store.hold_against(&node, RECORD_KEY, floor);
             }
         }
+        // Those that are off do not hold it up for ever.
+        if silent.is_empty() || begun.elapsed() >= COMPARED_WITHIN {
+            store.set_compared();
+        }
+        match below_a_promise(&store, &summary).await {
+            Ok(None) => lower = 0,
+            Ok(Some(what)) => {
+                lower += 1;
+                warn!(%what, "etcd's record is older than a promise");
+                if lower >= LOWER_MAX {
+                    store.distrust(&what);
+                }
+            }
+            // Etcd's silence says nothing.
+            Err(_) => {}
+        }
     }
+}
+
+/// A node that begins tells what it has seen only once it has read that.
+fn tells(part: Part) -> bool {
+    matches!(part, Part::Member | Part::Founding | Part::Empty)
+}
+
+/// No node promises a term before the record in the store has it. So a record below a promise that was made before it was read comes
+/// from an older state of etcd, even if this node has not seen the newer one.
+async fn below_a_promise(store: &EtcdStore, summary: &Summary) -> Result<Option<String>, StoreError> {
+    let parse = |held: &Versioned| serde_json::from_slice::<Record>(&held.value).ok().map(|record| record.term);
+    let Some((promised, by)) = promised(summary) else { return Ok(None) };
+    let shown = store.watch(RECORD_KEY).borrow().as_ref().and_then(parse);
+    if shown.unwrap_or_default() >= promised || store.failure().is_some() {
+        return Ok(None);
+    }
+    let now = match &store.read(RECORD_KEY, LOOK).await? {
+        None => Term::default(),
+        // A record of a newer version is not known to be older.
+        Some(held) => parse(held).unwrap_or(promised),
+    };
+    let what =
+        || format!("{by} has promised to follow no term older than {promised}, and etcd's record is of term {now}");
+    Ok((now < promised).then(what))
 }
 
 /// What another node says against etcd, `Some(None)`: nothing. `None`: it does not speak of this store, or does not know it yet.
@@ -207,8 +232,7 @@ async fn summary(questions: &mpsc::Sender<Question>) -> Option<Summary> {
 }
 
 /// The highest promise that this node knows, and whose it is.
-async fn promised(questions: &mpsc::Sender<Question>) -> Option<(Term, String)> {
-    let summary = summary(questions).await?;
+fn promised(summary: &Summary) -> Option<(Term, String)> {
     let peers =
         summary.peers.iter().filter_map(|(node, peer)| Some((peer.presence.as_ref()?.promise, node.to_string())));
     peers.chain([(summary.promise, "this node".to_owned())]).max()
@@ -217,6 +241,7 @@ async fn promised(questions: &mpsc::Sender<Question>) -> Option<(Term, String)> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mainstay_ports::peer::{Channel, LinkChange, PeerError};
 
     fn reply(part: Part, mark: Option<&str>) -> StoreReply {
         StoreReply { part, mark: mark.map(ToOwned::to_owned), ..StoreReply::default() }
@@ -237,6 +262,95 @@ mod tests {
         let left = leave_out_elsewhere(&mut answers, &marks.into());
         assert_eq!(left, [name("elsewhere"), name("old")]);
         assert_eq!(answers.into_keys().collect::<Vec<_>>(), [name("here"), name("member")]);
+    }
+
+    /// Other agents, by what they answer.
+    struct Others(BTreeMap<NodeId, StoreReply>);
+
+    #[async_trait::async_trait]
+    impl Peers for Others {
+        fn send(&self, _to: &NodeId, _channel: Channel, _body: Vec<u8>) {}
+        async fn request(
+            &self,
+            to: &NodeId,
+            _channel: Channel,
+            _body: Vec<u8>,
+            _timeout: Duration,
+        ) -> Result<Vec<u8>, PeerError> {
+            let reply = self.0.get(to).ok_or_else(|| PeerError::NotConnected(to.to_string()))?;
+            Ok(serde_json::to_vec(reply).unwrap())
+        }
+        fn links(&self) -> tokio::sync::broadcast::Receiver<LinkChange> {
+            tokio::sync::broadcast::channel(1).1
+        }
+        fn connected(&self, node: &NodeId) -> bool {
+            self.0.contains_key(node)
+        }
+    }
+
+    /// An agent's part in it, with an etcd that nobody runs; it ends with the second one.
+    fn begun(dir: &std::path::Path, others: &[(&str, StoreReply)]) -> (Arc<EtcdStore>, tokio::task::JoinSet<()>) {
+        let mut text =
+            "[cluster]\nname = \"c\"\n[store]\nkind = \"etcd\"\nendpoints = [\"http://127.0.0.1:9\"]\n".to_owned();
+        for number in 1..=3 {
+            text += &format!("[[node]]\nname = \"db{number}\"\nhost = \"10.0.0.{number}\"\n");
+        }
+        let (spec, me) = (mainstay_model::config::parse(&text, &[]).unwrap(), NodeId::new("db1").unwrap());
+        let options = EtcdOptions::of(&spec, &me, "ours".to_owned(), dir.join("etcd.json")).unwrap();
+        let origin = etcd::Origin { authority: "ours".to_owned(), ..etcd::Origin::default() };
+        let store = EtcdStore::start(options, Some((origin, mainstay_model::Revision(4)))).unwrap();
+        let others = others.iter().map(|(node, reply)| (NodeId::new(*node).unwrap(), reply.clone())).collect();
+        let generations = Arc::new(Generations::load(dir.join("spec.json"), spec).unwrap());
+        let (questions, mut queue) = mpsc::channel::<Question>(4);
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(hold_against_the_nodes(me, Arc::clone(&store), Arc::new(Others(others)), questions, generations));
+        tasks.spawn(async move {
+            while let Some(question) = queue.recv().await {
+                let (summary, reasons) = (Summary::default(), Vec::new());
+                let _ = question.send(crate::mind_loop::Snapshot { summary, reasons, since_ms: 0 });
+            }
+        });
+        (store, tasks)
+    }
+
+    fn member(record_floor: Option<&str>) -> StoreReply {
+        let record_floor = record_floor.map(|text| serde_json::from_str(text).unwrap());
+        StoreReply { record_floor, ..reply(Part::Member, None) }
+    }
+
+    async fn until(what: &str, so: impl Fn() -> bool) {
+        let end = Instant::now() + Duration::from_secs(30);
+        while !so() {
+            assert!(Instant::now() < end, "not in time: {what}");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_start_hears_what_others_have_seen_before_it_stands() {
+        let seen = r#"{"revision":10,"created":5,"version":4,"value":"{}"}"#;
+        let (dir, floor) = (tempfile::tempdir().unwrap(), serde_json::from_str(seen).ok());
+        let (store, _tasks) = begun(dir.path(), &[("db2", member(Some(seen))), ("db3", member(None))]);
+        assert!(!store.is_compared());
+        until("both have told", || store.is_compared()).await;
+        assert_eq!(store.floor(RECORD_KEY), floor, "heard before, although etcd is silent");
+        assert!(store.is_believed());
+        // A state that no history joins with it: one of them comes from another past.
+        let other = r#"{"revision":12,"created":7,"version":5}"#;
+        let apart = [("db2", member(Some(seen))), ("db3", member(Some(other)))];
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _tasks) = begun(dir.path(), &apart);
+        until("that is evidence", || store.evidence().is_some()).await;
+    }
+
+    #[tokio::test]
+    async fn who_is_off_holds_nobody_up_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let begins = reply(Part::Unknown, None);
+        let (store, _tasks) = begun(dir.path(), &[("db2", begins)]);
+        let begun = Instant::now();
+        until("it goes on without them", || store.is_compared()).await;
+        assert!(begun.elapsed() >= COMPARED_WITHIN / 2, "they were given time");
     }
 
     #[test]

@@ -3,12 +3,23 @@
 use crate::lives::Lives;
 use async_trait::async_trait;
 use mainstay_decide::io::Input;
-use mainstay_model::Message;
+use mainstay_model::{Message, NodeId, Term};
 use mainstay_ports::peer::{Caller, Handler};
 use mainstay_ports::route_board::RouteBoard;
 use mainstay_store::ClusterStore;
-use std::sync::Arc;
+use mainstay_store::etcd::EtcdStore;
+use serde::Deserialize;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::mpsc;
+use tracing::debug;
+
+/// Etcd confirms within this what a candidate goes by, or this node hears nothing of that one, until it asks again. A candidate waits no
+/// longer for answers either.
+const CONFIRM: Duration = Duration::from_secs(1);
+/// So many candidates' questions wait for that at once, one of each.
+const CONFIRMING_MAX: usize = 8;
 
 /// Passes messages of other agents' decisions to the loop.
 pub struct MindHandler {
@@ -18,14 +29,54 @@ pub struct MindHandler {
     lives: Arc<Lives>,
     /// While this node does not believe it, it hears of no candidates.
     store: Arc<ClusterStore>,
+    /// What waits for etcd.
+    confirming: Arc<Mutex<BTreeSet<(NodeId, Term)>>>,
 }
 
 impl MindHandler {
     /// `inputs`: to the loop.
     #[must_use]
     pub fn new(inputs: mpsc::Sender<Input>, lives: &Arc<Lives>, store: &Arc<ClusterStore>) -> Arc<Self> {
-        Arc::new(Self { inputs, lives: Arc::clone(lives), store: Arc::clone(store) })
+        Arc::new(Self { inputs, lives: Arc::clone(lives), store: Arc::clone(store), confirming: Arc::default() })
     }
+
+    /// Lets a candidate's question through once etcd has shown, after it came, all that this node has seen of it, and a record that this
+    /// candidate has raised to that term. What etcd showed before says nothing: it may have been restored from an older copy since, while
+    /// this node was cut off from it or not running, and the candidate would go by a record whose quorum is smaller. Beside the other
+    /// messages: a slow etcd must not make the candidate look silent. (They may overtake each other on their way in any case.)
+    fn confirm_first(&self, etcd: Arc<EtcdStore>, from: NodeId, term: Term) {
+        {
+            let mut confirming = locked(&self.confirming);
+            if confirming.len() >= CONFIRMING_MAX || !confirming.insert((from.clone(), term)) {
+                return;
+            }
+        }
+        let (inputs, confirming) = (self.inputs.clone(), Arc::clone(&self.confirming));
+        tokio::spawn(async move {
+            let record = etcd.confirmed_record(CONFIRM).await;
+            locked(&confirming).remove(&(from.clone(), term));
+            if record.is_some_and(|record| is_raised_by(&record.value, &from, term)) {
+                let _ = inputs.send(Input::Peer(from, Message::Recruit { term })).await;
+            } else {
+                debug!(%from, %term, "a candidate is not heard: etcd does not confirm what it and this node go by");
+            }
+        });
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whose term it is, also in a record that a newer version has written.
+fn is_raised_by(record: &[u8], candidate: &NodeId, term: Term) -> bool {
+    #[derive(Deserialize)]
+    struct Raised {
+        term: Term,
+        holder: Option<NodeId>,
+    }
+    serde_json::from_slice::<Raised>(record)
+        .is_ok_and(|raised| raised.term == term && raised.holder.as_ref() == Some(candidate))
 }
 
 #[async_trait]
@@ -38,6 +89,9 @@ impl Handler for MindHandler {
             }
             if is_part_of_a_take_over(&message) && self.store.distrusts() {
                 return;
+            }
+            if let (Message::Recruit { term }, Some(etcd)) = (&message, self.store.etcd()) {
+                return self.confirm_first(Arc::clone(etcd), node.clone(), *term);
             }
             let _ = self.inputs.send(Input::Peer(node.clone(), message)).await;
         }
@@ -72,29 +126,13 @@ impl Handler for RouteHandler {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mainstay_model::{NodeId, Revision, Term};
-    use mainstay_store::etcd::{EtcdOptions, EtcdStore, Origin};
 
-    #[tokio::test]
-    async fn who_does_not_believe_etcd_hears_of_no_candidates() {
-        let (dir, me) = (tempfile::tempdir().unwrap(), NodeId::new("db1").unwrap());
-        let text = "[cluster]\nname = \"c\"\n[store]\nkind = \"etcd\"\nendpoints = [\"http://127.0.0.1:9\"]\n\
-                    [[node]]\nname = \"db1\"\nhost = \"10.0.0.1\"\n";
-        let spec = mainstay_model::config::parse(text, &[]).unwrap();
-        let options = EtcdOptions::of(&spec, &me, "ours".to_owned(), dir.path().join("etcd.json")).unwrap();
-        let origin = Origin { authority: "ours".to_owned(), ..Origin::default() };
-        let etcd = EtcdStore::start(options, Some((origin, Revision(4)))).unwrap();
-        let (inputs, mut queue) = mpsc::channel(4);
-        let store = Arc::new(ClusterStore::Etcd(Arc::clone(&etcd)));
-        let handler = MindHandler::new(inputs, &Arc::default(), &store);
-        let from = Caller::Node(NodeId::new("db2").unwrap());
-        let recruit = serde_json::to_vec(&Message::Recruit { term: Term(7) }).unwrap();
-        handler.message(&from, recruit.clone()).await;
-        assert!(queue.try_recv().is_ok());
-        etcd.distrust("seen less".to_owned());
-        handler.message(&from, recruit).await;
-        assert!(queue.try_recv().is_err(), "no promise, no answer");
-        handler.message(&from, serde_json::to_vec(&Message::Ask { term: Term(7) }).unwrap()).await;
-        assert!(queue.try_recv().is_ok(), "what makes nobody promise is still heard");
+    #[test]
+    fn a_candidate_is_known_by_the_record_that_it_raised() {
+        let db2 = NodeId::new("db2").unwrap();
+        let raised = br#"{"term":7,"holder":"db2","state":"electing","of_a_newer_version":1}"#;
+        assert!(is_raised_by(raised, &db2, Term(7)));
+        assert!(!is_raised_by(raised, &db2, Term(8)) && !is_raised_by(raised, &NodeId::new("db3").unwrap(), Term(7)));
+        assert!(!is_raised_by(br#"{"term":7,"holder":null}"#, &db2, Term(7)) && !is_raised_by(b"7", &db2, Term(7)));
     }
 }

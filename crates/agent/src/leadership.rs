@@ -1,6 +1,7 @@
 //! Keeps the embedded store's leadership off the primary's host where it can be: the loss of that host then costs a take-over, not a
 //! take-over after an election of the store.
 
+use crate::generations::Generations;
 use crate::intent::Intent;
 use crate::mind_loop::Question;
 use crate::routes::Routes;
@@ -23,12 +24,13 @@ pub fn start(
     peers: Arc<dyn Peers>,
     routes: Routes,
     questions: mpsc::Sender<Question>,
+    generations: &Arc<Generations>,
 ) {
     match store {
         ClusterStore::Raft(raft) => drop(tokio::spawn(keep_apart(me, Arc::clone(raft), peers, routes))),
         ClusterStore::Etcd(etcd) => {
-            tokio::spawn(crate::etcd::ask_who_distrusts(me, Arc::clone(etcd), peers, questions.clone()));
-            tokio::spawn(crate::etcd::compare_terms(Arc::clone(etcd), questions));
+            let (etcd, generations) = (Arc::clone(etcd), Arc::clone(generations));
+            tokio::spawn(crate::etcd::hold_against_the_nodes(me, etcd, peers, questions, generations));
         }
     }
 }

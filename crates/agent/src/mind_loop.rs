@@ -8,9 +8,9 @@ use crate::record;
 use crate::routes::Routes;
 use crate::status::Standing;
 use mainstay_decide::Mind;
-use mainstay_decide::io::{Input, Output};
+use mainstay_decide::io::{CasResult, Input, Output};
 use mainstay_decide::summary::Summary;
-use mainstay_model::{Command, Event, Message, Moment, Reason, ServerObservation, Span, Term};
+use mainstay_model::{ClaimState, Command, Event, Message, Moment, Reason, Record, ServerObservation, Span, Term};
 use mainstay_ports::clock::{boot_now, wall_now_ms};
 use mainstay_ports::peer::{Channel, Peers};
 use mainstay_ports::store::Store;
@@ -135,6 +135,11 @@ pub async fn run(
     }
 }
 
+/// Does this write make a term begin?
+fn begins_a_term(record: &Record) -> bool {
+    matches!(record.state, ClaimState::Electing | ClaimState::Founding)
+}
+
 impl Loop {
     fn pause(&self) -> Duration {
         let now = boot_now();
@@ -193,8 +198,14 @@ impl Loop {
             }
             Output::Cas(id, expected, wanted) => {
                 let (store, inputs) = (self.store(), self.parts.hands.inputs.clone());
+                let too_early =
+                    begins_a_term(&wanted) && self.parts.store.etcd().is_some_and(|etcd| !etcd.is_compared());
                 tokio::spawn(async move {
-                    let result = record::compare_and_set(store, expected, wanted).await;
+                    let result = match too_early {
+                        // The other nodes may have seen more than etcd shows. They are being asked.
+                        true => CasResult::Unavailable,
+                        false => record::compare_and_set(store, expected, wanted).await,
+                    };
                     inputs.send(Input::Cas(id, result)).await
                 });
             }
@@ -247,9 +258,21 @@ impl Loop {
         if is_part_of_a_take_over(message) && self.parts.store.distrusts() {
             return;
         }
-        if let Ok(body) = serde_json::to_vec(message) {
+        let body = match message {
+            // It would not: no candidate needs to raise the term for that.
+            Message::Told { term, hears, would_answer: true } if self.is_without_etcd() => {
+                serde_json::to_vec(&Message::Told { term: *term, hears: *hears, would_answer: false })
+            }
+            message => serde_json::to_vec(message),
+        };
+        if let Ok(body) = body {
             self.parts.peers.send(to, Channel::Mind, body);
         }
+    }
+
+    /// The store is an etcd, and this node does not go by it: it does not answer, or is not believed.
+    fn is_without_etcd(&self) -> bool {
+        self.parts.store.etcd().is_some_and(|etcd| !etcd.works())
     }
 
     /// Remembers since when the node does what it does; looks a few times a second, since a summary is not free.

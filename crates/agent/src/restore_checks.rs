@@ -57,10 +57,15 @@ pub(crate) fn check_version(bin: &Path, major: u32) -> Result<(), VaultError> {
 
 /// A directory that the server's user may pass.
 pub(crate) fn own_dir(path: &Path, owner: Option<(u32, u32)>) -> std::io::Result<()> {
-    use std::os::unix::fs::{DirBuilderExt, lchown};
+    use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, fchown};
     match std::fs::DirBuilder::new().mode(0o700).create(path) {
-        Ok(()) => owner.map_or(Ok(()), |(user, group)| lchown(path, Some(user), Some(group))),
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(error),
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
+        Err(error) => return Err(error),
     }
+    let Some((user, group)) = owner else { return Ok(()) };
+    // The directory above may be that user's: something else may stand there by now.
+    let flags = (rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::NOFOLLOW).bits();
+    let made = std::fs::OpenOptions::new().read(true).custom_flags(flags.cast_signed()).open(path)?;
+    fchown(&made, Some(user), Some(group))
 }

@@ -22,8 +22,6 @@ use std::time::Duration;
 use tokio::time::sleep;
 use tracing::warn;
 
-/// Beside the files and the log: what the recovery itself writes.
-const SPARE: u64 = 512 << 20;
 /// What a program says is cut here.
 const SAID_MAX: usize = 600;
 /// What is wrong is cut here: it goes into the store, and each status.
@@ -233,7 +231,7 @@ pub fn too_little(needs: u64, dir: &Path) -> Option<u64> {
 }
 
 fn check_room(made: &Plan, dir: &Path) -> Result<(), VaultError> {
-    let needs = made.bytes().saturating_add(SPARE);
+    let needs = made.needs();
     let Some(free) = too_little(needs, dir) else { return Ok(()) };
     Err(VaultError::Impossible(format!(
         "the copy needs {} MiB in {}, where {} MiB are free, and the data's volume must keep room: make room, or hold the drill by hand on another volume \

@@ -35,8 +35,6 @@ const FORGOTTEN: Duration = Duration::from_secs(90);
 const LOOK: Duration = Duration::from_secs(5);
 /// How long the decisions may take to answer.
 const ANSWER: Duration = Duration::from_secs(5);
-/// Beside the files and the log: what the recovery itself writes.
-const SPARE: u64 = 512 << 20;
 /// Where the copy's server is reached, in the node's directory.
 const SOCKETS: &str = "back";
 /// The copy's timeline is this far above the newest number: take-overs meanwhile do not make it void at once.
@@ -316,18 +314,16 @@ impl Restorer {
     }
 
     fn shown(&self, made: &Plan) -> RestorePlan {
-        let files = made.base.files.iter().map(|file| file.size).sum();
-        let bytes = made.bytes();
         // Free for those without privileges: the server is one of them.
         let free = rustix::fs::statvfs(self.layout.dir()).ok().map(|is| is.f_bavail.saturating_mul(is.f_frsize));
         RestorePlan {
             backup: made.base.label.clone(),
             timeline: made.timeline,
-            files,
-            log: bytes.saturating_sub(files),
+            files: made.files(),
+            log: made.log_bytes(),
             reaches: made.reaches,
             free,
-            needs: bytes.saturating_add(SPARE),
+            needs: made.needs(),
             unreadable: made.unreadable.clone(),
         }
     }

@@ -264,7 +264,8 @@ impl Agent {
         let inputs = &self.inputs;
 
         tokio::spawn(record::watch(Arc::clone(&store) as Arc<dyn Store>, inputs.clone()));
-        leadership::start(self.me.clone(), &self.store, self.peers(), self.routes.clone(), self.questions.clone());
+        let (routes, questions) = (self.routes.clone(), self.questions.clone());
+        leadership::start(self.me.clone(), &self.store, self.peers(), routes, questions, &self.ground.generations);
         if self.ground.keeper.is_some() {
             let (engine, seen) = (Arc::clone(&self.ground.engine), self.observed.clone());
             tokio::spawn(probes::probe(Arc::clone(&engine), interval, Arc::clone(&probe_now), seen, inputs.clone()));

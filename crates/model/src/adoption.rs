@@ -1,6 +1,7 @@
 //! What is noted of a server that was adopted, so that an interrupted adoption goes on, and its server can be handed back.
 
 use crate::SystemId;
+use crate::shell::quote;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -30,15 +31,18 @@ impl Adoption {
     #[must_use]
     pub fn undo(&self) -> Vec<String> {
         if let Some((path, said)) = &self.start_conf {
-            let said = said.lines().find(|line| !line.starts_with('#') && !line.trim().is_empty()).unwrap_or("auto");
-            let mut ways = vec![format!("echo {said} > {}", path.display())];
+            let mut lines = said.lines().map(str::trim);
+            let said = lines.find(|line| !line.starts_with('#') && !line.is_empty());
+            // The file is the server's own user's, and root pastes this: only the words that it may hold are taken from it.
+            let known = said.and_then(|said| ["auto", "manual", "disabled"].into_iter().find(|known| *known == said));
+            let mut ways = vec![format!("echo {} > {}", known.unwrap_or("auto"), quote(&path.display().to_string()))];
             if self.unit.is_some() {
                 ways.push("systemctl daemon-reload".into());
             }
             return ways;
         }
         let enabled = self.unit.iter().filter(|_| self.enabled);
-        enabled.map(|unit| format!("systemctl enable {unit}")).collect()
+        enabled.map(|unit| format!("systemctl enable {}", quote(unit))).collect()
     }
 }
 
@@ -60,6 +64,10 @@ mod tests {
         assert!(Adoption { enabled: false, ..unit.clone() }.undo().is_empty());
         let debian = Adoption { start_conf: Some(("/etc/start.conf".into(), "# how\n\nmanual\n".into())), ..unit };
         assert_eq!(debian.undo(), ["echo manual > /etc/start.conf", "systemctl daemon-reload"]);
+        // The file, and what it is called, are as the server's user has written them.
+        let path = "/etc/postgresql/15/a;reboot/start.conf";
+        let odd = Adoption { start_conf: Some((path.into(), "auto; reboot\n".into())), ..debian };
+        assert_eq!(odd.undo()[0], format!("echo auto > '{path}'"));
         // Notes of an earlier version say less.
         let before = r#"{"directory":"/srv/main","system":7}"#;
         assert!(serde_json::from_str::<Adoption>(before).is_ok_and(|noted| noted.undo().is_empty()));

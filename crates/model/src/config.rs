@@ -411,14 +411,16 @@ fn render_requirements(out: &mut String, spec: &Spec) {
 }
 
 /// A key as TOML writes it: bare where the letters allow, else quoted (extensions' parameters hold a dot).
-fn key(name: &str) -> String {
+#[must_use]
+pub fn key(name: &str) -> String {
     let bare =
         !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
     if bare { name.to_owned() } else { quoted(name) }
 }
 
 /// A text as a TOML basic string.
-fn quoted(text: &str) -> String {
+#[must_use]
+pub fn quoted(text: &str) -> String {
     let mut out = String::from("\"");
     for character in text.chars() {
         match character {

@@ -263,7 +263,8 @@ fn postgres(spec: &Spec, owned: &[&str], found: &mut Found) {
 }
 
 /// Does a commit wait until a replica has it on its disk? (`remote_write` waits for less, `local` and `off` for no replica.)
-fn waits(value: &str) -> bool {
+#[must_use]
+pub fn waits(value: &str) -> bool {
     // As PostgreSQL reads them: words of a boolean may be shortened.
     let value = value.trim().to_ascii_lowercase();
     ["on", "remote_apply", "1"].contains(&value.as_str())

@@ -74,7 +74,11 @@ pub const NO_LEADER: &str = "it knows no leader";
 /// What to do about a failure that is not a member's being away: a file or a setting of the node, or of etcd. `None`: nothing of that kind.
 #[must_use]
 pub fn advice(why: &str) -> Option<&'static str> {
-    let known: [(&[&str], &str); 8] = [
+    let known: [(&[&str], &str); 9] = [
+        (
+            &["sees of etcd can not be kept"],
+            "make room on the volume of the file that is named, or give the agent's user the right to write it; the agent tries again by itself",
+        ),
         (
             &["can be read by others than its owner"],
             "take the file's rights from the others (chmod 600, owned by the agent's user); it is read anew at the next login or connection",

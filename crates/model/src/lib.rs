@@ -29,6 +29,7 @@ pub mod record;
 pub mod requirements;
 pub mod route;
 pub mod setting;
+pub mod shell;
 pub mod spec;
 pub mod status;
 pub mod stored_spec;

@@ -222,6 +222,70 @@ async fn an_etcd_that_was_restored_from_an_older_copy_is_not_believed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_another_node_has_seen_must_show_too() {
+    let (mut etcd, dir) = (Etcd::start(1), tempfile::tempdir().unwrap());
+    let spec = spec(&etcd.endpoints(), "");
+    let options = |number| options_of(&spec, dir.path(), number, "ours");
+    let db1 = NodeId::new("db1").unwrap();
+    let (first, second) = (door(options(0)).await.unwrap(), door(options(1)).await.unwrap());
+    let old = put(first.as_ref(), "record", b"old").await;
+    until("both have seen it", || second.floor("record") == first.floor("record")).await;
+    second.stop().await;
+    let copy = etcd.save();
+    put(first.as_ref(), "record", b"new").await;
+    let floor = first.floor("record").unwrap();
+    // The one that has seen most is cut off, etcd goes back, and a node comes that has never seen more than etcd shows.
+    first.stop().await;
+    etcd.restore(&copy);
+    let third = door(options(2)).await.unwrap();
+    assert_eq!(third.confirmed_record(PATIENT).await.map(|record| record.value), Some(b"old".to_vec()));
+    third.hold_against(&db1, "record", &floor);
+    until("the newcomer believes it no more", || third.evidence().is_some()).await;
+    assert!(third.confirmed_record(PATIENT).await.is_none());
+    third.stop().await;
+    // It counts also when it is heard while etcd is away.
+    etcd.kill_all();
+    let second = EtcdStore::start(options(1), None).unwrap();
+    assert!(second.confirmed_record(Duration::from_millis(300)).await.is_none(), "nothing has answered in this life");
+    second.hold_against(&db1, "record", &floor);
+    assert!(second.is_believed(), "silence is no evidence");
+    second.stop().await;
+    let second = EtcdStore::start(options(1), None).unwrap();
+    etcd.launch_all();
+    let write = second.compare_and_set("record", Some(old), b"on the older one".to_vec(), PATIENT).await;
+    assert!(!matches!(write, CasOutcome::Done(_)), "{write:?}");
+    let shown = second.watch("record").borrow().clone();
+    assert_eq!(shown, None, "nobody goes by less than what was heard of");
+    until("it is held against etcd once that is back", || second.evidence().is_some()).await;
+    assert_eq!(second.known(PATIENT).await.unwrap()["record"].value, b"new", "what was heard is kept, too");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_can_not_keep_what_it_sees_confirms_nothing_and_a_torn_file_is_not_passed_over() {
+    let (etcd, dir) = (Etcd::start(1), tempfile::tempdir().unwrap());
+    let spec = spec(&etcd.endpoints(), "");
+    let options = || options_of(&spec, dir.path(), 0, "ours");
+    let store = door(options()).await.unwrap();
+    put(store.as_ref(), "record", b"a").await;
+    assert!(store.confirmed_record(PATIENT).await.is_some());
+    // Nobody can write a file where a directory stands, not even root.
+    let (kept, new) = (dir.path().join("db1.json"), dir.path().join("db1.json.new"));
+    std::fs::create_dir(&new).unwrap();
+    put(store.as_ref(), "record", b"b").await;
+    until("it shows", || !store.works()).await;
+    assert!(store.standing().why.is_some_and(|why| why.contains("can not be kept")));
+    assert!(store.confirmed_record(PATIENT).await.is_none(), "it would have forgotten that after a start");
+    std::fs::remove_dir(&new).unwrap();
+    until("it is over by itself", || store.works()).await;
+    assert!(store.confirmed_record(PATIENT).await.is_some());
+    store.stop().await;
+    let whole = std::fs::read(&kept).unwrap();
+    std::fs::write(&kept, &whole[..whole.len() / 2]).unwrap();
+    let torn = door(options()).await.err().unwrap();
+    assert!(torn.contains("db1.json") && torn.contains("can not be read"), "{torn}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_was_made_anew_tells_those_who_know_the_old_one() {
     let (etcd, dir) = (Etcd::start(1), tempfile::tempdir().unwrap());
     let spec = spec(&etcd.endpoints(), "");

@@ -29,11 +29,22 @@ fn an_existing_server_becomes_the_first_copy() {
     };
     // Nobody named it: it is in the way.
     assert!(refused(&file(&[1, 2, 3], "")).contains("port 5432 (server) is in use"));
+    old(&bed, "postgres", "alter role shop in database shop set synchronous_commit = off");
+    // Nobody has read it yet.
+    old(&bed, "postgres", "alter system set default_transaction_read_only = on");
     let said = refused(&adopting(""));
-    for words in ["DROP TABLESPACE", "parameters that the file does not mention", "work_mem = \"9MB\""] {
+    let reset = "ALTER ROLE \"shop\" IN DATABASE \"shop\" RESET synchronous_commit;";
+    let (stale, automatic) =
+        ("was changed after its server read it", "alter system reset default_transaction_read_only;");
+    for words in
+        [reset, stale, automatic, "DROP TABLESPACE", "parameters that the file does not mention", "work_mem = \"9MB\""]
+    {
         assert!(said.contains(words), "{words}: {said}");
     }
     old(&bed, "postgres", "drop tablespace fast");
+    old(&bed, "postgres", reset);
+    old(&bed, "postgres", "alter system reset default_transaction_read_only");
+    old(&bed, "postgres", "select pg_reload_conf()");
     // What it says can be pasted.
     let lines: Vec<&str> =
         said.lines().filter(|line| line.ends_with('"') && line.contains(" = \"") && !line.contains(':')).collect();
@@ -60,7 +71,7 @@ fn an_existing_server_becomes_the_first_copy() {
     assert_eq!(shop(&bed, "6432", SUM), Some(sum.clone()));
     let show = |name: &str| shop(&bed, "6432", &format!("show {name}"));
     assert_eq!((show("work_mem").as_deref(), show("maintenance_work_mem").as_deref()), (Some("9MB"), Some("33MB")));
-    assert_eq!(show("fsync").as_deref(), Some("on"));
+    assert_eq!((show("fsync").as_deref(), show("app.tenant").as_deref()), (Some("on"), Some("north")));
     assert_eq!(shop(&bed, "6432", "insert into sold values (0, 'after') returning id").as_deref(), Some("0"));
     let now = "select count(*) from sold where id = 0 and pg_is_in_recovery()";
     until("replicas hold the rows", || shop(&bed, "6433", now).as_deref() == Some("1"));

@@ -375,23 +375,32 @@ fn an_adopted_server_is_handed_back() {
     let major = furnish(&bed);
     old(&bed, "postgres", "drop tablespace fast");
     let sum = old(&bed, "shop", SUM);
-    let lines = ["default_text_search_config = \"pg_catalog.english\"", "work_mem = \"9MB\""];
+    let lines =
+        ["default_text_search_config = \"pg_catalog.english\"", "work_mem = \"9MB\"", "\"app.tenant\" = \"north\""];
     let lc = ["lc_monetary", "lc_numeric", "lc_time"].map(|name| format!("{name} = \"C.UTF-8\""));
     bed.write(&adopting(&format!("{}\n{}\n", lines.join("\n"), lc.join("\n"))));
 
-    // Somebody looks around in the directory: the server is stopped, and its data are not moved meanwhile.
-    let (host, words) = (bed.host(2), ["sh", "-c", "cd \"$0\" && exec sleep 600", OLD]);
-    let mut looker = host.command(&words).spawn().unwrap();
+    // Its stop waits for an archive that takes long: it was told to end, and its data are not moved meanwhile.
+    let host = bed.host(2);
+    let conf = host.path(&format!("/etc/postgresql/{major}/{CLUSTER}/postgresql.conf"));
+    let before = std::fs::read_to_string(&conf).unwrap();
+    std::fs::write(&conf, format!("{before}archive_mode = on\narchive_command = 'sleep 600'\n")).unwrap();
+    on_host(&bed, 2, &["pg_ctlcluster", &major, CLUSTER, "restart"]);
+    old(&bed, "postgres", "select pg_switch_wal()");
     let mut run = bed.start(&[]);
-    until("the old server is stopped", || !host.path(OLD).join("postmaster.pid").exists());
+    let noted = || std::fs::read_to_string(host.path(OLD).join("postmaster.pid")).unwrap_or_default();
+    until("the old server is told to stop", || noted().contains("stopping"));
     kill_apply(&bed);
     run.wait().unwrap();
     end_mainstay(&bed, 2, "adopt");
+    std::fs::write(&conf, before).unwrap();
     let sleeps = |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "sleep\n");
-    for pid in host.processes().into_iter().filter(sleeps) {
-        Command::new("kill").arg(pid.to_string()).status().unwrap();
-    }
-    looker.wait().unwrap();
+    until("the old server is stopped", || {
+        for pid in host.processes().into_iter().filter(sleeps) {
+            Command::new("kill").arg(pid.to_string()).status().unwrap();
+        }
+        noted().is_empty()
+    });
     assert!(host.path(OLD).join("PG_VERSION").exists() && !host.path(NEW).join("PG_VERSION").exists());
     let start = host.command(&["pg_ctlcluster", &major, CLUSTER, "start"]).output().unwrap();
     assert!(String::from_utf8_lossy(&start.stderr).contains("disabled"), "{start:?}");

@@ -31,9 +31,11 @@ pub(super) fn find(answers: &BTreeMap<NodeId, LocalStatus>, list: &mut List) {
     if !reach.is_empty() {
         for (node, standing) in &away {
             let why = standing.why.as_deref().unwrap_or("no answer");
-            let evidence = format!("{node} does not reach the etcd that {} reach: {why}", names(&reach));
-            let mend = advice(why).unwrap_or("look at the network between it and etcd");
-            let hint = format!("until it does, {node} can not become, or stay, the primary: {mend}");
+            let evidence = format!("{node} does not go by the etcd that {} reach: {why}", names(&reach));
+            let mend = advice(why).unwrap_or("look at the network between it and etcd, or at what is said here");
+            let hint = format!(
+                "until it does, {node} answers no candidate, and without an answer of etcd it can not become, or stay, the primary: {mend}"
+            );
             list.add(("store-cut-off", "warning"), evidence, hint);
         }
         lost_members(&standings, list);

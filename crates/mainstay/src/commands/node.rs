@@ -8,6 +8,7 @@ use crate::local::engine::owned_parameters;
 use crate::output::progress::Progress;
 use crate::output::{self, confirm};
 use crate::plan::failover::newest_record;
+use crate::plan::in_store::{is_in, votes};
 use crate::plan::sizes::{Shape, warnings};
 use crate::session::Session;
 use mainstay_model::NodeId;
@@ -130,7 +131,7 @@ fn next_steps(session: &Session, node: &Node) -> Vec<String> {
     ]
 }
 
-/// Waits until the node votes, and does what its role asks.
+/// Waits until the node has its part in the store, and does what its role asks.
 pub(super) async fn joined(
     session: &Session,
     node: &Node,
@@ -141,25 +142,30 @@ pub(super) async fn joined(
     if seconds == 0 {
         return Ok(());
     }
-    progress.step(&format!("Waiting until {} votes{}", node.name, if node.witness { "" } else { " and streams" }));
+    // An etcd counts no nodes: there a node is in once it goes by that.
+    let etcd = session.spec().store.is_etcd();
+    let (does, does_not) = match etcd {
+        true => ("goes by the etcd", "does not go by the etcd yet"),
+        false => ("votes", "does not vote yet"),
+    };
+    progress.step(&format!("Waiting until {} {does}{}", node.name, if node.witness { "" } else { " and streams" }));
     let until = Instant::now() + Duration::from_secs(seconds);
     loop {
         let (standings, _) = session.standings().await;
-        let votes =
-            standings.iter().any(|(other, standing)| *other != node.name && standing.store.voters.contains(&node.name));
+        let is_in = is_in(&standings, &node.name, false);
         let status = session.agents.status().await.ok();
         let known = status.as_ref().and_then(|status| status.nodes.iter().find(|known| known.name == node.name));
         let healthy = known.is_some_and(|known| known.healthy);
-        if votes && healthy {
+        if is_in && healthy {
             let state = known.map(|known| known.state.clone()).unwrap_or_default();
             progress.finish(&state);
-            verified.push(format!("{} votes, and is {state}", node.name));
+            verified.push(format!("{} {does}, and is {state}", node.name));
             return Ok(());
         }
         let missing = format!(
             "{} {}, and is {}",
             node.name,
-            if votes { "votes" } else { "does not vote yet" },
+            if is_in { does } else { does_not },
             known.map_or("unknown to the agents", |known| known.state.as_str())
         );
         if Instant::now() >= until {
@@ -180,6 +186,7 @@ async fn remove(options: NodeRemove, global: Global) -> Outcome {
     checked(&spec)?;
     let status = session.status().await?;
     not_primary(status.cluster.primary.as_ref(), &options.node, "removed")?;
+    super::set::first_copy(&session, &before, &spec).await?;
     session.in_force()?;
     let mut progress = Progress::new();
     say_shapes(&progress, &before, &spec);
@@ -220,7 +227,7 @@ pub(super) async fn gone(
         let (standings, _) = session.standings().await;
         let record = newest_record(&standings);
         let counted = record.is_some_and(|record| record.members.contains_key(node));
-        let votes = standings.iter().any(|(other, standing)| other != node && standing.store.voters.contains(node));
+        let votes = votes(&standings, node, false);
         if !counted && !votes && record.is_some() {
             progress.finish("");
             verified.push(format!("neither the record nor the store counts {node}"));

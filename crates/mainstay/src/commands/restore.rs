@@ -2,13 +2,13 @@
 
 use super::backup::going;
 use super::backups::warn;
-use super::restore_room::{check_room, sizes};
+use super::restore_room::Room;
 use super::shelf::{Shelf, blocking, failure};
 use crate::cli::{Global, Restore};
 use crate::client::decode;
 use crate::failure::{Failure, Outcome};
 use crate::local::{
-    engine, node_dir, place,
+    engine, place,
     user::{self, User},
 };
 use crate::moment;
@@ -45,19 +45,15 @@ pub(crate) async fn run(options: Restore, global: Global) -> Outcome {
     let target = target(&options)?;
     let Some(to) = &options.to else { return super::restore_in_place::run(options, target, global).await };
     let data = absolute(to)?;
-    if options.delta {
-        copy_of(&data).map(drop)?
-    } else {
-        check_place(&data)?
-    }
+    let old = if options.delta { Some(copy_of(&data)?) } else { check_place(&data).map(|()| None)? };
     let owner = user::server_user()?;
     if !options.files_only {
         check_server(&data, owner.as_ref())?;
     }
     let shelf = Shelf::open(&options.shelf).await?;
     check_apart(&data, &taken(&shelf, &options)?, options.delta)?;
-    if options.delta {
-        check_copy(&data, shelf.system)?;
+    if let Some(is) = old {
+        check_copy(&data, is, shelf.system)?;
     }
     let mut progress = Progress::new();
     let (made, complete) = planned(&shelf, (&target, &options), &data, &mut progress).await?;
@@ -65,7 +61,6 @@ pub(crate) async fn run(options: Restore, global: Global) -> Outcome {
     // Found before anything is written.
     let bin = if options.files_only { None } else { Some(programs(&shelf, &made)?) };
     progress.say(&words(&made, &data));
-    check_room(&data, &made, options.delta)?;
     confirm(
         global.yes,
         if options.delta {
@@ -74,10 +69,6 @@ pub(crate) async fn run(options: Restore, global: Global) -> Outcome {
             "Make this copy? The cluster is not touched."
         },
     )?;
-    // What is missing above it; the servers' user may pass.
-    if let Some(above) = data.parent() {
-        node_dir::make_parents(above)?;
-    }
     let restored = files(&shelf, &made, (&data, options.delta), &mut progress).await?;
     let end = match &bin {
         Some(bin) => Some(recover(bin, (&made, complete), &data, &options, &mut progress).await?),
@@ -87,7 +78,7 @@ pub(crate) async fn run(options: Restore, global: Global) -> Outcome {
     Ok(())
 }
 
-/// The plan with all that was committed up to now in the archive; and whether that is certain.
+/// The plan with all that was committed up to now in the archive, for which there is room; and whether that is certain.
 async fn planned(
     shelf: &Shelf,
     (target, options): (&Target, &Restore),
@@ -104,18 +95,21 @@ async fn planned(
         };
         blocking(ask).await
     };
+    let mut room = Room::at(data, options.delta);
     let Some(session) = shelf.session.as_ref().filter(|_| *target != Target::Immediate) else {
-        return Ok((plan().await?.map_err(|says| failure(&VaultError::NotArchived(says)))?, false));
+        let made = plan().await?.map_err(|says| failure(&VaultError::NotArchived(says)))?;
+        return room.check(&made).map(|()| (made, false));
     };
     // Before the primary ends a segment for nothing.
     if let Ok(made) = plan().await? {
         if !options.files_only {
             programs(shelf, &made)?;
         }
-        check_room(data, &made, options.delta)?;
+        room.check(&made)?;
     }
     let ended = end_segment(session, progress).await;
     let made = plan().await?.map_err(|says| failure(&VaultError::NotArchived(says)))?;
+    room.check(&made)?;
     // Where another timeline was left says nothing of when.
     let complete = ended == Some(made.timeline);
     Ok((made, complete))
@@ -158,8 +152,7 @@ fn copy_of(data: &Path) -> Outcome<SystemId> {
 }
 
 /// Nothing is written over the copy of another database.
-fn check_copy(data: &Path, system: SystemId) -> Outcome {
-    let is = copy_of(data)?;
+fn check_copy(data: &Path, is: SystemId, system: SystemId) -> Outcome {
     if is == system {
         return Ok(());
     }
@@ -276,14 +269,13 @@ pub(super) fn named(target: &Target) -> String {
 
 fn words(made: &Plan, data: &Path) -> String {
     let moment = named(&made.target);
-    let (size, log) = sizes(made);
     format!(
         "{} as of {moment}, on timeline {}: from the backup {} ({}), and {} of the log up to {}",
         data.display(),
         made.timeline,
         made.base.label,
-        bytes(size),
-        bytes(log),
+        bytes(made.files()),
+        bytes(made.log_bytes()),
         made.reaches
     )
 }

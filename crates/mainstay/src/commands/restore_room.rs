@@ -9,36 +9,56 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Beside the files and the log: what the recovery itself writes.
-const SPARE: u64 = 512 << 20;
-
-/// How much the files and the log take, bytes.
-pub(super) fn sizes(made: &Plan) -> (u64, u64) {
-    let files = made.base.files.iter().map(|file| file.size).sum();
-    (files, made.log.len() as u64 * made.base.server.segment_size)
+/// The room for a copy at one place.
+pub(super) struct Room<'a> {
+    data: &'a Path,
+    /// An old copy is there.
+    delta: bool,
+    /// What that holds in each directory, bytes: every file is looked at, so once.
+    held: BTreeMap<PathBuf, u64>,
 }
 
-pub(super) fn check_room(data: &Path, made: &Plan, delta: bool) -> Outcome {
-    for (place, needs) in by_volume(&places(data, made), delta) {
-        match machine::disk_bytes(&place) {
-            Some((_, free)) if free < needs => {
-                return Err(Failure::not_now(format!(
-                    "the volume of {} has {} free, and the copy needs {}",
-                    place.display(),
-                    bytes(free),
-                    bytes(needs)
-                ))
-                .hint("free space, or name a directory on another volume with --to; nothing was changed"));
-            }
-            _ => {}
-        }
+impl Room<'_> {
+    pub(super) fn at(data: &Path, delta: bool) -> Room<'_> {
+        Room { data, delta, held: BTreeMap::new() }
     }
-    Ok(())
+
+    /// Is there enough?
+    pub(super) fn check(&mut self, made: &Plan) -> Outcome {
+        self.by_volume(&places(self.data, made)).into_iter().try_for_each(|(place, needs)| enough(&place, needs))
+    }
+
+    /// How much each volume must have free: one directory on it, and the bytes. What an old copy holds there is used again.
+    fn by_volume(&mut self, places: &[(PathBuf, u64)]) -> Vec<(PathBuf, u64)> {
+        let mut volumes: BTreeMap<Option<u64>, (PathBuf, u64, u64)> = BTreeMap::new();
+        for (place, wanted) in places {
+            let device = place.ancestors().find_map(|dir| dir.metadata().ok()).map(|found| found.dev());
+            let (_, wants, there) = volumes.entry(device).or_insert_with(|| (place.clone(), 0, 0));
+            *wants = wants.saturating_add(*wanted);
+            if self.delta {
+                let held = *self.held.entry(place.clone()).or_insert_with(|| held(place));
+                *there = there.saturating_add(held);
+            }
+        }
+        volumes.into_values().map(|(place, wants, there)| (place, wants.saturating_sub(there))).collect()
+    }
+}
+
+fn enough(place: &Path, needs: u64) -> Outcome {
+    match machine::disk_bytes(place) {
+        Some((_, free)) if free < needs => Err(Failure::not_now(format!(
+            "the volume of {} has {} free, and the copy needs {}",
+            place.display(),
+            bytes(free),
+            bytes(needs)
+        ))
+        .hint("free space, or name a directory on another volume with --to; nothing was changed")),
+        _ => Ok(()),
+    }
 }
 
 /// The directories of a copy, with what comes to lie in each, bytes.
 fn places(data: &Path, made: &Plan) -> Vec<(PathBuf, u64)> {
-    let (all, log) = sizes(made);
     let spaces: Vec<(PathBuf, u64)> = made
         .base
         .tablespaces
@@ -50,20 +70,8 @@ fn places(data: &Path, made: &Plan) -> Vec<(PathBuf, u64)> {
         })
         .collect();
     let beside: u64 = spaces.iter().map(|(_, size)| size).sum();
-    let own = all.saturating_sub(beside).saturating_add(log).saturating_add(SPARE);
+    let own = made.needs().saturating_sub(beside);
     [(data.to_owned(), own)].into_iter().chain(spaces).collect()
-}
-
-/// How much each volume must have free: one directory on it, and the bytes. What an old copy holds there is used again.
-fn by_volume(places: &[(PathBuf, u64)], delta: bool) -> Vec<(PathBuf, u64)> {
-    let mut volumes: BTreeMap<Option<u64>, (PathBuf, u64, u64)> = BTreeMap::new();
-    for (place, wanted) in places {
-        let device = place.ancestors().find_map(|dir| dir.metadata().ok()).map(|found| found.dev());
-        let (_, wants, there) = volumes.entry(device).or_insert_with(|| (place.clone(), 0, 0));
-        *wants = wants.saturating_add(*wanted);
-        *there = there.saturating_add(if delta { held(place) } else { 0 });
-    }
-    volumes.into_values().map(|(place, wants, there)| (place, wants.saturating_sub(there))).collect()
 }
 
 /// What the files in a directory of an old copy take, bytes.
@@ -97,10 +105,10 @@ mod tests {
         // Counted once, where it lies.
         std::os::unix::fs::symlink(&space, data.join("pg_tblspc/7")).unwrap();
         let places = [(data.clone(), 400), (space, 1000), (dir.path().join("not/there"), 5)];
-        assert_eq!(by_volume(&places, true), [(data.clone(), 405)]);
-        assert_eq!(by_volume(&places, false), [(data.clone(), 1405)]);
+        assert_eq!(Room::at(&data, true).by_volume(&places), [(data.clone(), 405)]);
+        assert_eq!(Room::at(&data, false).by_volume(&places), [(data.clone(), 1405)]);
         // Another volume's room is no room here.
         let places = [(data.clone(), 400), (PathBuf::from("/proc/self"), 5)];
-        assert_eq!(by_volume(&places, false).len(), 2);
+        assert_eq!(Room::at(&data, false).by_volume(&places).len(), 2);
     }
 }

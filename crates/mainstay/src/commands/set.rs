@@ -10,7 +10,7 @@ use crate::local::engine::owned_parameters;
 use crate::output::progress::Progress;
 use crate::output::{self, confirm};
 use crate::plan::failover::newest_record;
-use crate::plan::settings::{notes, refuse};
+use crate::plan::settings::{keep_first_copy, notes, refuse, takes_first_copy};
 use crate::session::Session;
 use crate::target::{Target, absolute};
 use jiff::tz::TimeZone;
@@ -54,6 +54,7 @@ pub(crate) async fn run(options: Set, global: Global) -> Outcome {
     };
     let differences = difference(&stored.spec, &new);
     refuse(&stored.spec, &new, &differences)?;
+    first_copy(&session, &stored.spec, &new).await?;
     if differences.is_empty() {
         return unchanged(&stored, global);
     }
@@ -65,6 +66,15 @@ pub(crate) async fn run(options: Set, global: Global) -> Outcome {
         &format!("Change this in the cluster {} (generation {})?", new.cluster.name, stored.generation + 1),
     )?;
     carry_out(&mut session, new, &differences, global, progress).await
+}
+
+/// A server that is being adopted stays named until its data are the cluster's.
+pub(super) async fn first_copy(session: &Session, old: &Spec, new: &Spec) -> Outcome {
+    if !takes_first_copy(old, new) {
+        return Ok(());
+    }
+    let (standings, _) = session.standings().await;
+    keep_first_copy(old, new, newest_record(&standings).and_then(|record| record.system))
 }
 
 fn assignments(options: &Set) -> Outcome<Vec<Assignment>> {

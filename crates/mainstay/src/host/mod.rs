@@ -5,13 +5,13 @@
 
 mod disk;
 mod memory;
-mod mounts;
+pub(crate) mod mounts;
 mod network;
 mod papers;
 mod places;
 mod ports;
 mod store;
-mod system;
+pub(crate) mod system;
 
 use crate::client::{Agents, decode};
 use crate::session::Session;

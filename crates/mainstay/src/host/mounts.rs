@@ -2,6 +2,8 @@
 
 use super::{text, why};
 use mainstay_plan::doctor::facts::{Mount, Reading};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
 const TABLE: &str = "/proc/self/mountinfo";
@@ -10,6 +12,15 @@ const TABLE: &str = "/proc/self/mountinfo";
 pub(super) fn mount(path: &Path) -> Reading<Mount> {
     let real = path.canonicalize().map_err(|error| why(&path.display().to_string(), &error))?;
     find(&text(TABLE)?, &real).ok_or_else(|| format!("{TABLE} names no mount of {}", real.display()))
+}
+
+/// Where something is mounted.
+pub(crate) fn points() -> Reading<Vec<PathBuf>> {
+    Ok(points_in(&text(TABLE)?).collect())
+}
+
+fn points_in(table: &str) -> impl Iterator<Item = PathBuf> {
+    table.lines().filter_map(|line| Some(plain(line.split(' ').nth(4)?)))
 }
 
 /// Of the mounts above a path the deepest; of several at one place the last, which covers the others.
@@ -22,18 +33,30 @@ fn find(table: &str, path: &Path) -> Option<Mount> {
 fn line(line: &str) -> Option<Mount> {
     let (first, second) = line.split_once(" - ")?;
     let mut first = first.split(' ').skip(4);
-    let (point, options) = (plain(first.next()?), first.next()?);
+    let (point, options) = (plain(first.next()?).to_string_lossy().into_owned(), first.next()?);
     let mut second = second.split(' ');
     let (kind, more) = (second.next()?, second.nth(1)?);
     let options = options.split(',').chain(more.split(',')).map(str::to_owned).collect();
     Some(Mount { point, kind: kind.to_owned(), options })
 }
 
-/// Spaces stand in the table as `\040`.
-fn plain(text: &str) -> String {
-    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
-        .iter()
-        .fold(text.to_owned(), |text, (code, plain)| text.replace(code, plain))
+/// The kernel writes blanks and their like as three octal digits.
+fn plain(field: &str) -> PathBuf {
+    let (bytes, mut found, mut at) = (field.as_bytes(), Vec::new(), 0);
+    while let Some(byte) = bytes.get(at) {
+        let digits = field.get(at + 1..at + 4).filter(|_| *byte == b'\\');
+        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(meant) => {
+                found.push(meant);
+                at += 4;
+            }
+            None => {
+                found.push(*byte);
+                at += 1;
+            }
+        }
+    }
+    PathBuf::from(OsString::from_vec(found))
 }
 
 /// Size and free space in bytes.
@@ -66,6 +89,8 @@ mod tests {
         let data = at("/srv/pg data/orders");
         assert_eq!((data.point.as_str(), data.kind.as_str()), ("/srv/pg data", "xfs"));
         assert!(data.options.contains(&"nobarrier".to_owned()) && data.options.contains(&"noatime".to_owned()));
+        assert_eq!(points_in(MOUNTS).nth(1), Some("/srv/pg data".into()));
+        assert_eq!([r"/a\011\134b", r"/a\04", r"/é\040"].map(plain), ["/a\t\\b", r"/a\04", "/é "].map(PathBuf::from));
         assert_eq!(at("/srvx").kind, "ext4", "a name that begins alike is another");
     }
 

@@ -65,7 +65,7 @@ async fn clock_kept() -> Reading<bool> {
 }
 
 /// The names of all processes.
-fn running() -> Vec<String> {
+pub(crate) fn running() -> Vec<String> {
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let names = processes.filter_map(|process| std::fs::read_to_string(process.path().join("comm")).ok());
     names.take(100_000).map(|name| name.trim().to_owned()).collect()

@@ -3,11 +3,14 @@
 
 use super::around::{at_work, mounts, strangers};
 use super::claim::until_claimed;
-use super::existing::{control, is_enabled, no_data, noted, occupied, postmaster, psql, start_conf, unit};
+use super::existing::{
+    control, is_enabled, links, managers, no_data, noted, occupied, postmaster, psql, start_conf, unit,
+};
 use super::{Task, systemd, target};
 use crate::failure::{Failure, Outcome};
 use mainstay_model::adoption::Adoption;
 use mainstay_model::layout::NodeLayout;
+use mainstay_model::shell::quote;
 use mainstay_model::spec::Spec;
 use mainstay_model::{NodeId, SystemId};
 use mainstay_net::write_file;
@@ -32,7 +35,7 @@ pub(crate) struct Bring {
     /// To which node.
     pub(crate) task: Task,
     /// The identity of the data, as they were looked at.
-    pub(crate) system: String,
+    pub(crate) system: SystemId,
 }
 
 /// Where everything is.
@@ -64,26 +67,26 @@ pub(crate) async fn bring(bring: &Bring) -> Outcome<Value> {
     let version = std::fs::read_to_string(directory.join("PG_VERSION")).unwrap_or_default();
     let major = version.trim().parse().unwrap_or(0);
     let places = Places { node: node.name.clone(), spec: target.spec.clone(), layout, directory, major };
-    places.check(&bring.system).await?;
+    places.check(bring.system).await?;
     places.movable()?;
     places.alone()?;
-    let fresh = places.note(&bring.system).await?;
+    let fresh = places.note(bring.system).await?;
     let interrupted = !fresh && postmaster(&places.directory).is_none();
     let ready = places.ready(fresh).await;
     // An earlier run has stopped it: how it comes back is to be said.
     ready.map_err(|failure| if interrupted { places.back(failure) } else { failure })?;
     let pid = places.stop().await.map_err(|failure| places.back(failure))?;
-    places.rename(&bring.system).await.map_err(|failure| places.back(failure))?;
+    places.rename(bring.system).await.map_err(|failure| places.back(failure))?;
     Ok(json!({ "adopted": true, "stopped": pid }))
 }
 
 impl Places {
     /// The data must be those that were looked at.
-    async fn check(&self, system: &str) -> Outcome {
+    async fn check(&self, system: SystemId) -> Outcome {
         let shown = self.directory.display();
         let control = control(&self.spec, &self.directory, self.major).await;
         let control = control.map_err(|why| Failure::failed(format!("{shown}: {why}")).hint("nothing was touched"))?;
-        let before = noted(&self.layout).map(|noted| noted.system.to_string());
+        let before = noted(&self.layout).map(|noted| noted.system);
         if control.system != system || before.is_some_and(|before| before != system) {
             let what = format!(
                 "{shown} holds other data than those that were looked at (system identifier {})",
@@ -101,6 +104,12 @@ impl Places {
             |what: String| Failure::failed(what).hint("this run has touched nothing; mend it, then apply again");
         if let Some(mount) = mounts(&self.directory).first() {
             return Err(untouched(format!("a file system is mounted at {mount}: it does not go with {shown}")));
+        }
+        if let Some((name, target)) = links(&self.directory).first() {
+            return Err(untouched(format!("{name} in {shown} leads to {target}: that does not go with it")));
+        }
+        if let Some(manager) = managers().first() {
+            return Err(untouched(format!("{manager} runs here: it would start the server of {shown} again")));
         }
         if let Some(place) = occupied(&self.layout) {
             return Err(untouched(format!("{place}, where the data of {shown} will lie, is not empty")));
@@ -137,11 +146,10 @@ impl Places {
     }
 
     /// What is done from here on can be undone by what stands there. Was it noted only now?
-    async fn note(&self, system: &str) -> Outcome<bool> {
+    async fn note(&self, system: SystemId) -> Outcome<bool> {
         if noted(&self.layout).is_some() {
             return Ok(false);
         }
-        let system = system.parse().map_err(|_| Failure::usage(format!("{system:?} is no system identifier")))?;
         let start_conf = start_conf(&self.directory).and_then(|path| {
             let said = std::fs::read_to_string(&path).ok()?;
             Some((path, said))
@@ -152,7 +160,7 @@ impl Places {
         };
         let adoption = Adoption {
             directory: self.directory.clone(),
-            system: SystemId(system),
+            system,
             enabled: match &unit {
                 Some(unit) => is_enabled(unit).await,
                 None => false,
@@ -245,7 +253,7 @@ impl Places {
     }
 
     /// The one step: before it everything is as it was, after it the data are the node's.
-    async fn rename(&self, system: &str) -> Outcome {
+    async fn rename(&self, system: SystemId) -> Outcome {
         let shown = self.directory.display();
         let control = control(&self.spec, &self.directory, self.major)
             .await
@@ -278,20 +286,41 @@ impl Places {
         let noted = noted(&self.layout);
         let mut ways = vec!["apply again goes on with it; to go back instead, on that host:".to_owned()];
         if self.layout.adopted().exists() {
-            ways.push(format!(
-                "systemctl stop mainstay-agent; mv {} {}",
-                self.layout.adopted().display(),
-                self.directory.display()
-            ));
+            let [from, to] = [&self.layout.adopted(), &self.directory].map(|path| quote(&path.display().to_string()));
+            ways.push(format!("systemctl stop mainstay-agent; mv {from} {to}"));
         }
         if let Some(noted) = noted {
             ways.extend(noted.undo());
-            ways.push(
-                noted.unit.map_or_else(|| "start it by its own means".into(), |unit| format!("systemctl start {unit}")),
-            );
+            ways.push(noted.unit.map_or_else(
+                || "start it by its own means".into(),
+                |unit| format!("systemctl start {}", quote(&unit)),
+            ));
         }
         ways.push("docs/adopt.md tells it step by step".to_owned());
         let hint = failure.hint.clone().into_iter().chain(ways).collect::<Vec<_>>().join("\n");
         failure.hint(hint)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_came_after_the_first_look_is_seen_before_the_stop() {
+        let home = tempfile::tempdir().unwrap();
+        let root = home.path().canonicalize().unwrap();
+        let directory = root.join("main");
+        for dir in ["main/pg_tblspc", "space", "node"] {
+            std::fs::create_dir_all(root.join(dir)).unwrap();
+        }
+        let text = "[cluster]\nname = \"orders\"\n[[node]]\nname = \"db1\"\nhost = \"10.0.0.1\"\n";
+        let spec = mainstay_model::config::parse(text, &[]).unwrap();
+        let node = spec.nodes[0].name.clone();
+        let places = Places { spec, node, layout: NodeLayout::new(root.join("node")), directory, major: 15 };
+        assert_eq!(places.alone().map_err(|failure| failure.error), Ok(()));
+        std::os::unix::fs::symlink(root.join("space"), root.join("main/pg_tblspc/16384")).unwrap();
+        let refused = places.alone().unwrap_err();
+        assert!(refused.error.contains("pg_tblspc/16384") && refused.hint.unwrap().contains("touched nothing"));
     }
 }

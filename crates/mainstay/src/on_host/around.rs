@@ -1,8 +1,7 @@
 //! What is mounted in an existing server's directory, and who works there.
 
+use crate::host::mounts::points;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
 /// Programs that write to a data directory, also from a terminal.
@@ -10,35 +9,15 @@ const SERVERS: [&str; 6] = ["postgres", "postmaster", "pg_rewind", "pg_basebacku
 
 /// File systems that are mounted on this directory or in it: a rename leaves them behind, or is refused, after the stop.
 pub(super) fn mounts(directory: &Path) -> Vec<String> {
-    match std::fs::read_to_string("/proc/self/mountinfo") {
-        Ok(text) => mounts_in(&text, directory),
-        Err(error) => vec![format!("a place that nobody knows (/proc/self/mountinfo: {error})")],
+    match points() {
+        Ok(points) => within(points, directory),
+        Err(why) => vec![format!("a place that nobody knows ({why})")],
     }
 }
 
-fn mounts_in(mountinfo: &str, directory: &Path) -> Vec<String> {
-    let points = mountinfo.lines().filter_map(|line| Some(plain(line.split(' ').nth(4)?)));
-    let found: BTreeSet<PathBuf> = points.filter(|point| point.starts_with(directory)).collect();
+fn within(points: Vec<PathBuf>, directory: &Path) -> Vec<String> {
+    let found: BTreeSet<PathBuf> = points.into_iter().filter(|point| point.starts_with(directory)).collect();
     found.into_iter().map(|point| point.display().to_string()).collect()
-}
-
-/// The kernel writes blanks and their like as three octal digits.
-fn plain(field: &str) -> PathBuf {
-    let (bytes, mut found, mut at) = (field.as_bytes(), Vec::new(), 0);
-    while let Some(byte) = bytes.get(at) {
-        let digits = field.get(at + 1..at + 4).filter(|_| *byte == b'\\');
-        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(meant) => {
-                found.push(meant);
-                at += 4;
-            }
-            None => {
-                found.push(*byte);
-                at += 1;
-            }
-        }
-    }
-    PathBuf::from(OsString::from_vec(found))
 }
 
 /// Of a process: its parent, and the number of its terminal (0: none).
@@ -112,11 +91,8 @@ mod tests {
 
     #[test]
     fn what_is_mounted_on_a_directory_or_in_it_is_seen() {
-        let info = "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
-                    30 22 8:2 / /srv rw shared:1 - ext4 /dev/sda2 rw\n\
-                    31 30 8:2 /x /srv/my\\040data/pg_wal rw - ext4 /dev/sda2 rw\n\
-                    32 30 8:2 /y /srv/my\\040data2 rw - ext4 /dev/sda2 rw\n";
-        let found = |directory: &str| mounts_in(info, Path::new(directory));
+        let points = ["/", "/srv", "/srv/my data/pg_wal", "/srv/my data2"].map(PathBuf::from);
+        let found = |directory: &str| within(points.to_vec(), Path::new(directory));
         assert_eq!(found("/srv/my data"), ["/srv/my data/pg_wal"]);
         assert_eq!(found("/srv/my data2"), ["/srv/my data2"]);
         assert!(found("/srv/other").is_empty());

@@ -1,12 +1,16 @@
 //! What this host shows of a server that exists and is to be adopted (docs/adr/0037). Changes nothing.
 
 use super::around::{mounts, strangers, working_in};
+use crate::host::system::running;
 use crate::local::user;
+use mainstay_model::SystemId;
 use mainstay_model::adoption::Adoption;
 use mainstay_model::layout::NodeLayout;
 use mainstay_model::record::Durable;
 use mainstay_model::spec::{Node, Spec};
 use mainstay_plan::apply::adopt::{Adopt, Existing, Told};
+use serde::Deserialize;
+use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -20,17 +24,32 @@ const DEBIAN: &str = "/etc/postgresql";
 const MANAGERS: [&str; 4] = ["patroni", "repmgrd", "pg_autoctl", "stolon-keeper"];
 
 /// Asked as one object.
-const ASK: &str = "set statement_timeout = '10s'; select json_build_object(\
+const ASK: &str = "set statement_timeout = '10s'; with files as materialized (select * from pg_file_settings), \
+ known as (select s.name, coalesce(f.setting, current_setting(s.name)) as value, \
+   s.setting is not distinct from boot_val as built_in, f.name is not null as automatic, \
+   pending_restart or f.name is not null and (source = 'command line' or f.error is not null) as pending \
+   from pg_settings s left join lateral (select * from files where lower(files.name) = lower(s.name) \
+     and files.sourcefile like '%/postgresql.auto.conf' order by seqno desc limit 1) as f on true \
+   where pending_restart or f.name is not null or source in ('configuration file', 'command line')), \
+ made as (select distinct on (lower(f.name)) f.name, \
+   case when automatic then f.setting else coalesce(current_setting(f.name, true), f.setting) end as value, \
+   false as built_in, automatic, false as pending \
+   from (select *, sourcefile like '%/postgresql.auto.conf' as automatic from files) as f \
+   where f.name like '%.%' and f.error is null and not exists (select from pg_settings s where lower(s.name) = lower(f.name)) \
+   order by lower(f.name), seqno desc) \
+ select json_build_object(\
  'in_recovery', pg_is_in_recovery(), 'port', current_setting('port')::int, \
  'superuser', exists(select from pg_roles where rolname = 'postgres' and rolsuper and rolcanlogin), \
  'bytes', (select coalesce(sum(pg_database_size(oid)), 0)::bigint from pg_database), \
  'clients', (select count(*) from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()), \
- 'settings', (select coalesce(json_agg(json_build_object('name', name, 'value', coalesce(auto, current_setting(name)), \
-   'built_in', setting is not distinct from boot_val, \
-   'automatic', auto is not null, 'pending', pending_restart or auto is not null and source = 'command line', 'ours', null, 'owned', false) order by name), '[]') \
-   from (select *, (select f.setting from pg_file_settings f where lower(f.name) = lower(s.name) \
-     and f.sourcefile like '%/postgresql.auto.conf' order by seqno desc limit 1) as auto from pg_settings s) as found \
-     where pending_restart or auto is not null or source in ('configuration file', 'command line')), \
+ 'settings', (select coalesce(json_agg(json_build_object('name', name, 'value', value, 'built_in', built_in, 'automatic', automatic, \
+   'pending', pending, 'ours', null, 'owned', false) order by name), '[]') from (table known union all table made) as found), \
+ 'unread', (select coalesce(json_agg(concat_ws(': ', format('%s line %s', sourcefile, sourceline), name, error) order by seqno), '[]') \
+   from files where error is not null and (name is null or not exists (select from pg_settings s where lower(s.name) = lower(files.name)))), \
+ 'loaded_us', (extract(epoch from pg_conf_load_time()) * 1000000)::bigint, \
+ 'habits', (select coalesce(json_agg(json_build_object('role', r.rolname, 'database', d.datname, \
+   'name', split_part(one, '=', 1), 'value', substr(one, strpos(one, '=') + 1)) order by r.rolname, d.datname, one), '[]') \
+   from pg_db_role_setting s left join pg_roles r on r.oid = setrole left join pg_database d on d.oid = setdatabase, unnest(setconfig) as one), \
  'access', (select coalesce(json_agg(json_build_array(concat_ws(' ', type, array_to_string(database, ','), \
    array_to_string(user_name, ','), address, netmask, auth_method, array_to_string(options, ' ')), auth_method) order by line_number), '[]') \
    from pg_hba_file_rules where type like 'host%' and error is null and database <> '{replication}' \
@@ -52,7 +71,7 @@ pub(super) async fn look(spec: &Spec, node: &Node, layout: &NodeLayout) -> Optio
     let mut existing = Existing { directory: directory.display().to_string(), ..Existing::default() };
     if let Some(noted) = noted(layout) {
         existing.undo = noted.undo();
-        existing.noted = Some(noted.system.to_string());
+        existing.noted = Some(noted.system);
     }
     existing.no_data = no_data(directory);
     if existing.no_data.is_none() {
@@ -85,9 +104,9 @@ fn unnamed(layout: &NodeLayout) -> Option<Adopt> {
 }
 
 /// The identity of the cluster's data, as far as this node has heard of it.
-pub(super) fn identity(layout: &NodeLayout) -> Option<String> {
+pub(super) fn identity(layout: &NodeLayout) -> Option<SystemId> {
     let text = std::fs::read_to_string(layout.durable()).ok()?;
-    serde_json::from_str::<Durable>(&text).ok()?.system.map(|system| system.to_string())
+    serde_json::from_str::<Durable>(&text).ok()?.system
 }
 
 /// Where the data are to lie, if something lies there.
@@ -142,7 +161,7 @@ async fn on_disk(spec: &Spec, directory: &Path, layout: &NodeLayout, existing: &
     existing.occupied = occupied(layout);
     existing.standby = ["standby.signal", "recovery.signal"].iter().any(|name| directory.join(name).exists());
     if let Ok(control) = control(spec, directory, existing.major).await {
-        existing.system = control.system;
+        existing.system = Some(control.system);
         existing.state = control.state;
         existing.checksums = control.checksums;
     }
@@ -163,7 +182,7 @@ fn elsewhere(directory: &Path, node: &Path) -> Option<String> {
 }
 
 /// Links to directories outside, which do not go with it.
-fn links(directory: &Path) -> Vec<(String, String)> {
+pub(super) fn links(directory: &Path) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for (place, shown) in [(directory.to_owned(), ""), (directory.join("pg_tblspc"), "pg_tblspc/")] {
         for entry in std::fs::read_dir(place).into_iter().flatten().flatten() {
@@ -181,24 +200,31 @@ fn links(directory: &Path) -> Vec<(String, String)> {
 
 /// What counts of a control file.
 pub(super) struct Control {
-    pub(super) system: String,
+    pub(super) system: SystemId,
     pub(super) state: String,
     checksums: bool,
+}
+
+impl Control {
+    /// Reads what `pg_controldata` prints.
+    fn parse(text: &str) -> Result<Control, String> {
+        let value = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            line.map(str::trim).ok_or_else(|| format!("pg_controldata does not say its {name}"))
+        };
+        let system = value("Database system identifier")?;
+        Ok(Control {
+            system: SystemId(system.parse().map_err(|_| format!("{system:?} is no system identifier"))?),
+            state: value("Database cluster state")?.to_owned(),
+            checksums: value("Data page checksum version")? != "0",
+        })
+    }
 }
 
 /// Reads it with the program of its version.
 pub(super) async fn control(spec: &Spec, directory: &Path, major: u64) -> Result<Control, String> {
     let program = program(spec, major, "pg_controldata")?;
-    let text = said(tokio::process::Command::new(program).arg("-D").arg(directory)).await?;
-    let value = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        line.map(|value| value.trim().to_owned()).ok_or_else(|| format!("pg_controldata does not say its {name}"))
-    };
-    Ok(Control {
-        system: value("Database system identifier")?,
-        state: value("Database cluster state")?,
-        checksums: value("Data page checksum version")? != "0",
-    })
+    Control::parse(&said(tokio::process::Command::new(program).arg("-D").arg(directory)).await?)
 }
 
 /// A program of this version of the distribution's, or of the ones that the file names.
@@ -236,14 +262,10 @@ fn noted_by_server(directory: &Path) -> Option<Vec<String>> {
     Some(text.lines().map(str::to_owned).collect())
 }
 
-fn managers() -> Vec<String> {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let names = entries.filter_map(|entry| std::fs::read_to_string(entry.path().join("comm")).ok());
-    let mut found: Vec<String> =
-        names.map(|name| name.trim().to_owned()).filter(|name| MANAGERS.contains(&name.as_str())).collect();
-    found.sort();
-    found.dedup();
-    found
+/// Programs that run here and would start a server again.
+pub(super) fn managers() -> Vec<String> {
+    let running = running().into_iter().filter(|name| MANAGERS.contains(&name.as_str()));
+    running.collect::<BTreeSet<String>>().into_iter().collect()
 }
 
 async fn keepers(directory: &Path, pid: Option<u32>) -> Vec<String> {
@@ -318,10 +340,26 @@ pub(super) fn psql(spec: &Spec, directory: &Path, major: u64) -> Result<tokio::p
     Ok(command)
 }
 
+/// What the server answers, and when it has read its files, in microseconds since 1970.
+#[derive(Deserialize)]
+struct Answer {
+    #[serde(flatten)]
+    told: Told,
+    loaded_us: u64,
+}
+
+/// When a file was written, in microseconds since 1970.
+fn changed_us(path: &Path) -> Option<u64> {
+    let changed = std::fs::metadata(path).ok()?.modified().ok()?;
+    u64::try_from(changed.duration_since(std::time::UNIX_EPOCH).ok()?.as_micros()).ok()
+}
+
 async fn ask(spec: &Spec, directory: &Path, major: u64) -> Result<Told, String> {
     let text = said(psql(spec, directory, major)?.args(["-c", ASK])).await?;
-    let mut told: Told =
+    let answer: Answer =
         serde_json::from_str(text.trim()).map_err(|error| format!("its answer is not understood: {error}"))?;
+    let mut told = answer.told;
+    told.stale = changed_us(&directory.join("postgresql.auto.conf")).is_some_and(|changed| changed > answer.loaded_us);
     let owned = crate::local::engine::owned_parameters();
     for setting in &mut told.settings {
         let name = setting.name.to_ascii_lowercase();
@@ -364,6 +402,20 @@ mod tests {
         std::fs::write(cluster.join("postgresql.conf"), conf).unwrap();
         assert_eq!(start_conf_in(&all, &data), Some(cluster.join("start.conf")));
         assert_eq!(start_conf_in(&all, &root), None);
+    }
+
+    #[test]
+    fn what_a_control_file_says_is_read_whole_or_not() {
+        let text = "Database system identifier:           7577001\nDatabase cluster state:               shut down in recovery\n\
+                    Data page checksum version:           0\n";
+        let control = Control::parse(text).unwrap();
+        assert_eq!(
+            (control.system, control.state.as_str(), control.checksums),
+            (SystemId(7_577_001), "shut down in recovery", false)
+        );
+        let refused = |text: &str| Control::parse(text).map(|control| control.state).unwrap_err();
+        assert!(refused(&text.replace("7577001", "many")).contains("no system identifier"));
+        assert!(refused(&text.replace("cluster state", "state")).contains("does not say its Database cluster state"));
     }
 
     #[test]

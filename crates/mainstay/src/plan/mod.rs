@@ -4,6 +4,7 @@
 pub(crate) mod changes;
 pub(crate) mod drill;
 pub(crate) mod failover;
+pub(crate) mod in_store;
 pub(crate) mod recover;
 pub(crate) mod restart;
 pub(crate) mod settings;

@@ -1,10 +1,10 @@
 //! What a change of the specification means, beyond its keys: what it costs, when it takes effect, and what is not changed this way.
 
 use crate::failure::{Failure, Outcome};
-use mainstay_model::Durability;
 use mainstay_model::config_assign::Difference;
 use mainstay_model::config_reference::{Effect, Key, find};
 use mainstay_model::spec::Spec;
+use mainstay_model::{Durability, SystemId};
 
 /// The key's entry in the table of all keys: a node's keys without its name.
 fn entry(key: &str) -> Option<&'static Key> {
@@ -48,6 +48,27 @@ pub(crate) fn refuse(old: &Spec, new: &Spec, differences: &[Difference]) -> Outc
         return Ok(());
     }
     Err(Failure::usage(format!("not changed by `mainstay set`:\n{}", found.join("\n"))).hint("nothing was changed"))
+}
+
+/// Would this take an existing server's data out that are to be the first copy, while there is none? Another node would make an empty one.
+pub(crate) fn takes_first_copy(old: &Spec, new: &Spec) -> bool {
+    let named = |spec: &Spec| {
+        spec.founder().and_then(|node| spec.node(node)).map(|node| (node.name.clone(), node.adopt.clone()))
+    };
+    let before = named(old);
+    before.is_some() && before != named(new)
+}
+
+/// Refuses that as long as nothing shows a first copy: `data`, its identity by the record.
+///
+/// # Errors
+/// Says what would happen, and how it is done.
+pub(crate) fn keep_first_copy(old: &Spec, new: &Spec, data: Option<SystemId>) -> Outcome {
+    let Some(founder) = old.founder().filter(|_| data.is_none() && takes_first_copy(old, new)) else { return Ok(()) };
+    Err(Failure::not_now(format!(
+        "the server that {founder} adopts is to be the first copy, and there is none yet: without that line another node would make an empty one, beside its data"
+    ))
+    .hint("nothing was changed; let it be adopted (`mainstay apply`), or take the line out of the file and apply that: it looks first where the data are"))
 }
 
 /// What to know before it is confirmed.
@@ -117,6 +138,18 @@ mod tests {
                 .contains("mainstay node remove db2")
         );
         assert_eq!(refused(|file| format!("{file}zone = \"b\"\n[failover]\nlease_ms = 4000\n")), "");
+    }
+
+    #[test]
+    fn what_is_to_be_the_first_copy_stays_named_until_there_is_one() {
+        let named = FILE.replace("host = \"10.0.0.1\"\n", "host = \"10.0.0.1\"\nadopt = \"/srv/main\"\n");
+        let read = |text: &str| parse(text, &[]).unwrap();
+        let (old, out, other) = (read(&named), read(FILE), read(&named.replace("/srv/main", "/srv/other")));
+        for new in [&out, &other] {
+            assert!(keep_first_copy(&old, new, None).unwrap_err().error.contains("an empty one"));
+            assert!(keep_first_copy(&old, new, Some(SystemId(7))).is_ok());
+        }
+        assert!(keep_first_copy(&out, &old, None).is_ok() && keep_first_copy(&old, &old, None).is_ok());
     }
 
     #[test]

@@ -1,14 +1,24 @@
 //! An existing server that the file names for a node (`adopt`): what its host shows of it, what stands in the way, and what is told before
 //! anybody is asked (docs/adr/0037).
 
+mod carried;
+mod claim;
+pub mod pair;
 mod told;
+mod words;
 
+pub use carried::Habit;
+pub use claim::{Claim, Seat, Seen};
 pub use told::told;
 
 use super::facts::{Inventory, Wanted};
 use super::obstacles::Obstacle;
+use crate::patroni::secrets::is_secret;
+use carried::breaks;
+use mainstay_model::config::quoted as toml;
+use mainstay_model::shell::quote;
 use mainstay_model::spec::{Node, Spec};
-use mainstay_model::{Durability, NodeId};
+use mainstay_model::{Durability, NodeId, SystemId};
 use serde::{Deserialize, Serialize};
 
 /// The pace at which a copy is made, as a guess that is told as one.
@@ -62,10 +72,10 @@ pub struct Existing {
     pub directory: String,
     /// Why that is no directory with a database: not there, a link, something else.
     pub no_data: Option<String>,
-    /// Its identity.
-    pub system: String,
+    /// Its identity; `None`: its control file can not be read.
+    pub system: Option<SystemId>,
     /// An adoption that was interrupted has noted this identity.
-    pub noted: Option<String>,
+    pub noted: Option<SystemId>,
     /// Its major version.
     pub major: u64,
     /// Whose the directory is, if not the user's as which servers run here: theirs, and whose it must be.
@@ -115,6 +125,15 @@ pub struct Told {
     pub clients: u64,
     /// Parameters that somebody has set.
     pub settings: Vec<Setting>,
+    /// Lines of its files that it can not read, each with its place and why: what comes after them it does not show.
+    #[serde(default)]
+    pub unread: Vec<String>,
+    /// `postgresql.auto.conf` was changed after it was last read.
+    #[serde(default)]
+    pub stale: bool,
+    /// What roles and databases have set for their sessions.
+    #[serde(default)]
+    pub habits: Vec<Habit>,
     /// Access lines for other hosts, as text, and their method.
     pub access: Vec<(String, String)>,
     /// Replication slots.
@@ -140,7 +159,7 @@ pub struct Setting {
     pub built_in: bool,
     /// It stands in `postgresql.auto.conf`, which goes with the data.
     pub automatic: bool,
-    /// What stands in a file is not what the server runs with: it waits for a restart, or the command line says something else.
+    /// What stands in a file is not what the server runs with: it waits for a restart, can not be, or the command line says something else.
     #[serde(default)]
     pub pending: bool,
     /// What a server of ours has, if it sets it and the file does not.
@@ -164,17 +183,6 @@ enum Fate {
     Open,
     /// It goes with the data, counts before the file, and must not: the file's promises would not be kept, or what counts is not what was seen.
     Refused,
-}
-
-/// Does it break what the file promises, or keep a server elsewhere from its start, wherever the data go? The file can not mend it.
-fn breaks(name: &str, value: &str) -> bool {
-    match name {
-        // A commit would be acknowledged that no replica holds.
-        "synchronous_commit" => !value.eq_ignore_ascii_case("on"),
-        "default_transaction_read_only" => !value.eq_ignore_ascii_case("off"),
-        // Which of them are there is looked at for the file's.
-        _ => name.ends_with("_preload_libraries") && !value.trim().is_empty(),
-    }
 }
 
 fn fate(setting: &Setting, spec: &Spec) -> Fate {
@@ -213,13 +221,8 @@ fn same_value(name: &str, ours: &str, theirs: &str) -> bool {
     ours.eq_ignore_ascii_case(theirs) || (name == "timezone" && utc(ours) && utc(theirs))
 }
 
-fn of(settings: &[Setting], spec: &Spec, wanted: Fate) -> Vec<String> {
-    let found = settings.iter().filter(|setting| fate(setting, spec) == wanted);
-    found.map(|setting| format!("{} = {}", setting.name, toml(&setting.value))).collect()
-}
-
-fn toml(value: &str) -> String {
-    format!("\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\""))
+fn of<'a>(settings: &'a [Setting], spec: &Spec, wanted: Fate) -> Vec<&'a Setting> {
+    settings.iter().filter(|setting| fate(setting, spec) == wanted).collect()
 }
 
 /// The server that is still to be brought: on which node, and what is known of it. `None`: nothing is adopted, or it was done.
@@ -241,8 +244,8 @@ fn has_data(inventory: &Inventory) -> bool {
     inventory.primary.is_some() || identities(inventory).next().is_some()
 }
 
-fn identities(inventory: &Inventory) -> impl Iterator<Item = &str> {
-    inventory.hosts.values().flatten().filter_map(|host| host.identity.as_deref())
+fn identities(inventory: &Inventory) -> impl Iterator<Item = SystemId> {
+    inventory.hosts.values().flatten().filter_map(|host| host.identity)
 }
 
 /// An adoption that came too late, or whose line was taken out half-way: clients would be led to a cluster without the data that wait there.
@@ -258,8 +261,8 @@ fn passed_over(inventory: &Inventory, node: &Node, found: &mut Vec<Obstacle>) {
         )),
         Some(Adopt::Named(existing)) if has_data(inventory) && existing.no_data.is_none() => {
             // What is noted here was adopted; a directory that is there again was made later.
-            let known = |system: &str| identities(inventory).any(|known| known == system);
-            if known(&existing.system) || existing.noted.as_deref().is_some_and(known) {
+            let known = |system: SystemId| identities(inventory).any(|known| known == system);
+            if existing.system.is_some_and(known) || existing.noted.is_some_and(known) {
                 return;
             }
             found.push(Obstacle::on(
@@ -319,11 +322,16 @@ fn on_disk(
     say: &mut impl FnMut(String, String),
 ) {
     let dir = &existing.directory;
-    if existing.noted.as_ref().is_some_and(|noted| *noted != existing.system) {
-        say(
-            format!("{dir} holds other data than those whose adoption began (system identifier {})", existing.system),
+    match (existing.system, existing.noted) {
+        (None, _) => say(
+            format!("the control file of {dir} can not be read: whose data those are is not known"),
+            format!("see what pg_controldata -D {} says there, with the programs of that version", quote(dir)),
+        ),
+        (Some(system), Some(noted)) if system != noted => say(
+            format!("{dir} holds other data than those whose adoption began (system identifier {system})"),
             "look where those are; the note is agent/adopted.json in the node's directory".into(),
-        );
+        ),
+        _ => {}
     }
     if let Some(programs) =
         inventory.host(&node.name).and_then(|host| host.server).filter(|major| *major != existing.major)
@@ -345,11 +353,11 @@ fn on_disk(
     if let Some((theirs, ours)) = &existing.owner {
         say(
             format!("{dir} belongs to {theirs}, and servers run as {ours} here"),
-            format!("with that server stopped: chown -R {ours} {dir}"),
+            format!("with that server stopped: chown -R {} {}", quote(ours), quote(dir)),
         );
     }
     if let Some(mode) = existing.mode {
-        say(format!("{dir} has mode {mode:o}, with which no server starts"), format!("chmod 700 {dir}"));
+        say(format!("{dir} has mode {mode:o}, with which no server starts"), format!("chmod 700 {}", quote(dir)));
     }
     if let Some(why) = &existing.elsewhere {
         let shown = wanted.spec.node_dir(node);
@@ -402,7 +410,9 @@ fn places(existing: &Existing, say: &mut impl FnMut(String, String)) {
         say(
             format!("{place}, where the data of {dir} will lie, is not empty"),
             format!(
-                "it may be what an interrupted start made: look at it; then, with the agent there stopped, mv {place} {place}.old"
+                "it may be what an interrupted start made: look at it; then, with the agent there stopped, mv {} {}",
+                quote(place),
+                quote(&format!("{place}.old"))
             ),
         );
     }
@@ -436,23 +446,17 @@ fn as_told(wanted: &Wanted<'_>, existing: &Existing, told: &Told, say: &mut impl
     }
     let open = of(&told.settings, spec, Fate::Open);
     if !open.is_empty() {
+        let (shown, lines): (Vec<String>, Vec<String>) =
+            open.iter().map(|setting| (words::setting(setting), words::line(setting, spec))).unzip();
         say(
-            format!("the server of {dir} has parameters that the file does not mention: {}", open.join(", ")),
-            format!("write under [postgres.parameters] what each is to be; as they are now:\n{}", open.join("\n")),
+            format!("the server of {dir} has parameters that the file does not mention: {}", shown.join(", ")),
+            format!("write under [postgres.parameters] what each is to be; as they are now:\n{}", lines.join("\n")),
         );
     }
-    automatic(spec, told, dir, say);
-    let strange: Vec<&str> =
-        told.access.iter().filter(|(_, method)| !by_password(method)).map(|(line, _)| line.as_str()).collect();
-    if !strange.is_empty() && spec.postgres.hba.is_empty() {
-        say(
-            format!("the server of {dir} lets clients in by other ways than passwords: {}", strange.join("; ")),
-            format!(
-                "write under [postgres] which lines are to be (the usual ones come after them):\nhba = [{}]",
-                strange.iter().map(|line| toml(line)).collect::<Vec<_>>().join(", ")
-            ),
-        );
-    }
+    carried::files(told, dir, say);
+    carried::automatic(spec, told, dir, say);
+    carried::habits(told, dir, say);
+    access(spec, told, dir, say);
     if !told.md5.is_empty() && !spec.postgres.hba.iter().any(|line| line.split_whitespace().any(|word| word == "md5")) {
         say(
             format!("roles have passwords of the kind MD5, with which the usual access lines let nobody in: {}", told.md5.join(", ")),
@@ -473,23 +477,25 @@ fn as_told(wanted: &Wanted<'_>, existing: &Existing, told: &Told, say: &mut impl
     }
 }
 
-/// What stands in `postgresql.auto.conf` and can not go along.
-fn automatic(spec: &Spec, told: &Told, dir: &str, say: &mut impl FnMut(String, String)) {
-    let found: Vec<&Setting> = told.settings.iter().filter(|setting| fate(setting, spec) == Fate::Refused).collect();
-    if found.is_empty() {
+fn access(spec: &Spec, told: &Told, dir: &str, say: &mut impl FnMut(String, String)) {
+    let strange: Vec<&str> =
+        told.access.iter().filter(|(_, method)| !by_password(method)).map(|(line, _)| line.as_str()).collect();
+    if strange.is_empty() || !spec.postgres.hba.is_empty() {
         return;
     }
-    let words = |setting: &&Setting| {
-        let why = if setting.pending { ", and another value waits for a restart" } else { "" };
-        format!("{} = {}{why}", setting.name, toml(&setting.value))
+    let shown: Vec<String> = strange.iter().map(|line| words::access(line)).collect();
+    let (secret, open): (Vec<&str>, Vec<&str>) = strange.iter().partition(|line| is_secret("", line));
+    let lines: Vec<String> = open.iter().map(|line| toml(line)).collect();
+    let kept = if secret.is_empty() {
+        ""
+    } else {
+        "\nA line that holds a password is not among them: the file is read by many. Let those clients come by their own passwords"
     };
-    let shown: Vec<String> = found.iter().map(words).collect();
-    let reset: Vec<String> = found.iter().map(|setting| format!("alter system reset {};", setting.name)).collect();
     say(
-        format!("the server of {dir} has by ALTER SYSTEM what must not count before the file: {}", shown.join("; ")),
+        format!("the server of {dir} lets clients in by other ways than passwords: {}", shown.join("; ")),
         format!(
-            "as its superuser: {} select pg_reload_conf(); then write what is wanted of it under [postgres.parameters]",
-            reset.join(" ")
+            "write under [postgres] which lines are to be (the usual ones come after them):\nhba = [{}]{kept}",
+            lines.join(", ")
         ),
     );
 }
@@ -529,6 +535,7 @@ fn by_password(method: &str) -> bool {
     ["scram-sha-256", "md5", "password", "reject"].contains(&method)
 }
 
+/// Text for SQL.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }

@@ -1,9 +1,9 @@
 //! What is wanted, and what the hosts and the cluster show.
 
 use super::adopt::Adopt;
-use mainstay_model::NodeId;
 use mainstay_model::spec::Spec;
 use mainstay_model::stored_spec::{FileState, StoredSpec};
+use mainstay_model::{NodeId, SystemId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -97,7 +97,7 @@ pub struct Host {
     pub data: Option<String>,
     /// The identity of the cluster's data, if this node has seen that there are any.
     #[serde(default)]
-    pub identity: Option<String>,
+    pub identity: Option<SystemId>,
     /// The server that the file names for this node, if it names one.
     pub adopt: Option<Adopt>,
     /// Libraries that the file lets servers load and that are not there.

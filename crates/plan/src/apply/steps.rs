@@ -1,10 +1,10 @@
 //! The steps and their order.
 
 use super::facts::{Host, Inventory, Papers, Wanted};
-use mainstay_model::NodeId;
 use mainstay_model::config_assign::{Difference, difference};
 use mainstay_model::spec::Spec;
 use mainstay_model::stored_spec::FileState;
+use mainstay_model::{NodeId, SystemId};
 use std::net::IpAddr;
 
 /// Certificates that end sooner are renewed. Seconds.
@@ -34,7 +34,7 @@ pub enum Step {
         /// The data directory.
         directory: String,
         /// The identity of the data: others are left alone.
-        system: String,
+        system: SystemId,
     },
     /// Start the agent if it does not run, and let it be kept.
     Start(NodeId),
@@ -289,7 +289,7 @@ fn adopted(wanted: &Wanted<'_>, inventory: &Inventory, before: &Work) -> Option<
     if !runs && !before.steps().any(|each| each.step == Step::Start(node.clone())) {
         return None;
     }
-    let (directory, system) = (existing.directory.clone(), existing.system.clone());
+    let (directory, system) = (existing.directory.clone(), existing.system?);
     let why = if existing.noted.is_some() { "it was begun" } else { "the file says that its data are the first copy" };
     Some(because(Step::Adopt { node, directory, system }, why))
 }

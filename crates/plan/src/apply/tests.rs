@@ -3,10 +3,10 @@
 use super::adopt::Adopt;
 use super::facts::*;
 use super::*;
-use mainstay_model::NodeId;
 use mainstay_model::config::{parse, render};
 use mainstay_model::spec::Spec;
 use mainstay_model::stored_spec::{FileState, StoredSpec};
+use mainstay_model::{NodeId, SystemId};
 use std::collections::BTreeMap;
 
 mod adopting;
@@ -183,14 +183,14 @@ impl World {
         self.read.insert(node.clone(), config);
     }
 
-    fn adopt(&mut self, file: &Spec, node: &NodeId, what: (&String, &String)) {
+    fn adopt(&mut self, file: &Spec, node: &NodeId, what: (&String, &SystemId)) {
         let running = file.nodes.iter().filter(|node| self.hosts[&node.name].agent.is_some()).count();
         assert_eq!(running, file.nodes.len(), "clients are away before everything is ready");
         let founder = self.stored.as_ref().map(|stored| stored.spec.founder().cloned());
         assert!(founder.is_none_or(|founder| founder.as_ref() == Some(node)), "others may make the first copy");
         let host = self.host(node);
         let Some(Adopt::Named(existing)) = &host.adopt else { panic!("{node} has nothing to adopt") };
-        assert_eq!((&existing.directory, &existing.system), what);
+        assert_eq!((&existing.directory, existing.system.as_ref()), (what.0, Some(what.1)));
         host.adopt = Some(Adopt::Taken);
     }
 

@@ -6,7 +6,7 @@
 mod book;
 mod nodes;
 mod reasons;
-mod secrets;
+pub(crate) mod secrets;
 mod settings;
 #[cfg(test)]
 mod tests;

@@ -23,7 +23,7 @@ const WORDS: [&str; 18] = [
 ];
 
 /// Does this look like a secret? Such a thing goes into no file.
-pub(super) fn is_secret(name: &str, value: &str) -> bool {
+pub(crate) fn is_secret(name: &str, value: &str) -> bool {
     let name = name.to_ascii_lowercase();
     let value = value.to_ascii_lowercase();
     let last = name.rsplit('.').next().unwrap_or(&name);

@@ -24,6 +24,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 const SURVEY_PAUSE: Duration = Duration::from_secs(10);
 const MEMBER_LIMIT: Duration = Duration::from_secs(2);
 const SAVE: Duration = Duration::from_secs(10);
+const SAVE_AGAIN: Duration = Duration::from_secs(1);
 /// The longest line of a stream. A change holds one value; its base64 is a third longer.
 const LINE_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// So often in a row the poll is faster than the stream before that is begun anew.
@@ -202,15 +203,20 @@ async fn member(client: &Client, place: usize) -> MemberStanding {
     }
 }
 
-/// At a steady pace, and at once when somebody asks for it.
+/// At a steady pace, at once when somebody asks for it, and soon again when it failed: it may be evidence that waits.
 async fn save(inner: Weak<Inner>) {
-    let mut saved = None;
+    let (mut saved, mut pause) = (None, SAVE);
     loop {
         let Some(inner) = inner.upgrade() else { return };
-        let _ = tokio::time::timeout(SAVE, inner.to_save.notified()).await;
+        let _ = tokio::time::timeout(pause, inner.to_save.notified()).await;
         let kept = locked(&inner.kept).clone();
-        if saved.as_ref() != Some(&kept) && inner.save().await {
-            saved = Some(kept);
+        pause = SAVE;
+        if saved.as_ref() != Some(&kept) {
+            if inner.save().await {
+                saved = Some(kept);
+            } else {
+                pause = SAVE_AGAIN;
+            }
         }
     }
 }

@@ -1,5 +1,6 @@
 //! When etcd is believed no more.
 
+use super::judge::{Shown, judge};
 use super::kept::Origin;
 use super::*;
 
@@ -44,7 +45,7 @@ fn marked(revision: u64, incarnation: u64, authority: &str) -> Range {
 }
 
 fn verdict(all: &[(&str, u64, u64)], marked: &Range) -> Option<Refused> {
-    judge(&options(), &kept(), &keys(all), marked)
+    judge(&options(), &kept(), &Shown { all: keys(all), marked: marked.clone(), record: Range::default() })
 }
 
 #[test]
@@ -67,7 +68,10 @@ fn revisions_that_were_raised_hide_nothing() {
     }
     let mut again = keys(&[("record", 20, 6), ("spec", 6, 1)]);
     again.kvs[0].create_revision = 15;
-    assert!(judge(&options(), &kept(), &again, &same).is_some(), "removed and made again");
+    assert!(
+        judge(&options(), &kept(), &Shown { all: again, marked: same, record: Range::default() }).is_some(),
+        "removed and made again"
+    );
     let mut kept = kept();
     assert!(
         !kept.note("record", &pair("record", 1_000_000, 3)),
@@ -75,6 +79,20 @@ fn revisions_that_were_raised_hide_nothing() {
     );
     assert!(kept.note("record", &pair("record", 9, 3)) && kept.seen["record"].revision == 10, "late is not wrong");
     assert!(kept.note("record", &pair("record", 12, 5)) && kept.seen["record"].revision == 12);
+}
+
+#[test]
+fn one_write_that_was_lost_and_made_up_for_shows_in_its_value() {
+    let mut kept = kept();
+    kept.seen.insert("record".to_owned(), Floor { value: Some("{\"degraded\":1}".to_owned()), ..floor(10, 4) });
+    let shown = |value: &[u8]| {
+        let record = Range { kvs: vec![Pair { value: value.to_vec(), ..pair("record", 10, 4) }], ..Range::default() };
+        Shown { all: keys(&[("record", 10, 4), ("spec", 6, 1)]), marked: marked(4, 0, "ours"), record }
+    };
+    assert_eq!(judge(&options(), &kept, &shown(b"{\"degraded\":1}")), None);
+    assert!(matches!(judge(&options(), &kept, &shown(b"{\"raised\":1}")), Some(Refused::Distrusted(_))));
+    let theirs = Floor { value: Some("{\"raised\":1}".to_owned()), ..floor(10, 4) };
+    assert!(kept.hear("record", &theirs).is_err(), "nor does another node's");
 }
 
 #[test]
@@ -103,10 +121,10 @@ async fn a_start_forgets_neither_the_evidence_nor_the_record() {
     let origin = |incarnation| Origin { incarnation, authority: "ours".to_owned(), ..Origin::default() };
     let first = EtcdStore::start(nowhere(dir.path()), Some((origin(0), Revision(4)))).unwrap();
     assert!(first.inner.publish("record", &pair("record", 10, 4)));
-    first.distrust("seen less".to_owned());
+    first.distrust("seen less");
     first.stop().await;
     let again = EtcdStore::start(nowhere(dir.path()), Some((origin(0), Revision(4)))).unwrap();
-    assert_eq!((again.evidence(), again.is_believed()), (Some("seen less".to_owned()), false));
+    assert_eq!((again.evidence(), again.is_believed()), (Some(with_advice("seen less")), false));
     let values: Vec<(String, Versioned)> = locked(&again.inner.kept).values().collect();
     assert_eq!(values, [("record".to_owned(), Versioned { revision: Revision(10), value: b"{}".to_vec() })]);
     again.stop().await;
@@ -127,7 +145,7 @@ async fn another_nodes_evidence_counts_until_that_node_takes_it_back() {
     store.heard_of(&one, None);
     assert!(store.is_believed());
     store.heard_of(&one, Some("seen less".to_owned()));
-    store.distrust("I, too".to_owned());
+    store.distrust("I, too");
     store.heard_of(&one, None);
-    assert_eq!(store.evidence(), Some("I, too".to_owned()), "own evidence stays");
+    assert_eq!(store.evidence(), Some(with_advice("I, too")), "own evidence stays");
 }

@@ -30,9 +30,9 @@ pub struct Origin {
     pub authority: String,
 }
 
-/// The newest state of a key that this node has seen.
+/// The newest state of a key that this node has seen, or another one of which it has heard.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Floor {
+pub struct Floor {
     /// The revision of its last write.
     pub(crate) revision: u64,
     /// The revision of its first write.
@@ -45,21 +45,54 @@ pub(crate) struct Floor {
 }
 
 impl Floor {
-    fn of(name: &str, pair: &Pair) -> Self {
+    pub(crate) fn of(name: &str, pair: &Pair) -> Self {
         let value = VALUES.contains(&name).then(|| String::from_utf8(pair.value.clone()).ok()).flatten();
         Self { revision: pair.mod_revision, created: pair.create_revision, version: pair.version, value }
     }
 
-    /// Can the key have come from this state to that one? It is never removed, and each write raises its revision by one at least.
+    /// Can the key have come from this state to that one? It is never removed, and each write raises its revision by one at least. A pair
+    /// without value was asked for without.
     pub(crate) fn may_become(&self, now: Option<&Pair>) -> bool {
-        let Some(now) = now else { return false };
-        let (Some(writes), Some(revisions)) =
-            (now.version.checked_sub(self.version), now.mod_revision.checked_sub(self.revision))
+        now.is_some_and(|now| {
+            let value = Some(now.value.as_slice()).filter(|value| !value.is_empty());
+            self.reaches(now.mod_revision, now.create_revision, now.version) && self.agrees(now.mod_revision, value)
+        })
+    }
+
+    /// The same, for a state that another node has seen.
+    pub(crate) fn may_become_floor(&self, later: &Self) -> bool {
+        self.reaches(later.revision, later.created, later.version)
+            && self.agrees(later.revision, later.value.as_ref().map(String::as_bytes))
+    }
+
+    /// One revision has one value: an etcd that was brought back by one write, and has got another one since, has the same numbers.
+    fn agrees(&self, revision: u64, value: Option<&[u8]>) -> bool {
+        let both = self.value.as_ref().map(String::as_bytes).zip(value);
+        revision != self.revision || both.is_none_or(|(mine, theirs)| mine == theirs)
+    }
+
+    fn reaches(&self, revision: u64, created: u64, version: u64) -> bool {
+        let (Some(writes), Some(revisions)) = (version.checked_sub(self.version), revision.checked_sub(self.revision))
         else {
             return false;
         };
-        now.create_revision == self.created && writes <= revisions && (writes == 0) == (revisions == 0)
+        created == self.created && writes <= revisions && (writes == 0) == (revisions == 0)
     }
+}
+
+impl std::fmt::Display for Floor {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "revision {}, made at {}, version {}", self.revision, self.created, self.version)
+    }
+}
+
+/// It is written whole or not at all: this is damage from outside. To begin without it would forget what etcd must not lack.
+fn unreadable(path: &Path, error: &dyn std::fmt::Display) -> String {
+    format!(
+        "{}, where this node keeps what it has seen of etcd, can not be read: {error}. Put the file back. If it is lost, and it is certain that etcd was not \
+         restored from an older copy, remove what is left of it: the node then begins with what etcd shows",
+        path.display()
+    )
 }
 
 /// See the module.
@@ -81,9 +114,9 @@ impl Kept {
     /// What was kept; `None`: this node has never seen the cluster's keys.
     pub(crate) fn load(path: &Path) -> Result<Option<Self>, String> {
         match std::fs::read(path) {
-            Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|error| format!("{}: {error}", path.display())),
+            Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|error| unreadable(path, &error)),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(format!("{}: {error}", path.display())),
+            Err(error) => Err(unreadable(path, &error)),
         }
     }
 
@@ -101,6 +134,19 @@ impl Kept {
                 true
             }
         }
+    }
+
+    /// Notes what another node has seen of a key. `Err`: what this node has seen, if neither state can have come from the other.
+    pub(crate) fn hear(&mut self, name: &str, theirs: &Floor) -> Result<(), Floor> {
+        if !FLOORS.contains(&name) {
+            return Ok(());
+        }
+        match self.seen.get(name) {
+            Some(mine) if theirs.may_become_floor(mine) => {}
+            Some(mine) if !mine.may_become_floor(theirs) => return Err(mine.clone()),
+            _ => drop(self.seen.insert(name.to_owned(), theirs.clone())),
+        }
+        Ok(())
     }
 
     /// Does an answer show this key as this node has seen it, or newer?

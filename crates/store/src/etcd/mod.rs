@@ -19,22 +19,24 @@ mod kept;
 mod place;
 mod wire;
 
-pub use kept::Origin;
+pub use kept::{Floor, Origin};
 pub use place::{Found, found, has_seen, leave_mark, look, marks, survey};
 
 use async_trait::async_trait;
 use client::{Client, Fault, User};
 use http::{Door, TlsFiles};
-use judge::{Refused, judge};
-use kept::{Floor, Kept, ORIGIN_KEY};
+use judge::{Refused, with_advice};
+use kept::{Kept, ORIGIN_KEY};
 use mainstay_model::etcd::{Endpoint, EtcdStanding, MemberStanding};
 use mainstay_model::spec::Spec;
+use mainstay_model::stored_spec::RECORD_KEY;
 use mainstay_model::{NodeId, Revision};
 use mainstay_ports::store::{CasOutcome, Store, StoreError, VALUE_BYTES_MAX, Versioned};
 use place::look_by;
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
@@ -42,8 +44,6 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use wire::{Pair, Range, Txn, at, get, put, range};
 
-/// A revision that no key reaches.
-const NEVER: u64 = i64::MAX as u64;
 const OLDER: &str = "etcd answered with an older state than it had shown";
 /// etcd works if it answered within this.
 const FRESH: Duration = Duration::from_secs(5);
@@ -115,6 +115,14 @@ pub(crate) struct Inner {
     members: Mutex<(Vec<MemberStanding>, Vec<String>)>,
     /// The stream has missed something.
     missed: Notify,
+    /// See [`EtcdStore::is_compared`].
+    compared: AtomicBool,
+    /// Why what is seen can not be kept on disk, if so.
+    unkept: Mutex<Option<String>>,
+}
+
+fn can_not_keep(path: &Path, error: &std::io::Error) -> String {
+    format!("{}: what this node sees of etcd can not be kept: {error}", path.display())
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -136,7 +144,7 @@ impl EtcdStore {
             (Some(kept), Some((origin, _))) if kept.origin.incarnation >= origin.incarnation => kept,
             (_, Some((origin, revision))) => {
                 let kept = Kept { origin, origin_revision: revision.0, ..Kept::default() };
-                kept.save(&options.kept).map_err(|error| format!("{}: {error}", options.kept.display()))?;
+                kept.save(&options.kept).map_err(|error| can_not_keep(&options.kept, &error))?;
                 kept
             }
         };
@@ -155,6 +163,8 @@ impl EtcdStore {
             answered: Mutex::default(),
             members: Mutex::default(),
             missed: Notify::new(),
+            compared: AtomicBool::new(false),
+            unkept: Mutex::default(),
         });
         let tasks = follow::start(&inner);
         Ok(Arc::new(Self { inner, tasks: Mutex::new(tasks) }))
@@ -163,7 +173,7 @@ impl EtcdStore {
     /// It answers, and this node trusts what it says.
     #[must_use]
     pub fn works(&self) -> bool {
-        self.inner.works() && self.failure().is_none()
+        self.inner.works() && self.failure().is_none() && self.inner.unkept().is_none()
     }
 
     /// Why this node does not use it any more, if so. A person must act.
@@ -186,6 +196,39 @@ impl EtcdStore {
     #[must_use]
     pub fn is_believed(&self) -> bool {
         self.inner.refused.borrow().is_none()
+    }
+
+    /// The record as etcd's consensus shows it now, if etcd shows all that this node has seen or heard of. A read is not enough (a stale one
+    /// may hide a loss), and neither is an earlier answer: etcd may have been restored since. `None`, too, while this node can not keep
+    /// what it sees: it would have forgotten that after a start.
+    pub async fn confirmed_record(&self, timeout: Duration) -> Option<Versioned> {
+        let shown = self.inner.confirm(Instant::now() + timeout).await?;
+        let record = shown.record.kvs.first()?;
+        let good = self.inner.publish(RECORD_KEY, record) && self.is_believed() && self.inner.unkept().is_none();
+        good.then(|| record.versioned())
+    }
+
+    /// The newest state of a key that this node has seen, for other nodes to hold against their etcd.
+    #[must_use]
+    pub fn floor(&self, key: &str) -> Option<Floor> {
+        self.inner.seen(key)
+    }
+
+    /// Another node has seen this state of a key, before now: an etcd that can not have come from there is not believed, whenever it answers.
+    /// (The poll looks.)
+    pub fn hold_against(&self, node: &NodeId, key: &str, theirs: &Floor) {
+        self.inner.heard_floor(node, key, theirs);
+    }
+
+    /// The other nodes were asked what they have seen, in this life.
+    pub fn set_compared(&self) {
+        self.inner.compared.store(true, Ordering::Relaxed);
+    }
+
+    /// Were they?
+    #[must_use]
+    pub fn is_compared(&self) -> bool {
+        self.inner.compared.load(Ordering::Relaxed)
     }
 
     /// Another node says what it has against etcd; `None`: nothing, or nothing any more. Its silence changes nothing.
@@ -223,14 +266,16 @@ impl EtcdStore {
     #[must_use]
     pub fn standing(&self) -> EtcdStanding {
         let (members, alarms) = locked(&self.inner.members).clone();
-        let works = self.inner.works();
-        let why = locked(&self.inner.answered).1.clone().filter(|_| !works);
+        let unkept = self.inner.unkept();
+        let works = self.inner.works() && unkept.is_none();
+        let why = unkept.or_else(|| locked(&self.inner.answered).1.clone()).filter(|_| !works);
         EtcdStanding { works, why, members, alarms }
     }
 
-    /// Others have seen what etcd does not show: it was restored from an older state, even if this node did not see the newer one.
-    pub fn distrust(&self, why: String) {
-        self.inner.distrust(why);
+    /// Others have seen what etcd does not show (say what): it was restored from an older state, even if this node did not see the newer
+    /// one.
+    pub fn distrust(&self, what: &str) {
+        self.inner.distrust(what);
     }
 
     /// The values that this node has seen, and those that etcd holds where it has seen none.
@@ -242,12 +287,14 @@ impl EtcdStore {
         // A restored etcd may have used the same revisions for something else: what this node has seen comes first.
         let mut values: BTreeMap<String, Versioned> =
             values.into_iter().map(|(name, pair)| (name, pair.versioned())).collect();
-        values.extend(locked(&self.inner.kept).values());
+        let kept: BTreeMap<String, Versioned> = locked(&self.inner.kept).values().collect();
         for (key, sender) in &*locked(&self.inner.keys) {
             if let Some(seen) = &*sender.borrow() {
                 values.insert(key.clone(), seen.clone());
             }
         }
+        // At least as new as what is shown.
+        values.extend(kept);
         Ok(values)
     }
 
@@ -315,12 +362,17 @@ impl Inner {
         locked(&self.answered).1 = Some(why.to_owned());
     }
 
+    fn unkept(&self) -> Option<String> {
+        locked(&self.unkept).clone()
+    }
+
     fn refusal(&self) -> Option<String> {
         self.refused.borrow().as_ref().map(Refused::text)
     }
 
     /// Noted on disk at once: a start must not forget it.
-    fn distrust(&self, why: String) {
+    fn distrust(&self, what: &str) {
+        let why = with_advice(what);
         let first = self.refused.send_if_modified(|refused| {
             let first = matches!(refused, None | Some(Refused::Heard(..)));
             if first {
@@ -367,11 +419,18 @@ impl Inner {
         keys.get(name).and_then(|sender| sender.borrow().as_ref().map(|shown| shown.revision.0)).unwrap_or(0)
     }
 
-    /// Shows a value, if it is newer than what is shown. False: etcd can not have come there from what was seen before.
+    /// Shows a value, if it is newer than what is shown and not older than what was seen. False: etcd can not have come there from what was seen before.
     #[must_use]
     fn publish(&self, name: &str, pair: &Pair) -> bool {
-        if !locked(&self.kept).note(name, pair) {
-            return false;
+        {
+            let mut kept = locked(&self.kept);
+            if !kept.note(name, pair) {
+                return false;
+            }
+            // Late; or of what etcd was brought back to, which the next answer tells. In neither case does anybody go by it.
+            if kept.seen.get(name).is_some_and(|floor| floor.revision > pair.mod_revision) {
+                return true;
+            }
         }
         let mut keys = locked(&self.keys);
         let sender = keys.entry(name.to_owned()).or_insert_with(|| watch::Sender::new(None));
@@ -406,32 +465,7 @@ impl Inner {
         (name != ORIGIN_KEY && !name.contains('/')).then(|| name.to_owned())
     }
 
-    /// An answer shows less than this node has seen. A transaction that can not succeed asks etcd's consensus: what that shows is no stale
-    /// read, and if it is older than what was seen before the question, etcd was restored from an older state.
-    async fn confirm(&self, deadline: Instant) {
-        let before = locked(&self.kept).clone();
-        let origin = self.key(ORIGIN_KEY);
-        let body = json!({
-            "compare": [at(&origin, NEVER)],
-            "success": [put(&origin, b"")],
-            "failure": [get(&range(&self.options.prefix, true, true)), get(&range(&origin, false, false))],
-        });
-        let Ok(txn) = self.client.write::<Txn>("/v3/kv/txn", &body, deadline).await else { return };
-        let mut ranges = txn.ranges().into_iter();
-        let (Some(all), Some(marked)) = (ranges.next(), ranges.next()) else { return };
-        if let Some(verdict) = judge(&self.options, &before, &all, &marked) {
-            match verdict {
-                Refused::Distrusted(why) => self.distrust(why),
-                Refused::Anew => {
-                    tracing::warn!("the store in etcd was made anew: starting anew with it");
-                    self.refused.send_replace(Some(Refused::Anew));
-                }
-                Refused::Heard(..) => {}
-            }
-        }
-    }
-
-    /// Keeps what was seen on disk. What fails is tried again at the next pace.
+    /// Keeps what was seen on disk. What fails is tried again soon.
     async fn save(&self) -> bool {
         let (kept, saving) = (Arc::clone(&self.kept), Arc::clone(&self.saving));
         let path = self.options.kept.clone();
@@ -441,14 +475,17 @@ impl Inner {
             let newest = locked(&kept).clone();
             newest.save(&path)
         });
-        match saved.await {
-            Ok(Ok(())) => true,
-            Ok(Err(error)) => {
-                tracing::warn!(%error, path = %self.options.kept.display(), "what was seen of etcd can not be kept");
-                false
-            }
-            Err(_) => false,
+        let problem = match saved.await {
+            Ok(saved) => saved.err().map(|error| can_not_keep(&self.options.kept, &error)),
+            // It was ended: nobody asks any more.
+            Err(_) => return false,
+        };
+        if let Some(why) = &problem {
+            tracing::warn!(%why);
         }
+        let saved = problem.is_none();
+        *locked(&self.unkept) = problem;
+        saved
     }
 }
 
@@ -493,6 +530,13 @@ impl Store for EtcdStore {
             return CasOutcome::Unavailable(why);
         }
         let (seen, origin_revision) = (inner.seen(key), locked(&inner.kept).origin_revision);
+        if seen.as_ref().is_some_and(|seen| Revision(seen.revision) > expected.unwrap_or_default()) {
+            // Etcd would refuse it. One that was brought back to an older state would not, and would then lack less.
+            return match self.read(key, timeout).await {
+                Ok(now) => CasOutcome::Conflict(now),
+                Err(error) => CasOutcome::Unavailable(error.to_string()),
+            };
+        }
         let (full, origin) = (inner.key(key), inner.key(ORIGIN_KEY));
         let body = json!({
             "compare": [at(&origin, origin_revision), at(&full, expected.map_or(0, |revision| revision.0))],

@@ -54,7 +54,11 @@ pub(crate) fn furnish(bed: &Bed) -> String {
     on_host(bed, 2, &["pg_createcluster", &major, CLUSTER, "-d", OLD, "-l", log, "-p", "5432", "--locale=C.UTF-8"]);
     let conf = bed.host(2).path(&format!("/etc/postgresql/{major}/{CLUSTER}/postgresql.conf"));
     let text = read_to_string(&conf).unwrap();
-    std::fs::write(&conf, format!("{text}\nlisten_addresses = '*'\nwork_mem = '9MB'\nfsync = off\n")).unwrap();
+    std::fs::write(
+        &conf,
+        format!("{text}\nlisten_addresses = '*'\nwork_mem = '9MB'\napp.tenant = 'north'\nfsync = off\n"),
+    )
+    .unwrap();
     on_host(bed, 2, &["pg_ctlcluster", &major, CLUSTER, "start"]);
     old(bed, "postgres", "create role shop login password 'a pass''word'");
     old(bed, "postgres", "create database shop owner shop");

@@ -57,6 +57,8 @@ pub struct Watch {
     pub rate: AtomicU64,
     /// Set it, and the backup ends.
     pub stop: AtomicBool,
+    /// Of a restore: what was written is being brought to the disk. That may take long, and says nothing of the repository.
+    pub flushing: AtomicBool,
     /// The copy is made; it waits for the log. Of a replica's backup: who can should ask the primary to end its segment.
     pub stopped: AtomicBool,
 }
@@ -186,6 +188,8 @@ fn line<'a>(label: &'a str, name: &str) -> Option<&'a str> {
     label.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": ")).map(str::trim)
 }
 
+/// A server that answers later is asked again.
+const ANSWER: Duration = Duration::from_secs(10);
 const NOW: &str = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
 
 /// Makes a full backup. The archive must be swept meanwhile by its owner: the backup waits for it.
@@ -261,7 +265,7 @@ async fn make(
         base: base.map(|base| Base { label: base.label.clone(), packs: base.packs.clone() }),
         ..assemble(&tree, copied, facts.server)
     };
-    prove_log(repository, &mut manifest, &session, options, watch).await?;
+    prove_log(repository, &mut manifest, session, options, watch).await?;
     commit(repository, &manifest, options, &prefix).await?;
     Ok(manifest)
 }
@@ -381,20 +385,28 @@ fn path_to(
 async fn followed(
     repository: &Repository,
     (system, size): (SystemId, SegmentSize),
-    session: &Session,
-    data: &Path,
+    (session, options): (&mut Option<Session>, &Options),
     stop: Position,
 ) -> Position {
     let now = "SELECT CASE WHEN pg_is_in_recovery() THEN (SELECT max(received_tli)::bigint FROM pg_stat_wal_receiver) \
                ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::bigint END";
     // Whatever can not be known now is asked again.
-    let Ok(row) = session.row(now).await else { return stop };
+    // Its server may be started anew meanwhile.
+    let open = match session.take() {
+        Some(open) => open,
+        None => match Session::open(&options.server).await {
+            Ok(open) => open,
+            Err(_) => return stop,
+        },
+    };
+    let Ok(Ok(row)) = tokio::time::timeout(ANSWER, open.row(now)).await else { return stop };
+    *session = Some(open);
     let Ok(number) = field::<u32>(&row, 0) else { return stop };
     let timeline = Timeline(number);
     if timeline <= stop.timeline {
         return stop;
     }
-    let (repository, data) = (repository.clone(), data.to_owned());
+    let (repository, data) = (repository.clone(), options.data.clone());
     let path = tokio::task::spawn_blocking(move || path_to(&repository, system, size, timeline, &data)).await;
     match path {
         Ok(Ok(path)) if path.contains(stop, timeline, stop.lsn) => Position { timeline, ..stop },
@@ -402,16 +414,17 @@ async fn followed(
     }
 }
 
-/// Waits until the archive holds what the backup needs, and reads all of it back.
+/// Waits until the archive holds what the backup needs, and reads all of it back. The server has given all that it has to give: whether it is
+/// promoted by now, or has died, tells nothing of the copy.
 async fn prove_log(
     repository: &Repository,
     manifest: &mut Manifest,
-    session: &Session,
+    session: Session,
     options: &Options,
     watch: &Watch,
 ) -> Result<(), VaultError> {
     let (size, system) = (SegmentSize(manifest.server.segment_size), manifest.system);
-    let begun = Instant::now();
+    let (begun, mut session) = (Instant::now(), Some(session));
     loop {
         let (repo, start, stop, data) = (repository.clone(), manifest.start, manifest.stop, options.data.clone());
         let looking = tokio::task::spawn_blocking(move || {
@@ -424,7 +437,7 @@ async fn prove_log(
             Ok::<_, VaultError>(missing)
         });
         let missing = match looking.await.map_err(|e| VaultError::Backup(e.to_string()))? {
-            Ok(missing) if missing.is_empty() => break,
+            Ok(missing) if missing.is_empty() => return Ok(()),
             Ok(missing) => missing.first().map(|(timeline, number)| size.name(*timeline, *number)).unwrap_or_default(),
             Err(error) if error.is_missing() => error.to_string(),
             Err(error) => return Err(error),
@@ -436,12 +449,10 @@ async fn prove_log(
             return Err(VaultError::Backup(format!("{says}; look at the archive's state, then begin anew")));
         }
         if manifest.server.replica {
-            manifest.stop = followed(repository, (system, size), session, &options.data, manifest.stop).await;
+            manifest.stop = followed(repository, (system, size), (&mut session, options), manifest.stop).await;
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    // A promotion after the stop would not hurt; one before it was seen there.
-    session.row("SELECT 1").await.map(drop)
 }
 
 async fn commit(

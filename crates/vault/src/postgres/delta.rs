@@ -18,6 +18,8 @@ use std::path::{Path, PathBuf};
 
 /// The mark of a restore that has not ended.
 const MARK: &str = "mainstay_unfinished";
+/// One that is being written.
+const NEW_MARK: &str = "mainstay_unfinished.new";
 /// Nothing larger is a mark.
 const MARK_MAX: u64 = 1 << 20;
 
@@ -53,23 +55,34 @@ impl Mark {
         serde_json::from_slice(&text).map(Some).map_err(wrong)
     }
 
-    /// Writes it into a directory that nobody else may change now.
+    /// Writes it into a directory that nobody else may change now. One that is there stays until the new one is whole: without any, what broke off
+    /// before would be nobody's copy for ever.
     pub(crate) fn write(&self, data: &Path) -> Result<(), VaultError> {
-        remove(data)?;
-        let path = data.join(MARK);
-        let wrong = |e| VaultError::file(&path, e);
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(wrong)?;
         let text = serde_json::to_vec(self).map_err(|e| VaultError::Crypto(e.to_string()))?;
-        file.write_all(&text).and_then(|()| file.sync_all()).map_err(wrong)?;
+        let (path, new) = (data.join(MARK), data.join(NEW_MARK));
+        gone(&new)?;
+        let written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new);
+        let written = written.and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all()));
+        if let Err(error) = written.and_then(|()| std::fs::rename(&new, &path)) {
+            let _ = std::fs::remove_file(&new);
+            return Err(VaultError::file(&new, error));
+        }
         sync_dir(data)
     }
 
     /// A tablespace's directory that holds anything must be the old copy's: nothing else is written over.
-    pub(crate) fn check_spaces(&self, data: &Path, before: Option<&Mark>) -> Result<(), VaultError> {
+    /// `spaces`: where these are looked into.
+    pub(crate) fn check_spaces(
+        &self,
+        data: &Path,
+        before: Option<&Mark>,
+        spaces: &BTreeMap<u32, PathBuf>,
+    ) -> Result<(), VaultError> {
         for (number, place) in &self.tablespaces {
             let linked = std::fs::read_link(data.join(format!("pg_tblspc/{number}"))).is_ok_and(|to| to == *place);
             let noted = before.is_some_and(|before| before.tablespaces.get(number) == Some(place));
-            let empty = std::fs::read_dir(place).map_or(true, |mut entries| entries.next().is_none());
+            let looked = spaces.get(number).unwrap_or(place);
+            let empty = std::fs::read_dir(looked).map_or(true, |mut entries| entries.next().is_none());
             if !linked && !noted && !empty {
                 let says = format!(
                     "{} holds something, and is no tablespace of {}: move it away",
@@ -93,10 +106,6 @@ fn sync_dir(dir: &Path) -> Result<(), VaultError> {
 pub(crate) fn end_of_control(data: &Path) -> Result<(), VaultError> {
     let control = data.join(CONTROL);
     let Some(dir) = control.parent() else { return Ok(()) };
-    let gone = |path: &Path| match std::fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(VaultError::file(path, error)),
-        _ => Ok(()),
-    };
     match dir.symlink_metadata() {
         Ok(found) if found.is_dir() => {
             gone(&control)?;
@@ -112,9 +121,13 @@ pub(crate) fn end_of_control(data: &Path) -> Result<(), VaultError> {
 
 /// Everything is there.
 pub(crate) fn remove(data: &Path) -> Result<(), VaultError> {
-    let path = data.join(MARK);
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(VaultError::file(&path, error)),
+    gone(&data.join(MARK))
+}
+
+/// Removes a file that may not be there.
+fn gone(path: &Path) -> Result<(), VaultError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(VaultError::file(path, error)),
         _ => Ok(()),
     }
 }
@@ -207,15 +220,20 @@ mod tests {
         mark.write(&data).unwrap();
         assert_eq!(copy_at(&data).unwrap(), SystemId(7));
         assert_eq!(Mark::read(&data).unwrap().as_ref(), Some(&mark));
+        // No room for another one.
+        std::fs::create_dir_all(data.join(NEW_MARK).join("full")).unwrap();
+        Mark { system: SystemId(8), ..mark.clone() }.write(&data).unwrap_err();
+        assert_eq!(Mark::read(&data).unwrap().as_ref(), Some(&mark));
+        std::fs::remove_dir_all(data.join(NEW_MARK)).unwrap();
         // A tablespace's directory that is another's.
-        mark.check_spaces(&data, None).unwrap();
+        mark.check_spaces(&data, None, &mark.tablespaces).unwrap();
         std::fs::create_dir(&space).unwrap();
         std::fs::write(space.join("file"), "").unwrap();
-        assert!(mark.check_spaces(&data, None).unwrap_err().to_string().contains("no tablespace"));
-        mark.check_spaces(&data, Some(&mark)).unwrap();
+        assert!(mark.check_spaces(&data, None, &mark.tablespaces).unwrap_err().to_string().contains("no tablespace"));
+        mark.check_spaces(&data, Some(&mark), &mark.tablespaces).unwrap();
         std::fs::create_dir(data.join("pg_tblspc")).unwrap();
         std::os::unix::fs::symlink(&space, data.join("pg_tblspc/9")).unwrap();
-        mark.check_spaces(&data, None).unwrap();
+        mark.check_spaces(&data, None, &mark.tablespaces).unwrap();
         std::fs::write(data.join("postmaster.pid"), "1\n").unwrap();
         assert!(says(&data).contains("a server may run there"));
         std::fs::remove_file(data.join("postmaster.pid")).unwrap();

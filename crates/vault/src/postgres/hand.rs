@@ -1,11 +1,15 @@
 //! Who owns a restored tree. The server's user may have put a link wherever the superuser is about to write; so a tree is taken out of
-//! its reach first, then filled, and handed over as the last thing.
+//! its reach first, then filled, and handed over as the last thing. The directory above may stay that user's: what is taken is held open, and
+//! reached through that alone, for its name may lead elsewhere by then.
 
+use crate::postgres::way;
 use crate::repository::VaultError;
-use rustix::fs::{Mode, OFlags};
-use std::fs::{DirBuilder, FileType, Permissions};
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
+use std::ffi::OsString;
+use std::fs::{FileType, Permissions};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, fchown, lchown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown, lchown};
 use std::path::{Path, PathBuf};
 
 fn me() -> u32 {
@@ -17,6 +21,8 @@ pub(crate) struct Taken(Vec<Was>);
 
 struct Was {
     path: PathBuf,
+    /// Where it stood, and its name there.
+    above: (OwnedFd, OsString),
     dir: OwnedFd,
     /// Its user, group and mode; `None`: it was not there.
     before: Option<(u32, u32, Mode)>,
@@ -42,24 +48,66 @@ impl Taken {
     pub(crate) fn give_back(self) {
         for was in self.0.into_iter().rev() {
             let Some((user, group, mode)) = was.before else {
-                let _ = std::fs::remove_dir(&was.path);
+                let _ = rustix::fs::unlinkat(&was.above.0, &was.above.1, AtFlags::REMOVEDIR);
                 continue;
             };
             let _ = fchown(&was.dir, Some(user), Some(group));
             let _ = rustix::fs::fchmod(&was.dir, mode);
         }
     }
+
+    /// The way to a directory that was taken, wherever its name leads by now.
+    pub(crate) fn at(&self, path: &Path) -> PathBuf {
+        self.0
+            .iter()
+            .find(|was| was.path == path)
+            .map_or_else(|| path.to_owned(), |was| PathBuf::from(way::held(&was.dir)))
+    }
+
+    /// The same error, with the names instead of the ways.
+    pub(crate) fn named(&self, error: VaultError) -> VaultError {
+        let name = |text: String| {
+            self.0.iter().fold(text, |text, was| text.replace(&way::held(&was.dir), &was.path.display().to_string()))
+        };
+        match error {
+            VaultError::File { path, error } => VaultError::File { path: name(path), error },
+            VaultError::Impossible(says) => VaultError::Impossible(name(says)),
+            VaultError::Backup(says) => VaultError::Backup(name(says)),
+            other => other,
+        }
+    }
+
+    /// Each is still what its name leads to: else whoever asked for it would find something else there.
+    pub(crate) fn check_in_place(&self) -> Result<(), VaultError> {
+        for was in &self.0 {
+            let held = rustix::fs::fstat(&was.dir).map_err(|e| VaultError::file(&was.path, e.into()))?;
+            let there = was.path.symlink_metadata().is_ok_and(|is| (is.dev(), is.ino()) == (held.st_dev, held.st_ino));
+            if !there {
+                let says = format!(
+                    "{} was moved away while it was being filled: what lies there now was not touched, and what was moved is no whole copy. \
+                     Restore into a directory below one that nobody else may write to",
+                    was.path.display()
+                );
+                return Err(VaultError::Impossible(says));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The directory, made if it is not there: ours, and nobody else's to look into.
 fn take(path: &Path) -> Result<Was, VaultError> {
     let wrong = |e: std::io::Error| VaultError::file(path, e);
-    let there = path.symlink_metadata().is_ok();
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(wrong)?;
+    let above = way::above(path)?;
+    let there = match rustix::fs::mkdirat(&above.0, &above.1, Mode::from_raw_mode(0o700)) {
+        Ok(()) => false,
+        Err(Errno::EXIST) => true,
+        Err(error) => return Err(wrong(error.into())),
+    };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let dir = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| match error {
-        rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP => {
-            VaultError::Impossible(format!("{} is a link: name the directory itself", path.display()))
+    let dir = rustix::fs::openat(&above.0, &above.1, flags, Mode::empty()).map_err(|error| match error {
+        Errno::NOTDIR | Errno::LOOP => {
+            VaultError::Impossible(format!("{} is a link or a file: name the directory itself", path.display()))
         }
         other => wrong(other.into()),
     })?;
@@ -69,7 +117,7 @@ fn take(path: &Path) -> Result<Was, VaultError> {
     }
     rustix::fs::fchmod(&dir, Mode::from_raw_mode(0o700)).map_err(|e| wrong(e.into()))?;
     let before = there.then(|| (found.st_uid, found.st_gid, Mode::from_raw_mode(found.st_mode)));
-    Ok(Was { path: path.to_owned(), dir, before })
+    Ok(Was { path: path.to_owned(), above, dir, before })
 }
 
 /// All below a directory that is taken. Only directories and files remain, and those files only that lie nowhere else as well: what is
@@ -161,5 +209,31 @@ mod tests {
         assert_eq!(is(&top).map(|is| (is.0, is.2)), Some((me(), 0o700)));
         taken.give_back();
         assert_eq!((is(&top), is(&new)), (was, None));
+    }
+
+    #[test]
+    fn what_is_taken_is_reached_also_when_its_name_leads_elsewhere() {
+        let home = tempfile::tempdir().unwrap();
+        let (top, away, other) = (home.path().join("copy"), home.path().join("away"), home.path().join("other"));
+        for dir in [&top, &other] {
+            std::fs::create_dir_all(dir.join("base")).unwrap();
+            std::fs::write(dir.join("base/1"), "").unwrap();
+        }
+        std::fs::set_permissions(&other, Permissions::from_mode(0o755)).unwrap();
+        let taken = Taken::all(std::slice::from_ref(&top)).unwrap();
+        taken.check_in_place().unwrap();
+        std::fs::rename(&top, &away).unwrap();
+        symlink(&other, &top).unwrap();
+        let at = taken.at(&top);
+        take_below(&at).unwrap();
+        std::fs::remove_file(at.join("base/1")).unwrap();
+        let them = if me() == 0 { (65_533, 65_533) } else { (me(), rustix::process::getegid().as_raw()) };
+        hand_over(&at, them).unwrap();
+        assert!(other.join("base/1").exists() && !away.join("base/1").exists());
+        let is = |path: &Path| path.metadata().map(|is| (is.uid(), is.mode() & 0o777)).unwrap();
+        assert_eq!((is(&other), is(&away)), ((me(), 0o755), (them.0, 0o700)));
+        assert!(taken.check_in_place().unwrap_err().to_string().contains("was moved away"));
+        let error = VaultError::file(&at.join("base/2"), std::io::ErrorKind::NotFound.into());
+        assert!(taken.named(error).to_string().starts_with(&top.join("base/2").display().to_string()));
     }
 }

@@ -3,19 +3,24 @@
 use crate::postgres::backup::{AT_LEAST, Session};
 use crate::postgres::log::parse_history;
 use crate::postgres::restore::{LOG_DIR, Plan, Target};
+use crate::postgres::way;
 use crate::repository::VaultError;
 use mainstay_model::{Lineage, Lsn, Timeline};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs::File;
-use std::io::{ErrorKind, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, fchown};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 use tokio_postgres::Config;
+
+/// A history file is much smaller.
+const HISTORY_MAX: u64 = 1 << 20;
 
 /// A running copy; it ends with this.
 pub struct Scratch {
@@ -118,7 +123,14 @@ struct Place<'a> {
 impl Place<'_> {
     fn open(path: &Path, user: Option<(u32, u32)>) -> Result<Place<'_>, VaultError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let dir = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| VaultError::file(path, e.into()))?;
+        let wrong = |e: Errno| VaultError::file(path, e.into());
+        let dir = rustix::fs::open(path, flags, Mode::empty()).map_err(wrong)?;
+        let is = rustix::fs::fstat(&dir).map_err(wrong)?;
+        // What lies there may be another's by now. In that user's own directory nothing is done that the user could not do.
+        if user.is_some_and(|(uid, _)| is.st_uid != uid) {
+            let says = format!("{} is not the servers' user's any more: nothing was changed there", path.display());
+            return Err(VaultError::Impossible(says));
+        }
         Ok(Place { dir, path, user })
     }
 
@@ -204,29 +216,36 @@ pub fn finish(data: &Path, user: Option<(u32, u32)>) -> Result<(Timeline, Lineag
         }
     }
     for name in [LOG_DIR, "mainstay_run"] {
-        match std::fs::remove_dir_all(data.join(name)) {
+        match std::fs::remove_dir_all(Path::new(&way::held(&place.dir)).join(name)) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(place.wrong(name, error)),
             _ => {}
         }
     }
-    let newest = newest_history(data)?;
+    let newest = newest_history(&place)?;
     rustix::fs::syncfs(&place.dir).map_err(|e| place.wrong(".", e.into()))?;
     newest.ok_or_else(|| VaultError::Damaged(format!("{} names no timeline of its own", data.display())))
 }
 
 /// The highest timeline that a directory's own log has a history of.
-fn newest_history(data: &Path) -> Result<Option<(Timeline, Lineage)>, VaultError> {
-    let dir = data.join("pg_wal");
+fn newest_history(place: &Place<'_>) -> Result<Option<(Timeline, Lineage)>, VaultError> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let wal = rustix::fs::openat(&place.dir, "pg_wal", flags | OFlags::DIRECTORY, Mode::empty());
+    let wal = wal.map_err(|e| place.wrong("pg_wal", e.into()))?;
+    let wrong = |error| place.wrong("pg_wal", error);
     let mut newest = None;
-    for entry in std::fs::read_dir(&dir).map_err(|e| VaultError::file(&dir, e))? {
-        let name = entry.map_err(|e| VaultError::file(&dir, e))?.file_name();
+    for entry in std::fs::read_dir(way::held(&wal)).map_err(wrong)? {
+        let name = entry.map_err(wrong)?.file_name();
         let number = name.to_str().and_then(|name| u32::from_str_radix(name.strip_suffix(".history")?, 16).ok());
         newest = newest.max(number);
     }
     let Some(number) = newest else { return Ok(None) };
-    let path = dir.join(format!("{number:08X}.history"));
-    let text = std::fs::read_to_string(&path).map_err(|e| VaultError::file(&path, e))?;
-    let path = parse_history(&text).map_err(|says| VaultError::Damaged(format!("{}: {says}", path.display())))?;
+    let name = format!("{number:08X}.history");
+    // A link would show a file that is none of that user's.
+    let opened = rustix::fs::openat(&wal, &name, flags, Mode::empty()).map_err(|e| wrong(e.into()))?;
+    let mut text = String::new();
+    File::from(opened).take(HISTORY_MAX).read_to_string(&mut text).map_err(wrong)?;
+    let path = parse_history(&text)
+        .map_err(|says| VaultError::Damaged(format!("{}: {says}", place.path.join("pg_wal").join(&name).display())))?;
     Ok(path.map(|path| (Timeline(number), path)))
 }
 
@@ -235,10 +254,12 @@ pub fn end_left_over(data: &Path) -> Result<(), VaultError> {
     let noted = std::fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
     let pid = noted.lines().next().and_then(|line| line.trim().parse::<i32>().ok());
     let Some(pid) = pid.filter(|pid| *pid > 1).and_then(rustix::process::Pid::from_raw) else { return Ok(()) };
-    // The number may be another program's by now: the server stands in its directory, which has no link in its name.
-    let data = data.canonicalize().map_err(|e| VaultError::file(data, e))?;
+    // The number may be another program's by now: the server stands in its directory, and in no other that a link leads to.
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let dir = rustix::fs::open(data, flags, Mode::empty()).and_then(rustix::fs::fstat);
+    let dir = dir.map_err(|e| VaultError::file(data, e.into()))?;
     let place = format!("/proc/{}/cwd", pid.as_raw_nonzero());
-    let here = || std::fs::read_link(&place).is_ok_and(|at| at == data);
+    let here = || rustix::fs::stat(&place).is_ok_and(|at| (at.st_dev, at.st_ino) == (dir.st_dev, dir.st_ino));
     let begun = Instant::now();
     while here() {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
@@ -430,5 +451,16 @@ mod tests {
         assert_eq!(tail(&log), "FATAL: no");
         std::os::unix::fs::symlink(&data, dir.path().join("link")).unwrap();
         assert!(Place::open(&dir.path().join("link"), None).is_err());
+        let another = rustix::process::geteuid().as_raw() + 1;
+        let refused = Place::open(&data, Some((another, another))).err().unwrap().to_string();
+        assert!(refused.contains("not the servers' user's"), "{refused}");
+
+        let wal = data.join("pg_wal");
+        std::fs::create_dir(&wal).unwrap();
+        assert_eq!(newest_history(&place).unwrap(), None);
+        std::fs::write(wal.join("00000002.history"), "1\t0/3000000\tx\n").unwrap();
+        assert_eq!(newest_history(&place).unwrap().unwrap().0, Timeline(2));
+        std::os::unix::fs::symlink(&other, wal.join("00000003.history")).unwrap();
+        assert!(!newest_history(&place).unwrap_err().to_string().contains("another's"));
     }
 }

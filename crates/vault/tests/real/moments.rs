@@ -5,7 +5,9 @@ use mainstay_vault::postgres::delta::copy_at;
 use mainstay_vault::postgres::restore::{Destination, Target, plan, plan_from, restore};
 use mainstay_vault::postgres::scratch::Scratch;
 use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::sync::atomic::Ordering;
 
 /// A simple generator: which points are tried differs from run to run, and a failure names them.
 fn random(below: usize) -> usize {
@@ -138,7 +140,7 @@ async fn p10_tablespaces_come_back_at_their_new_place_and_a_delta_keeps_what_is_
     }
     // Broken off: no server starts there, and the next attempt knows whose it is.
     let ended = std::sync::Arc::new(mainstay_vault::postgres::backup::Watch::default());
-    ended.stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    ended.stop.store(true, Ordering::Relaxed);
     restore(&repository, &made, &Destination { watch: ended, ..to.clone() }).unwrap_err();
     assert!(!copy.join("global/pg_control").exists() && !copy.join("base/99999").exists());
     assert!(!version.join("999").exists());
@@ -149,6 +151,15 @@ async fn p10_tablespaces_come_back_at_their_new_place_and_a_delta_keeps_what_is_
     assert_eq!(copy_at(&copy).unwrap(), manifest.system);
     assert!(!copy.join("mainstay_unfinished").exists());
     assert_eq!(ticks_at(&repository, &made, &copy, true).await.len(), 20);
+    // The mark can not be written: nothing was changed, and the copy is its owner's again.
+    let full = copy.join("mainstay_unfinished.new");
+    std::fs::create_dir_all(full.join("full")).unwrap();
+    let is = |path: &Path| path.metadata().map(|is| (is.uid(), is.permissions().mode() & 0o7777)).unwrap();
+    let before = is(&copy);
+    let error = restore(&repository, &made, &to).unwrap_err().to_string();
+    assert!(error.starts_with(&full.display().to_string()), "{error}");
+    assert!(is(&copy) == before && copy.join("global/pg_control").exists());
+    std::fs::remove_dir_all(full).unwrap();
     // A tablespace's place that is another's is refused, and whoever works there goes on.
     let (other, theirs) = (dir.path().join("other"), dir.path().join(format!("other.tablespace-{number}")));
     std::fs::create_dir(&theirs).unwrap();
@@ -158,6 +169,52 @@ async fn p10_tablespaces_come_back_at_their_new_place_and_a_delta_keeps_what_is_
     assert!(error.contains("is no tablespace"), "{error}");
     assert_eq!(theirs.metadata().unwrap().permissions().mode() & 0o7777, 0o755);
     assert!(theirs.join("file").exists() && !other.exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_somebody_puts_in_the_place_of_a_copy_is_not_touched() {
+    let dir = place();
+    let server = Server::new(dir.path(), "primary").await;
+    let (_, repository) = sealed();
+    let mut archive = claim(&repository, &server, 1).await;
+    let manifest = backup(&repository, &server, &server, &mut archive).await.unwrap();
+    let made = plan(&repository, manifest.system, Target::Immediate, None).unwrap();
+    let (copy, away, other) = (dir.path().join("copy"), dir.path().join("away"), dir.path().join("other"));
+    let mut to = Destination { data: copy.clone(), owner: user(), threads: 2, ..Destination::default() };
+    for delta in [false, true] {
+        to.delta = delta;
+        std::fs::create_dir_all(other.join("global")).unwrap();
+        std::fs::write(other.join("global/pg_control"), "another's").unwrap();
+        std::fs::set_permissions(&other, Permissions::from_mode(0o755)).unwrap();
+        let over = std::sync::atomic::AtomicBool::new(false);
+        let done = std::thread::scope(|scope| {
+            let putting = scope.spawn(|| {
+                // What there is only while it is being filled.
+                let (mark, control) = (copy.join("mainstay_unfinished"), copy.join("global/pg_control"));
+                while !(if delta { !control.exists() } else { mark.exists() } || over.load(Ordering::Relaxed)) {
+                    std::thread::yield_now();
+                }
+                std::fs::rename(&copy, &away).unwrap();
+                std::os::unix::fs::symlink(&other, &copy).unwrap();
+            });
+            let done = restore(&repository, &made, &to);
+            over.store(true, Ordering::Relaxed);
+            putting.join().unwrap();
+            done
+        });
+        // It may have been too late, on a machine that has much else to do.
+        assert!(done.as_ref().map_or_else(|error| error.to_string().contains("was moved away"), |_| true), "{done:?}");
+        let names: Vec<_> = std::fs::read_dir(&other).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["global"]);
+        assert_eq!(std::fs::read_to_string(other.join("global/pg_control")).unwrap(), "another's");
+        let is = other.metadata().unwrap();
+        assert_eq!((is.uid(), is.permissions().mode() & 0o7777), (rustix::process::geteuid().as_raw(), 0o755));
+        // Brought back it is an old copy, or one that can be gone on with.
+        std::fs::remove_file(&copy).unwrap();
+        std::fs::rename(&away, &copy).unwrap();
+    }
+    let restored = restore(&repository, &made, &to).unwrap();
+    assert!(restored.kept > restored.written, "{restored:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -136,6 +136,14 @@ impl Server {
         server
     }
 
+    /// Ends it in order and starts it anew.
+    pub(crate) async fn again(mut self) -> Server {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        self.child.wait().unwrap();
+        Server::start(self.data.clone()).await
+    }
+
     pub(crate) fn kill(&mut self) {
         // The postmaster's death ends its children.
         let _ = self.child.kill();

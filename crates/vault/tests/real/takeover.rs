@@ -3,7 +3,7 @@
 use crate::support::*;
 use mainstay_model::{Position, Timeline};
 use mainstay_vault::postgres::archive::gaps;
-use mainstay_vault::postgres::backup::{full, list};
+use mainstay_vault::postgres::backup::{Options, Watch, full, list};
 use mainstay_vault::postgres::restore::{Target, plan, plan_from};
 use mainstay_vault::repository::{Repository, VaultError};
 use std::sync::Arc;
@@ -129,6 +129,110 @@ async fn p13_a_replicas_copy_that_a_take_over_came_into_counts_on_the_new_timeli
     assert!(report.problems.is_empty() && report.good.len() == 1, "{report:?}");
     let made = plan(&repository, manifest.system, Target::Latest, None).unwrap();
     assert_eq!(made.timeline, Timeline(2));
+    let copied = ticks_at(&repository, &made, &dir.path().join("copy"), false).await;
+    assert_eq!(copied.len(), oracle.ticks.len());
+}
+
+/// The copy is made, and nobody archives the log that it waits for.
+async fn waits_for_the_log(watch: &Watch) {
+    let begun = std::time::Instant::now();
+    while !watch.stopped.load(Ordering::Relaxed) {
+        assert!(begun.elapsed() < PATIENCE, "the backup does not come to its end");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+/// The backup's node leads at its end, and archives what the backup waits for.
+async fn promoted_while_it_waits(started_anew: bool) {
+    let dir = place();
+    let mut old = Server::new(dir.path(), "old").await;
+    let (_, repository) = sealed();
+    let _archive = claim(&repository, &old, 1).await;
+    let mut oracle = Oracle::new(&old).await;
+    let mut new = old.replica(dir.path(), "new").await;
+    oracle.write(10).await;
+    oracle.switch().await;
+    oracle.write(1).await;
+    oracle.replayed_by(&new).await;
+    // Nobody ends the old primary's last segment: only on the new timeline it is ever whole.
+    let options = Options { patience: PATIENCE, primary: None, ..options(&new, &old) };
+    let watch = Arc::<Watch>::default();
+    let (over, is_over) = tokio::sync::oneshot::channel::<()>();
+    let copying = async {
+        let made = full(&repository, &options, &watch).await;
+        let _ = over.send(());
+        made
+    };
+    let moving = async {
+        waits_for_the_log(&watch).await;
+        oracle.write(10).await;
+        oracle.replayed_by(&new).await;
+        old.kill();
+        if started_anew {
+            new = new.again().await;
+        }
+        new.promote().await;
+        let ending = "SELECT pg_logical_emit_message(false, 'test', 'end'); SELECT pg_switch_wal()";
+        new.connect().await.batch_execute(ending).await.unwrap();
+        let mut owner = claim(&repository, &new, 2).await;
+        let _ = while_archiving(&mut owner, &new, is_over).await;
+        sweep(&mut owner, &new).await.unwrap();
+        new
+    };
+    let (made, new) = tokio::join!(copying, moving);
+    let manifest = made.unwrap();
+    assert_eq!((manifest.start.timeline, manifest.stop.timeline), (Timeline(1), Timeline(2)));
+    let report = mainstay_vault::verify::verify(&repository, manifest.system).unwrap();
+    assert!(report.problems.is_empty() && report.good.len() == 1, "{report:?}");
+    let mut oracle = Oracle::again(&new, oracle.ticks).await;
+    oracle.write(5).await;
+    oracle.switch().await;
+    sweep(&mut claim(&repository, &new, 3).await, &new).await.unwrap();
+    let made = plan(&repository, manifest.system, Target::Latest, None).unwrap();
+    assert_eq!(made.timeline, Timeline(2));
+    let copied = ticks_at(&repository, &made, &dir.path().join("copy"), false).await;
+    assert_eq!(copied.len(), oracle.ticks.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_counts_when_its_node_is_promoted_while_it_waits_for_the_log() {
+    promoted_while_it_waits(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_counts_when_its_server_is_started_anew_and_promoted_while_it_waits_for_the_log() {
+    promoted_while_it_waits(true).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_counts_when_its_server_dies_while_it_waits_for_the_log() {
+    let dir = place();
+    let old = Server::new(dir.path(), "old").await;
+    let (_, repository) = sealed();
+    let mut archive = claim(&repository, &old, 1).await;
+    let mut oracle = Oracle::new(&old).await;
+    let mut new = old.replica(dir.path(), "new").await;
+    oracle.write(10).await;
+    oracle.replayed_by(&new).await;
+    let (watch, options) = (Arc::<Watch>::default(), Options { patience: PATIENCE, ..options(&new, &old) });
+    let (over, is_over) = tokio::sync::oneshot::channel::<()>();
+    let copying = async {
+        let made = full(&repository, &options, &watch).await;
+        let _ = over.send(());
+        made
+    };
+    let dying = async {
+        waits_for_the_log(&watch).await;
+        new.kill();
+        // It is seen that nobody answers before the log comes.
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        let _ = while_archiving(&mut archive, &old, is_over).await;
+    };
+    let (made, ()) = tokio::join!(copying, dying);
+    let manifest = made.unwrap();
+    let report = mainstay_vault::verify::verify(&repository, manifest.system).unwrap();
+    assert!(report.problems.is_empty() && report.good.len() == 1, "{report:?}");
+    let made = plan(&repository, manifest.system, Target::Latest, None).unwrap();
     let copied = ticks_at(&repository, &made, &dir.path().join("copy"), false).await;
     assert_eq!(copied.len(), oracle.ticks.len());
 }

@@ -99,7 +99,7 @@ impl Run {
             Step::Join(_) => self.join(node, false).await,
             Step::Renew(_) => self.join(node, true).await,
             Step::Adopt { system, .. } => {
-                let bring = Bring { task: self.task(node), system: system.clone() };
+                let bring = Bring { task: self.task(node), system: *system };
                 self.fleet.ask::<serde_json::Value>(node, "adopt", &bring, ADOPT).await.map(drop)
             }
             Step::Start(_) => answer("start", END).await.map(drop),

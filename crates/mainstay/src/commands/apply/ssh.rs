@@ -6,6 +6,7 @@
 //! standard input as its first line; neither it nor anything else that is secret is ever an argument.
 
 use crate::failure::{Failure, Outcome};
+use mainstay_model::shell::quote;
 use mainstay_plan::apply::facts::Unseen;
 use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
@@ -292,11 +293,6 @@ pub(super) enum Input<'a> {
     Text(&'a str),
     /// A file of this machine.
     File(&'a Path),
-}
-
-/// A word for a shell.
-fn quote(word: &str) -> String {
-    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 impl Remote {

@@ -4,10 +4,9 @@ use super::Run;
 use crate::failure::{Failure, Outcome};
 use crate::local::keys::Keys;
 use crate::on_host::{Task, UNIT_TEXT};
+use crate::plan::in_store::is_in;
 use crate::plan::settings::{notes as said_of, refuse};
 use crate::session::Session;
-use mainstay_model::NodeId;
-use mainstay_model::api::Standing;
 use mainstay_model::config::render;
 use mainstay_model::config_assign::difference;
 use mainstay_model::spec::Node;
@@ -15,7 +14,6 @@ use mainstay_net::pki;
 use mainstay_plan::apply::facts::{Inventory, Wanted};
 use mainstay_plan::apply::kept;
 use mainstay_ports::clock::wall_now_ms;
-use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -151,42 +149,5 @@ impl Run {
         super::super::node::checked(&new)?;
         said_of(&stored.spec, &new, &differences).iter().for_each(|note| crate::output::errline(note));
         Ok(())
-    }
-}
-
-/// Another node counts this one as a voting member of the store. An etcd's own members are no nodes: with one, a node is in that answers
-/// and goes by what etcd shows.
-fn is_in(standings: &BTreeMap<NodeId, Standing>, node: &NodeId, alone: bool) -> bool {
-    let votes = |(other, standing): (&NodeId, &Standing)| {
-        standing.store.etcd.is_none() && (alone || other != node) && standing.store.voters.contains(node)
-    };
-    let goes_by_etcd = |standing: &Standing| {
-        standing.store.failure.is_none() && standing.store.etcd.as_ref().is_some_and(|etcd| etcd.works)
-    };
-    standings.iter().any(votes) || standings.get(node).is_some_and(goes_by_etcd)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_in;
-    use crate::plan::examples::{name, standing};
-    use mainstay_model::etcd::EtcdStanding;
-    use std::collections::BTreeMap;
-
-    #[test]
-    fn with_an_etcd_a_node_is_in_when_it_answers_and_goes_by_it() {
-        let of_etcd = |number: u64, works: bool| {
-            let mut standing = standing(number, 1);
-            standing.store.etcd = Some(EtcdStanding { works, ..EtcdStanding::default() });
-            (standing.node.clone(), standing)
-        };
-        let mut standings = BTreeMap::from([of_etcd(1, true), of_etcd(2, false)]);
-        let are_in =
-            |standings: &BTreeMap<_, _>| [1, 2, 3].map(|number| is_in(standings, &name(&format!("db{number}")), false));
-        assert_eq!(are_in(&standings), [true, false, false], "the second one is cut off, the third one is silent");
-        standings.values_mut().for_each(|standing| standing.store.failure = Some("seen less".to_owned()));
-        assert_eq!(are_in(&standings), [false; 3]);
-        let embedded = BTreeMap::from([(name("db1"), standing(1, 1))]);
-        assert_eq!(are_in(&embedded), [false, true, true], "the nodes' own store: another member says who votes");
     }
 }

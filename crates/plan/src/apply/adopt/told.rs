@@ -1,6 +1,6 @@
 //! What is told before anybody is asked.
 
-use super::{COPY_BYTES_S, Fate, Told, blocks, copy_s, fate, of, pending, size};
+use super::{COPY_BYTES_S, Fate, Told, blocks, copy_s, fate, of, pending, size, words};
 use crate::apply::facts::{Inventory, Wanted};
 use mainstay_model::spec::Spec;
 use std::collections::BTreeMap;
@@ -15,7 +15,8 @@ pub fn told(wanted: &Wanted<'_>, inventory: &Inventory) -> Vec<String> {
     let (dir, to) = (&existing.directory, wanted.spec.node_dir(node).join("data"));
     let mut lines = vec![format!(
         "{name}: the server of {dir} is adopted (PostgreSQL {}, system identifier {})",
-        existing.major, existing.system
+        existing.major,
+        existing.system.map_or_else(|| "not known".to_owned(), |system| system.to_string())
     )];
     let mut say = |line: String| lines.push(format!("  {line}"));
     let proxy = &wanted.spec.proxy;
@@ -68,10 +69,11 @@ pub fn told(wanted: &Wanted<'_>, inventory: &Inventory) -> Vec<String> {
 }
 
 fn settings(spec: &Spec, told: &Told, say: &mut impl FnMut(String)) {
-    let mut each = |fate: Fate, words: &str| {
+    let mut each = |fate: Fate, what: &str| {
         let found = of(&told.settings, spec, fate);
         if !found.is_empty() {
-            say(format!("{words}: {}", found.join(", ")));
+            let shown: Vec<String> = found.into_iter().map(words::setting).collect();
+            say(format!("{what}: {}", shown.join(", ")));
         }
     };
     each(Fate::Owned, "Mainstay sets these itself");
@@ -91,7 +93,7 @@ fn settings(spec: &Spec, told: &Told, say: &mut impl FnMut(String)) {
     let mut by_method: BTreeMap<&str, usize> = BTreeMap::new();
     told.access.iter().for_each(|(_, method)| *by_method.entry(method).or_default() += 1);
     if !by_method.is_empty() {
-        let lines: Vec<&str> = told.access.iter().map(|(line, _)| line.as_str()).collect();
+        let lines: Vec<String> = told.access.iter().map(|(line, _)| words::access(line)).collect();
         say(format!(
             "its access lines are replaced by hba of [postgres] and the usual ones, with which everybody comes over TLS and by password; there were: {}",
             lines.join("; ")

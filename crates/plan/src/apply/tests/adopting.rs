@@ -1,6 +1,6 @@
 //! Adopting an existing server, in the same small world.
 
-use super::super::adopt::{self, Adopt, Existing, Setting, Told};
+use super::super::adopt::{self, Adopt, Existing, Habit, Setting, Told};
 use super::*;
 
 /// A file by which the second node's server is adopted, and hosts where it runs.
@@ -9,7 +9,7 @@ fn adopting() -> (World, String) {
     let told = Told { superuser: true, port: 5432, clients: 3, bytes: 5_000_000, ..Told::default() };
     let existing = Existing {
         directory: "/srv/main".into(),
-        system: "77".into(),
+        system: Some(SystemId(77)),
         major: 15,
         pid: Some(9),
         state: "in production".into(),
@@ -45,7 +45,7 @@ fn a_server_is_adopted_last_wherever_that_was_interrupted() {
     let mut world = bare.clone();
     (1..=3).for_each(|number| world.host(&name(number)).server = Some(15));
     let stopped = existing(&mut world);
-    (stopped.pid, stopped.told, stopped.state, stopped.noted) = (None, None, "shut down".into(), Some("77".into()));
+    (stopped.pid, stopped.told, stopped.state, stopped.noted) = (None, None, "shut down".into(), Some(SystemId(77)));
     world.apply(&text, false, usize::MAX / 2);
     same(&world, &[1, 2, 3], &text);
     // Its host is set up anew, years later: the line means nothing any more.
@@ -74,9 +74,10 @@ fn what_keeps_a_server_from_being_adopted_is_told_before_it_is_stopped() {
     let (_, text) = adopting();
     assert_eq!(told(&|_| {}, &text), "");
     type Change<'a> = (&'a str, &'a dyn Fn(&mut World));
-    let cases: [Change<'_>; 25] = [
+    let cases: [Change<'_>; 26] = [
         ("does not exist", &|world| existing(world).no_data = Some("does not exist".into())),
-        ("other data than those whose adoption began", &|world| existing(world).noted = Some("78".into())),
+        ("other data than those whose adoption began", &|world| existing(world).noted = Some(SystemId(78))),
+        ("whose data those are is not known", &|world| existing(world).system = None),
         ("is of PostgreSQL 16, and servers of this node are PostgreSQL 15", &|world| existing(world).major = 16),
         ("15 is the oldest", &|world| existing(world).major = 14),
         ("chown -R postgres", &|world| existing(world).owner = Some(("ann".into(), "postgres".into()))),
@@ -90,7 +91,7 @@ fn what_keeps_a_server_from_being_adopted_is_told_before_it_is_stopped() {
         ("no superuser called postgres", &|world| asked(world).superuser = false),
         ("does not run", &|world| (existing(world).pid, existing(world).told) = (None, None)),
         ("not shut down in order", &|world| {
-            existing(world).noted = Some("77".into());
+            existing(world).noted = Some(SystemId(77));
             (existing(world).pid, existing(world).told) = (None, None);
         }),
         ("a standby streams from", &|world| asked(world).standbys = vec!["walreceiver at 10.0.0.7".into()]),
@@ -103,13 +104,13 @@ fn what_keeps_a_server_from_being_adopted_is_told_before_it_is_stopped() {
         ("bash (process 7) works in", &|world| existing(world).strangers = vec!["bash (process 7)".into()]),
         ("echo auto > start.conf; then start it by its own means, then", &|world| {
             existing(world).undo = vec!["echo auto > start.conf".into()];
-            (existing(world).noted, existing(world).pid, existing(world).told) = (Some("77".into()), None, None);
+            (existing(world).noted, existing(world).pid, existing(world).told) = (Some(SystemId(77)), None, None);
         }),
         ("put the line back: adopt = \"/srv/main\"", &|world| {
             let place = "/var/lib/mainstay/orders/data.adopted".into();
             world.host(&name(2)).adopt = Some(Adopt::Unnamed { directory: "/srv/main".into(), place });
         }),
-        ("comes too late", &|world| world.host(&name(1)).identity = Some("78".into())),
+        ("comes too late", &|world| world.host(&name(1)).identity = Some(SystemId(78))),
         ("secrets/app.password", &|world| asked(world).app = true),
     ];
     for (words, change) in cases {
@@ -122,11 +123,11 @@ fn what_keeps_a_server_from_being_adopted_is_told_before_it_is_stopped() {
 fn what_somebody_has_decided_about_is_in_nobodys_way() {
     let (_, text) = adopting();
     // The cluster's data are these, or were.
-    let same = |world: &mut World| world.host(&name(1)).identity = Some("77".into());
+    let same = |world: &mut World| world.host(&name(1)).identity = Some(SystemId(77));
     assert_eq!(told(&same, &text), "");
     let again = |world: &mut World| {
-        world.host(&name(1)).identity = Some("76".into());
-        existing(world).noted = Some("76".into());
+        world.host(&name(1)).identity = Some(SystemId(76));
+        existing(world).noted = Some(SystemId(76));
     };
     assert_eq!(told(&again, &text), "");
     let library = |world: &mut World| world.host(&name(3)).libraries = vec!["timescaledb".into()];
@@ -135,6 +136,15 @@ fn what_somebody_has_decided_about_is_in_nobodys_way() {
     assert!(told(&md5, &text).contains("MD5"));
     let ldap = |world: &mut World| asked(world).access = vec![("host all all 10.0.0.0/8 ldap".into(), "ldap".into())];
     assert!(told(&ldap, &text).contains("hba = [\"host all all 10.0.0.0/8 ldap\"]"));
+    let bound = |world: &mut World| {
+        ldap(world);
+        asked(world).access.push(("host all all all ldap ldapbindpasswd=hidden".into(), "ldap".into()));
+    };
+    let said = told(&bound, &text);
+    assert!(
+        said.contains("hba = [\"host all all 10.0.0.0/8 ldap\"]\nA line that") && !said.contains("hidden"),
+        "{said}"
+    );
     let full = |world: &mut World| {
         asked(world).bytes = 5_000_000_000;
         (1..=3).for_each(|number| world.host(&name(number)).free = Some(4_000_000_000));
@@ -182,12 +192,48 @@ fn what_goes_with_the_data_must_not_count_before_the_file() {
         let mend = &world.decide(&text, false).unwrap_err()[0].mend;
         assert!(mend.contains(&format!("alter system reset {};", one.name)), "{mend}");
     }
-    let harmless = [automatic("synchronous_commit", "on"), automatic("shared_preload_libraries", "")];
+    let harmless = [automatic("synchronous_commit", "remote_apply"), automatic("shared_preload_libraries", "")];
     harmless.into_iter().for_each(|one| assert!(!open(one.clone(), &text), "{one:?}"));
+    // What the server itself can not see, or has not read.
+    let (unread, stale) = ("/etc/postgresql.conf line 9: syntax error", "was changed after its server read it");
+    assert!(told(&|world| asked(world).unread = vec![unread.into()], &text).contains(unread));
+    assert!(told(&|world| asked(world).stale = true, &text).contains(stale));
     // Nobody sees what its own file would make of it; this one's does not need to know.
     let waits = Setting { pending: true, built_in: true, ..setting("max_files_per_process", "1000") };
     let decided = format!("{text}[postgres.parameters]\nmax_files_per_process = \"2000\"\n");
     assert!(open(waits.clone(), &text) && !open(waits, &decided));
+}
+
+#[test]
+fn what_roles_and_databases_have_set_must_not_count_before_the_file() {
+    let (_, text) = adopting();
+    let habit = |role: Option<&str>, database: Option<&str>, (name, value): (&str, &str)| Habit {
+        role: role.map(str::to_owned),
+        database: database.map(str::to_owned),
+        name: name.into(),
+        value: value.into(),
+    };
+    let said = |habit: Habit| told(&|world| asked(world).habits = vec![habit.clone()], &text);
+    let (off, read_only) = (("synchronous_commit", "off"), ("default_transaction_read_only", "on"));
+    let refused = [
+        (habit(Some("app"), None, off), "ALTER ROLE \"app\" RESET synchronous_commit;"),
+        (
+            habit(Some("a\"b"), Some("shop"), read_only),
+            "ALTER ROLE \"a\"\"b\" IN DATABASE \"shop\" RESET default_transaction_read_only;",
+        ),
+        (habit(None, Some("shop"), off), "ALTER DATABASE \"shop\" RESET synchronous_commit;"),
+        (
+            habit(None, None, ("session_preload_libraries", "auto_explain")),
+            "ALTER ROLE ALL RESET session_preload_libraries;",
+        ),
+    ];
+    for (one, mend) in refused {
+        let said = said(one.clone());
+        assert!(said.contains(mend) && said.contains(" SET "), "{one:?}: {said}");
+    }
+    for fine in [("search_path", "shop"), ("synchronous_commit", "TRUE"), ("work_mem", "1GB")] {
+        assert_eq!(said(habit(Some("app"), None, fine)), "");
+    }
 }
 
 #[test]
@@ -212,10 +258,12 @@ fn parameters_that_nobody_has_decided_about_keep_a_server_from_being_adopted() {
         ours("TimeZone", "Europe/Berlin", "UTC"),
         setting("default_text_search_config", "pg_catalog.german"),
         setting("shared_preload_libraries", "pg_stat_statements"),
+        // An application's own.
+        setting("app.tenant", "north"),
     ];
     for one in decide {
         assert!(open(one.clone(), &text), "{one:?}");
-        let decided = format!("{text}[postgres.parameters]\n{} = \"x\"\n", one.name.to_lowercase());
+        let decided = format!("{text}[postgres.parameters]\n\"{}\" = \"x\"\n", one.name.to_lowercase());
         assert!(!open(one.clone(), &decided), "{one:?}");
     }
     // What is told can be pasted, and says what becomes of the rest.
