@@ -115,7 +115,8 @@ impl Mind {
         let high = if refused { 60 } else { 250 };
         let pause = self.random.between(10, high);
         self.pause_until = self.now + Span(pause);
-        self.reason("stand", "the term was not raised: somebody else was first, or the store did not answer");
+        // A rule of its own: while the store is away both are said in turn, and neither would be known as said already.
+        self.reason("not-raised", "the term was not raised: somebody else was first, or the store did not answer");
     }
 
     // ---- collecting --------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ pub(crate) struct Explain {
 }
 
 impl Mind {
-    /// Says why. The same rule with the same text is said once a second at most.
+    /// Says why. The same rule with the same text is said once a minute at most.
     pub(crate) fn reason(&mut self, rule: &'static str, text: impl Into<String>) {
         let text = text.into();
         let known = self.explain.last.get(rule);

@@ -4,7 +4,7 @@
 use crate::candidate::Candidacy;
 use crate::mind::Mind;
 use crate::plant::Plant;
-use mainstay_model::{ClaimState, LogEnd, Moment, NodeId, Record, ServerState, Span, Term};
+use mainstay_model::{ClaimState, LogEnd, Moment, NodeId, Position, Record, ServerState, Span, Term};
 
 /// For so long the raise is tried.
 const RAISE_MS: u64 = 2_000;
@@ -156,19 +156,36 @@ impl Mind {
         let Some(bytes) = self.at_risk(candidacy, mine) else { return };
         let leader = candidacy.record.leader.as_ref();
         let heard = leader.and_then(|leader| self.peers.get(leader)?.presence.as_ref()?.position);
+        let mine_alone = self.is_me(leader);
         let leader = leader.map_or("the last leader".to_owned(), ToString::to_string);
         let names: Vec<String> = unanswered(candidacy).iter().map(ToString::to_string).collect();
-        let heard = heard.map_or("its position was never heard here".to_owned(), |at| format!("last heard at {at}"));
-        let without = if names.is_empty() {
-            "after a rebuilt store, or a claim without enough answers that never opened".to_owned()
+        let at = mine.position;
+        let text = if names.is_empty() {
+            // Everybody who counts has answered: it is those of the lost store, who do not count any more, that are not known of.
+            let within = |at: &Position| mine.lineage.contains(*at, mine.position.timeline, mine.position.lsn);
+            let known = match heard {
+                _ if mine_alone => "this node was the last leader itself".to_owned(),
+                None => format!("the position of {leader}, the last leader, was never heard here"),
+                Some(heard) if within(&heard) => {
+                    format!("{leader}, the last leader, was last heard at {heard}, and this log holds that")
+                }
+                Some(heard) => {
+                    format!("{leader}, the last leader, was last heard at {heard}, {bytes} bytes beyond this log")
+                }
+            };
+            format!(
+                "took over at {at} after a rebuilt store, or a claim without enough answers that never opened: whether others \
+                 acknowledged what this log lacks can not be known; {known}"
+            )
         } else {
-            format!("without an answer of {}", names.join(", "))
+            let heard =
+                heard.map_or("its position was never heard here".to_owned(), |at| format!("last heard at {at}"));
+            format!(
+                "took over at {at} without an answer of {}: what {leader} alone acknowledged may be missing ({heard}, at most \
+                 {bytes} bytes of it were heard of)",
+                names.join(", ")
+            )
         };
-        let text = format!(
-            "took over at {} {without}: what {leader} alone acknowledged may be missing ({heard}, at most {bytes} bytes \
-             of it were heard of)",
-            mine.position
-        );
         let kind = match (candidacy.forced, candidacy.record.asynchronous) {
             (true, _) => "forced",
             (false, true) => "asynchronous-take-over",

@@ -54,6 +54,18 @@ fn where_a_server_is_adopted_its_node_founds_and_nobody_else_ever_does() {
 }
 
 #[test]
+fn a_store_that_is_away_is_told_of_once_however_often_a_node_stands() {
+    let (mut world, old) = founded(&["a", "b"], Durability::Available, 1);
+    world.run(3000);
+    world.unanswered = Some((id("b"), false));
+    world.kill_node(&old);
+    world.reasons.clear();
+    world.run(50_000);
+    let told = |rule: &str| world.reasons.iter().filter(|text| text.starts_with(rule)).count();
+    assert_eq!((told("b stand:"), told("b not-raised:")), (1, 1), "{:#?}", world.reasons);
+}
+
+#[test]
 fn a_crashed_server_is_handed_over_at_once() {
     let (mut world, old) = three();
     let since = world.now;
@@ -280,6 +292,10 @@ fn a_recovered_strict_cluster_opens_once_a_second_node_holds_everything() {
     world.run(4000);
     assert_eq!(world.nodes[&from].db.state, ServerState::Primary, "{}", world.picture());
     assert_eq!(world.primary(), None, "strict: alone it does not open");
+    let warned = world.events.iter().find(|event| event.kind == "loss-possible").unwrap();
+    for words in ["after a rebuilt store", "can not be known", "a, the last leader"] {
+        assert!(warned.text.contains(words), "{words}: {}", warned.text);
+    }
     world.restart_agent(&back);
     assert_eq!(world.settle(8000).as_ref(), Ok(&from));
     assert!(world.store.as_ref().unwrap().1.term > Term(1_000_000));

@@ -43,6 +43,7 @@ impl Postgres {
         .await?;
         let session = self.launch(deadline).await?;
         self.make_roles(&session).await?;
+        self.drop_slots_of_before(&session).await?;
         self.provide_slots(&session).await;
         self.change_sync(setting).await?;
         let end = self.recovery_end(&session).await?;

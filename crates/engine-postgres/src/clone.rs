@@ -64,6 +64,9 @@ impl Postgres {
         let Ok(_aside) = tokio::time::timeout(ASK, self.aside.lock()).await else {
             return Err(not_yet("an old copy is still being removed"));
         };
+        if self.take_standby(source, copy, &there).await? {
+            return Ok(None);
+        }
         let places = self.places();
         let lost = self.keep_before_clone(&there).await?;
         let say = |error: std::io::Error| failed(format!("could not prepare {}: {error}", places.new.display()));

@@ -1,5 +1,6 @@
-//! The cluster's first copy is made of an existing server's data (docs/adr/0037). `mainstay apply` has stopped that server and moved its
-//! data beside ours; here they are looked at again and take their place. Nothing of them is ever removed.
+//! The cluster's first copy is made of an existing server's data (docs/adr/0037), and replicas of those of its standbys (docs/adr/0045).
+//! `mainstay apply` has stopped these servers and moved their data beside ours; here they are looked at again and take their place. Nothing
+//! of them is ever removed.
 //!
 //! The order is given before they are here: the old server is stopped only once this node holds the right to make the first copy.
 //!
@@ -11,9 +12,12 @@
 use crate::bootstrap::HALF_MADE;
 use crate::files;
 use crate::inspect::inspect_data;
-use crate::server::{Postgres, failed, not_yet};
+use crate::server::{Postgres, STATEMENT, failed, not_yet};
+use crate::source::Source;
+use crate::sql::{Session, literal};
 use crate::tools::system_id;
 use mainstay_model::adoption::Adoption;
+use mainstay_model::{CopyId, NodeId};
 use mainstay_ports::engine::EngineError;
 use std::io::ErrorKind;
 use std::path::Path;
@@ -88,6 +92,79 @@ impl Postgres {
         moved.map_err(|error| failed(format!("could not move {} to {}: {error}", ready.display(), data.display())))?;
         tracing::info!(from = %noted.directory.display(), "the adopted server's data are in their place");
         Ok(())
+    }
+
+    /// Takes an adopted standby's data for the copy that a clone of `source` would make; `false`: there are none, or a clone it must be. Those
+    /// data stay where they are then. They must be a beginning of the source's log, as what a replica holds that returns.
+    pub(crate) async fn take_standby(
+        &self,
+        source: &NodeId,
+        copy: CopyId,
+        there: &Source,
+    ) -> Result<bool, EngineError> {
+        let (ready, data, conf) = (self.options.layout.adopted(), self.data(), self.options.layout.conf());
+        let empty = std::fs::read_dir(&data).map_or(true, |mut entries| entries.next().is_none());
+        if !ready.exists() || !empty {
+            return Ok(false);
+        }
+        if let Err(why) = self.fits_behind(there, &ready).await {
+            tracing::warn!(%why, data = %ready.display(), "the adopted standby's data are of no use here and stay where they are: a clone is made");
+            return Ok(false);
+        }
+        // From here on its slot over there keeps what comes next.
+        self.reserve_log_at(source).await?;
+        self.make_ours(&ready).await?;
+        self.write(None, |live| {
+            live.copy = Some(copy);
+            live.upstream = None;
+        })
+        .await?;
+        let (from, to, owner) = (ready.clone(), data.clone(), self.owner());
+        let moved = tokio::task::spawn_blocking(move || put(&from, &to, &conf, owner)).await.map_err(failed)?;
+        moved.map_err(|error| failed(format!("could not move {} to {}: {error}", ready.display(), data.display())))?;
+        tracing::info!(data = %data.display(), "the adopted standby's data are in their place: nothing was copied");
+        Ok(true)
+    }
+
+    /// Why not?
+    async fn fits_behind(&self, there: &Source, ready: &Path) -> Result<(), String> {
+        let noted = self.noted_adoption().map_err(|error| error.to_string())?;
+        if system_id(ready) != Some(noted.system) || noted.system != there.system {
+            return Err(format!("they are not of the system {}, as the primary's are", there.system));
+        }
+        if let Some(found) = inspect_data(ready, self.owner(), false).first() {
+            return Err(found.to_string());
+        }
+        let control = self.control_of(ready).await.map_err(|error| error.to_string())?;
+        if control.state != "shut down in recovery" || !ready.join("standby.signal").exists() {
+            return Err(format!("they are not a standby's that was shut down in order ({})", control.state));
+        }
+        let end = self.scan_in(ready.to_owned(), control.checkpoint, control.newest_timeline()).await;
+        let end = end.map_err(|error| error.to_string())?;
+        if end.position.lsn < control.min_recovery {
+            return Err(format!("their log ends at {}, before {}", end.position, control.min_recovery));
+        }
+        if !there.lineage.contains(end.position, there.timeline, there.end) {
+            return Err(format!("their log, which ends at {}, is no beginning of the primary's", end.position));
+        }
+        Ok(())
+    }
+
+    /// Standbys that came along follow through other slots: theirs of before would keep log for nobody.
+    pub(crate) async fn drop_slots_of_before(&self, session: &Session) -> Result<(), EngineError> {
+        if !self.options.layout.adoption().exists() {
+            return Ok(());
+        }
+        let names: Vec<String> = self.noted_adoption()?.slots.iter().map(|name| literal(name)).collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        let sql = format!(
+            "select count(pg_drop_replication_slot(slot_name)) from pg_replication_slots \
+             where slot_type = 'physical' and not active and slot_name = any(array[{}])",
+            names.join(",")
+        );
+        session.value(&sql, STATEMENT).await.map(drop).map_err(EngineError::from)
     }
 
     fn noted_adoption(&self) -> Result<Adoption, EngineError> {

@@ -15,6 +15,7 @@ use crate::wal::Wal;
 use mainstay_model::{LogEnd, Lsn, Position};
 use mainstay_ports::engine::EngineError;
 use rustix::process::Signal;
+use std::path::PathBuf;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
@@ -164,7 +165,16 @@ impl Postgres {
 
     /// Reads the log from a checkpoint's record on to its end, record by record.
     pub(crate) async fn scan_from(&self, at: Lsn, timeline: mainstay_model::Timeline) -> Result<LogEnd, EngineError> {
-        let data = self.data();
+        self.scan_in(self.data(), at, timeline).await
+    }
+
+    /// The same of other data than this node's.
+    pub(crate) async fn scan_in(
+        &self,
+        data: PathBuf,
+        at: Lsn,
+        timeline: mainstay_model::Timeline,
+    ) -> Result<LogEnd, EngineError> {
         let found = tokio::task::spawn_blocking(move || {
             let mut wal = Wal::list(&data)?;
             let from = Position { timeline, lsn: at };

@@ -253,6 +253,28 @@ fn the_address_is_printed_without_any_agent() {
 }
 
 #[test]
+fn arguments_of_psql_are_not_left_out_without_a_word() {
+    let home = home();
+    let dir = made(home.path());
+    for option in ["--json", "--uri"] {
+        let arguments = ["connect", option, "--dir", dir.to_str().unwrap(), "--", "-c", "select 1"];
+        let output = run(home.path(), &arguments);
+        assert_eq!(status(&output), 2, "{option}");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &stderr(&output);
+        assert!(said.contains("psql is not run") && !said.contains("s3cret"), "{said}");
+    }
+}
+
+#[test]
+fn a_file_that_is_none_of_ours_is_not_quoted() {
+    let home = home();
+    let dir = made(home.path());
+    let output = run(home.path(), &["proxy", "--config", dir.join("secrets/app.password").to_str().unwrap()]);
+    assert_ne!(status(&output), 0);
+    assert!(stderr(&output).contains("line 1") && !stderr(&output).contains("s3cret"), "{}", stderr(&output));
+}
+
+#[test]
 fn a_cluster_without_running_agents_is_told_apart() {
     let home = home();
     let dir = made(home.path());

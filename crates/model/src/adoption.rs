@@ -24,6 +24,9 @@ pub struct Adoption {
     /// Its `postgresql.auto.conf` as it was: what Mainstay owns is taken out of it when the server starts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auto_conf: Option<String>,
+    /// Replication slots of its standbys that come along: they are dropped, as these follow through others then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub slots: Vec<String>,
 }
 
 impl Adoption {
@@ -59,6 +62,7 @@ mod tests {
             enabled: true,
             start_conf: None,
             auto_conf: None,
+            slots: Vec::new(),
         };
         assert_eq!(unit.undo(), ["systemctl enable pg.service"]);
         assert!(Adoption { enabled: false, ..unit.clone() }.undo().is_empty());

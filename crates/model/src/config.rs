@@ -4,7 +4,7 @@
 //! too, because words do not know engines. What a single setting may hold stands in [`crate::config_check`].
 
 use crate::config_check::check;
-use crate::config_reference::{keys_of, text_of};
+use crate::config_reference::{KEYS, TABLES, keys_of, text_of};
 use crate::spec::Spec;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -192,10 +192,21 @@ fn from_toml(text: &str, error: &toml::de::Error) -> ConfigProblem {
     }
     let line = start.map(|start| line_at(text, start));
     let written = line.and_then(|line| text.lines().nth(line - 1)).map_or("", str::trim);
-    if !written.is_empty() {
+    if is_ours(written) {
         let _ = write!(message, " (the line reads: {written})");
     }
     ConfigProblem { line, key: String::new(), text: message }
+}
+
+/// Does this line name one of the file's own tables or keys? Another one is not quoted: somebody may have named a file that holds a secret.
+fn is_ours(line: &str) -> bool {
+    if line.starts_with('[') {
+        let name = line.split('#').next().unwrap_or_default().trim_matches(['[', ']', ' ', '\t']);
+        return !name.is_empty() && TABLES.contains(&name);
+    }
+    let key = line.split_once('=').map(|(key, _)| key.trim()).unwrap_or_default();
+    let name = key.rsplit('.').next().unwrap_or_default().trim();
+    KEYS.iter().any(|known| known.name == name)
 }
 
 /// Writes the spec as a `mainstay.toml` that a person can read: every table with a comment, settings that stand at their
@@ -249,6 +260,9 @@ fn render_node(out: &mut String, node: &crate::spec::Node) {
     }
     if let Some(adopt) = &node.adopt {
         let _ = writeln!(out, "adopt = {}", quoted(&adopt.display().to_string()));
+    }
+    if let Some(adopt) = &node.adopt_standby {
+        let _ = writeln!(out, "adopt_standby = {}", quoted(&adopt.display().to_string()));
     }
 }
 

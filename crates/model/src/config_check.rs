@@ -57,8 +57,8 @@ fn nodes(spec: &Spec, found: &mut Found) {
         {
             found.add(format!("node.{place}.dir"), format!("dir = {:?} must be an absolute path", dir.display()));
         }
-        if let Some(why) = adoption(spec, node) {
-            found.add(format!("node.{place}.adopt"), why);
+        if let Some((key, why)) = adoption(spec, node) {
+            found.add(format!("node.{place}.{key}"), why);
         }
         if node.zone.as_deref() == Some("") {
             found.add(format!("node.{place}.zone"), "zone is empty: name it, or leave it out");
@@ -125,23 +125,27 @@ fn addresses(spec: &Spec, found: &mut Found) {
 }
 
 /// What is wrong with the server that a node is to adopt.
-fn adoption(spec: &Spec, node: &Node) -> Option<String> {
-    let adopt = node.adopt.as_ref()?;
+fn adoption(spec: &Spec, node: &Node) -> Option<(&'static str, String)> {
+    let key = if node.adopt.is_some() { "adopt" } else { "adopt_standby" };
+    let adopt = node.taken_over()?;
     let shown = adopt.display();
-    if !adopt.is_absolute() {
-        return Some(format!("adopt = {shown:?} must be an absolute path"));
-    }
-    if node.witness {
-        return Some(format!("adopt = {shown:?}: a witness holds no data"));
-    }
-    if spec.founder() != Some(&node.name) {
-        return Some(format!("adopt = {shown:?}: one server is adopted; the others become copies of it and name none"));
-    }
     let own = spec.node_dir(node);
-    if adopt.starts_with(&own) || own.starts_with(adopt) {
-        return Some(format!("adopt = {shown:?}: the node's own directory is {}; name the other one", own.display()));
-    }
-    None
+    let why = if !adopt.is_absolute() {
+        " must be an absolute path".to_owned()
+    } else if node.witness {
+        ": a witness holds no data".to_owned()
+    } else if node.adopt.is_some() && node.adopt_standby.is_some() {
+        ": a node takes the data of one server, and adopt_standby names another".to_owned()
+    } else if node.adopt.is_some() && spec.founder() != Some(&node.name) {
+        ": one server is adopted; the others become copies of it, and name its standby with adopt_standby, if one is there".to_owned()
+    } else if node.adopt.is_none() && spec.founder().is_none() {
+        ": no node names the primary of that standby with adopt".to_owned()
+    } else if adopt.starts_with(&own) || own.starts_with(adopt) {
+        format!(": the node's own directory is {}; name the other one", own.display())
+    } else {
+        return None;
+    };
+    Some((key, format!("{key} = {shown:?}{why}")))
 }
 
 fn node_ports(node: &Node) -> Vec<(&'static str, u16)> {

@@ -157,6 +157,9 @@ pub const KEYS: &[Key] = &[
     key("node", "adopt", Kind::Text, "data directory of an existing server that is to be the first copy (`apply`)")
         .or("none")
         .when(FIRST),
+    key("node", "adopt_standby", Kind::Text, "data directory of a standby of that server, which is to be this node's copy (`apply`)")
+        .or("none")
+        .when(FIRST),
     key("failover", "ping_ms", Kind::Number, "how often agents tell each other that they live").within(20, 10_000),
     key("failover", "suspicion_ms", Kind::Number, "silence after which a primary is suspected").within(100, 60_000),
     key("failover", "lease_ms", Kind::Number, "how long a primary serves without renewing its claim")

@@ -79,6 +79,7 @@ fn full() -> Spec {
         health_port: 7431,
         dir: Some("/var/lib/x y/db".into()),
         adopt: (name == "db1").then(|| "/var/lib/postgresql/15/main".into()),
+        adopt_standby: (name == "db2").then(|| "/srv/main".into()),
     };
     Spec {
         cluster: Cluster {
@@ -161,10 +162,15 @@ fn a_server_to_adopt_is_one_and_lies_elsewhere() {
         parse(&text, OWNED).map_or_else(|error| error.to_string(), |spec| format!("{:?}", spec.founder()))
     };
     assert!(with("", "adopt = \"/srv/main\"\n").contains("\"y\""));
+    assert!(with("adopt_standby = \"/srv/main\"\n", "adopt = \"/srv/main\"\n").contains("\"y\""));
     assert_eq!(with("", ""), "None");
     for (more, second, words) in [
         ("adopt = \"main\"\n", "", "must be an absolute path"),
         ("adopt = \"/srv/main\"\n", "adopt = \"/srv/main\"\n", "one server is adopted"),
+        ("adopt = \"/srv/main\"\nadopt_standby = \"/srv/other\"\n", "", "data of one server"),
+        ("adopt_standby = \"/srv/main\"\n", "", "no node names the primary"),
+        ("adopt_standby = \"main\"\n", "adopt = \"/srv/main\"\n", "must be an absolute path"),
+        ("adopt_standby = \"/var/lib/mainstay/a\"\n", "adopt = \"/srv/main\"\n", "name the other one"),
         ("adopt = \"/srv/main\"\nwitness = true\n", "", "a witness holds no data"),
         ("adopt = \"/var/lib/mainstay/a/data\"\n", "", "name the other one"),
         ("adopt = \"/var/lib/mainstay\"\n", "", "name the other one"),
@@ -184,6 +190,7 @@ fn known_keys_are_those_of_the_types() {
             "" => value.clone(),
             "node" => {
                 let mut all = value["node"][0].as_table().unwrap().clone();
+                all.extend(value["node"][1].as_table().unwrap().clone());
                 all.extend(value["node"][2].as_table().unwrap().clone());
                 all
             }
@@ -226,7 +233,16 @@ fn values_of_a_wrong_type_name_the_line() {
         ]
     );
     let broken = errors("[cluster\nname = \"a\"\n");
+    assert!(broken[0].ends_with("(the line reads: [cluster)"), "{broken:?}");
     assert!(broken.len() == 1 && broken[0].starts_with("line 1: "), "{broken:?}");
+}
+
+#[test]
+fn what_is_no_line_of_the_file_is_not_quoted() {
+    for secret in ["s3cret", "czNjcmV0==", "s3cret = ", "[s3cret", "\"s3cret\""] {
+        let found = errors(&format!("{secret}\n")).join("\n");
+        assert!(found.starts_with("line 1: ") && !found.contains("the line reads"), "{found}");
+    }
 }
 
 #[test]

@@ -103,6 +103,17 @@ pub struct Node {
     /// The data directory of a server that exists on this host: its data become the cluster's first copy (`mainstay apply`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adopt: Option<PathBuf>,
+    /// The data directory of a standby, on this host, of the server that is adopted: its data become this node's copy, without a clone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopt_standby: Option<PathBuf>,
+}
+
+impl Node {
+    /// The data directory of the server of before whose data this node is to take, as a primary's or a standby's.
+    #[must_use]
+    pub fn taken_over(&self) -> Option<&PathBuf> {
+        self.adopt.as_ref().or(self.adopt_standby.as_ref())
+    }
 }
 
 fn default_server_port() -> u16 {

@@ -2,7 +2,6 @@
 //! that its assumptions fit into three sentences, which the plan prints.
 
 use crate::layout::{Layout, Writes};
-use mainstay_model::Durability;
 use mainstay_model::requirements::Requirements;
 
 /// What the model counts with.
@@ -101,12 +100,13 @@ pub fn a_year(without: f64) -> String {
 }
 
 /// The layout with the highest availability that so many hosts can make, and its standstill. More hosts offer more choices, and none is lost.
+/// It is as durable as this one, and has its votes where this one has them.
 #[must_use]
-pub fn best(hosts: usize, durability: Durability, assumed: &Assumed) -> Option<(Layout, f64)> {
+pub fn best(hosts: usize, like: &Layout, assumed: &Assumed) -> Option<(Layout, f64)> {
     let mut found: Option<(Layout, f64)> = None;
     for votes in 1..=hosts.min(9) {
         for data in 1..=votes {
-            let layout = Layout::plain(data, votes - data, durability);
+            let layout = Layout::plain(data, votes - data, like.durability).voting_as(like);
             let without = without_writes(&layout, assumed);
             // Ties and near ties go to fewer nodes, and to what was looked at first.
             if found.as_ref().is_none_or(|(_, known)| without < known * 0.999) {
@@ -120,6 +120,7 @@ pub fn best(hosts: usize, durability: Durability, assumed: &Assumed) -> Option<(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mainstay_model::Durability;
 
     fn assumed() -> Assumed {
         Assumed::of(&Requirements::default(), 5.0)
@@ -131,6 +132,13 @@ mod tests {
         assert!((without - 8.0 / (365.0 * 24.0 + 8.0)).abs() < 1e-12);
         assert_eq!(percent(without), "99.909 %");
         assert_eq!(a_year(without), "8.0 h");
+    }
+
+    #[test]
+    fn two_copies_and_an_etcd_stand_still_only_when_both_are_down() {
+        let layout = Layout { etcd: true, ..Layout::plain(2, 0, Durability::Available) };
+        let without = without_writes(&layout, &assumed());
+        assert!(without < without_writes(&Layout::plain(1, 0, Durability::Available), &assumed()) / 100.0);
     }
 
     #[test]
@@ -153,11 +161,18 @@ mod tests {
 
     #[test]
     fn more_hosts_never_make_the_best_choice_worse() {
-        for durability in [Durability::Strict, Durability::Available, Durability::Async] {
+        for (durability, etcd) in [
+            (Durability::Strict, false),
+            (Durability::Available, false),
+            (Durability::Available, true),
+            (Durability::Async, false),
+        ] {
+            let like = Layout { etcd, ..Layout::plain(1, 0, durability) };
             let mut last = 1.0;
             for hosts in 1..=9 {
-                let (layout, without) = best(hosts, durability, &assumed()).unwrap();
+                let (layout, without) = best(hosts, &like, &assumed()).unwrap();
                 assert!(without <= last && layout.votes() <= hosts, "{durability} {hosts}");
+                assert!(!etcd || layout.votes() == layout.data(), "a witness has no vote there");
                 last = without;
             }
         }

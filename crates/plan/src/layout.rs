@@ -25,6 +25,8 @@ pub struct Layout {
     pub durability: Durability,
     /// How many replicas a commit waits for.
     pub waits: usize,
+    /// The store is an etcd: its members vote, and no node does. That it works is not this arithmetic's: it is counted as if it did.
+    pub etcd: bool,
 }
 
 /// How failures follow each other.
@@ -81,6 +83,7 @@ impl Layout {
             places: spec.nodes.iter().map(place).collect(),
             durability: spec.cluster.durability,
             waits: if asynchronous { 0 } else { spec.sync_replicas() as usize },
+            etcd: spec.store.is_etcd(),
         }
     }
 
@@ -95,7 +98,13 @@ impl Layout {
             })
             .collect();
         let waits = if durability == Durability::Async { 0 } else { (data / 2).min(data.saturating_sub(1)) };
-        Layout { places, durability, waits }
+        Layout { places, durability, waits, etcd: false }
+    }
+
+    /// The same nodes, with the votes where this layout has them.
+    #[must_use]
+    pub fn voting_as(self, other: &Layout) -> Layout {
+        Layout { etcd: other.etcd, ..self }
     }
 
     /// How many nodes hold data.
@@ -104,7 +113,7 @@ impl Layout {
         self.places.iter().filter(|place| !place.witness).count()
     }
 
-    /// How many nodes vote.
+    /// How many nodes there are. Each has a vote, unless the store is an etcd.
     #[must_use]
     pub fn votes(&self) -> usize {
         self.places.len()
@@ -121,7 +130,7 @@ impl Layout {
     pub fn with(&self, votes: usize, data: usize) -> Writes {
         if data == 0 {
             Writes::NoData
-        } else if votes < self.majority() {
+        } else if !self.etcd && votes < self.majority() {
             Writes::NoMajority
         } else if self.durability == Durability::Strict && data < self.waits + 1 {
             Writes::Blocked
@@ -227,6 +236,16 @@ mod tests {
         ] {
             let layout = Layout::plain(data, witnesses, durability);
             assert_eq!(layout.bears(), bears, "{data} + {witnesses} {durability}");
+        }
+    }
+
+    #[test]
+    fn an_etcd_votes_in_the_place_of_the_nodes() {
+        for (data, durability, bears) in
+            [(1, Available, 0), (2, Strict, 0), (2, Available, 1), (3, Strict, 1), (3, Available, 2), (4, Strict, 1)]
+        {
+            let layout = Layout { etcd: true, ..Layout::plain(data, 0, durability) };
+            assert_eq!(layout.bears(), bears, "{data} {durability}");
         }
     }
 

@@ -26,6 +26,7 @@ pub mod runbook;
 pub mod scenarios;
 mod sections;
 pub mod stamp;
+mod store_lost;
 mod vaulted;
 pub mod whatif;
 

@@ -104,8 +104,10 @@ fn candidates(layout: &Layout) -> Vec<Nearby> {
             moves.extend(others.map(|zone| vec![Edit::Move { name: place.name.clone(), zone: zone.clone() }]));
         }
     }
-    let one: Vec<Edit> =
+    let mut one: Vec<Edit> =
         zones.iter().flat_map(|zone| [true, false].map(|witness| Edit::Add { witness, zone: zone.clone() })).collect();
+    // A witness has nothing to say where an etcd votes.
+    one.retain(|edit| !layout.etcd || !matches!(edit, Edit::Add { witness: true, .. }));
     let mut choices: Vec<Vec<Edit>> = vec![Vec::new()];
     choices.extend(moves);
     for (place, first) in one.iter().enumerate() {

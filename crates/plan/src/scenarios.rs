@@ -5,8 +5,8 @@ use crate::by_hand::{self, AS_SERVER, restore_commands};
 use crate::facts::Facts;
 use crate::layout::Layout;
 use crate::objectives::{Class, reached, span};
+use crate::store_lost;
 use crate::vaulted;
-use mainstay_model::Durability;
 use mainstay_model::drill::DrillKind;
 use mainstay_model::spec::{Node, Spec};
 
@@ -40,7 +40,7 @@ pub struct Scenario {
 /// Texts that many scenarios need.
 pub(crate) struct Names<'a> {
     spec: &'a Spec,
-    replica: String,
+    pub(crate) replica: String,
     pub(crate) primary: String,
 }
 
@@ -97,6 +97,7 @@ pub fn scenarios(facts: &Facts<'_>) -> Vec<Scenario> {
     let names = Names::of(facts);
     let layout = Layout::of(facts.spec);
     let mut all = hosts(facts, &layout, &names);
+    all.extend(store_lost::scenarios(facts, &layout, &names));
     all.extend(places(facts, &layout));
     all.extend(disks(facts, &names));
     all.extend(mistakes(facts, &names));
@@ -117,20 +118,12 @@ fn of_class(facts: &Facts<'_>, layout: &Layout, class: Class) -> (String, String
 fn hosts(facts: &Facts<'_>, layout: &Layout, names: &Names<'_>) -> Vec<Scenario> {
     let (primary, replica) = (&names.primary, &names.replica);
     let host = of_class(facts, layout, Class::Host);
-    // A strict cluster of one member takes no writes, whoever accepted what was lost.
-    let alone = match facts.spec.cluster.durability {
-        Durability::Strict => (
-            "# writes still wait for a replica (durability is strict); to write at once, with one copy:\nmainstay set cluster.durability=available\n",
-            "\n# when it streams again\nmainstay set cluster.durability=strict",
-        ),
-        Durability::Available | Durability::Async => ("", ""),
-    };
     vec![
         Scenario {
             key: "node-dead", title: "A node is dead",
             seen: "node-unreachable in mainstay status; an alert that fewer replicas stream".into(),
             decides: "whoever is on call",
-            stop_if: "another node is missing too: see \"The majority is lost\".".into(),
+            stop_if: format!("another node is missing too: see \"{}\".", store_lost::title(facts.spec)),
             itself: format!("If it was the primary: {}.", host.2),
             commands: format!("mainstay status\nmainstay history\n# its host ({replica} taken as the example) answers, its agent does not:\nssh {} systemctl status mainstay-agent\nssh {} systemctl start mainstay-agent\n# the host or its disk is gone for ever: a new host takes the name\nmainstay node replace {replica} --host NEW_ADDRESS\n# no new host:\nmainstay node remove {replica}", names.host(replica), names.host(replica)),
             time: host.0.clone() + &facts.measured(&TAKE_OVERS), loss: host.1.clone(),
@@ -160,18 +153,6 @@ fn hosts(facts: &Facts<'_>, layout: &Layout, names: &Names<'_>) -> Vec<Scenario>
             verify: "exactly one node answers 200 at /primary".into(),
             back: "The log of the one that stepped down is kept under diverged/ before it is rewound.".into(),
         },
-        Scenario {
-            key: "majority-lost", title: "The majority is lost",
-            seen: format!("store-no-quorum: fewer than {} of {} votes", layout.majority(), layout.votes()),
-            decides: "the owner of the data, if anything may be lost",
-            stop_if: "the lost hosts may come back: start them instead; nothing is lost then.".into(),
-            itself: "Writes stop within the lease. When a majority is back, the cluster opens again by itself.".into(),
-            commands: format!("mainstay status\n# start what can be started, then wait\nssh {} systemctl start mainstay-agent\n# only if they never come back, and are off: what each node knows, and whether commits may be missing\nmainstay recover\nmainstay recover --from {replica}\n# it refuses where acknowledged commits may be missing; with the owner's word, once what it says was written down\nmainstay recover --from {replica} --accept-data-loss\n{}# a new host takes the place of each lost one\nmainstay node replace {primary} --host NEW_ADDRESS{}", names.host(replica), alone.0, alone.1),
-            time: "as long as it takes to start a host; recover takes seconds".into(),
-            loss: "nothing if hosts come back; recover says what may be missing before it asks".into(),
-            verify: "mainstay status shows a primary, a new incarnation, and who must be replaced".into(),
-            back: "none: old members stay out until mainstay reinit NODE. Keep the lost hosts off.".into(),
-        },
     ]
 }
 
@@ -181,7 +162,12 @@ fn places(facts: &Facts<'_>, layout: &Layout) -> Vec<Scenario> {
     let itself = if layout.zones().is_some() {
         sentence(&zone.2) + "."
     } else {
-        "Which nodes share a zone is not said ([[node]] zone): a replica takes over if a majority of the votes and enough copies are elsewhere.".to_owned()
+        let decides = if facts.spec.store.is_etcd() {
+            "etcd works without the zone, and enough copies are elsewhere"
+        } else {
+            "a majority of the votes and enough copies are elsewhere"
+        };
+        format!("Which nodes share a zone is not said ([[node]] zone): a replica takes over if {decides}.")
     };
     let mut all = Vec::new();
     all.push(Scenario {

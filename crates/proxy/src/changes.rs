@@ -5,7 +5,7 @@ use crate::table::{Held, View};
 use mainstay_model::{Moment, Span};
 use serde::Serialize;
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// So long after the route is open again a change is over, whoever still waits.
@@ -32,9 +32,9 @@ pub struct Change {
     pub planned: bool,
     /// For how long new work was not let through, in milliseconds.
     pub closed_ms: u64,
-    /// Clients that were held.
+    /// Clients that were held: those that waited when it began, and those that began to wait while it lasted, each once.
     pub held: u64,
-    /// The longest that one of them was held, in microseconds.
+    /// The longest that one of them was held, in microseconds; what it had waited before the change began is not counted.
     pub longest_hold_us: u64,
     /// Errors that clients got from the proxy, by SQLSTATE; `cut`: connections that were cut.
     pub errors: BTreeMap<String, u64>,
@@ -66,7 +66,8 @@ struct Inner {
 /// The change under way, and the last one.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
-    under_way: AtomicBool,
+    /// The number of the change under way; 0: there is none.
+    under_way: AtomicU64,
     inner: Mutex<Inner>,
 }
 
@@ -75,20 +76,26 @@ impl Changes {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn during(&self, note: impl FnOnce(&mut Change)) {
-        if self.under_way.load(Ordering::Relaxed) {
-            note(&mut self.lock().now);
+    /// A client begins to be held. `counted` is the client's own: the change in which it was counted last.
+    pub(crate) fn held(&self, counted: &mut u64) {
+        let number = self.under_way.load(Ordering::Relaxed);
+        if number != 0 && std::mem::replace(counted, number) != number {
+            self.lock().now.held += 1;
         }
     }
 
-    /// A client begins to be held.
-    pub(crate) fn held(&self) {
-        self.during(|change| change.held += 1);
-    }
-
-    /// One that was held goes on.
-    pub(crate) fn let_go(&self, us: u64) {
-        self.during(|change| change.longest_hold_us = change.longest_hold_us.max(us));
+    /// One that was held for so long goes on. It is counted already: when it began to wait, or with those that waited when the change began.
+    pub(crate) fn let_go(&self, us: u64, now: Moment, counted: &mut u64) {
+        let number = self.under_way.load(Ordering::Relaxed);
+        if number == 0 {
+            return;
+        }
+        *counted = number;
+        let mut inner = self.lock();
+        if let Some(begun) = inner.begun {
+            let here = us.min(now.since(begun).0.saturating_mul(1000));
+            inner.now.longest_hold_us = inner.now.longest_hold_us.max(here);
+        }
     }
 
     /// A client gets an error.
@@ -111,13 +118,13 @@ impl Changes {
         let changed = open && view.epoch.0 != inner.epoch;
         if inner.begun.is_none() && inner.was_open && (!open || changed) {
             inner.begun = Some(now);
-            inner.now = Change { from_epoch: inner.epoch, ..Change::default() };
+            inner.now = Change { from_epoch: inner.epoch, held: waiting, ..Change::default() };
             for (at, code) in std::mem::take(&mut inner.recent) {
                 if now.since(at) <= BEFORE {
                     inner.now.error(code);
                 }
             }
-            self.under_way.store(true, Ordering::Relaxed);
+            self.under_way.store(inner.count + 1, Ordering::Relaxed);
         }
         inner.now.planned |= view.held == Held::Draining;
         inner.was_open |= open;
@@ -134,7 +141,7 @@ impl Changes {
         if (waiting > 0 || since < AFTER) && since < OVER {
             return None;
         }
-        self.under_way.store(false, Ordering::Relaxed);
+        self.under_way.store(0, Ordering::Relaxed);
         (inner.begun, inner.opened) = (None, None);
         let mut change = std::mem::take(&mut inner.now);
         (change.epoch, change.closed_ms) = (view.epoch.0, opened.since(begun).0);
@@ -164,20 +171,47 @@ mod tests {
     }
 
     #[test]
+    fn each_client_is_held_once_and_no_longer_than_the_change() {
+        let changes = Changes::default();
+        let look = |epoch, held, waiting, at| changes.look(&view(epoch, held), waiting, Moment(at));
+        look(1, Held::No, 0, 2);
+        // Two wait for a server already, one of them for long.
+        let (mut old, mut new) = ([0, 0], 0);
+        old.iter_mut().for_each(|counted| changes.held(counted));
+        assert_eq!(look(1, Held::NoPrimary, 2, 10_000), None);
+        changes.held(&mut new);
+        assert_eq!(look(2, Held::No, 3, 10_300), None);
+        old.iter_mut().for_each(|counted| changes.let_go(9_900_000, Moment(10_310), counted));
+        changes.let_go(200_000, Moment(10_320), &mut new);
+        // And each waits again for one of the few connections.
+        for counted in old.iter_mut().chain([&mut new]) {
+            changes.held(counted);
+            changes.let_go(1_000, Moment(10_330), counted);
+        }
+        let report = look(2, Held::No, 0, 10_600).unwrap();
+        assert_eq!((report.held, report.longest_hold_us), (3, 310_000));
+        look(2, Held::Closed, 0, 20_000);
+        changes.held(&mut new);
+        let next = look(2, Held::No, 0, 20_100).or_else(|| look(2, Held::No, 0, 20_400)).unwrap();
+        assert_eq!(next.held, 1, "another change counts anew");
+    }
+
+    #[test]
     fn a_change_is_reported_once_with_what_clients_noticed() {
         let changes = Changes::default();
         let look = |epoch, held, waiting, at| changes.look(&view(epoch, held), waiting, Moment(at));
         assert_eq!(look(0, Held::Silence, 0, 1), None, "the beginning is no change");
         assert_eq!(look(1, Held::No, 0, 2), None);
-        changes.held();
+        let (mut before, mut first, mut second) = (0, 0, 0);
+        changes.held(&mut before);
         changes.error("53300", Moment(3));
         assert_eq!(look(1, Held::Draining, 0, 10), None);
-        changes.held();
-        changes.held();
+        changes.held(&mut first);
+        changes.held(&mut second);
         changes.error("08007", Moment(11));
         assert_eq!(look(2, Held::NoPrimary, 2, 100), None);
         assert_eq!(look(2, Held::No, 2, 300), None);
-        changes.let_go(290_000);
+        changes.let_go(290_000, Moment(300), &mut first);
         assert_eq!(look(2, Held::No, 0, 400), None, "those let go are counted");
         let report = look(2, Held::No, 0, 520).unwrap();
         let errors = BTreeMap::from([("08007".to_owned(), 1), ("53300".to_owned(), 1)]);

@@ -112,13 +112,14 @@ pub(crate) async fn find(shared: &Shared, kind: Kind, client: &TcpStream) -> Fou
     let deadline = begun + shared.options.now().hold;
     let mut news = shared.news.clone();
     let mut held: Option<Gauge<'_>> = None;
+    let mut counted = 0;
     loop {
         news.mark_unchanged();
         let mut reopened = std::pin::pin!(shared.gate.reopened.notified());
         reopened.as_mut().enable();
         let (why, again) = match attempt(shared, kind, held.is_some(), deadline).await {
             Ok((server, ticket)) => {
-                note_hold(shared, held.is_some(), begun);
+                note_hold(shared, held.is_some(), begun, &mut counted);
                 return Found::Server(server, ticket);
             }
             Err(Missed::Nothing(why)) => (why, deadline),
@@ -135,7 +136,7 @@ pub(crate) async fn find(shared: &Shared, kind: Kind, client: &TcpStream) -> Fou
                 return Found::GaveUp(crowded(why, shared.options.now().max_held));
             }
             add(&shared.stats.held_total);
-            shared.stats.changes.held();
+            shared.stats.changes.held(&mut counted);
         }
         tokio::select! {
             _ = news.changed() => {}
@@ -149,11 +150,11 @@ pub(crate) async fn find(shared: &Shared, kind: Kind, client: &TcpStream) -> Fou
     }
 }
 
-fn note_hold(shared: &Shared, held: bool, begun: Instant) {
+fn note_hold(shared: &Shared, held: bool, begun: Instant, counted: &mut u64) {
     if held {
         let waited = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         shared.stats.longest_hold_ms.fetch_max(waited, Ordering::Relaxed);
-        shared.stats.changes.let_go(waited.saturating_mul(1000));
+        shared.stats.changes.let_go(waited.saturating_mul(1000), boot_now(), counted);
     }
 }
 

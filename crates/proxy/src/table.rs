@@ -41,7 +41,7 @@ pub enum Held {
     Draining,
     /// The primary's agent closed it.
     Closed,
-    /// The primary's last word has run out.
+    /// The primary's last word has run out: its claim has ended, or this proxy does not hear it any more. The two look the same from here.
     Stale,
 }
 
@@ -53,7 +53,9 @@ impl fmt::Display for Held {
             Held::NoPrimary => "the cluster has no primary now",
             Held::Draining => "the primary is being changed",
             Held::Closed => "the primary is closed",
-            Held::Stale => "the proxy has lost touch with the primary's agent",
+            Held::Stale => {
+                "the primary's right to serve has run out: it could not renew its claim, or the proxy has lost touch with its agent"
+            }
         })
     }
 }

@@ -1,4 +1,4 @@
-//! The small world: a store that answers while a majority of the votes is up, a network that delivers, servers that obey and take their time.
+//! The small world: a store that answers while a majority of the votes is up, or an etcd that always does, a network that delivers, servers that obey and take their time.
 //! A few milliseconds a step, no chance: the same cluster and the same failures end the same.
 
 use crate::server::{Db, crash};
@@ -49,6 +49,8 @@ pub(crate) struct World {
     inputs: VecDeque<(u64, NodeId, Input)>,
     store_from: u64,
     asynchronous: bool,
+    /// The store is an etcd that goes on, whichever nodes are lost.
+    etcd: bool,
     pub(crate) systems: u64,
     /// The newest acknowledged position, and when that was.
     pub(crate) acknowledged: Option<(Position, u64)>,
@@ -108,6 +110,7 @@ impl World {
             inputs: VecDeque::new(),
             store_from: 0,
             asynchronous: spec.cluster.durability == mainstay_model::Durability::Async,
+            etcd: spec.store.is_etcd(),
             systems: 0,
             acknowledged: None,
             lost: false,
@@ -147,7 +150,9 @@ impl World {
             crash(&mut node.db);
             (node.alive, node.work, node.kill) = (false, None, None);
         }
-        self.store_from = self.now + STORE_PAUSE_MS;
+        if !self.etcd {
+            self.store_from = self.now + STORE_PAUSE_MS;
+        }
     }
 
     /// The database server alone dies; its agent sees it.
@@ -160,7 +165,7 @@ impl World {
 
     fn store_answers(&self) -> bool {
         let alive = self.nodes.values().filter(|node| node.alive).count();
-        self.now >= self.store_from && alive > self.nodes.len() / 2
+        self.now >= self.store_from && (self.etcd || alive > self.nodes.len() / 2)
     }
 
     /// So many milliseconds.

@@ -7,7 +7,9 @@ use mainstay_plan::layout::Layout;
 use mainstay_rehearse::what_if;
 use std::fmt::Write as _;
 
-fn spec(data: usize, witnesses: usize, durability: &str) -> Spec {
+const ETCD: &str = "[store]\nkind = \"etcd\"\nendpoints = [\"http://10.0.1.1\"]\n";
+
+fn spec(data: usize, witnesses: usize, durability: &str, store: &str) -> Spec {
     let mut text = format!("[cluster]\nname = \"a\"\ndurability = \"{durability}\"\n");
     for number in 0..data + witnesses {
         write!(
@@ -18,6 +20,7 @@ fn spec(data: usize, witnesses: usize, durability: &str) -> Spec {
         )
         .unwrap();
     }
+    text.push_str(store);
     parse(&text, &[]).unwrap()
 }
 
@@ -26,8 +29,10 @@ fn the_arithmetic_of_plans_is_what_the_decisions_do() {
     let mut rehearsed = 0;
     let mut wrong = Vec::new();
     for durability in ["strict", "available", "async"] {
-        for (data, witnesses) in [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2), (4, 0), (4, 1), (5, 0)] {
-            let spec = spec(data, witnesses, durability);
+        let own = [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2), (4, 0), (4, 1), (5, 0)].map(|nodes| (nodes, ""));
+        let etcd = [(1, 0), (2, 0), (2, 1), (3, 0), (4, 0)].map(|nodes| (nodes, ETCD));
+        for ((data, witnesses), store) in own.into_iter().chain(etcd) {
+            let spec = spec(data, witnesses, durability, store);
             let layout = Layout::of(&spec);
             let found = what_if(&spec).unwrap();
             for case in &found {
@@ -39,7 +44,7 @@ fn the_arithmetic_of_plans_is_what_the_decisions_do() {
                     case.agrees(&layout)
                 };
                 if !agrees {
-                    wrong.push(format!("{data}+{witnesses} {durability}: {case:?}"));
+                    wrong.push(format!("{data}+{witnesses} {durability} {store}: {case:?}"));
                 }
                 assert!(!case.lost || durability == "async", "{data}+{witnesses} {durability}: {case:?}");
             }

@@ -5,7 +5,7 @@
 
 mod apply_bed;
 
-use apply_bed::existing::{CLUSTER, NEW, OLD, SUM, adopting, furnish, old, shop, until};
+use apply_bed::existing::{CLUSTER, NEW, OLD, SUM, adopting, comes_along, furnish, old, pasted, shop, until};
 use apply_bed::{Bed, ended, file, kill_apply, names};
 use std::fs::read_to_string;
 use std::os::unix::fs::MetadataExt as _;
@@ -45,10 +45,7 @@ fn an_existing_server_becomes_the_first_copy() {
     old(&bed, "postgres", reset);
     old(&bed, "postgres", "alter system reset default_transaction_read_only");
     old(&bed, "postgres", "select pg_reload_conf()");
-    // What it says can be pasted.
-    let lines: Vec<&str> =
-        said.lines().filter(|line| line.ends_with('"') && line.contains(" = \"") && !line.contains(':')).collect();
-    let text = adopting(&format!("{}\n", lines.join("\n")));
+    let text = adopting(&pasted(&said));
     bed.write(&text);
     // Ended the hard way as soon as it has moved the data, and gone on with.
     let run = bed.start(&[]);
@@ -90,4 +87,9 @@ fn an_existing_server_becomes_the_first_copy() {
         (Some(false), Some(0))
     );
     println!("adopted; a second run: {:.1} s", second.took.as_secs_f64());
+}
+
+#[test]
+fn a_standby_comes_along_and_nothing_is_copied() {
+    comes_along(false);
 }

@@ -4,7 +4,7 @@
 
 mod apply_bed;
 
-use apply_bed::existing::{CLUSTER, NEW, OLD, SUM, adopting, furnish, old, on_host, shop, until};
+use apply_bed::existing::{CLUSTER, NEW, OLD, SUM, adopting, comes_along, furnish, old, on_host, shop, until};
 use apply_bed::{Bed, CONFIG, FILE, address, ended, file, kill_apply, names};
 use mainstay_testkit::hosts::page;
 use serde_json::Value;
@@ -430,4 +430,9 @@ fn an_adopted_server_is_handed_back() {
     );
     assert_eq!(old(&bed, "shop", SUM), sum);
     assert_eq!(old(&bed, "shop", "insert into sold values (-1, 'back') returning id"), "-1");
+}
+
+#[test]
+fn an_interrupted_adoption_of_a_pair_is_gone_on_with() {
+    comes_along(true);
 }

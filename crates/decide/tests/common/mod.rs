@@ -95,6 +95,8 @@ pub(crate) struct World {
     pub(crate) prepared: BTreeMap<NodeId, (CopyId, LogEnd)>,
     /// Events, and answers to commands.
     pub(crate) events: Vec<Event>,
+    /// Reasons, in words.
+    pub(crate) reasons: Vec<String>,
     replies: Vec<Result<String, String>>,
 }
 
@@ -118,6 +120,7 @@ impl World {
             unanswered: None,
             prepared: BTreeMap::new(),
             events: Vec::new(),
+            reasons: Vec::new(),
             replies: Vec::new(),
         };
         for name in nodes {
@@ -423,7 +426,7 @@ impl World {
             Output::Route(term, state, at) => self.nodes.get_mut(name).unwrap().route = Some((term, state, at)),
             Output::Event(event) => self.events.push(event),
             Output::Reply(_, reply) => self.replies.push(reply),
-            Output::Reason(_) => {}
+            Output::Reason(reason) => self.reasons.push(format!("{name} {}: {}", reason.rule, reason.text)),
         }
     }
 

@@ -6,6 +6,7 @@ mod bad_days;
 mod configuring;
 mod cutting;
 mod disk;
+mod existing;
 mod interrupted;
 mod promoting;
 mod rejoining;

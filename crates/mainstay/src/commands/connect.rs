@@ -11,8 +11,18 @@ use std::os::unix::process::CommandExt as _;
 /// Becomes psql, or prints the URI.
 ///
 /// # Errors
-/// When psql or the password is missing.
+/// When psql or the password is missing, or when psql is not to be run and has arguments.
 pub(crate) fn run(options: &Connect, global: Global) -> Outcome {
+    // What was to be run would be left out without a word, and its password be printed instead.
+    if (options.uri || global.json) && !options.psql.is_empty() {
+        let which = if options.uri { "--uri" } else { "--json" };
+        return Err(Failure::usage(format!(
+            "{which} prints the address, and psql is not run: its arguments would be left out"
+        ))
+        .hint(format!(
+            "leave out {which}, or what stands after --; psql prints rows for programs by `-- --csv -c '…'`"
+        )));
+    }
     let target = Target::find(&options.which)?;
     let address = Address::of(&target, options.read);
     if options.uri || global.json {

@@ -50,6 +50,7 @@ async fn add(options: NodeAdd, global: Global) -> Outcome {
         health_port: options.health_port,
         dir: options.data_dir.clone(),
         adopt: None,
+        adopt_standby: None,
     };
     let before = session.spec().clone();
     let mut spec = before.clone();
@@ -190,7 +191,8 @@ async fn remove(options: NodeRemove, global: Global) -> Outcome {
     session.in_force()?;
     let mut progress = Progress::new();
     say_shapes(&progress, &before, &spec);
-    progress.say(&format!("Its agent ends its server in order and stops; its data stay on its host. A vote is taken back only once no commit counts on {}", options.node));
+    let last = if spec.store.is_etcd() { "It is let go" } else { "A vote is taken back" };
+    progress.say(&format!("Its agent ends its server in order and stops; its data stay on its host. {last} only once no commit counts on {}", options.node));
     confirm(global.yes, &format!("Take {} out of the cluster {}?", options.node, before.cluster.name))?;
     let change = format!("node {} removed", options.node);
     let mut verified = write(&mut session, spec, change, &mut progress).await?;
@@ -233,8 +235,11 @@ pub(super) async fn gone(
             verified.push(format!("neither the record nor the store counts {node}"));
             return Ok(());
         }
-        let missing =
-            if counted { "the record still counts it for commits" } else { "the store still counts its vote" };
+        let missing = match (counted, session.spec().store.is_etcd()) {
+            (true, _) => "the record still counts it for commits",
+            (false, false) => "the store still counts its vote",
+            (false, true) => "no node that answers tells the record",
+        };
         if Instant::now() >= until {
             progress.fail();
             return Err(Failure::failed(format!("not within {} s: {missing}", options.wait))
@@ -265,31 +270,36 @@ async fn replace(options: NodeReplace, global: Global) -> Outcome {
             .is_none_or(|standing| !standing.store.joining && standing.store.failure.is_none())
         {
             return Err(Failure::not_now(format!(
-                "{} answers, and has its part of the store: there is nothing to replace",
-                options.node
+                "{} answers, and {}: there is nothing to replace",
+                options.node,
+                if before.store.is_etcd() { "goes by the store" } else { "has its part of the store" }
             ))
             .hint("to clone its data anew: `mainstay reinit`; if its host is to go: stop its agent there first"));
         }
     }
     let mut progress = Progress::new();
-    progress.say(&format!(
-        "Its old vote is taken back and given anew to {}; its old copy counts as lost. The old host must stay off",
-        options.node
-    ));
+    let etcd = before.store.is_etcd();
+    let taken = if etcd {
+        format!("{} is taken in anew once its agent has started with an empty directory", options.node)
+    } else {
+        format!("Its old vote is taken back and given anew to {}", options.node)
+    };
+    progress.say(&format!("{taken}; its old copy counts as lost. The old host must stay off"));
     confirm(global.yes, &format!("Replace {} of the cluster {}?", options.node, before.cluster.name))?;
     let mut verified = Vec::new();
     if moved {
         let change = format!("node {} replaced at {}", options.node, options.host.clone().unwrap_or_default());
         verified.extend(write(&mut session, spec, change, &mut progress).await?);
     }
-    progress.step("Taking the old vote back");
+    progress.step(if etcd { "Telling the agents" } else { "Taking the old vote back" });
     let wish = ReplaceWish { node: options.node.clone(), by: crate::local::user::who() };
     if let Err(failure) = session.post_any("/v1/replace", &wish).await {
         progress.fail();
         return Err(failure);
     }
     progress.finish("");
-    verified.push(format!("the store was told to take the old vote of {} back", options.node));
+    // An etcd has no vote of a node to take back.
+    verified.extend((!etcd).then(|| format!("the store was told to take the old vote of {} back", options.node)));
     let Some(node) = session.spec().node(&options.node).cloned() else {
         return Err(Failure::failed(format!("{} is not one of the nodes any more", options.node)));
     };

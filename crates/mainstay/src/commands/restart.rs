@@ -7,7 +7,7 @@ use crate::cli::{Global, Restart};
 use crate::failure::{Failure, Outcome};
 use crate::output::progress::Progress;
 use crate::output::{self, confirm};
-use crate::plan::restart::{Step, Wish, cost, done, lowered, plan};
+use crate::plan::restart::{Step, Wish, cost, cut_short, done, lowered, plan};
 use crate::session::Session;
 use mainstay_model::status::Status;
 use mainstay_model::{Command, NodeId};
@@ -55,8 +55,11 @@ pub(crate) async fn within(session: &mut Session, options: Restart, global: Glob
     let mut round = steps;
     // A second round only for parameters that were lowered, which the first one can not bring about.
     for second in [false, true] {
-        for step in &round {
-            carry_out(session, step, each_step, &mut progress).await?;
+        for (place, step) in round.iter().enumerate() {
+            if let Err(failure) = carry_out(session, step, each_step, &mut progress).await {
+                let left: Vec<NodeId> = round.iter().skip(place).map(|step| node_of(step).clone()).collect();
+                return Err(cut_short(failure, &restarted, &left));
+            }
             if !restarted.contains(node_of(step)) {
                 restarted.push(node_of(step).clone());
             }

@@ -72,6 +72,7 @@ fn spec(up: &Up, dir: &Path, hosts: &[Ipv4Addr], ports: ports::Ports, bin_dir: O
             agent_port: ports.agent,
             health_port: ports.health,
             adopt: None,
+            adopt_standby: None,
         })
     });
     let name = match &up.name {

@@ -1,5 +1,5 @@
-//! Bringing an existing server's data to a node (docs/adr/0037): looked at once more, its server stopped in order and not started again there,
-//! one rename. Goes on from wherever an earlier run has ended; nothing is copied, and nothing is removed.
+//! Bringing an existing server's data to a node (docs/adr/0037), and those of its standbys (docs/adr/0045): looked at once more, the server stopped in
+//! order and not started again there, one rename. Goes on from wherever an earlier run has ended; nothing is copied, and nothing is removed.
 
 use super::around::{at_work, mounts, strangers};
 use super::claim::until_claimed;
@@ -36,6 +36,43 @@ pub(crate) struct Bring {
     pub(crate) task: Task,
     /// The identity of the data, as they were looked at.
     pub(crate) system: SystemId,
+    /// How much of it.
+    pub(crate) part: Part,
+    /// The slots through which its standbys follow it.
+    pub(crate) slots: Vec<String>,
+}
+
+/// With standbys their primary is stopped, then they are stopped and moved, then the primary's data are: as soon as these are a node's, its agent
+/// makes the first copy of them, and the others look for theirs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Part {
+    /// All of it.
+    #[default]
+    Whole,
+    /// A standby is looked at once more, and has little left to write: nobody waits yet.
+    Ready,
+    /// The primary is stopped.
+    Stop,
+    /// It was: its data are moved.
+    Move,
+    /// A standby is stopped, and its data are moved.
+    Standby,
+}
+
+impl Part {
+    fn of_standby(self) -> bool {
+        matches!(self, Part::Ready | Part::Standby)
+    }
+
+    /// How long the server may take to stop. Clients wait while a standby does: it is left to itself rather than that they wait for long.
+    fn stop(self) -> Duration {
+        if self.of_standby() { STOP / 10 } else { STOP }
+    }
+
+    /// In the words of `pg_controldata`.
+    fn ends(self) -> &'static str {
+        if self.of_standby() { "shut down in recovery" } else { "shut down" }
+    }
 }
 
 /// Where everything is.
@@ -45,6 +82,7 @@ struct Places {
     layout: NodeLayout,
     directory: PathBuf,
     major: u64,
+    part: Part,
 }
 
 /// Brings the data.
@@ -55,7 +93,8 @@ pub(crate) async fn bring(bring: &Bring) -> Outcome<Value> {
     let target = target(&bring.task.file)?;
     let node = target.spec.node(&bring.task.node).ok_or_else(|| Failure::usage("the file does not list the node"))?;
     let layout = NodeLayout::new(target.spec.node_dir(node));
-    let Some(directory) = node.adopt.clone() else {
+    let named = if bring.part.of_standby() { &node.adopt_standby } else { &node.adopt };
+    let Some(directory) = named.clone() else {
         return Err(Failure::usage(format!("the file names no server to adopt for {}", node.name)));
     };
     if layout.adopted().exists() || (layout.data().join("PG_VERSION").exists() && no_data(&directory).is_some()) {
@@ -66,16 +105,24 @@ pub(crate) async fn bring(bring: &Bring) -> Outcome<Value> {
     }
     let version = std::fs::read_to_string(directory.join("PG_VERSION")).unwrap_or_default();
     let major = version.trim().parse().unwrap_or(0);
-    let places = Places { node: node.name.clone(), spec: target.spec.clone(), layout, directory, major };
+    let (node, part) = (node.name.clone(), bring.part);
+    let places = Places { node, spec: target.spec.clone(), layout, directory, major, part };
     places.check(bring.system).await?;
     places.movable()?;
     places.alone()?;
-    let fresh = places.note(bring.system).await?;
+    if part == Part::Ready {
+        places.checkpoint().await;
+        return Ok(json!({ "adopted": false, "ready": true }));
+    }
+    let fresh = places.note(bring.system, &bring.slots).await?;
     let interrupted = !fresh && postmaster(&places.directory).is_none();
     let ready = places.ready(fresh).await;
     // An earlier run has stopped it: how it comes back is to be said.
     ready.map_err(|failure| if interrupted { places.back(failure) } else { failure })?;
     let pid = places.stop().await.map_err(|failure| places.back(failure))?;
+    if part == Part::Stop {
+        return Ok(json!({ "adopted": false, "stopped": pid }));
+    }
     places.rename(bring.system).await.map_err(|failure| places.back(failure))?;
     Ok(json!({ "adopted": true, "stopped": pid }))
 }
@@ -93,6 +140,13 @@ impl Places {
                 control.system
             );
             return Err(Failure::failed(what).hint("nothing was touched; look at them, then apply again"));
+        }
+        if self.part.of_standby() && !control.state.ends_with("recovery") {
+            return Err(Failure::failed(format!(
+                "the server of {shown} is no standby any more: it is {}",
+                control.state
+            ))
+            .hint("nothing was touched; was it promoted?"));
         }
         Ok(())
     }
@@ -146,7 +200,7 @@ impl Places {
     }
 
     /// What is done from here on can be undone by what stands there. Was it noted only now?
-    async fn note(&self, system: SystemId) -> Outcome<bool> {
+    async fn note(&self, system: SystemId, slots: &[String]) -> Outcome<bool> {
         if noted(&self.layout).is_some() {
             return Ok(false);
         }
@@ -167,6 +221,7 @@ impl Places {
             },
             unit,
             start_conf,
+            slots: slots.to_vec(),
             auto_conf: std::fs::read_to_string(self.directory.join("postgresql.auto.conf")).ok(),
         };
         let text = serde_json::to_vec_pretty(&adoption).map_err(|error| Failure::failed(error.to_string()))?;
@@ -176,6 +231,12 @@ impl Places {
 
     /// Waits for the cluster. What takes long comes while clients are served; after it everything is looked at once more, so that an old view stops no server.
     async fn ready(&self, fresh: bool) -> Outcome {
+        match self.part {
+            // Its primary has ended, for which all that follows was waited for.
+            Part::Standby => return Ok(()),
+            Part::Move => return self.until_claimed(false).await,
+            Part::Whole | Part::Stop | Part::Ready => {}
+        }
         self.until_claimed(fresh).await?;
         if postmaster(&self.directory).is_some() {
             self.checkpoint().await;
@@ -216,14 +277,14 @@ impl Places {
             (Some(pid), None) => self.interrupt(pid)?,
             (None, _) => {}
         }
-        let until = Instant::now() + STOP;
+        let until = Instant::now() + self.part.stop();
         while postmaster(&self.directory).is_some() || !at_work(&self.directory).is_empty() {
             if Instant::now() >= until {
                 let left = at_work(&self.directory);
                 let what = format!(
                     "the server of {} has not ended after {} s (processes {left:?})",
                     self.directory.display(),
-                    STOP.as_secs()
+                    self.part.stop().as_secs()
                 );
                 return Err(Failure::failed(what)
                     .hint("it was told to stop, and nothing was moved; see its log for what it waits for"));
@@ -258,14 +319,17 @@ impl Places {
         let control = control(&self.spec, &self.directory, self.major)
             .await
             .map_err(|why| Failure::failed(format!("{shown}: {why}")))?;
-        if control.system != system || control.state != "shut down" {
+        if control.system != system || control.state != self.part.ends() {
             return Err(Failure::failed(format!(
                 "the data in {shown} were not shut down in order: they are {}",
                 control.state
             )));
         }
+        if self.part.of_standby() && !self.directory.join("standby.signal").exists() {
+            return Err(Failure::failed(format!("{shown} has no standby.signal: these data are no standby's")));
+        }
         for name in ["standby.signal", "recovery.signal", "postmaster.pid"] {
-            if self.directory.join(name).exists() {
+            if self.directory.join(name).exists() && !(self.part.of_standby() && name == "standby.signal") {
                 return Err(Failure::failed(format!(
                     "{shown}/{name} is there: somebody uses these data in another way"
                 )));
@@ -317,7 +381,8 @@ mod tests {
         let text = "[cluster]\nname = \"orders\"\n[[node]]\nname = \"db1\"\nhost = \"10.0.0.1\"\n";
         let spec = mainstay_model::config::parse(text, &[]).unwrap();
         let node = spec.nodes[0].name.clone();
-        let places = Places { spec, node, layout: NodeLayout::new(root.join("node")), directory, major: 15 };
+        let places =
+            Places { spec, node, layout: NodeLayout::new(root.join("node")), directory, major: 15, part: Part::Whole };
         assert_eq!(places.alone().map_err(|failure| failure.error), Ok(()));
         std::os::unix::fs::symlink(root.join("space"), root.join("main/pg_tblspc/16384")).unwrap();
         let refused = places.alone().unwrap_err();

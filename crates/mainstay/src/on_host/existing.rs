@@ -56,6 +56,8 @@ const ASK: &str = "set statement_timeout = '10s'; with files as materialized (se
    and not ((coalesce(address, '') like '127.%' or coalesce(address, '') = '::1') \
      and auth_method in ('scram-sha-256', 'md5', 'password', 'reject'))), \
  'slots', (select coalesce(json_agg(slot_name), '[]') from pg_replication_slots), \
+ 'receives', exists(select from pg_stat_wal_receiver where status = 'streaming'), \
+ 'slot', (select nullif(slot_name, '') from pg_stat_wal_receiver limit 1), \
  'standbys', (select coalesce(json_agg(application_name || ' at ' || coalesce(client_addr::text, 'its socket')), '[]') from pg_stat_replication), \
  'prepared', (select count(*) from pg_prepared_xacts), \
  'md5', (select coalesce(json_agg(rolname), '[]') from pg_authid where rolpassword like 'md5%' and rolcanlogin), \
@@ -63,7 +65,7 @@ const ASK: &str = "set statement_timeout = '10s'; with files as materialized (se
 
 /// What there is of the server that the file names for a node.
 pub(super) async fn look(spec: &Spec, node: &Node, layout: &NodeLayout) -> Option<Adopt> {
-    let Some(directory) = node.adopt.as_ref().filter(|_| !node.witness) else { return unnamed(layout) };
+    let Some(directory) = node.taken_over().filter(|_| !node.witness) else { return unnamed(layout) };
     // Beside data that are still where the file says, what lies here is something else.
     if layout.adopted().exists() || (is_database(&layout.data()) && no_data(directory).is_some()) {
         return Some(Adopt::Taken);
@@ -93,6 +95,8 @@ fn is_database(directory: &Path) -> bool {
 fn unnamed(layout: &NodeLayout) -> Option<Adopt> {
     let noted = noted(layout);
     let place = match &noted {
+        // A standby's that were of no use as a copy stay there: the cluster has that server's data.
+        Some(noted) if identity(layout).is_some_and(|known| known == noted.system) => return None,
         _ if layout.adopted().exists() => layout.adopted(),
         Some(_) if identity(layout).is_some() => return None,
         Some(_) if is_database(&layout.data()) => layout.data(),

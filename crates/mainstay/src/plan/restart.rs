@@ -44,7 +44,7 @@ impl Step {
 /// The steps, in their order; none: nothing waits for a restart.
 ///
 /// # Errors
-/// When a node has no server, or does not answer.
+/// When a node has no server, or does not answer, or when there is no primary that a restarted server could follow.
 pub(crate) fn plan(status: &Status, pending: &BTreeMap<NodeId, Vec<String>>, wish: &Wish) -> Outcome<Vec<Step>> {
     for name in &wish.nodes {
         if status.nodes.iter().any(|node| node.name == *name && node.role == "witness") {
@@ -63,6 +63,11 @@ pub(crate) fn plan(status: &Status, pending: &BTreeMap<NodeId, Vec<String>>, wis
         ))
         .hint("bring it back first, or name the other nodes"));
     }
+    // The first replica would be restarted, and the next one be refused: half a restart, for nothing.
+    if status.cluster.primary.is_none() && !chosen.is_empty() {
+        return Err(Failure::not_now("the cluster has no primary now: servers are not restarted before it has one")
+            .hint("see `mainstay status` for what is missing; nothing was changed"));
+    }
     let is_primary = |node: &NodeStatus| status.cluster.primary.as_ref() == Some(&node.name);
     let mut steps: Vec<Step> =
         chosen.iter().filter(|node| !is_primary(node)).map(|node| Step::Replica(node.name.clone())).collect();
@@ -77,6 +82,22 @@ pub(crate) fn plan(status: &Status, pending: &BTreeMap<NodeId, Vec<String>>, wis
         steps.push(if alone || wish.in_place { Step::InPlace(name) } else { Step::HandOver(name) });
     }
     Ok(steps)
+}
+
+/// A step failed. What was restarted before it stays so, and is said: "nothing was changed" holds for the last step alone.
+pub(crate) fn cut_short(failure: Failure, restarted: &[NodeId], left: &[NodeId]) -> Failure {
+    if restarted.is_empty() {
+        return failure;
+    }
+    let names = |nodes: &[NodeId]| super::failover::list(nodes);
+    let rest: Vec<&str> = left.iter().map(NodeId::as_str).collect();
+    Failure::failed(format!(
+        "{}\n{} restarted already; not restarted: {}",
+        failure.error,
+        names(restarted),
+        names(left)
+    ))
+    .hint(format!("see `mainstay status` and `mainstay why`; for what is left: `mainstay restart {}`", rest.join(" ")))
 }
 
 /// Parameters that a replica may not hold lower than the primary. A lowered one reaches the replicas only after the primary runs with it, and a
@@ -189,6 +210,24 @@ mod tests {
         let failure = refused(&lame, &wish("db2"));
         assert!(failure.error.contains("no replica is fit"), "{}", failure.error);
         assert!(failure.hint.unwrap().contains("--in-place"));
+    }
+
+    #[test]
+    fn without_a_primary_nothing_is_restarted() {
+        let none = status(vec![node("db1", "replica", true), node("db2", "replica", true)]);
+        let failure = plan(&none, &BTreeMap::new(), &Wish::default()).unwrap_err();
+        assert_eq!(failure.status, crate::failure::NOT_NOW);
+        assert!(failure.error.contains("no primary"), "{}", failure.error);
+    }
+
+    #[test]
+    fn a_restart_that_was_cut_short_says_what_is_done() {
+        let refused = || Failure::not_now("refused").hint("nothing was changed");
+        assert_eq!(cut_short(refused(), &[], &[name("db1")]), refused());
+        let half = cut_short(refused(), &[name("db1")], &[name("db2"), name("db3")]);
+        assert_eq!(half.status, crate::failure::FAILED);
+        assert_eq!(half.error, "refused\ndb1 restarted already; not restarted: db2, db3");
+        assert!(half.hint.unwrap().ends_with("`mainstay restart db2 db3`"));
     }
 
     #[test]

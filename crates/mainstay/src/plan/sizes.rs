@@ -7,7 +7,8 @@ use mainstay_model::spec::Spec;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
     data: u32,
-    voters: u32,
+    /// None where an etcd is the store: its members vote.
+    voters: Option<u32>,
     waits: u32,
     durability: Durability,
 }
@@ -19,15 +20,19 @@ impl Shape {
         let waits = if spec.cluster.durability == Durability::Async { 0 } else { spec.sync_replicas() };
         Shape {
             data: count(spec.data_nodes().count()),
-            voters: count(spec.nodes.len()),
+            voters: (!spec.store.is_etcd()).then(|| count(spec.nodes.len())),
             waits,
             durability: spec.cluster.durability,
         }
     }
 
-    /// How many nodes may fail at once while the rest still can elect.
+    /// How many nodes may fail at once while the rest still can elect. With an etcd that works no node is needed for that, but a copy of the data.
     fn spare_voters(self) -> u32 {
-        self.voters.saturating_sub(1) / 2
+        match self.voters {
+            Some(voters) => voters.saturating_sub(1) / 2,
+            None if self.durability == Durability::Async => self.data.saturating_sub(1),
+            None => self.waits.min(self.data.saturating_sub(1)),
+        }
     }
 
     /// For people.
@@ -44,15 +49,17 @@ impl Shape {
         let spare = self.spare_voters();
         let survives = match spare {
             0 => "no node may fail".to_owned(),
-            _ => format!("{spare} node{} may fail", plural(spare)),
+            _ => format!(
+                "{spare} node{} may fail{}",
+                plural(spare),
+                if self.voters.is_none() { " while the etcd works" } else { "" }
+            ),
         };
-        format!(
-            "{} data node{}, {} vote{}: {commits}; {survives}",
-            self.data,
-            plural(self.data),
-            self.voters,
-            plural(self.voters)
-        )
+        let votes = match self.voters {
+            Some(voters) => format!("{voters} vote{}", plural(voters)),
+            None => "an etcd votes".to_owned(),
+        };
+        format!("{} data node{}, {votes}: {commits}; {survives}", self.data, plural(self.data))
     }
 }
 
@@ -66,12 +73,8 @@ pub(crate) fn warnings(before: Shape, after: Shape) -> Vec<String> {
             before.spare_voters()
         ));
     }
-    if after.voters.is_multiple_of(2) {
-        found.push(format!(
-            "{} votes bear no more failures than {}: an odd number is better",
-            after.voters,
-            after.voters - 1
-        ));
+    if let Some(voters) = after.voters.filter(|voters| *voters > 0 && voters.is_multiple_of(2)) {
+        found.push(format!("{voters} votes bear no more failures than {}: an odd number is better", voters - 1));
     }
     if after.data == 1 && before.data > 1 {
         found.push(
@@ -94,6 +97,10 @@ mod tests {
     use std::fmt::Write as _;
 
     fn shape(data: usize, witnesses: usize, durability: &str) -> Shape {
+        shape_with("", data, witnesses, durability)
+    }
+
+    fn shape_with(store: &str, data: usize, witnesses: usize, durability: &str) -> Shape {
         let mut text = format!("[cluster]\nname = \"a\"\ndurability = \"{durability}\"\n");
         for number in 0..data + witnesses {
             let _ = write!(
@@ -103,6 +110,7 @@ mod tests {
                 number >= data
             );
         }
+        text.push_str(store);
         Shape::of(&parse(&text, &[]).unwrap())
     }
 
@@ -123,6 +131,22 @@ mod tests {
         assert_eq!(
             shape(5, 0, "async").words(),
             "5 data nodes, 5 votes: a commit waits for no replica; 2 nodes may fail"
+        );
+    }
+
+    #[test]
+    fn where_an_etcd_votes_no_node_does() {
+        let of = |data, durability| {
+            shape_with("[store]\nkind = \"etcd\"\nendpoints = [\"http://10.0.1.1\"]\n", data, 0, durability)
+        };
+        let two = of(2, "available");
+        assert_eq!(
+            two.words(),
+            "2 data nodes, an etcd votes: a commit waits for 1 of 1 replica; 1 node may fail while the etcd works"
+        );
+        assert_eq!(warnings(of(3, "available"), two), Vec::<String>::new(), "an even number is as good as an odd one");
+        assert!(
+            warnings(two, of(1, "available")).join("\n").contains("fewer nodes may fail than before (0 instead of 1)")
         );
     }
 

@@ -3,12 +3,13 @@
 
 mod carried;
 mod claim;
-pub mod pair;
+mod standbys;
 mod told;
 mod words;
 
 pub use carried::Habit;
 pub use claim::{Claim, Seat, Seen};
+pub use standbys::{slots_of_standbys, standbys};
 pub use told::told;
 
 use super::facts::{Inventory, Wanted};
@@ -140,6 +141,12 @@ pub struct Told {
     pub slots: Vec<String>,
     /// Standbys that stream from it.
     pub standbys: Vec<String>,
+    /// It is a standby, and receives its primary's log.
+    #[serde(default)]
+    pub receives: bool,
+    /// The slot through which it does so.
+    #[serde(default)]
+    pub slot: Option<String>,
     /// Transactions that are prepared.
     pub prepared: u64,
     /// Roles whose passwords are MD5 hashes.
@@ -255,7 +262,7 @@ fn passed_over(inventory: &Inventory, node: &Node, found: &mut Vec<Obstacle>) {
             &node.name,
             format!("the server of {directory} was to be adopted, and the file does not say so any more: its data are in {place}"),
             format!(
-                "put the line back: adopt = {}; or hand the data back first, as docs/adopt.md says under \"The way back\", and remove agent/adopted.json from the node's directory",
+                "put the line back: adopt = {} (adopt_standby, if it was a standby); or hand the data back first, as docs/adopt.md says under \"The way back\", and remove agent/adopted.json from the node's directory",
                 toml(directory)
             ),
         )),
@@ -278,23 +285,18 @@ fn passed_over(inventory: &Inventory, node: &Node, found: &mut Vec<Obstacle>) {
 /// What stands in the way of it.
 pub(super) fn obstacles(wanted: &Wanted<'_>, inventory: &Inventory, node: &Node, found: &mut Vec<Obstacle>) {
     passed_over(inventory, node, found);
+    standbys::obstacles(wanted, inventory, node, found);
     let Some((_, existing)) = pending(wanted, inventory).filter(|(name, _)| *name == node.name) else { return };
     let mut say = |what: String, mend: String| found.push(Obstacle::on(&node.name, what, mend));
     let dir = &existing.directory;
-    if let Some(why) = &existing.no_data {
-        let mend = "name the data directory itself with `adopt` (psql: show data_directory); if the adoption is long over, take the line out of the file";
-        return say(format!("the server that is to be adopted is not there: {dir} {why}"), mend.into());
+    if existing.no_data.is_some() {
+        return not_there(existing, "adopt", &mut say);
     }
-    on_disk(wanted, inventory, node, existing, &mut say);
+    on_disk(wanted, inventory, node, existing, false, &mut say);
     places(existing, &mut say);
-    for manager in &existing.managers {
-        let mend = format!(
-            "end it and let it not be started again, its server untouched (systemctl disable --now {manager}; first, where it has a mode for that, let it go: patronictl pause)"
-        );
-        say(format!("{manager} runs there: it would start the server of {dir} again"), mend);
-    }
+    runs_again(existing, &mut say);
     match (&existing.told, existing.pid) {
-        (Some(Ok(told)), _) => as_told(wanted, existing, told, &mut say),
+        (Some(Ok(told)), _) => as_told(wanted, inventory, existing, told, &mut say),
         (Some(Err(why)), _) => say(
             format!("the server of {dir} does not answer as postgres on its own socket: {why}"),
             format!(
@@ -314,11 +316,30 @@ pub(super) fn obstacles(wanted: &Wanted<'_>, inventory: &Inventory, node: &Node,
     }
 }
 
+fn not_there(existing: &Existing, key: &str, say: &mut impl FnMut(String, String)) {
+    let (dir, why) = (&existing.directory, existing.no_data.as_deref().unwrap_or_default());
+    let mend = format!(
+        "name the data directory itself with `{key}` (psql: show data_directory); if the adoption is long over, take the line out of the file"
+    );
+    say(format!("the server that is to be adopted is not there: {dir} {why}"), mend);
+}
+
+fn runs_again(existing: &Existing, say: &mut impl FnMut(String, String)) {
+    for manager in &existing.managers {
+        let mend = format!(
+            "end it and let it not be started again, its server untouched (systemctl disable --now {manager}; first, where it has a mode for that, let it go: patronictl pause)"
+        );
+        say(format!("{manager} runs there: it would start the server of {} again", existing.directory), mend);
+    }
+}
+
+/// `of_standby`: it is to be one.
 fn on_disk(
     wanted: &Wanted<'_>,
     inventory: &Inventory,
     node: &Node,
     existing: &Existing,
+    of_standby: bool,
     say: &mut impl FnMut(String, String),
 ) {
     let dir = &existing.directory;
@@ -372,19 +393,24 @@ fn on_disk(
             "bring it back first: ALTER TABLE … SET TABLESPACE pg_default and DROP TABLESPACE; for pg_wal, with the server stopped, move the directory back into its place".into(),
         );
     }
-    let clean = existing.pid.is_some() || existing.state == "shut down";
-    if !clean && !existing.standby {
+    left_in_order(existing, of_standby, say);
+}
+
+fn left_in_order(existing: &Existing, of_standby: bool, say: &mut impl FnMut(String, String)) {
+    let dir = &existing.directory;
+    let wanted = if of_standby { "shut down in recovery" } else { "shut down" };
+    let clean = existing.pid.is_some() || existing.state == wanted;
+    if !clean && (of_standby || !existing.standby) {
         say(
             format!("the server of {dir} was not shut down in order (it is {})", existing.state),
             first(existing, "start it by its own means, then apply again"),
         );
     }
     let recovers = existing.told.as_ref().and_then(|told| told.as_ref().ok()).is_some_and(|told| told.in_recovery);
-    if existing.standby || recovers {
+    if !of_standby && (existing.standby || recovers) {
         say(
             format!("the server of {dir} is a standby"),
-            "name its primary with `adopt`, on that server's node; this node then becomes a copy of it by itself"
-                .into(),
+            "name its primary with `adopt`, on that server's node, and this one with `adopt_standby`".into(),
         );
     }
 }
@@ -424,22 +450,31 @@ fn places(existing: &Existing, say: &mut impl FnMut(String, String)) {
     }
 }
 
-fn as_told(wanted: &Wanted<'_>, existing: &Existing, told: &Told, say: &mut impl FnMut(String, String)) {
+fn slots(all: &[String], dir: &str, known: &[String], say: &mut impl FnMut(String, String)) {
+    for slot in all.iter().filter(|slot| !known.contains(slot)) {
+        let mend = format!("when nobody needs it any more: select pg_drop_replication_slot({})", quoted(slot));
+        say(format!("the server of {dir} has the replication slot {slot}, which would keep its log for nobody"), mend);
+    }
+}
+
+fn as_told(
+    wanted: &Wanted<'_>,
+    inventory: &Inventory,
+    existing: &Existing,
+    told: &Told,
+    say: &mut impl FnMut(String, String),
+) {
     let (spec, dir) = (wanted.spec, &existing.directory);
+    let followers = standbys::followers(wanted, inventory, existing.system);
     if !told.superuser {
         say(
             format!("the server of {dir} has no superuser called postgres that may log in"),
             "as its superuser: create role postgres superuser login".into(),
         );
     }
-    for standby in &told.standbys {
-        let mend = "stop that standby first, and drop its slot; nodes of the file are cloned anew, and others can not follow any more";
-        say(format!("a standby streams from the server of {dir}: {standby}"), mend.into());
-    }
-    for slot in &told.slots {
-        let mend = format!("when nobody needs it any more: select pg_drop_replication_slot({})", quoted(slot));
-        say(format!("the server of {dir} has the replication slot {slot}, which would keep its log for nobody"), mend);
-    }
+    standbys::left_behind(existing, told, &followers, say);
+    // Those go once the standbys follow as replicas.
+    slots(&told.slots, dir, &standbys::slots_of_standbys(wanted, inventory), say);
     if told.prepared > 0 {
         let mend = "commit or roll back each: select gid from pg_prepared_xacts";
         say(format!("{} prepared transactions wait in the server of {dir}", told.prepared), mend.into());
@@ -463,7 +498,7 @@ fn as_told(wanted: &Wanted<'_>, existing: &Existing, told: &Told, say: &mut impl
             "set each password anew with password_encryption = scram-sha-256; or write a line with md5 into hba under [postgres]".into(),
         );
     }
-    if blocks(spec) && copy_s(told.bytes) > BLOCKED_S {
+    if blocks(spec, followers.len()) && copy_s(told.bytes) > BLOCKED_S {
         say(
             format!("with durability strict no commit would return before the first copy is made, about {} min for {}", copy_s(told.bytes).div_ceil(60), size(told.bytes)),
             "write durability = \"available\" under [cluster] for now, and once the replicas stream: mainstay set cluster.durability=strict (and in the file)".into(),
@@ -505,15 +540,18 @@ fn copy_s(bytes: u64) -> u64 {
     bytes / COPY_BYTES_S
 }
 
-/// Does no commit return before a copy exists? The first one is made while clients wait.
-fn blocks(spec: &Spec) -> bool {
-    spec.cluster.durability == Durability::Strict && spec.sync_replicas() > 0
+/// Does no commit return before a copy is made, while clients wait? Not if as many standbys come along as must confirm.
+fn blocks(spec: &Spec, standbys: usize) -> bool {
+    spec.cluster.durability == Durability::Strict && spec.sync_replicas() as usize > standbys
 }
 
 /// A copy must fit where it is to be made.
 pub(super) fn room(wanted: &Wanted<'_>, inventory: &Inventory, node: &Node, found: &mut Vec<Obstacle>) {
     let Some((founder, Existing { told: Some(Ok(told)), .. })) = pending(wanted, inventory) else { return };
     let needed = told.bytes + told.bytes / 10 + SPARE;
+    if standbys(wanted, inventory).iter().any(|(name, _)| *name == node.name) {
+        return;
+    }
     let free = inventory.host(&node.name).and_then(|host| host.free);
     if let Some(free) = free.filter(|free| !node.witness && node.name != founder && *free < needed) {
         let dir = wanted.spec.node_dir(node);

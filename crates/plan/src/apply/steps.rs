@@ -35,6 +35,10 @@ pub enum Step {
         directory: String,
         /// The identity of the data: others are left alone.
         system: SystemId,
+        /// The nodes whose standbys of it are stopped after it, and their data moved as well.
+        standbys: Vec<NodeId>,
+        /// The slots through which these follow it: they go once they follow as replicas.
+        slots: Vec<String>,
     },
     /// Start the agent if it does not run, and let it be kept.
     Start(NodeId),
@@ -101,7 +105,16 @@ impl Step {
             Self::Add(_) => "add it to the nodes".into(),
             Self::Join(_) => "make keys there and certify them".into(),
             Self::Renew(_) => "make new keys there and certify them".into(),
-            Self::Adopt { directory, .. } => format!("stop the server of {directory} and move its data here"),
+            Self::Adopt { directory, standbys, .. } if standbys.is_empty() => {
+                format!("stop the server of {directory} and move its data here")
+            }
+            Self::Adopt { directory, standbys, .. } => {
+                let names: Vec<&str> = standbys.iter().map(NodeId::as_str).collect();
+                format!(
+                    "stop the server of {directory}, then its standby at {}, and move the data of each into its node",
+                    names.join(" and ")
+                )
+            }
             Self::Start(_) => "start the agent".into(),
             Self::Await(_) => "wait until it votes and does its part".into(),
             Self::Change(keys) => format!("change {}", keys.join(", ")),
@@ -285,13 +298,19 @@ fn running(wanted: &Wanted<'_>, inventory: &Inventory, in_force: &Spec, work: &m
 /// on. Not before its own node's agent runs or is started.
 fn adopted(wanted: &Wanted<'_>, inventory: &Inventory, before: &Work) -> Option<Reasoned> {
     let (node, existing) = super::adopt::pending(wanted, inventory)?;
-    let runs = inventory.host(&node).is_some_and(|host| host.agent.is_some());
-    if !runs && !before.steps().any(|each| each.step == Step::Start(node.clone())) {
+    let runs = |node: &NodeId| {
+        let now = inventory.host(node).is_some_and(|host| host.agent.is_some());
+        now || before.steps().any(|each| each.step == Step::Start(node.clone()))
+    };
+    if !runs(&node) {
         return None;
     }
+    let standbys = super::adopt::standbys(wanted, inventory).into_iter().map(|(standby, _)| standby);
+    let standbys: Vec<NodeId> = standbys.filter(runs).collect();
     let (directory, system) = (existing.directory.clone(), existing.system?);
     let why = if existing.noted.is_some() { "it was begun" } else { "the file says that its data are the first copy" };
-    Some(because(Step::Adopt { node, directory, system }, why))
+    let slots = super::adopt::slots_of_standbys(wanted, inventory);
+    Some(because(Step::Adopt { node, directory, system, standbys, slots }, why))
 }
 
 /// An agent that runs, and that nobody starts again.

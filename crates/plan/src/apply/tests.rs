@@ -126,7 +126,9 @@ impl World {
                     Papers::Whole { authority: AUTHORITY.into(), node: node.to_string(), until: NOW + YEAR, names };
             }
             Step::Start(node) => self.start(node),
-            Step::Adopt { node, directory, system } => self.adopt(&file, node, (directory, system)),
+            Step::Adopt { node, directory, system, standbys, .. } => {
+                self.adopt(&file, node, (directory, system), standbys);
+            }
             Step::Add(node) => {
                 let mut spec = self.stored.clone().unwrap().spec;
                 spec.nodes.push(file.node(node).unwrap().clone());
@@ -183,7 +185,11 @@ impl World {
         self.read.insert(node.clone(), config);
     }
 
-    fn adopt(&mut self, file: &Spec, node: &NodeId, what: (&String, &SystemId)) {
+    fn adopt(&mut self, file: &Spec, node: &NodeId, what: (&String, &SystemId), standbys: &[NodeId]) {
+        for standby in standbys {
+            assert!(matches!(self.hosts[standby].adopt, Some(Adopt::Named(_))) && self.hosts[standby].agent.is_some());
+            self.host(standby).adopt = Some(Adopt::Taken);
+        }
         let running = file.nodes.iter().filter(|node| self.hosts[&node.name].agent.is_some()).count();
         assert_eq!(running, file.nodes.len(), "clients are away before everything is ready");
         let founder = self.stored.as_ref().map(|stored| stored.spec.founder().cloned());

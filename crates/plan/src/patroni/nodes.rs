@@ -164,6 +164,7 @@ fn node(
         witness: false,
         // Which of them is the primary no file says.
         adopt: None,
+        adopt_standby: None,
         port,
         agent_port: 7420 + offset.min(1000),
         health_port: health.unwrap_or(7421 + offset.min(1000)),
@@ -226,7 +227,7 @@ fn tell_data(book: &mut Book, file: usize, node: &Node, cluster: &ClusterName) {
     let standard = PathBuf::from("/var/lib/mainstay").join(cluster.as_str());
     let dir = node.dir.clone().unwrap_or(standard).join("data");
     let text = format!(
-        "the data will lie in {}; to take the primary's server over without a copy, write adopt = {:?} into its [[node]] alone (docs/adopt.md)",
+        "the data will lie in {}; to take servers over without a copy, write adopt = {:?} into the primary's [[node]], and adopt_standby into the replicas' (docs/adopt.md)",
         dir.display(),
         place.text
     );

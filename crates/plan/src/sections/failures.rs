@@ -20,7 +20,7 @@ pub(super) fn policy(draft: &Draft<'_>) -> Section {
     };
     section.table("Decisions and their times", &["What happens", "Who acts", "After"], vec![
         cells![Mark::Derived; "the primary's server dies, its host lives", "Mainstay", "at once: the end of its process is seen, no time-out is waited for"],
-        cells![Mark::Declared; "the primary's host is silent", "Mainstay", format!("{} ms of silence, and a majority that does not hear it either", times.suspicion_ms)],
+        cells![Mark::Declared; "the primary's host is silent", "Mainstay", format!("{} ms of silence, and {}", times.suspicion_ms, if layout.etcd { "nobody else hears it" } else { "a majority that does not hear it either" })],
         cells![Mark::Derived; "the take-over is done", "Mainstay", format!("{} s, clients' new connections included (rehearsed, rounded up)", take_over_s(facts, layout))],
         cells![Mark::Declared; "a primary that can not renew its claim stops", "the guard on its host", format!("{} ms less {} %", times.lease_ms, times.margin_percent)],
         cells![Mark::Derived; "a failed node returns", "Mainstay", "it is rewound or cloned, what its log alone held is kept and reported"],
@@ -38,7 +38,12 @@ pub(super) fn policy(draft: &Draft<'_>) -> Section {
             if layout.waits == 0 { "" } else { ", the way to a replica and back, and its flush" }
         ),
     );
-    section.say(Mark::Derived, "Not automatic, on purpose: a take-over that may lose acknowledged writes (mainstay failover --accept-data-loss), rebuilding the store after its majority is lost for ever (mainstay recover), going back to the old primary, and restoring a backup.");
+    let store = if layout.etcd {
+        "making the cluster's part of etcd anew after it was lost or restored from an older copy"
+    } else {
+        "rebuilding the store after its majority is lost for ever"
+    };
+    section.say(Mark::Derived, format!("Not automatic, on purpose: a take-over that may lose acknowledged writes (mainstay failover --accept-data-loss), {store} (mainstay recover), going back to the old primary, and restoring a backup."));
     section
 }
 
@@ -88,7 +93,9 @@ pub(super) fn risk_texts(draft: &Draft<'_>) -> Vec<String> {
     } else if layout.durability == Durability::Strict && layout.data() == layout.waits + 1 {
         found.push("Every replica is needed for every commit (strict): each restart of a replica's host blocks writes for as long.".to_owned());
     }
-    if layout.votes() > 1 && layout.votes().is_multiple_of(2) {
+    if draft.facts.spec.store.is_etcd() {
+        found.push("The store is an etcd: everything here holds while more than half of its members answer. Who keeps it up is not part of this plan.".to_owned());
+    } else if layout.votes() > 1 && layout.votes().is_multiple_of(2) {
         found.push(format!(
             "{} votes bear no more failures than {}: one vote costs a host and brings nothing.",
             layout.votes(),

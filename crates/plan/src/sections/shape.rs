@@ -128,7 +128,11 @@ pub(super) fn architecture(draft: &Draft<'_>) -> Section {
 fn nodes(draft: &Draft<'_>, section: &mut Section) {
     let spec = draft.facts.spec;
     let rows = spec.nodes.iter().map(|node| {
-        let what = if node.witness { "witness: votes, holds no data" } else { "data, may be primary" };
+        let what = match (node.witness, spec.store.is_etcd()) {
+            (true, false) => "witness: votes, holds no data",
+            (true, true) => "witness: holds no data, and has no vote where the store is an etcd",
+            (false, _) => "data, may be primary",
+        };
         let server = if node.witness { "none".to_owned() } else { node.port.to_string() };
         cells![Mark::Declared; node.name, node.host, node.zone.as_deref().unwrap_or("not said"), what, server, node.agent_port, node.health_port]
     });
@@ -142,7 +146,7 @@ fn arithmetic(draft: &Draft<'_>, section: &mut Section) {
     let store = &draft.facts.spec.store;
     let members = store.endpoints.len();
     let votes_row = if store.is_etcd() {
-        cells![Mark::Declared; "Store", format!("an etcd of {members}: {}", store.endpoints.join(", ")), format!("the cluster decides while {} or more of its members answer; the rehearsal below counts the nodes in their place", members / 2 + 1)]
+        cells![Mark::Declared; "Store", format!("an etcd of {members}: {}", store.endpoints.join(", ")), format!("the cluster decides while {} or more of its members answer, however few nodes are left; everything below takes it as working", members / 2 + 1)]
     } else {
         cells![Mark::Derived; "Votes", format!("{votes}: a majority is {}", layout.majority()), format!("the store works while {} or fewer are away", spare(votes - layout.majority()))]
     };
@@ -172,7 +176,7 @@ fn arithmetic(draft: &Draft<'_>, section: &mut Section) {
         );
     }
     section.table("Quorum arithmetic", &["What", "Number", "So"], rows);
-    let recommended = best(votes, layout.durability, &assumed(draft));
+    let recommended = best(votes, layout, &assumed(draft));
     if let Some((other, without)) = recommended.filter(|(other, _)| (other.votes(), other.data()) != (votes, data)) {
         let now = without_writes(
             &Layout {
@@ -218,9 +222,14 @@ fn what_if(draft: &Draft<'_>, section: &mut Section) {
         zones.map(|case| case_row(draft, case)).collect(),
     );
     let primary = cases.first().map(|case| case.primary.to_string()).unwrap_or_default();
+    let store = if draft.layout.etcd {
+        "the etcd goes on answering"
+    } else {
+        "the store answers nothing for 1 s after a node was lost"
+    };
     section.say(Mark::Derived, format!(
-        "Rehearsed with {primary} as primary: the decision code of every node ran in a small world in which hosts vanish without a word, the store answers \
-         nothing for 1 s after a node was lost, a promotion takes 0.3 s and a start 0.5 s. The gap is the longest time between two acknowledged commits; \
+        "Rehearsed with {primary} as primary: the decision code of every node ran in a small world in which hosts vanish without a word, {store}, \
+         a promotion takes 0.3 s and a start 0.5 s. The gap is the longest time between two acknowledged commits; \
          real hosts add what their disks and clients need. Failures of networks are not among them: docs/promises.md says what is tested."
     ));
 }
@@ -283,22 +292,30 @@ fn availability_table(draft: &Draft<'_>, section: &mut Section) {
         cells![Mark::Derived; "this plan", draft.layout.votes(), draft.layout.data(), percent(here), a_year(here)],
     ];
     for hosts in [1, 2, 3, 5, 7] {
-        if let Some((layout, without)) = best(hosts, draft.layout.durability, &assumed) {
+        if let Some((layout, without)) = best(hosts, &draft.layout, &assumed) {
             rows.push(cells![Mark::Derived; format!("best of {hosts} host{}, without zones", if hosts == 1 { "" } else { "s" }), layout.votes(), layout.data(), percent(without), a_year(without)]);
         }
     }
     section.table(
         "Expected availability of writes",
-        &["Layout", "Votes", "Copies", "Availability", "A year without writes"],
+        &[
+            "Layout",
+            if draft.layout.etcd { "Nodes" } else { "Votes" },
+            "Copies",
+            "Availability",
+            "A year without writes",
+        ],
         rows,
     );
     let asked = draft.facts.asked();
     section.say(draft.facts.said(|asked| (asked.host_fails_every_days, asked.repair_hours, asked.zone_fails_every_days)), format!(
         "The model: hosts fail independently, once in {} days, and are back after {} h; a zone fails as a whole once in {} days, for as long; each failure of the primary \
-         costs one take-over of {} s. Writes stand still while votes or copies are too few for the durability.",
-        asked.host_fails_every_days, asked.repair_hours, asked.zone_fails_every_days, take_over_s(draft.facts, &draft.layout)
+         costs one take-over of {} s. Writes stand still while {} too few for the durability.",
+        asked.host_fails_every_days, asked.repair_hours, asked.zone_fails_every_days, take_over_s(draft.facts, &draft.layout),
+        if draft.layout.etcd { "copies are" } else { "votes or copies are" }
     ));
-    section.say(Mark::Derived, "Not in the model: mistakes of people, faults in software that strike all nodes, and failures of what lies between clients and hosts. They are often the larger part.");
+    let etcd = if draft.layout.etcd { "failures of the etcd, " } else { "" };
+    section.say(Mark::Derived, format!("Not in the model: {etcd}mistakes of people, faults in software that strike all nodes, and failures of what lies between clients and hosts. They are often the larger part."));
 }
 
 fn connections(draft: &Draft<'_>, section: &mut Section) {

@@ -91,6 +91,8 @@ pub(crate) struct Client {
     pub(crate) behind_since: Option<Moment>,
     pub(crate) waiting_since: Option<Moment>,
     pub(crate) wait_began_us: u64,
+    /// The change of the primary in which it was last counted as held.
+    pub(crate) counted: u64,
     /// What it has sent while it waits.
     pub(crate) held_bytes: u64,
     /// When it connected, or came to its stage.
@@ -138,6 +140,7 @@ impl Client {
             behind_since: None,
             waiting_since: None,
             wait_began_us: 0,
+            counted: 0,
             held_bytes: 0,
             since: now,
             may_commit: false,

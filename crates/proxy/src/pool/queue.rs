@@ -135,7 +135,7 @@ impl Worker {
         client.wait_began_us = self.now_us;
         if let Some(pool) = self.pools.get_mut(index) {
             pool.numbers.waits += 1;
-            self.stats.changes.held();
+            self.stats.changes.held(&mut client.counted);
             pool.waiting.push_back(client.id);
         }
         self.open_more(index);
@@ -148,9 +148,10 @@ impl Worker {
             self.hub.waiting.fetch_sub(1, Ordering::Relaxed);
             self.stats.held.fetch_sub(1, Ordering::Relaxed);
             self.hub.held_bytes.fetch_sub(std::mem::take(&mut client.held_bytes), Ordering::Relaxed);
-            self.stats.changes.let_go(self.now_us.saturating_sub(client.wait_began_us));
+            let waited = self.now_us.saturating_sub(client.wait_began_us);
+            self.stats.changes.let_go(waited, self.now, &mut client.counted);
             if let Some(pool) = client.pool.and_then(|index| self.pools.get_mut(index)) {
-                pool.numbers.wait_times.add(self.now_us.saturating_sub(client.wait_began_us));
+                pool.numbers.wait_times.add(waited);
             }
         }
     }

@@ -69,6 +69,7 @@ fn node(name: String, last: u8, witness: bool) -> Result<Node> {
         health_port: 7421,
         dir: None,
         adopt: None,
+        adopt_standby: None,
     })
 }
 

@@ -7,12 +7,12 @@ use crate::commands::{node, pki, restart, set};
 use crate::failure::{Failure, Outcome};
 use crate::local::keys::{Keys, Member};
 use crate::local::tokens::Tokens;
-use crate::on_host::adopt::Bring;
+use crate::on_host::adopt::{Bring, Part};
 use crate::on_host::{CONFIG, Task};
 use crate::output::progress::Progress;
 use crate::session::Session;
-use mainstay_model::NodeId;
 use mainstay_model::config_assign::difference;
+use mainstay_model::{NodeId, SystemId};
 use mainstay_net::join::Question;
 use mainstay_plan::apply::{Reasoned, Step, Work, kept};
 use std::collections::BTreeMap;
@@ -88,6 +88,38 @@ impl Run {
         Ok(())
     }
 
+    async fn bring(&self, node: &NodeId, (system, slots): (SystemId, &[String]), part: Part) -> Outcome {
+        let bring = Bring { task: self.task(node), system, part, slots: slots.to_vec() };
+        self.fleet.ask::<serde_json::Value>(node, "adopt", &bring, ADOPT).await.map(drop)
+    }
+
+    /// The server's standbys follow it to its end; then they are brought, then its own data. One that can not be brought does not keep clients
+    /// waiting: its node becomes a copy by a clone, and that is told at the end.
+    async fn adopt(&self, node: &NodeId, system: (SystemId, &[String]), standbys: &[NodeId]) -> Outcome {
+        if standbys.is_empty() {
+            return self.bring(node, system, Part::Whole).await;
+        }
+        let ready = together(standbys.iter().map(|standby| self.bring(standby, system, Part::Ready))).await;
+        for (standby, ready) in standbys.iter().zip(ready) {
+            ready.map_err(|failure| Failure {
+                error: format!("the standby of {standby}: {}", failure.error),
+                ..failure
+            })?;
+        }
+        self.bring(node, system, Part::Stop).await?;
+        let brought = together(standbys.iter().map(|standby| async move {
+            self.bring(standby, system, Part::Standby).await.map_err(|failure| {
+                let error = format!("the standby of {standby} was not taken over: {}", failure.error);
+                let then = "the cluster goes on without it, and that node becomes a copy by a clone; its old data were left where they are";
+                let hint = failure.hint.into_iter().chain([then.to_owned()]).collect::<Vec<_>>().join("\n");
+                Failure { error, hint: Some(hint), ..failure }
+            })
+        }))
+        .await;
+        self.bring(node, system, Part::Move).await?;
+        brought.into_iter().collect()
+    }
+
     async fn on_host(&self, node: &NodeId, step: &Step) -> Outcome {
         let begun = self.lines.begin(node.as_str(), &step.words());
         let task = self.task(node);
@@ -98,10 +130,7 @@ impl Run {
             Step::Configure(_) => answer("configure", SMALL).await.map(drop),
             Step::Join(_) => self.join(node, false).await,
             Step::Renew(_) => self.join(node, true).await,
-            Step::Adopt { system, .. } => {
-                let bring = Bring { task: self.task(node), system: *system };
-                self.fleet.ask::<serde_json::Value>(node, "adopt", &bring, ADOPT).await.map(drop)
-            }
+            Step::Adopt { system, standbys, slots, .. } => self.adopt(node, (*system, slots), standbys).await,
             Step::Start(_) => answer("start", END).await.map(drop),
             Step::Reload(_) => answer("reload", SMALL).await.map(drop),
             Step::Move(_) => answer("restart", END).await.map(drop),

@@ -1,6 +1,6 @@
 //! What is told before anybody is asked.
 
-use super::{COPY_BYTES_S, Fate, Told, blocks, copy_s, fate, of, pending, size, words};
+use super::{COPY_BYTES_S, Fate, Told, blocks, copy_s, fate, of, pending, size, standbys, words};
 use crate::apply::facts::{Inventory, Wanted};
 use mainstay_model::spec::Spec;
 use std::collections::BTreeMap;
@@ -32,13 +32,14 @@ pub fn told(wanted: &Wanted<'_>, inventory: &Inventory) -> Vec<String> {
                 "clients are away for the time of that stop and {AWAY}; then they come to port {} of any node",
                 proxy.write_port
             ));
-            if blocks(wanted.spec) {
+            let followers = standbys::followers(wanted, inventory, existing.system).len();
+            if blocks(wanted.spec, followers) {
                 let wait = copy_s(told.bytes).max(1);
                 say(format!(
                     "with durability strict no commit returns before the first copy is made as well: about {wait} s at {} MB/s",
                     COPY_BYTES_S / 1_000_000
                 ));
-            } else {
+            } else if followers == 0 {
                 say(format!(
                     "commits are on that node alone until the first copy is made: about {} s at {} MB/s",
                     copy_s(told.bytes).max(1),
@@ -58,13 +59,19 @@ pub fn told(wanted: &Wanted<'_>, inventory: &Inventory) -> Vec<String> {
         say("its pages have no checksums: damage by a disk goes unseen; pg_checksums --enable, with the server stopped, mends that".into());
     }
     say(format!(
-        "the other nodes become copies of it; roles, passwords and databases stay, and what Mainstay needs is added (app, {})",
+        "the other nodes become copies of it{}; roles, passwords and databases stay, and what Mainstay needs is added (app, {})",
+        if wanted.spec.nodes.iter().any(|node| node.adopt_standby.is_some()) {
+            ", by a clone where no standby is taken over"
+        } else {
+            ""
+        },
         "mainstay_replicator"
     ));
     say(format!(
         "the way back, at any time: end the agents, move {} to {dir}, let its own means start it (docs/adopt.md)",
         to.display()
     ));
+    lines.extend(standbys::told(wanted, inventory));
     lines
 }
 

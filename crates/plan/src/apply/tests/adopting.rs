@@ -94,7 +94,7 @@ fn what_keeps_a_server_from_being_adopted_is_told_before_it_is_stopped() {
             existing(world).noted = Some(SystemId(77));
             (existing(world).pid, existing(world).told) = (None, None);
         }),
-        ("a standby streams from", &|world| asked(world).standbys = vec!["walreceiver at 10.0.0.7".into()]),
+        ("standbys stream from", &|world| asked(world).standbys = vec!["walreceiver at 10.0.0.7".into()]),
         ("pg_drop_replication_slot('it''s')", &|world| asked(world).slots = vec!["it's".into()]),
         ("prepared transactions", &|world| asked(world).prepared = 2),
         ("mounted at /srv/main/pg_wal", &|world| existing(world).mounts = vec!["/srv/main/pg_wal".into()]),
@@ -299,4 +299,110 @@ fn a_line_that_comes_after_the_start_is_in_force_before_the_server_is_stopped() 
         same(&world, &[1, 2, 3], &text);
         assert_eq!(world.hosts[&name(2)].adopt, Some(Adopt::Taken));
     }
+}
+
+/// The same, and the third node's server is a standby of it.
+fn pair() -> (World, String) {
+    let (mut world, text) = adopting();
+    let text = text.replace("host = \"10.0.0.3\"\n", "host = \"10.0.0.3\"\nadopt_standby = \"/srv/copy\"\n");
+    asked(&mut world).standbys = vec!["walreceiver at 10.0.0.3".into()];
+    asked(&mut world).slots = vec!["theirs".into()];
+    let told = Told { in_recovery: true, receives: true, slot: Some("theirs".into()), ..asked(&mut world).clone() };
+    let standby = Existing {
+        directory: "/srv/copy".into(),
+        standby: true,
+        state: "in archive recovery".into(),
+        told: Some(Ok(Told { standbys: Vec::new(), slots: Vec::new(), ..told })),
+        ..existing(&mut world).clone()
+    };
+    world.host(&name(3)).adopt = Some(Adopt::Named(Box::new(standby)));
+    (world, text)
+}
+
+fn standby(world: &mut World) -> &mut Existing {
+    let Some(Adopt::Named(existing)) = &mut world.host(&name(3)).adopt else { panic!("no standby") };
+    existing
+}
+
+#[test]
+fn a_standby_comes_with_its_primary_wherever_that_was_interrupted() {
+    let (bare, text) = pair();
+    for interrupted in 0..60 {
+        let mut world = bare.clone();
+        world.apply(&text, false, interrupted);
+        same(&world, &[1, 2, 3], &text);
+        let taken = [2, 3].map(|number| world.hosts[&name(number)].adopt.clone());
+        assert_eq!(taken, [Some(Adopt::Taken), Some(Adopt::Taken)]);
+        assert_eq!(world.decide(&text, false), Ok(Work::default()));
+    }
+    // The primary was stopped and the standby moved, and the run ended there.
+    let mut world = bare.clone();
+    world.host(&name(3)).adopt = Some(Adopt::Taken);
+    let stopped = existing(&mut world);
+    (stopped.pid, stopped.told, stopped.state, stopped.noted) = (None, None, "shut down".into(), Some(SystemId(77)));
+    world.apply(&text, false, usize::MAX / 2);
+    same(&world, &[1, 2, 3], &text);
+}
+
+#[test]
+fn what_keeps_a_standby_from_being_taken_over_is_told_before_its_primary_is_stopped() {
+    let (_, text) = pair();
+    let said = |change: &dyn Fn(&mut World), text: &str| {
+        let (mut world, _) = pair();
+        change(&mut world);
+        let found = world.decide(text, false).err().unwrap_or_default();
+        found.iter().map(|each| format!("{}: {}\n", each.what, each.mend)).collect::<String>()
+    };
+    assert_eq!(said(&|_| {}, &text), "");
+    type Change<'a> = (&'a str, &'a dyn Fn(&mut World));
+    let told = |world: &mut World, change: &dyn Fn(&mut Told)| {
+        change(standby(world).told.as_mut().unwrap().as_mut().unwrap());
+    };
+    let cases: [Change<'_>; 14] = [
+        ("other values than its primary: work_mem", &|world| {
+            let one = Setting { automatic: true, ..setting("work_mem", "64MB") };
+            told(world, &|told| told.settings.push(one.clone()));
+        }),
+        ("is not there: /srv/copy does not exist", &|world| standby(world).no_data = Some("does not exist".into())),
+        ("no standby of the adopted server", &|world| standby(world).system = Some(SystemId(78))),
+        ("takes writes of its own", &|world| told(world, &|told| told.in_recovery = false)),
+        ("receives nothing from its primary", &|world| told(world, &|told| told.receives = false)),
+        ("follows the standby of /srv/copy", &|world| told(world, &|told| told.standbys = vec!["b".into()])),
+        ("replication slot mine", &|world| told(world, &|told| told.slots = vec!["mine".into()])),
+        ("postgresql.auto.conf", &|world| told(world, &|told| told.stale = true)),
+        ("does not run: it must follow", &|world| (standby(world).pid, standby(world).told) = (None, None)),
+        ("can not be moved into", &|world| standby(world).elsewhere = Some("another file system".into())),
+        ("pg_wal in /srv/copy leads to", &|world| standby(world).links = vec![("pg_wal".into(), "/wal".into())]),
+        ("patroni runs there", &|world| standby(world).managers = vec!["patroni".into()]),
+        // Of the primary's.
+        ("walreceiver at 10.0.0.9 (1 of them named", &|world| {
+            asked(world).standbys.push("walreceiver at 10.0.0.9".into())
+        }),
+        ("replication slot other", &|world| asked(world).slots.push("other".into())),
+    ];
+    for (words, change) in cases {
+        let said = said(change, &text);
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    // Without the line the standby is in the way, and is told how it comes along.
+    let without = text.replace("adopt_standby = \"/srv/copy\"\n", "");
+    let said = said(&|world| world.host(&name(3)).adopt = None, &without);
+    assert!(said.contains("standbys stream from") && said.contains("adopt_standby = "), "{said}");
+}
+
+#[test]
+fn with_a_standby_no_commit_is_held_for_a_copy_and_no_room_is_asked_for() {
+    let (mut world, text) = pair();
+    let text = format!("{text}[failover]\nsync_replicas = 1\n");
+    asked(&mut world).bytes = 1 << 40;
+    (1..=3).for_each(|number| world.host(&name(number)).free = Some(1 << 30));
+    let found = world.decide(&text, false).unwrap_err();
+    assert!(found.len() == 1 && found[0].node == Some(name(1)) && found[0].what.contains("does not fit"), "{found:?}");
+    let spec = spec(&text);
+    let wanted = wanted(&spec, &text, Some(AUTHORITY), false);
+    let lines = adopt::told(&wanted, &world.inventory(&spec)).join("\n");
+    assert!(
+        lines.contains("db3: the standby of /srv/copy becomes its copy") && !lines.contains("commits are on that node"),
+        "{lines}"
+    );
 }

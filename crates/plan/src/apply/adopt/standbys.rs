@@ -1,0 +1,166 @@
+//! Standbys of the adopted server that the file names (`adopt_standby`): their data become replicas without a clone (docs/adr/0045). They follow the
+//! old server to its end, so that they have all of its log; only then they are stopped.
+
+use super::{Adopt, Existing, Told, carried, first, not_there, on_disk, pending, places, runs_again, slots, toml};
+use crate::apply::facts::{Inventory, Wanted};
+use crate::apply::obstacles::Obstacle;
+use mainstay_model::shell::quote;
+use mainstay_model::spec::Node;
+use mainstay_model::{NodeId, SystemId};
+use std::collections::BTreeMap;
+
+/// The standbys whose data are still to be brought: to which node, and what is known of each.
+#[must_use]
+pub fn standbys<'a>(wanted: &Wanted<'_>, inventory: &'a Inventory) -> Vec<(NodeId, &'a Existing)> {
+    if pending(wanted, inventory).is_none() {
+        return Vec::new();
+    }
+    let named = wanted.spec.data_nodes().filter(|node| node.adopt_standby.is_some());
+    let known = |node: &Node| match inventory.host(&node.name)?.adopt.as_ref()? {
+        Adopt::Named(existing) => Some((node.name.clone(), &**existing)),
+        Adopt::Taken | Adopt::Unnamed { .. } => None,
+    };
+    named.filter_map(known).collect()
+}
+
+/// Those of them that follow the adopted server now.
+pub(super) fn followers<'a>(wanted: &Wanted<'_>, inventory: &'a Inventory, system: Option<SystemId>) -> Vec<&'a Told> {
+    let all = standbys(wanted, inventory).into_iter().filter(|(_, existing)| existing.system == system);
+    all.filter_map(|(_, existing)| existing.told.as_ref()?.as_ref().ok()).filter(|told| told.receives).collect()
+}
+
+/// The slots through which they do so.
+#[must_use]
+pub fn slots_of_standbys(wanted: &Wanted<'_>, inventory: &Inventory) -> Vec<String> {
+    let Some((_, primary)) = pending(wanted, inventory) else { return Vec::new() };
+    followers(wanted, inventory, primary.system).into_iter().filter_map(|told| told.slot.clone()).collect()
+}
+
+/// What stands in the way of one.
+pub(super) fn obstacles(wanted: &Wanted<'_>, inventory: &Inventory, node: &Node, found: &mut Vec<Obstacle>) {
+    let all = standbys(wanted, inventory);
+    let Some((_, existing)) = all.iter().find(|(name, _)| *name == node.name) else { return };
+    let Some((_, primary)) = pending(wanted, inventory) else { return };
+    let mut say = |what: String, mend: String| found.push(Obstacle::on(&node.name, what, mend));
+    let dir = &existing.directory;
+    if existing.no_data.is_some() {
+        return not_there(existing, "adopt_standby", &mut say);
+    }
+    on_disk(wanted, inventory, node, existing, true, &mut say);
+    places(existing, &mut say);
+    runs_again(existing, &mut say);
+    if primary.no_data.is_none() && existing.system != primary.system {
+        say(
+            format!("{dir} is no standby of the adopted server: it has another system identifier"),
+            "name its standby's data directory; or take the line out: the node then becomes a copy by a clone".into(),
+        );
+    }
+    match (&existing.told, existing.pid) {
+        (Some(Ok(told)), _) => {
+            as_told(wanted, existing, told, &mut say);
+            if let Some(Ok(theirs)) = &primary.told {
+                otherwise(dir, told, theirs, &mut say);
+            }
+        }
+        (Some(Err(why)), _) => say(
+            format!("the standby of {dir} does not answer as postgres on its own socket: {why}"),
+            format!(
+                "let the operating-system user of {dir} in as postgres: the line `local all postgres peer` of its pg_hba.conf, first; then reload it"
+            ),
+        ),
+        (None, Some(pid)) => say(
+            format!("process {pid} works in {dir} and is no server that answers"),
+            format!("look at it: ps -p {pid} -f"),
+        ),
+        // An interrupted adoption has stopped it, when it had followed to the end.
+        (None, None) if existing.noted.is_none() => say(
+            format!("the standby of {dir} does not run: it must follow the adopted server to its end"),
+            first(
+                existing,
+                "start it by its own means, and let it catch up; or take the line out: the node then becomes a copy by a clone",
+            ),
+        ),
+        (None, None) => {}
+    }
+}
+
+fn as_told(wanted: &Wanted<'_>, existing: &Existing, told: &Told, say: &mut impl FnMut(String, String)) {
+    let dir = &existing.directory;
+    if !told.in_recovery {
+        let mend = "find out which of the two has the writes that count, before anything else; name that one's directory with `adopt`";
+        return say(format!("the server of {dir} is no standby: it takes writes of its own"), mend.into());
+    }
+    if !told.receives {
+        say(
+            format!("the standby of {dir} receives nothing from its primary: it would not have all of its log"),
+            "see in its log why; or take the line out: the node then becomes a copy by a clone".into(),
+        );
+    }
+    for standby in &told.standbys {
+        let mend = "let it follow the primary itself, or stop it";
+        say(format!("a standby follows the standby of {dir}: {standby}"), mend.into());
+    }
+    slots(&told.slots, dir, &[], say);
+    // It goes with the data, and counts before the file once this node is the primary.
+    carried::files(told, dir, say);
+    carried::automatic(wanted.spec, told, dir, say);
+}
+
+/// What ALTER SYSTEM has set on one of the two only would change with each take-over.
+fn otherwise(dir: &str, told: &Told, primary: &Told, say: &mut impl FnMut(String, String)) {
+    fn automatic(told: &Told) -> BTreeMap<&str, &str> {
+        let counts = told.settings.iter().filter(|setting| setting.automatic && !setting.owned);
+        counts.map(|setting| (setting.name.as_str(), setting.value.as_str())).collect()
+    }
+    let (its, theirs) = (automatic(told), automatic(primary));
+    let names = its.keys().chain(theirs.keys()).filter(|name| its.get(*name) != theirs.get(*name));
+    let mut names: Vec<&str> = names.copied().collect();
+    names.sort_unstable();
+    names.dedup();
+    if !names.is_empty() {
+        say(
+            format!("the standby of {dir} has by ALTER SYSTEM other values than its primary: {}", names.join(", ")),
+            "make them the same, with ALTER SYSTEM on the standby as well, and reload it: they go with the data, and count before the file".into(),
+        );
+    }
+}
+
+/// Standbys of the adopted server that would be left behind.
+pub(super) fn left_behind(existing: &Existing, told: &Told, followers: &[&Told], say: &mut impl FnMut(String, String)) {
+    if told.standbys.len() <= followers.len() {
+        return;
+    }
+    let dir = &existing.directory;
+    let known = match followers.len() {
+        0 => String::new(),
+        some => format!(" ({some} of them named in the file)"),
+    };
+    say(
+        format!("standbys stream from the server of {dir}: {}{known}", told.standbys.join(", ")),
+        format!(
+            "name each one's data directory in the [[node]] on its host, and it is taken over without a copy: adopt_standby = {}; or stop it, and drop \
+             its slot: nodes of the file are cloned anew, and others can not follow any more",
+            toml("/var/lib/postgresql/15/main")
+        ),
+    );
+}
+
+/// What is told of them before anybody is asked.
+pub(super) fn told(wanted: &Wanted<'_>, inventory: &Inventory) -> Vec<String> {
+    let mut lines = Vec::new();
+    for (name, existing) in standbys(wanted, inventory) {
+        let Some(node) = wanted.spec.node(&name) else { continue };
+        let (dir, to) = (&existing.directory, wanted.spec.node_dir(node).join("data"));
+        lines.push(format!("{name}: the standby of {dir} becomes its copy, without a clone"));
+        lines.push(format!(
+            "  it follows the old server to its end, is stopped then, and its data are moved to {} by a rename; until then it answers reads",
+            to.display()
+        ));
+        lines.extend(existing.keepers.iter().map(|keeper| format!("  it is not started there again: {keeper}")));
+        lines.push(format!(
+            "  if its log is no beginning of the primary's after all, its data stay in {} and a clone is made",
+            quote(&wanted.spec.node_dir(node).join("data.adopted").display().to_string())
+        ));
+    }
+    lines
+}
