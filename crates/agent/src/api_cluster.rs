@@ -24,6 +24,7 @@ use mainstay_model::{ClaimState, CopyId, Event, Record, Term};
 use mainstay_ports::clock::wall_now_ms;
 use mainstay_ports::peer::Caller;
 use mainstay_ports::store::{CasOutcome, Store as _, Versioned};
+use mainstay_store::ClusterStore;
 use mainstay_store::etcd::EtcdStore;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -49,9 +50,29 @@ fn conflict(why: impl Into<String>, hint: &'static str) -> Refused {
     (StatusCode::CONFLICT, why.into(), hint)
 }
 
-fn no_store(why: impl std::fmt::Display) -> Refused {
-    let hint = "mainstay status shows which nodes are missing; if most are lost for ever, see mainstay recover";
-    (StatusCode::SERVICE_UNAVAILABLE, format!("the store does not answer: {why}"), hint)
+/// The store does not answer this node. What is next differs: it may be the nodes', an etcd that is away, or one that is not believed.
+fn no_store(store: &ClusterStore, why: impl std::fmt::Display) -> Refused {
+    let unavailable = |text: String, hint| (StatusCode::SERVICE_UNAVAILABLE, text, hint);
+    if store.distrusts() {
+        let hint =
+            "mainstay recover shows what each node knows, and makes the cluster's part of etcd anew; see docs/etcd.md";
+        return unavailable(format!("the store is not believed: {why}"), hint);
+    }
+    match store.etcd() {
+        Some(_) => unavailable(
+            format!("the etcd that is the store does not answer: {why}"),
+            "mainstay status shows why (store-no-quorum, store-cut-off); ask again once etcd answers: it is made at most once",
+        ),
+        None => unavailable(
+            format!("the store does not answer: {why}"),
+            "mainstay status shows which nodes are missing; if most are lost for ever, see mainstay recover",
+        ),
+    }
+}
+
+/// What this node itself can not do.
+fn unable(why: impl std::fmt::Display) -> Refused {
+    (StatusCode::SERVICE_UNAVAILABLE, format!("this node can not: {why}"), "see its agent's log; ask again")
 }
 
 fn answer<T: serde::Serialize>(code: StatusCode, result: Result<T, Refused>) -> Response {
@@ -210,7 +231,7 @@ impl Api {
 
     /// The generation in the store, and where it stands.
     async fn stored(&self) -> Result<(Versioned, StoredSpec), Refused> {
-        let held = self.store.read(SPEC_KEY, STORE_TIMEOUT).await.map_err(no_store)?;
+        let held = self.store.read(SPEC_KEY, STORE_TIMEOUT).await.map_err(|why| no_store(&self.store, why))?;
         let held = held.ok_or_else(|| {
             conflict("the cluster has not been founded yet", "try again once mainstay status shows a primary")
         })?;
@@ -221,7 +242,7 @@ impl Api {
     }
 
     async fn record(&self) -> Result<Option<Record>, Refused> {
-        let held = self.store.read(RECORD_KEY, STORE_TIMEOUT).await.map_err(no_store)?;
+        let held = self.store.read(RECORD_KEY, STORE_TIMEOUT).await.map_err(|why| no_store(&self.store, why))?;
         Ok(record_of(held.as_ref()))
     }
 
@@ -233,7 +254,7 @@ impl Api {
         for _ in 0..TRIES {
             let (held, present) = self.stored().await?;
             let Some(next) = change(&present)? else { return Ok(present) };
-            let value = serde_json::to_vec(&next).map_err(|problem| no_store(&problem))?;
+            let value = serde_json::to_vec(&next).map_err(unable)?;
             match self.store.compare_and_set(SPEC_KEY, Some(held.revision), value, STORE_TIMEOUT).await {
                 CasOutcome::Done(_) => {
                     // The watch tells this node's parts a moment later in any case.
@@ -242,7 +263,7 @@ impl Api {
                 }
                 // It may be this very change whose answer was lost: the next look tells.
                 CasOutcome::Conflict(_) | CasOutcome::Unknown => {}
-                CasOutcome::Unavailable(why) => return Err(no_store(why)),
+                CasOutcome::Unavailable(why) => return Err(no_store(&self.store, why)),
             }
         }
         Err((
@@ -349,7 +370,7 @@ impl Api {
     async fn recover(&self, wish: RecoverWish, caller: &Caller) -> Result<Accepted, Refused> {
         let by = who(&wish.by, caller);
         let summary =
-            self.snapshot().await.map(|snapshot| snapshot.summary).ok_or_else(|| no_store("the loop is busy"))?;
+            self.snapshot().await.map(|snapshot| snapshot.summary).ok_or_else(|| unable("the agent's loop is busy"))?;
         let known = summary.record.as_ref().map(|(_, record)| record.term).unwrap_or_default();
         let accepted = |text: &str| Ok(Accepted { node: self.me.clone(), term: wish.term, text: text.to_owned() });
         if known.incarnation() >= wish.term.incarnation() && known.incarnation() > 0 {
@@ -387,9 +408,9 @@ impl Api {
             self.restart_soon();
             return accepted("the store is made anew in etcd from what this node knows; its agent restarts");
         }
-        let group = entropy().map_err(|problem| no_store(format!("{problem:#}")))?.max(1);
+        let group = entropy().map_err(|problem| unable(format!("{problem:#}")))?.max(1);
         let intent = Intent::Rebuild { group, term: wish.term, by, lossy: wish.lossy };
-        intent.save(&self.layout).map_err(|problem| no_store(format!("{problem:#}")))?;
+        intent.save(&self.layout).map_err(|problem| unable(format!("{problem:#}")))?;
         self.restart_soon();
         accepted("rebuilding the store from this node; its agent restarts")
     }
@@ -405,7 +426,10 @@ impl Api {
             ));
         }
         let group = crate::etcd::group_of(&self.me, wish.term);
-        let known = etcd.known(STORE_TIMEOUT).await.map_err(no_store)?;
+        let known = etcd.known(STORE_TIMEOUT).await.map_err(|why| {
+            let hint = "mainstay status shows why; ask again once it answers";
+            (StatusCode::SERVICE_UNAVAILABLE, format!("etcd does not answer: {why}"), hint)
+        })?;
         let new = intent::Rebuilding {
             me: &self.me,
             copy: Some(copy),
@@ -425,7 +449,7 @@ impl Api {
     async fn join_other(&self, term: Term, reinit: bool, by: &str) -> Result<Accepted, Refused> {
         let left = self.store.standing().group;
         let intent = Intent::Join { left, term, reinit, by: by.to_owned() };
-        intent.save(&self.layout).map_err(|problem| no_store(format!("{problem:#}")))?;
+        intent.save(&self.layout).map_err(|problem| unable(format!("{problem:#}")))?;
         self.restart_soon();
         let text = "its part of the old store is moved aside, and it joins the new one; its agent restarts".to_owned();
         Ok(Accepted { node: self.me.clone(), term, text })

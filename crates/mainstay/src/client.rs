@@ -207,9 +207,12 @@ pub(crate) fn decode<T: DeserializeOwned>(answer: &Answer) -> Option<T> {
     serde_json::from_value(answer.body.clone()).ok()
 }
 
+/// How the error begins when no agent answered.
+pub(crate) const NOBODY: &str = "no agent of the cluster answers";
+
 /// No agent answered, and why.
 pub(crate) fn nobody(silent: &BTreeMap<NodeId, String>) -> Failure {
-    let mut text = "no agent of the cluster answers".to_owned();
+    let mut text = NOBODY.to_owned();
     for (node, why) in silent {
         let _ = write!(text, "\n{node}: {why}");
     }

@@ -77,7 +77,7 @@ impl Failure {
 }
 
 /// Names of files, and what others answer, may hold anything: no character of it commands the terminal. Lines stay lines.
-fn visible(text: &str) -> String {
+pub(crate) fn visible(text: &str) -> String {
     let hidden = |c: char| c.is_control() && c != '\n';
     text.chars().fold(String::with_capacity(text.len()), |mut shown, c| {
         if hidden(c) {

@@ -16,8 +16,10 @@ use std::collections::BTreeMap;
 
 /// The cluster that a command is about.
 pub(crate) struct Session {
-    /// Its file; `spec` is the specification in force, if an agent told it.
+    /// Its file; `spec` is the specification in force, if an agent told it, with the file's own way to the store.
     pub(crate) target: Target,
+    /// What the file says.
+    file: Spec,
     /// Its agents.
     pub(crate) agents: Agents,
     /// What each agent that answered says of the specification.
@@ -40,7 +42,8 @@ impl Session {
     /// When this user may not ask.
     pub(crate) async fn of(target: Target) -> Outcome<Session> {
         let agents = Agents::of(&target)?;
-        let mut session = Session { target, agents, specs: BTreeMap::new() };
+        let file = target.spec.clone();
+        let mut session = Session { target, file, agents, specs: BTreeMap::new() };
         session.refresh().await;
         Ok(session)
     }
@@ -66,7 +69,7 @@ impl Session {
         let (answers, _) = self.agents.ask_all("/v1/spec").await;
         self.specs = answers.into_iter().filter_map(|(node, answer)| Some((node, decode(&answer)?))).collect();
         if let Some(stored) = self.stored() {
-            let spec = stored.spec.clone();
+            let spec = self.for_file(stored);
             self.agents.know(&spec.nodes);
             self.target.spec = spec;
         }
@@ -77,7 +80,18 @@ impl Session {
         self.specs.values().map(|answer| &answer.stored).max_by_key(|stored| stored.generation)
     }
 
-    /// The specification in force.
+    /// What the file says of it itself, whatever is in force.
+    pub(crate) fn file(&self) -> &Spec {
+        &self.file
+    }
+
+    /// A generation as this cluster's file has to say it: how an etcd is reached is each file's own affair, and what the generation says of it
+    /// may lead nowhere by now.
+    pub(crate) fn for_file(&self, stored: &StoredSpec) -> Spec {
+        stored.spec.with_store_of(&self.file)
+    }
+
+    /// The specification in force, with the file's own way to the store.
     pub(crate) fn spec(&self) -> &Spec {
         &self.target.spec
     }
@@ -184,14 +198,17 @@ impl Session {
     /// # Errors
     /// When it is refused: wrong, not now, or made from an older one.
     pub(crate) async fn propose(&mut self, spec: Spec, change: String) -> Outcome<StoredSpec> {
-        let parent = self.in_force()?.generation;
+        let in_force = self.in_force()?;
+        let parent = in_force.generation;
+        // A wish that was made from what the file says does not carry its way to the store to the others.
+        let spec = spec.with_store_of(&in_force.spec);
         let wish = SpecWish { parent, spec: spec.clone(), by: crate::local::user::who(), change };
         match self.post_any("/v1/spec", &wish).await {
             Ok(body) => {
                 let answer: SpecAnswer = serde_json::from_value(body)
                     .map_err(|error| Failure::failed(format!("the answer can not be read: {error}")))?;
                 self.agents.know(&answer.stored.spec.nodes);
-                self.target.spec = answer.stored.spec.clone();
+                self.target.spec = self.for_file(&answer.stored);
                 Ok(answer.stored)
             }
             Err(failure) => {

@@ -109,6 +109,14 @@ fn a_cluster_lives_through_its_commands() {
     assert_eq!(std::fs::read(cluster.dir.join("mainstay.toml")).unwrap(), config);
     assert_eq!(cluster.sql(&[], "select count(*) from kept"), "1");
 
+    // The file goes on naming a node that was taken out: what is in force counts.
+    let primary = cluster.healthy()["cluster"]["primary"].as_str().unwrap().to_owned();
+    let gone = ["db1", "db2"].into_iter().find(|node| *node != primary).unwrap();
+    let removed = cluster.json(&["node", "remove", gone]);
+    assert!(removed["next"][0].as_str().unwrap().contains("mainstay set --config"), "{removed}");
+    cluster.json(&["down"]);
+    assert_eq!(cluster.json(&["up", "--wait", "180"])["nodes"], 2);
+
     assert_eq!(cluster.json(&["down", "--destroy"])["destroyed"], true);
     assert!(!cluster.dir.exists());
 }

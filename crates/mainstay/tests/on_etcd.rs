@@ -63,12 +63,52 @@ impl Cluster {
     }
 }
 
+/// What the first generation says of the store may lead nowhere by now: a file is printed with what it says itself.
+fn the_file_keeps_its_own_way(cluster: &Cluster) {
+    cluster.json(&["set", "failover.lease_ms=4000"]);
+    let config = cluster.dir.join("mainstay.toml");
+    let before = std::fs::read_to_string(&config).unwrap();
+    let of = |text: &str| mainstay_model::config::parse(text, &[]).unwrap();
+    let mut file = of(&before);
+    file.store.endpoints.reverse();
+    let reversed = file.store.endpoints.clone();
+    std::fs::write(&config, mainstay_model::config::render(&file)).unwrap();
+    let printed = String::from_utf8(cluster.run(&["set"]).stdout).unwrap();
+    let renewed = of(&printed);
+    assert_eq!((renewed.store.endpoints, renewed.failover.lease_ms), (reversed, 4000), "{printed}");
+    std::fs::write(&config, printed).unwrap();
+    let same = cluster.json(&["set", "--file", config.to_str().unwrap()]);
+    assert_eq!(same["changed"], serde_json::json!([]), "its own way is no wish to change that of the others: {same}");
+    cluster.json(&["set", "failover.lease_ms=3000"]);
+    std::fs::write(&config, before).unwrap();
+}
+
+#[test]
+fn an_etcd_is_asked_before_anything_is_made_and_what_stays_in_it_is_named() {
+    let (mut etcd, cluster, next) = (Etcd::start(1), Cluster::new(), Cluster::new());
+    cluster.up_on(&etcd, "1");
+    let down = cluster.json(&["down", "--destroy"]);
+    assert_eq!(down["etcd_keys_left"], "/mainstay/main/", "{down}");
+    let endpoint = etcd.endpoints().remove(0);
+    let refused = |etcd: &str| {
+        let (status, answer) = next.answer(&["up", "--nodes", "1", "--etcd", etcd]);
+        assert_eq!((status, next.dir.exists()), (Some(3), false), "{answer}");
+        answer.to_string()
+    };
+    let command = format!("etcdctl --endpoints={endpoint} del --prefix /mainstay/main/");
+    until("the keys of the other cluster", || refused(&endpoint).contains(&command).then_some(()));
+    etcd.kill_all();
+    let away = refused(&endpoint);
+    assert!(away.contains("does not answer") && away.contains("refused"), "{away}");
+}
+
 #[test]
 fn a_cluster_lives_through_the_faults_of_its_etcd() {
     let (mut etcd, cluster) = (Etcd::start(3), Cluster::new());
     cluster.up_on(&etcd, "3");
     cluster.sql("create table kept (id int primary key)");
     cluster.sql("insert into kept values (1)");
+    the_file_keeps_its_own_way(&cluster);
     let moved = cluster.json(&["switchover"]);
     assert_eq!(cluster.healthy()["cluster"]["primary"], moved["to"]);
 

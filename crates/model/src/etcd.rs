@@ -1,4 +1,4 @@
-//! Where an etcd is, as people write it, and what its members are seen to be.
+//! Where an etcd is, as people write it, what its members are seen to be, and what is to be mended when it does not answer.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -68,6 +68,55 @@ fn no_user() -> String {
     "an endpoint holds no user and no password: name them as store.user and store.password_file".to_owned()
 }
 
+/// What a member says of itself that reaches too few of the others.
+pub const NO_LEADER: &str = "it knows no leader";
+
+/// What to do about a failure that is not a member's being away: a file or a setting of the node, or of etcd. `None`: nothing of that kind.
+#[must_use]
+pub fn advice(why: &str) -> Option<&'static str> {
+    let known: [(&[&str], &str); 9] = [
+        (
+            &["sees of etcd can not be kept"],
+            "make room on the volume of the file that is named, or give the agent's user the right to write it; the agent tries again by itself",
+        ),
+        (
+            &["can be read by others than its owner"],
+            "take the file's rights from the others (chmod 600, owned by the agent's user); it is read anew at the next login or connection",
+        ),
+        (
+            &["No such file or directory", "Permission denied (os error", "holds no certificate", "Is a directory"],
+            "put the file that is named there, readable for the agent's user, or mend [store] in this node's file and restart its agent",
+        ),
+        (
+            &["invalid peer certificate", "https without store.ca_file"],
+            "mend store.ca_file (the authority of etcd's certificates), or etcd's own certificate (it must name the host of store.endpoints, and be valid)",
+        ),
+        (
+            &["CommonName of client"],
+            "etcd's gateway refuses a client's certificate with a common name (CN): make one with names as subject alternatives only, for \
+             store.cert_file",
+        ),
+        (
+            &["received fatal alert"],
+            "etcd refuses the certificate that it is shown, or misses one: mend store.cert_file and store.key_file (of the authority that etcd \
+             trusts, and valid)",
+        ),
+        (
+            &["authentication is not enabled"],
+            "etcd has no users (`etcdctl auth enable`): enable them, or take store.user and store.password_file out of this node's file and restart its agent",
+        ),
+        (
+            &["authentication failed", "user name not found", "user name is empty", "password not set"],
+            "mend store.user or store.password_file in this node's file (and restart its agent), or the password in it: etcd refuses the login",
+        ),
+        (
+            &["etcdserver: permission denied"],
+            "etcd's user may not use the cluster's keys: `etcdctl role grant-permission ROLE readwrite --prefix=true PREFIX/`",
+        ),
+    ];
+    known.iter().find(|(texts, _)| texts.iter().any(|text| why.contains(text))).map(|(_, advice)| *advice)
+}
+
 /// One member as a node sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberStanding {
@@ -121,6 +170,19 @@ mod tests {
             ["", "10.0.0.1:2379", "ftp://a", "http://", "http://a:0", "http://a:x", "http://a/v3", "http://fd00::1:3"]
         {
             assert!(Endpoint::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_lost_member_is_told_by_its_text() {
+        let of = |why: &str| advice(why).unwrap_or("nothing");
+        assert!(of("/etc/p can be read by others than its owner (mode 644): chmod 600 it").contains("chmod 600"));
+        assert!(of("/etc/p: No such file or directory (os error 2)").contains("put the file"));
+        assert!(of("https://e:2379: invalid peer certificate: UnknownIssuer").contains("store.ca_file"));
+        assert!(of("CommonName of client sending a request against gateway will be ignored").contains("common name"));
+        assert!(of("log in as m: etcdserver: authentication is not enabled").contains("auth enable"));
+        for away in ["http://e:2379: Connection refused (os error 111)", "no connection in time", NO_LEADER] {
+            assert_eq!(advice(away), None, "{away}");
         }
     }
 

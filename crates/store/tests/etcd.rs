@@ -369,23 +369,42 @@ async fn a_watch_goes_on_over_compactions_and_restarts() {
     }
 }
 
-fn certificates(dir: &Path, address: std::net::Ipv4Addr) -> [PathBuf; 3] {
+/// The authority, etcd's certificate and key, a client's, and those of a client with a common name.
+struct Papers {
+    ca: PathBuf,
+    etcd: [PathBuf; 2],
+    client: [PathBuf; 2],
+    named: [PathBuf; 2],
+}
+
+fn papers(dir: &Path, address: std::net::Ipv4Addr) -> Papers {
     let (ca_key, mut ca) = (rcgen::KeyPair::generate().unwrap(), rcgen::CertificateParams::default());
     ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     let ca_cert = ca.self_signed(&ca_key).unwrap();
     let issuer = rcgen::Issuer::new(ca, ca_key);
-    let key = rcgen::KeyPair::generate().unwrap();
-    let mut params = rcgen::CertificateParams::new(vec![address.to_string()]).unwrap();
-    // With users and client certificates both, etcd's gateway shows etcd's own certificate, and refuses one with a common name.
-    params.distinguished_name = rcgen::DistinguishedName::new();
-    params.extended_key_usages =
-        vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth, rcgen::ExtendedKeyUsagePurpose::ClientAuth];
-    let cert = params.signed_by(&key, &issuer).unwrap();
-    let paths = ["ca.crt", "etcd.crt", "etcd.key"].map(|name| dir.join(name));
-    std::fs::write(&paths[0], ca_cert.pem()).unwrap();
-    std::fs::write(&paths[1], cert.pem()).unwrap();
-    secret(&paths[2], &key.serialize_pem());
-    paths
+    let issue = |file: &str, common_name: Option<&str>| {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(vec![address.to_string()]).unwrap();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        if let Some(name) = common_name {
+            params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        }
+        params.extended_key_usages =
+            vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth, rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        let paths = ["crt", "key"].map(|kind| dir.join(format!("{file}.{kind}")));
+        std::fs::write(&paths[0], params.signed_by(&key, &issuer).unwrap().pem()).unwrap();
+        secret(&paths[1], &key.serialize_pem());
+        paths
+    };
+    let path = dir.join("ca.crt");
+    std::fs::write(&path, ca_cert.pem()).unwrap();
+    // With users, and certificates asked of clients, etcd's gateway refuses a client's with a common name; its own may have one.
+    Papers {
+        ca: path,
+        etcd: issue("etcd", Some("etcd")),
+        client: issue("client", None),
+        named: issue("named", Some("mainstay")),
+    }
 }
 
 fn secret(path: &Path, text: &str) {
@@ -398,18 +417,18 @@ fn secret(path: &Path, text: &str) {
 async fn certificates_and_logins_are_used_and_renewed() {
     let mut files = None;
     let mut etcd = Etcd::start_with(1, "https", |dir, addresses| {
-        let [ca, cert, key] = certificates(dir, addresses[0]);
+        let papers = papers(dir, addresses[0]);
         let shown = |path: &Path| path.to_str().unwrap().to_owned();
         let options = vec![
             "--client-cert-auth".to_owned(),
-            format!("--trusted-ca-file={}", shown(&ca)),
-            format!("--cert-file={}", shown(&cert)),
-            format!("--key-file={}", shown(&key)),
+            format!("--trusted-ca-file={}", shown(&papers.ca)),
+            format!("--cert-file={}", shown(&papers.etcd[0])),
+            format!("--key-file={}", shown(&papers.etcd[1])),
         ];
-        files = Some([ca, cert, key]);
+        files = Some(papers);
         options
     });
-    let [ca, cert, key] = files.unwrap();
+    let Papers { ca, client: [cert, key], named, .. } = files.unwrap();
     let tls = ["--cacert", ca.to_str().unwrap(), "--cert", cert.to_str().unwrap(), "--key", key.to_str().unwrap()];
     let ctl = |etcd: &Etcd, arguments: &[&str]| etcd.ctl_ok(&[&tls[..], arguments].concat());
     ctl(&etcd, &["user", "add", "root:rootpw"]);
@@ -418,15 +437,28 @@ async fn certificates_and_logins_are_used_and_renewed() {
     ctl(&etcd, &["role", "grant-permission", "mainstay", "readwrite", "--prefix=true", "/mainstay/"]);
     ctl(&etcd, &["user", "add", "mainstay:s3cret"]);
     ctl(&etcd, &["user", "grant-role", "mainstay", "mainstay"]);
-    ctl(&etcd, &["auth", "enable"]);
     let dir = tempfile::tempdir().unwrap();
     let password = dir.path().join("password");
-    secret(&password, "wrong\n");
+    secret(&password, "s3cret\n");
     let more = format!(
         "ca_file = {ca:?}\ncert_file = {cert:?}\nkey_file = {key:?}\nuser = \"mainstay\"\npassword_file = {password:?}"
     );
     let spec = spec(&etcd.endpoints(), &more);
     let options = || options_of(&spec, dir.path(), 0, "ours");
+    // The file names the user before etcd has users; from then on it logs in, and nothing is away.
+    let early = door(options()).await.unwrap();
+    put(early.as_ref(), "record", b"before").await;
+    ctl(&etcd, &["auth", "enable"]);
+    put(early.as_ref(), "record", b"after").await;
+    early.stop().await;
+    let named = {
+        let mut spec = spec.clone();
+        (spec.store.cert_file, spec.store.key_file) = (Some(named[0].clone()), Some(named[1].clone()));
+        options_of(&spec, dir.path(), 1, "ours")
+    };
+    let why = look(&named, PATIENT).await.unwrap_err();
+    assert!(mainstay_model::etcd::advice(&why).is_some_and(|advice| advice.contains("common name")), "{why}");
+    secret(&password, "wrong\n");
     let why = look(&options(), PATIENT).await.unwrap_err();
     assert!(why.contains("authentication failed") && !why.contains("wrong"), "{why}");
     secret(&password, "s3cret\n");

@@ -2,11 +2,13 @@
 
 use crate::cli::{Down, Global};
 use crate::failure::{Failure, Outcome};
+use crate::local::etcd::{self, Left};
 use crate::local::place::{self, Place};
 use crate::local::processes::{self, Lock, Process};
 use crate::output::progress::Progress;
 use crate::output::{self, confirm};
-use crate::target;
+use crate::target::{self, Target};
+use mainstay_model::layout::ClusterLayout;
 use rustix::process::Signal;
 use serde_json::json;
 use std::path::Path;
@@ -44,8 +46,9 @@ pub(crate) fn run(options: &Down, global: Global) -> Outcome {
         )?;
     }
     let mut progress = Progress::new();
-    let report = end(&dir, &mut progress)?;
+    let mut report = end(&dir, &mut progress)?;
     if options.destroy {
+        report.left = left(&dir)?;
         progress.step("Removing the files");
         destroy(&dir)?;
     }
@@ -58,6 +61,17 @@ pub(crate) fn run(options: &Down, global: Global) -> Outcome {
 struct Report {
     ran: bool,
     killed: Vec<Process>,
+    /// What stays elsewhere when it is removed.
+    left: Option<Left>,
+}
+
+/// What a removed cluster leaves in an etcd. A file that can not be read is no reason to keep the directory.
+fn left(dir: &Path) -> Outcome<Option<Left>> {
+    let layout = ClusterLayout::new(dir);
+    match Target::read(&layout.config()) {
+        Ok(target) => super::one_thread(async { Ok(etcd::left(&target.spec, &layout).await) }),
+        Err(_) => Ok(None),
+    }
 }
 
 fn end(dir: &Path, progress: &mut Progress) -> Outcome<Report> {
@@ -77,7 +91,7 @@ fn end(dir: &Path, progress: &mut Progress) -> Outcome<Report> {
     processes::wait_gone(processes::of_cluster(dir), Duration::from_secs(1));
     let (killed, left) = processes::kill_leftovers(dir);
     if left.is_empty() {
-        return Ok(Report { ran, killed });
+        return Ok(Report { ran, killed, left: None });
     }
     progress.fail();
     let names: Vec<String> = left.iter().map(|process| format!("{} (pid {})", process.what, process.pid)).collect();
@@ -120,6 +134,7 @@ fn say(dir: &Path, report: &Report, destroyed: bool, json: bool) {
     if json {
         output::object(&json!({
             "dir": dir, "was_running": report.ran, "killed": killed, "destroyed": destroyed,
+            "etcd_keys_left": report.left.as_ref().map(|left| &left.prefix),
             "verified": ["no process of the cluster is left"],
         }));
         return;
@@ -132,6 +147,9 @@ fn say(dir: &Path, report: &Report, destroyed: bool, json: bool) {
     output::line("Verified: no process of it is left.");
     if destroyed {
         output::line("Its directory was removed.");
+        if let Some(left) = &report.left {
+            output::line(&left.text);
+        }
     } else {
         output::line(&format!("Start it again as it was: mainstay up --dir {}", dir.display()));
     }

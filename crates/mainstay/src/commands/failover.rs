@@ -57,10 +57,18 @@ async fn with_majority(session: &Session) -> Outcome<Status> {
     let until = tokio::time::Instant::now() + STORE_ELECTION;
     loop {
         let status = session.status().await?;
-        if !status.problems.iter().any(|problem| problem.name == "store-no-quorum") {
-            return Ok(status);
+        if let Some(problem) = status.problems.iter().find(|problem| problem.name == "store-distrusted") {
+            return Err(Failure::not_now(format!("the store is not believed: {}", problem.evidence))
+                .hint("`mainstay recover` shows what each node knows; see docs/etcd.md; nothing was changed"));
         }
+        let Some(problem) = status.problems.iter().find(|problem| problem.name == "store-no-quorum") else {
+            return Ok(status);
+        };
         if tokio::time::Instant::now() >= until {
+            if session.spec().store.is_etcd() {
+                return Err(Failure::not_now(format!("nobody can become primary: {}", problem.evidence))
+                    .hint(format!("{}; nothing was changed", problem.hint)));
+            }
             return Err(Failure::not_now("the store has no majority of its votes: nobody can become primary")
                 .hint("start more nodes; if they are lost for ever: `mainstay recover`; nothing was changed"));
         }

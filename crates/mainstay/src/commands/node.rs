@@ -111,14 +111,20 @@ pub(super) async fn write(
     Ok(vec![format!("generation {} is in force", stored.generation), known])
 }
 
-/// What must be typed here and on the new host. The file is written beside itself first: a shell empties what it writes to before anything reads it.
+/// How the file here comes to say what is in force. It is written beside itself first: a shell empties what it writes to before anything reads it.
+fn renew_file(session: &Session) -> String {
+    let here = session.target.config.display();
+    format!("here: mainstay set --config {here} > {here}.new && mv {here}.new {here}")
+}
+
+/// What must be typed here and on the new host.
 fn next_steps(session: &Session, node: &Node) -> Vec<String> {
     let here = session.target.config.display();
     let there = "/etc/mainstay/mainstay.toml";
     let (name, host) = (&node.name, &node.host);
     let engine = if node.witness { "mainstay" } else { "mainstay and PostgreSQL" };
     vec![
-        format!("here: mainstay set --config {here} > {here}.new && mv {here}.new {here}"),
+        renew_file(session),
         format!("here: mainstay pki issue {name} --config {here} > {name}.token; mainstay pki serve --config {here}"),
         format!("on {host}: install {engine}; copy {here} to {there}, and {name}.token"),
         format!("on {host}: mainstay join --config {there} --node {name} --at THIS-HOST --token - < {name}.token"),
@@ -191,7 +197,9 @@ async fn remove(options: NodeRemove, global: Global) -> Outcome {
     let change = format!("node {} removed", options.node);
     let mut verified = write(&mut session, spec, change, &mut progress).await?;
     gone(&session, &options, &mut progress, &mut verified).await?;
-    report(&session, &options.node, "removed", &verified, Vec::new(), global);
+    let file = "on the other nodes' hosts, if they have a file of their own: the same (the files still name it; `status` says file-older)";
+    let next = vec![renew_file(&session), file.to_owned()];
+    report(&session, &options.node, "removed", &verified, next, global);
     Ok(())
 }
 

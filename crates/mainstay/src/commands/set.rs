@@ -47,7 +47,7 @@ pub(crate) async fn run(options: Set, global: Global) -> Outcome {
     let mut session = Session::open(&options.which).await?;
     let stored = session.in_force()?.clone();
     let new = match (&file, changes.is_empty()) {
-        (Some(spec), _) => spec.clone(),
+        (Some(spec), _) => from_file(spec, &session, &stored),
         (None, true) => return show(&session, &stored, global),
         (None, false) => assign(&stored.spec, &changes, owned_parameters())
             .map_err(|error| Failure::usage(error.to_string()).hint("nothing was changed"))?,
@@ -108,6 +108,12 @@ fn read_file(path: &Path) -> Outcome<Spec> {
         .map_err(|error| Failure::usage(format!("{shown} holds mistakes:\n{error}")).hint("nothing was changed"))
 }
 
+/// What an edited file asks for. The way to an etcd that the cluster's own file says is not a wish to change that of the others: what this command
+/// prints says it, too.
+fn from_file(spec: &Spec, session: &Session, stored: &StoredSpec) -> Spec {
+    if spec.store == session.file().store { spec.with_store_of(&stored.spec) } else { spec.clone() }
+}
+
 /// Mistyped keys are known without any agent.
 fn check_early(options: &Set, changes: &[Assignment]) -> Outcome {
     let target = Target::find(&options.which)?;
@@ -116,11 +122,12 @@ fn check_early(options: &Set, changes: &[Assignment]) -> Outcome {
 
 /// The specification in force, as a file.
 fn show(session: &Session, stored: &StoredSpec, global: Global) -> Outcome {
+    let spec = session.for_file(stored);
     let files: BTreeMap<&NodeId, _> = session.specs.iter().map(|(node, answer)| (node, answer.file)).collect();
     if global.json {
         output::object(&json!({
             "generation": stored.generation, "wall_ms": stored.wall_ms, "by": stored.by, "change": stored.change,
-            "paused": stored.paused, "spec": stored.spec, "pending_restart": pending(session), "files": files,
+            "paused": stored.paused, "spec": spec, "pending_restart": pending(session), "files": files,
         }));
         return Ok(());
     }
@@ -132,7 +139,11 @@ fn show(session: &Session, stored: &StoredSpec, global: Global) -> Outcome {
     for (node, names) in pending(session) {
         output::line(&format!("# {node} waits for a restart: {} (mainstay restart --pending)", names.join(", ")));
     }
-    output::line(render(&stored.spec).trim_end());
+    if spec.store.is_etcd() {
+        let file = session.target.config.display();
+        output::line(&format!("# [store] is each node's own affair: here as {file} says it"));
+    }
+    output::line(render(&spec).trim_end());
     Ok(())
 }
 

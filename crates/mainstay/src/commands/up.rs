@@ -6,7 +6,7 @@ use crate::client::Agents;
 use crate::failure::{Failure, Outcome};
 use crate::local::place::{self, Place};
 use crate::local::processes::{self, Lock};
-use crate::local::{create, ports, ready, user};
+use crate::local::{create, etcd, ports, ready, user};
 use crate::output;
 use crate::output::progress::Progress;
 use crate::target::{self, Target};
@@ -37,6 +37,7 @@ pub(crate) fn run(options: &Up, global: Global) -> Outcome {
         Place::Ours => (false, claim(&dir)?, None),
         Place::Absent | Place::Empty | Place::Unfinished => {
             let plan = create::plan(options, &dir)?;
+            super::one_thread(etcd::check_new(&plan.spec, &plan.layout))?;
             say_plan(&plan, &progress);
             let lock = create::make(&plan, &mut progress)?;
             (true, lock, Some(plan))
@@ -50,6 +51,7 @@ pub(crate) fn run(options: &Up, global: Global) -> Outcome {
             return already(&target, global);
         }
         check_startable(&target)?;
+        super::one_thread(etcd::check_start(&target.spec, &target.layout, &progress))?;
         progress.say(&format!("Starting the cluster {} in {} as it was", target.spec.cluster.name, dir.display()));
     }
     let supervisor = RefCell::new(start_supervisor(&target, options.foreground)?);
@@ -232,8 +234,28 @@ fn tail(path: &Path) -> String {
     lines.iter().skip(lines.len().saturating_sub(5)).copied().collect::<Vec<_>>().join("\n")
 }
 
-fn did_not_come_up(failure: Failure, target: &Target) -> Failure {
+/// What the agents' logs end with.
+fn last_words(target: &Target) -> Vec<String> {
+    let mut words = Vec::new();
+    for node in &target.spec.nodes {
+        let text = tail(&target.layout.node(&node.name).log().join("agent.log"));
+        let Some(line) = text.lines().rfind(|line| !line.trim().is_empty()) else { continue };
+        let entry = serde_json::from_str::<serde_json::Value>(line).ok();
+        let message = entry.as_ref().and_then(|entry| entry["message"].as_str()).unwrap_or(line.trim());
+        words.push(format!("the log of the agent of {} ends with: {message}", node.name));
+    }
+    words
+}
+
+fn did_not_come_up(mut failure: Failure, target: &Target) -> Failure {
     let dir = target.layout.dir().display();
+    // Nobody could be asked: what they wait for, or why they ended, stands in their logs only.
+    if failure.error.contains(crate::client::NOBODY) {
+        for line in last_words(target) {
+            failure.error.push('\n');
+            failure.error.push_str(&crate::failure::visible(&line));
+        }
+    }
     failure.hint(format!(
         "it is left as it is, to be looked at: `mainstay status --dir {dir}`, {dir}/nodes/*/log/, {dir}/log/\n\
          `mainstay down --dir {dir} --destroy` removes it"

@@ -2,6 +2,7 @@
 
 pub(crate) mod create;
 pub(crate) mod engine;
+pub(crate) mod etcd;
 pub(crate) mod keys;
 pub(crate) mod machine;
 pub(crate) mod node_dir;

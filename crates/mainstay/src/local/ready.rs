@@ -2,9 +2,9 @@
 //! was acknowledged.
 
 use super::psql;
-use crate::client::Agents;
 use crate::failure::{Failure, Outcome};
 use crate::output::progress::Progress;
+use crate::session::Session;
 use crate::target::Target;
 use mainstay_model::status::Status;
 use std::time::Duration;
@@ -23,16 +23,20 @@ pub(crate) async fn wait(
     progress: &mut Progress,
     alive: impl Fn() -> Outcome,
 ) -> Outcome<Status> {
-    let agents = Agents::of(target)?;
+    let mut session = Session::of(target.clone()).await?;
     let until = Instant::now() + at_most;
     let mut stage = Stage::Agents;
     let mut missing = Vec::new();
     progress.step(stage.words());
     while Instant::now() < until {
         alive()?;
-        match agents.status().await {
+        match session.agents.status().await {
             Ok(status) => {
-                let (reached, left) = judge(target, &status);
+                if status.nodes.len() < session.spec().nodes.len() {
+                    // The file may name nodes that were taken out since it was written: what is in force counts.
+                    session.refresh().await;
+                }
+                let (reached, left) = judge(&session.target, &status);
                 missing = left;
                 while stage < reached {
                     stage = stage.next();
@@ -109,7 +113,11 @@ pub(crate) fn judge(target: &Target, status: &Status) -> (Stage, Vec<String>) {
         .collect();
     let agents_wanted = target.spec.nodes.len();
     if status.nodes.len() < agents_wanted || silent.len() == agents_wanted {
-        return (Stage::Agents, silent);
+        let mut missing = silent;
+        if status.nodes.len() < agents_wanted {
+            missing.push(format!("{agents_wanted} nodes are wanted, and the agents know {}", status.nodes.len()));
+        }
+        return (Stage::Agents, missing);
     }
     let problems = |status: &Status| status.problems.iter().map(|problem| problem.evidence.clone()).collect::<Vec<_>>();
     if !status.cluster.writable || status.cluster.primary.is_none() {

@@ -2,7 +2,7 @@
 
 use super::facts::HostFacts;
 use super::{Findings, Severity};
-use mainstay_model::etcd::{EtcdStanding, MemberStanding};
+use mainstay_model::etcd::{EtcdStanding, MemberStanding, advice};
 
 /// The oldest whose gateway has all that is asked of it.
 const OLDEST: (u64, u64) = (3, 4);
@@ -14,11 +14,16 @@ pub(super) fn examine(facts: &HostFacts, found: &mut Findings) {
         let why = standing.why.as_deref().unwrap_or("no answer");
         let text = format!("etcd does not answer this host: {why}");
         let matters = "without it no node may be the primary for longer than the lease";
-        let mend = [
-            "etcdctl endpoint status --cluster -w table (with etcd's own certificates)".to_owned(),
-            "look at [store] in the file: endpoints, ca_file, cert_file, key_file, user, password_file".to_owned(),
-        ];
-        found.say(Severity::Problem, "store", text, matters, mend);
+        match advice(why) {
+            Some(advice) => found.say(Severity::Problem, "store", text, matters, [advice]),
+            None => {
+                let mend = [
+                    "etcdctl endpoint status --cluster -w table (with etcd's own certificates)",
+                    "look at [store] in the file: endpoints, ca_file, cert_file, key_file, user, password_file",
+                ];
+                found.say(Severity::Problem, "store", text, matters, mend);
+            }
+        }
     }
     for member in &standing.members {
         look(member, found);
@@ -36,7 +41,8 @@ fn look(member: &MemberStanding, found: &mut Findings) {
     if let Some(problem) = &member.problem {
         let text = format!("etcd's member {endpoint} does not answer this host: {problem}");
         let why = "with more than half of them away the cluster takes no writes; each is also a way around the others";
-        let mend = [format!("curl -sS {endpoint}/health, from here (with etcd's certificates)")];
+        let ask = || format!("curl -sS {endpoint}/health, from here (with etcd's certificates)");
+        let mend = [advice(problem).map_or_else(ask, ToOwned::to_owned)];
         return found.say(Severity::Problem, "store-member", text, why, mend);
     }
     let version = member.version.as_deref().unwrap_or("unknown");

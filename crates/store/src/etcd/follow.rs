@@ -6,7 +6,7 @@ use super::wire::{Alarms, Line, Range, Status, range};
 use super::{Inner, OLDER, locked};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use mainstay_model::etcd::MemberStanding;
+use mainstay_model::etcd::{MemberStanding, NO_LEADER};
 use serde_json::json;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -195,7 +195,7 @@ async fn member(client: &Client, place: usize) -> MemberStanding {
         Err(problem) => MemberStanding { endpoint, problem: Some(problem), ..MemberStanding::default() },
         Ok(status) => MemberStanding {
             endpoint,
-            problem: (status.leader == 0).then(|| "it knows no leader".to_owned()),
+            problem: (status.leader == 0).then(|| NO_LEADER.to_owned()),
             leads: status.leader != 0 && status.leader == status.header.member_id,
             version: Some(status.version),
             bytes: status.size,

@@ -74,7 +74,7 @@ impl Run {
             let unseen = self.fleet.connect(&gone).await?;
             inventory.hosts.extend(unseen.into_iter().map(|(node, why)| (node, Err(why))));
             let reached: Vec<Node> = gone.into_iter().filter(|node| self.fleet.has(&node.name)).collect();
-            self.look_at(&reached, &render(&stored.spec), false, &mut inventory).await;
+            self.look_at(&reached, &render(&stored.spec.with_store_of(&self.target.spec)), false, &mut inventory).await;
         }
         Ok(Looked { inventory, session, authority })
     }
