@@ -294,7 +294,11 @@ async fn the_console_speaks_the_usual_words_and_pauses() {
     assert_eq!(code(&client.simple_query("select 1/0").await.map(drop).unwrap_err()), "22012");
     boss.batch_execute("pause").await.unwrap();
     let waiting = tokio::spawn(async move { value(&client, "select 2").await });
-    until("it waits", async || bench.pool().waiting == 1).await;
+    until("it waits", async || {
+        assert!(!waiting.is_finished(), "it did not wait: {:?}", bench.pool());
+        bench.pool().waiting == 1
+    })
+    .await;
     boss.batch_execute("resume").await.unwrap();
     assert_eq!(waiting.await.unwrap(), "2");
     let labels = "database=\"shop\",user=\"app\",address=\"write\"";
