@@ -127,8 +127,7 @@ pub(crate) fn pasted(said: &str) -> String {
     lines.map(|line| format!("{line}\n")).collect()
 }
 
-/// The server and a standby of it become nodes. `interrupted`: ended the hard way as soon as the primary is stopped and the standby's data are
-/// moved, and gone on with.
+/// The server and a standby of it become nodes. `interrupted`: ended the hard way as soon as the primary is stopped, and gone on with.
 pub(crate) fn comes_along(interrupted: bool) {
     let bed = Bed::new(3);
     let major = furnish(&bed);
@@ -150,7 +149,7 @@ pub(crate) fn comes_along(interrupted: bool) {
 
     let run = if interrupted {
         let run = bed.start(&[]);
-        until("the standby's data are moved", || !bed.host(3).path(OLD).exists());
+        until("the primary is stopped", || !bed.host(2).path(&format!("{OLD}/postmaster.pid")).exists());
         kill_apply(&bed);
         ended(&run.wait_with_output().unwrap(), Duration::ZERO)
     } else {
