@@ -36,7 +36,7 @@ impl Refused {
 /// What is wrong, with what a person does about it.
 pub(crate) fn with_advice(what: &str) -> String {
     format!(
-        "{what}: was etcd restored from an older copy, or emptied? Writes that were acknowledged may be missing in it. `mainstay recover --from NODE` \
+        "{what}: does this node's [store] name the right etcd (if not, mend its file first: docs/etcd.md)? Was etcd restored from an older copy, or emptied? Writes that were acknowledged may be missing in it. `mainstay recover --from NODE` \
          makes the cluster's part of it anew, from the node that has most"
     )
 }
