@@ -139,8 +139,6 @@ fn adoption(spec: &Spec, node: &Node) -> Option<(&'static str, String)> {
         ": a node takes the data of one server, and adopt_standby names another".to_owned()
     } else if node.adopt.is_some() && spec.founder() != Some(&node.name) {
         ": one server is adopted; the others become copies of it, and name its standby with adopt_standby, if one is there".to_owned()
-    } else if node.adopt.is_none() && spec.founder().is_none() {
-        ": no node names the primary of that standby with adopt".to_owned()
     } else if adopt.starts_with(&own) || own.starts_with(adopt) {
         format!(": the node's own directory is {}; name the other one", own.display())
     } else {

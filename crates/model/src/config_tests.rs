@@ -168,7 +168,6 @@ fn a_server_to_adopt_is_one_and_lies_elsewhere() {
         ("adopt = \"main\"\n", "", "must be an absolute path"),
         ("adopt = \"/srv/main\"\n", "adopt = \"/srv/main\"\n", "one server is adopted"),
         ("adopt = \"/srv/main\"\nadopt_standby = \"/srv/other\"\n", "", "data of one server"),
-        ("adopt_standby = \"/srv/main\"\n", "", "no node names the primary"),
         ("adopt_standby = \"main\"\n", "adopt = \"/srv/main\"\n", "must be an absolute path"),
         ("adopt_standby = \"/var/lib/mainstay/a\"\n", "adopt = \"/srv/main\"\n", "name the other one"),
         ("adopt = \"/srv/main\"\nwitness = true\n", "", "a witness holds no data"),

@@ -83,7 +83,8 @@ pub(crate) fn lost(facts: &Facts<'_>, names: &Names<'_>) -> String {
     format!(
         "# on a new host with Mainstay and the same version of PostgreSQL, the repository mounted, its key at hand\n{}\n\
          # everything in it: roles, databases, extensions, owners; but the role app keeps the password that the new cluster has for it\n\
-         {AS_SERVER} {}/pg_dumpall -h /srv/restore/mainstay_run | sed -E \"1,/^.connect/s/^(ALTER ROLE app WITH .*) PASSWORD '[^']*'/\\1/\" > all.sql\n\
+         {AS_SERVER} {}/pg_dumpall -h /srv/restore/mainstay_run > whole.sql &&\n\
+           sed -E \"1,/^.connect/s/^(ALTER ROLE app WITH .*) PASSWORD '[^']*'/\\1/\" whole.sql > all.sql\n\
          # a new cluster on new hosts (docs/three-hosts.md) with a repository of its own, filled from all.sql on its primary's host (here {}'s), as the superuser\n\
          {} -X -q -f all.sql > /dev/null 2> load.errors\n\
          # this prints nothing: what a new cluster has already is no failure (a tablespace's directory must be there before)\n\

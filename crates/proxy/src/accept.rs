@@ -10,6 +10,7 @@ use crate::stats::{Gauge, add};
 use crate::wire;
 use mainstay_ports::clock::boot_now;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -21,10 +22,31 @@ pub(crate) const POLITE_MAX: usize = 64;
 /// After a failure to accept (no descriptors left, mostly).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// How many connections are served. The limit may be changed meanwhile: it is asked for at each one that comes, so that those that are over it leave
+/// no place behind when they end.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Served(Arc<AtomicUsize>);
+
+impl Served {
+    fn take(&self, most: usize) -> Option<Serving> {
+        let room = |now: usize| (now < most).then(|| now + 1);
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).ok().map(|_| Serving(Arc::clone(&self.0)))
+    }
+}
+
+/// One of them.
+struct Serving(Arc<AtomicUsize>);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// The two limits on connections.
 #[derive(Clone, Debug)]
 pub(crate) struct Slots {
-    pub(crate) served: Arc<Semaphore>,
+    pub(crate) served: Served,
     pub(crate) polite: Arc<Semaphore>,
 }
 
@@ -58,7 +80,7 @@ fn note(shared: &Shared, ended: Result<(), JoinError>) {
 fn admit(shared: &Arc<Shared>, kind: Kind, client: TcpStream, slots: &Slots, tasks: &mut JoinSet<()>) {
     add(&shared.stats.accepted);
     let shared = Arc::clone(shared);
-    if let Ok(slot) = Arc::clone(&slots.served).try_acquire_owned() {
+    if let Some(slot) = slots.served.take(shared.options.now().max_connections) {
         tasks.spawn(serve(shared, kind, client, slot));
         return;
     }
@@ -82,7 +104,7 @@ async fn turn_away(
     drop(slot);
 }
 
-async fn serve(shared: Arc<Shared>, kind: Kind, mut client: TcpStream, _slot: OwnedSemaphorePermit) {
+async fn serve(shared: Arc<Shared>, kind: Kind, mut client: TcpStream, _slot: Serving) {
     tune(&client, shared.options.now().peer_timeout);
     // The client speaks first. One that does not, a health check or a scan, must not cost a server process.
     let first = tokio::time::timeout(shared.options.now().first_byte, client.peek(&mut [0; 1])).await;
@@ -116,6 +138,18 @@ async fn serve(shared: Arc<Shared>, kind: Kind, mut client: TcpStream, _slot: Ow
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lower_limit_counts_those_that_came_before_and_a_higher_one_lets_more_in() {
+        let served = Served::default();
+        let (one, two) = (served.take(3), served.take(3));
+        assert!(one.is_some() && two.is_some() && served.take(1).is_none());
+        drop(one);
+        assert!(served.take(1).is_none(), "the other one is still there");
+        drop(two);
+        let one = served.take(1);
+        assert!(one.is_some() && served.take(1).is_none() && served.take(2).is_some());
+    }
     use crate::hold::Gate;
     use crate::registry::Registry;
     use crate::table::{Held, RouteTable};

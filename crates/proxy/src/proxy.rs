@@ -1,7 +1,7 @@
 //! The proxy as a whole: binds its addresses, follows the reports, and tells the rest what changed.
 //! Absent: where reports come from.
 
-use crate::accept::{POLITE_MAX, Slots, accept};
+use crate::accept::{POLITE_MAX, Served, Slots, accept};
 use crate::control::{Control, Obey};
 use crate::feed::TimedReport;
 use crate::hold::{Gate, Kind, Shared};
@@ -46,7 +46,6 @@ pub enum ProxyError {
 /// A proxy that listens and does not serve yet.
 pub struct Proxy {
     options: Arc<Live<ProxyOptions>>,
-    served: Arc<Semaphore>,
     stats: Arc<Stats>,
     tls: Option<TlsShown>,
     write: Vec<TcpListener>,
@@ -75,14 +74,13 @@ impl Proxy {
             addresses.iter().map(bind).collect()
         };
         let (write, read) = (bind_all(&options.write)?, bind_all(&options.read)?);
-        let served = Arc::new(Semaphore::new(options.max_connections.min(Semaphore::MAX_PERMITS)));
-        Ok(Self { options: Arc::new(Live::new(options)), served, stats, tls: None, write, read })
+        Ok(Self { options: Arc::new(Live::new(options)), stats, tls: None, write, read })
     }
 
     /// To change settings while it runs.
     #[must_use]
     pub fn handle(&self) -> Whole {
-        Whole { options: Arc::clone(&self.options), served: Arc::clone(&self.served) }
+        Whole { options: Arc::clone(&self.options) }
     }
 
     /// Clients that ask for TLS and can not be served are shown this certificate and told within TLS. Without, they hear that there is
@@ -113,7 +111,7 @@ impl Proxy {
         let now = self.options.now();
         let view = RouteTable::new(now.max_lag_bytes, now.read_grace).view(boot_now());
         let (news, heard) = watch::channel(view.held);
-        let slots = Slots { served: self.served, polite: Arc::new(Semaphore::new(POLITE_MAX)) };
+        let slots = Slots { served: Served::default(), polite: Arc::new(Semaphore::new(POLITE_MAX)) };
         let registry = Registry::new(view);
         let (options, stats, tls, gate) = (self.options, self.stats, self.tls, Gate::default());
         let shared = Arc::new(Shared { options, stats, registry, news: heard, gate, tls });
@@ -140,22 +138,13 @@ impl Proxy {
 #[derive(Clone, Debug)]
 pub struct Whole {
     options: Arc<Live<ProxyOptions>>,
-    served: Arc<Semaphore>,
 }
 
 impl Whole {
-    /// Changes settings; no connection ends by it. Addresses stay as they are. Fewer connections than are open now: the places of those
-    /// that are free go, the others stay.
+    /// Changes settings; no connection ends by it. Addresses stay as they are. Fewer connections than are open now: those stay, and nobody takes the
+    /// place of one that ends until there are fewer.
     pub fn change(&self, change: impl FnOnce(&mut ProxyOptions)) {
-        let before = self.options.now().max_connections.min(Semaphore::MAX_PERMITS);
         self.options.change(change);
-        let wanted = self.options.now().max_connections.min(Semaphore::MAX_PERMITS);
-        if wanted > before {
-            self.served.add_permits(wanted - before);
-        } else {
-            let gone = self.served.forget_permits(before - wanted);
-            self.options.change(|options| options.max_connections = before - gone);
-        }
     }
 }
 

@@ -28,6 +28,9 @@ const CHECKPOINT: Duration = Duration::from_secs(600);
 /// How long the server may take to stop.
 const STOP: Duration = Duration::from_secs(600);
 const EACH: Duration = Duration::from_millis(100);
+/// How far behind a standby may be when its primary is told to stop, in bytes, and how long it may take to come that near.
+const BEHIND: i64 = 16 << 20;
+const FOLLOW: Duration = Duration::from_secs(120);
 
 /// What is to be brought.
 #[derive(Serialize, Deserialize)]
@@ -119,11 +122,14 @@ pub(crate) async fn bring(bring: &Bring) -> Outcome<Value> {
     let ready = places.ready(fresh).await;
     // An earlier run has stopped it: how it comes back is to be said.
     ready.map_err(|failure| if interrupted { places.back(failure) } else { failure })?;
-    let pid = places.stop().await.map_err(|failure| places.back(failure))?;
+    // A standby that can not be brought is left as it is, and nothing of it is to be undone.
+    let back = |failure| if part.of_standby() { failure } else { places.back(failure) };
+    let pid = places.stop().await.map_err(back)?;
     if part == Part::Stop {
+        places.in_order(bring.system).await.map_err(back)?;
         return Ok(json!({ "adopted": false, "stopped": pid }));
     }
-    places.rename(bring.system).await.map_err(|failure| places.back(failure))?;
+    places.rename(bring.system).await.map_err(back)?;
     Ok(json!({ "adopted": true, "stopped": pid }))
 }
 
@@ -165,6 +171,9 @@ impl Places {
         if let Some(manager) = managers().first() {
             return Err(untouched(format!("{manager} runs here: it would start the server of {shown} again")));
         }
+        if let Some(mount) = mounts(&self.layout.data()).first() {
+            return Err(untouched(format!("a file system is mounted at {mount}, where the data of {shown} will lie")));
+        }
         if let Some(place) = occupied(&self.layout) {
             return Err(untouched(format!("{place}, where the data of {shown} will lie, is not empty")));
         }
@@ -201,7 +210,23 @@ impl Places {
 
     /// What is done from here on can be undone by what stands there. Was it noted only now?
     async fn note(&self, system: SystemId, slots: &[String]) -> Outcome<bool> {
-        if noted(&self.layout).is_some() {
+        if let Some(mut noted) = noted(&self.layout) {
+            if noted.directory != self.directory {
+                let what = format!(
+                    "the adoption of {} was begun, not that of {}",
+                    noted.directory.display(),
+                    self.directory.display()
+                );
+                return Err(Failure::failed(what)
+                    .hint("name that one, or take it back first (docs/adopt.md), and remove agent/adopted.json"));
+            }
+            // A standby that was named later.
+            if slots.iter().any(|slot| !noted.slots.contains(slot)) {
+                noted
+                    .slots
+                    .extend(slots.iter().filter(|slot| !noted.slots.contains(slot)).cloned().collect::<Vec<_>>());
+                self.keep(&noted)?;
+            }
             return Ok(false);
         }
         let start_conf = start_conf(&self.directory).and_then(|path| {
@@ -224,9 +249,13 @@ impl Places {
             slots: slots.to_vec(),
             auto_conf: std::fs::read_to_string(self.directory.join("postgresql.auto.conf")).ok(),
         };
-        let text = serde_json::to_vec_pretty(&adoption).map_err(|error| Failure::failed(error.to_string()))?;
-        write_file(&self.layout.adoption(), &text, 0o600, None, true).map_err(crate::local::keys::net)?;
+        self.keep(&adoption)?;
         Ok(true)
+    }
+
+    fn keep(&self, adoption: &Adoption) -> Outcome {
+        let text = serde_json::to_vec_pretty(adoption).map_err(|error| Failure::failed(error.to_string()))?;
+        write_file(&self.layout.adoption(), &text, 0o600, None, true).map_err(crate::local::keys::net).map(drop)
     }
 
     /// Waits for the cluster. What takes long comes while clients are served; after it everything is looked at once more, so that an old view stops no server.
@@ -240,6 +269,9 @@ impl Places {
         self.until_claimed(fresh).await?;
         if postmaster(&self.directory).is_some() {
             self.checkpoint().await;
+        }
+        if self.part == Part::Stop {
+            self.followed().await?;
         }
         self.alone()?;
         self.until_claimed(false).await
@@ -273,7 +305,11 @@ impl Places {
         self.disable(&noted, unit.as_deref()).await?;
         match (pid, unit) {
             // Its own supervisor stops it, or it would start it again.
-            (Some(_), Some(unit)) => super::service::systemctl(&["stop", "--no-block", &unit]).await?,
+            (Some(pid), Some(unit)) => {
+                super::service::systemctl(&["stop", "--no-block", &unit]).await?;
+                // A unit of one's own may ask for a stop that waits for clients, and is killed when that takes too long.
+                let _ = self.interrupt(pid);
+            }
             (Some(pid), None) => self.interrupt(pid)?,
             (None, _) => {}
         }
@@ -301,6 +337,37 @@ impl Places {
         drop(tokio::time::timeout(CHECKPOINT, asked).await);
     }
 
+    /// The stop waits until every standby has all of the log: that is to be little.
+    async fn followed(&self) -> Outcome {
+        if postmaster(&self.directory).is_none() {
+            return Ok(());
+        }
+        let until = Instant::now() + FOLLOW;
+        loop {
+            let sql = "select coalesce(max(pg_wal_lsn_diff(pg_current_wal_lsn(), flush_lsn)), 0)::bigint from pg_stat_replication";
+            let asked = match psql(&self.spec, &self.directory, self.major) {
+                Ok(mut psql) => {
+                    let asked = psql.args(["-c", sql]).stdin(std::process::Stdio::null()).kill_on_drop(true).output();
+                    tokio::time::timeout(EACH * 100, asked).await.ok().and_then(Result::ok)
+                }
+                Err(_) => None,
+            };
+            let behind = asked.and_then(|output| String::from_utf8_lossy(&output.stdout).trim().parse::<i64>().ok());
+            if behind.is_some_and(|behind| behind < BEHIND) {
+                return Ok(());
+            }
+            if Instant::now() >= until {
+                let by = behind.map_or("an unknown amount".into(), |behind| format!("{} MB", behind >> 20));
+                let what =
+                    format!("a standby of {} is {by} behind: its stop would wait for that", self.directory.display());
+                return Err(Failure::failed(what).hint(
+                    "nothing was stopped; let it catch up, or take its adopt_standby out and stop it, then apply again",
+                ));
+            }
+            tokio::time::sleep(EACH * 10).await;
+        }
+    }
+
     /// "Fast": clients are ended, and a shutdown checkpoint is written.
     fn interrupt(&self, pid: u32) -> Outcome {
         let wrong = |error: std::io::Error| Failure::failed(format!("process {pid} can not be told to stop: {error}"));
@@ -313,8 +380,8 @@ impl Places {
         Ok(())
     }
 
-    /// The one step: before it everything is as it was, after it the data are the node's.
-    async fn rename(&self, system: SystemId) -> Outcome {
+    /// The server has ended as it should: all that it acknowledged is on the disk, and its standbys were waited for.
+    async fn in_order(&self, system: SystemId) -> Outcome {
         let shown = self.directory.display();
         let control = control(&self.spec, &self.directory, self.major)
             .await
@@ -325,6 +392,13 @@ impl Places {
                 control.state
             )));
         }
+        Ok(())
+    }
+
+    /// The one step: before it everything is as it was, after it the data are the node's.
+    async fn rename(&self, system: SystemId) -> Outcome {
+        self.in_order(system).await?;
+        let shown = self.directory.display();
         if self.part.of_standby() && !self.directory.join("standby.signal").exists() {
             return Err(Failure::failed(format!("{shown} has no standby.signal: these data are no standby's")));
         }

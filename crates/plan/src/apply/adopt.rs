@@ -549,7 +549,8 @@ fn blocks(spec: &Spec, standbys: usize) -> bool {
 pub(super) fn room(wanted: &Wanted<'_>, inventory: &Inventory, node: &Node, found: &mut Vec<Obstacle>) {
     let Some((founder, Existing { told: Some(Ok(told)), .. })) = pending(wanted, inventory) else { return };
     let needed = told.bytes + told.bytes / 10 + SPARE;
-    if standbys(wanted, inventory).iter().any(|(name, _)| *name == node.name) {
+    let there = inventory.host(&node.name).is_some_and(|host| host.adopt == Some(Adopt::Taken));
+    if there || standbys(wanted, inventory).iter().any(|(name, _)| *name == node.name) {
         return;
     }
     let free = inventory.host(&node.name).and_then(|host| host.free);

@@ -39,6 +39,8 @@ pub enum Step {
         standbys: Vec<NodeId>,
         /// The slots through which these follow it: they go once they follow as replicas.
         slots: Vec<String>,
+        /// An earlier run has stopped it: clients are away.
+        stopped: bool,
     },
     /// Start the agent if it does not run, and let it be kept.
     Start(NodeId),
@@ -309,8 +311,9 @@ fn adopted(wanted: &Wanted<'_>, inventory: &Inventory, before: &Work) -> Option<
     let standbys: Vec<NodeId> = standbys.filter(runs).collect();
     let (directory, system) = (existing.directory.clone(), existing.system?);
     let why = if existing.noted.is_some() { "it was begun" } else { "the file says that its data are the first copy" };
+    let stopped = existing.noted.is_some() && existing.pid.is_none();
     let slots = super::adopt::slots_of_standbys(wanted, inventory);
-    Some(because(Step::Adopt { node, directory, system, standbys, slots }, why))
+    Some(because(Step::Adopt { node, directory, system, standbys, slots, stopped }, why))
 }
 
 /// An agent that runs, and that nobody starts again.

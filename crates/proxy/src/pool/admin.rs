@@ -7,7 +7,7 @@ use super::slab::Id;
 use super::stats::PoolNumbers;
 use super::worker::{End, Worker};
 use crate::changes::Change;
-use mainstay_model::Span;
+use mainstay_model::{Moment, Span};
 use mainstay_wire::reply::{self, Reply};
 use mainstay_wire::{WireError, header, message};
 use std::sync::atomic::Ordering;
@@ -70,7 +70,7 @@ impl Worker {
                 self.hub.wake_all();
                 reply::complete(out, "RESUME");
             }
-            ["reload"] if self.hub.ask_reload(self.thread, client.id) => {
+            ["reload"] if self.hub.ask_reload(self.thread, client.id, self.now) => {
                 client.stage = Stage::Admin { may_change, reloads: Some(self.now) };
                 return false;
             }
@@ -81,11 +81,12 @@ impl Worker {
         true
     }
 
-    /// The settings are read anew, or can not be: who asked for that hears so, and is heard again.
-    pub(crate) fn reloaded(&mut self, id: Id, outcome: Result<(), &str>) {
+    /// The settings are read anew, or can not be: who asked for that hears so, and is heard again. The answer is to what was asked then: one that
+    /// was given up, and comes late, is none to what was asked since.
+    pub(crate) fn reloaded(&mut self, id: Id, asked: Moment, outcome: Result<(), &str>) {
         let Some(client) = self.clients.get(id) else { return };
         let Stage::Admin { reloads, .. } = &mut client.stage else { return };
-        if reloads.take().is_none() {
+        if reloads.take_if(|since| *since == asked).is_none() {
             return;
         }
         let mut out = Vec::new();

@@ -80,16 +80,16 @@ pub(crate) enum Mail {
     /// A client with this number and secret wants its query cancelled.
     Cancel { process: u32, secret: u32 },
     /// The settings that this client at the console asked for are read anew, or why not.
-    Reloaded { client: Id, outcome: Result<(), Arc<str>> },
+    Reloaded { client: Id, asked: Moment, outcome: Result<(), Arc<str>> },
 }
 
 /// Clients at the console who want the settings read anew, and by which thread each is served.
 #[derive(Default)]
 struct Reloaders {
     /// For whom nobody has begun to read yet.
-    asked: Vec<(usize, Id)>,
+    asked: Vec<(usize, Id, Moment)>,
     /// Whom the reading that is under way answers: it began after they had asked.
-    read_for: Vec<(usize, Id)>,
+    read_for: Vec<(usize, Id, Moment)>,
 }
 
 pub(crate) struct Mailbox {
@@ -233,11 +233,11 @@ impl Hub {
     }
 
     /// A client at the console wants the settings read anew. False: too many do.
-    pub(crate) fn ask_reload(&self, thread: usize, client: Id) -> bool {
+    pub(crate) fn ask_reload(&self, thread: usize, client: Id, now: Moment) -> bool {
         let mut reloaders = lock(&self.reloaders);
         let room = reloaders.asked.len() + reloaders.read_for.len() < MAIL_MAX;
         if room {
-            reloaders.asked.push((thread, client));
+            reloaders.asked.push((thread, client, now));
             self.reload.notify_one();
         }
         room
@@ -253,8 +253,8 @@ impl Hub {
     /// They are, or can not be. Who has asked meanwhile, perhaps after the file was read, waits for the next reading.
     pub(crate) fn reloaded(&self, outcome: &Result<(), String>) {
         let outcome: Result<(), Arc<str>> = outcome.as_ref().copied().map_err(|why| Arc::from(why.as_str()));
-        for (thread, client) in std::mem::take(&mut lock(&self.reloaders).read_for) {
-            self.post(thread, Mail::Reloaded { client, outcome: outcome.clone() });
+        for (thread, client, asked) in std::mem::take(&mut lock(&self.reloaders).read_for) {
+            self.post(thread, Mail::Reloaded { client, asked, outcome: outcome.clone() });
         }
     }
 
@@ -321,9 +321,9 @@ mod tests {
             };
             hub.mail(0).into_iter().filter_map(of).collect()
         };
-        assert!(hub.ask_reload(0, early));
+        assert!(hub.ask_reload(0, early, Moment(1)));
         hub.reload_begins();
-        assert!(hub.ask_reload(0, late));
+        assert!(hub.ask_reload(0, late, Moment(2)));
         assert_eq!(answered(), [early]);
         assert_eq!(answered(), []);
         hub.reload_begins();

@@ -373,8 +373,8 @@ impl Worker {
         for mail in self.hub.mail(self.thread) {
             match mail {
                 Mail::Cancel { process, secret } => self.cancel(process, secret),
-                Mail::Reloaded { client, outcome } => {
-                    self.reloaded(client, outcome.as_ref().copied().map_err(|why| &**why));
+                Mail::Reloaded { client, asked, outcome } => {
+                    self.reloaded(client, asked, outcome.as_ref().copied().map_err(|why| &**why));
                 }
             }
         }
@@ -436,7 +436,7 @@ impl Worker {
                 ClientStage::Closing => CLOSING,
                 ClientStage::Admin { reloads: Some(since), .. } => {
                     if self.now.since(since) > RELOAD {
-                        self.reloaded(id, Err("nobody has read them in time"));
+                        self.reloaded(id, since, Err("nobody has read them in time"));
                     }
                     continue;
                 }

@@ -292,6 +292,8 @@ async fn the_console_speaks_the_usual_words_and_pauses() {
     bench.pooled.change(|options, _| options.max_connections = 100);
     assert!(rows(boss.simple_query("show changes").await.unwrap()).is_empty());
     assert_eq!(code(&client.simple_query("select 1/0").await.map(drop).unwrap_err()), "22012");
+    // The driver goes on at the error, before the server is done with it: a statement that is sent then belongs to the same work.
+    assert_eq!(value(&client, "select 4").await, "4");
     boss.batch_execute("pause").await.unwrap();
     let waiting = tokio::spawn(async move { value(&client, "select 2").await });
     until("it waits", async || {

@@ -330,7 +330,7 @@ impl Work<'_> {
     /// Everything written is on the disk.
     fn sync(&self) -> Result<(), VaultError> {
         let flush = |place: &PathBuf| {
-            let dir = rustix::fs::open(place, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty());
+            let dir = rustix::fs::open(place, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
             dir.and_then(rustix::fs::syncfs).map_err(|e| VaultError::file(place, e.into()))
         };
         self.to.watch.flushing.store(true, Ordering::Relaxed);

@@ -4,7 +4,7 @@
 //! at its end. Such a link is not followed, also if it comes while somebody walks there.
 
 use crate::repository::VaultError;
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, Dir, Mode, OFlags};
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -99,12 +99,24 @@ fn enter(dir: &OwnedFd, name: &OsStr) -> Result<OwnedFd, Errno> {
     match rustix::fs::mkdirat(dir, name, mode) {
         Ok(()) => {
             let made = rustix::fs::openat(dir, name, OFlags::RDONLY | flags, Mode::empty())?;
-            rustix::fs::fchmod(&made, mode)?;
+            // Whose directory the other is may have put something else of ours there since: that is not opened to everybody.
+            if is_empty(&made)? {
+                rustix::fs::fchmod(&made, mode)?;
+            }
             Ok(made)
         }
         Err(Errno::EXIST) => rustix::fs::openat(dir, name, OFlags::PATH | flags, Mode::empty()),
         Err(error) => Err(error),
     }
+}
+
+fn is_empty(dir: &OwnedFd) -> Result<bool, Errno> {
+    for entry in Dir::read_from(dir)? {
+        if ![&b"."[..], b".."].contains(&entry?.file_name().to_bytes()) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 #[cfg(test)]

@@ -26,6 +26,8 @@ const SMALL: Duration = Duration::from_secs(100);
 const END: Duration = Duration::from_secs(200);
 /// A server may take its time to write a checkpoint and to stop; the cluster is waited for before, twice.
 const ADOPT: Duration = Duration::from_secs(1800);
+/// A standby, while clients wait: its stop within a minute, and its rename.
+const STANDBY: Duration = Duration::from_secs(150);
 /// A token is used a moment after it is made.
 const TOKEN: Duration = Duration::from_secs(300);
 /// How long a node may take to do its part again after its agent began anew.
@@ -90,16 +92,18 @@ impl Run {
 
     async fn bring(&self, node: &NodeId, (system, slots): (SystemId, &[String]), part: Part) -> Outcome {
         let bring = Bring { task: self.task(node), system, part, slots: slots.to_vec() };
-        self.fleet.ask::<serde_json::Value>(node, "adopt", &bring, ADOPT).await.map(drop)
+        let limit = if part == Part::Standby { STANDBY } else { ADOPT };
+        self.fleet.ask::<serde_json::Value>(node, "adopt", &bring, limit).await.map(drop)
     }
 
     /// The server's standbys follow it to its end; then they are brought, then its own data. One that can not be brought does not keep clients
-    /// waiting: its node becomes a copy by a clone, and that is told at the end.
-    async fn adopt(&self, node: &NodeId, system: (SystemId, &[String]), standbys: &[NodeId]) -> Outcome {
+    /// waiting: its node becomes a copy by a clone, and that is told at the end. `stopped`: clients are away already.
+    async fn adopt(&self, node: &NodeId, system: (SystemId, &[String]), standbys: &[NodeId], stopped: bool) -> Outcome {
         if standbys.is_empty() {
             return self.bring(node, system, Part::Whole).await;
         }
-        let ready = together(standbys.iter().map(|standby| self.bring(standby, system, Part::Ready))).await;
+        let looked = standbys.iter().filter(|_| !stopped).map(|standby| self.bring(standby, system, Part::Ready));
+        let ready = together(looked).await;
         for (standby, ready) in standbys.iter().zip(ready) {
             ready.map_err(|failure| Failure {
                 error: format!("the standby of {standby}: {}", failure.error),
@@ -110,7 +114,8 @@ impl Run {
         let brought = together(standbys.iter().map(|standby| async move {
             self.bring(standby, system, Part::Standby).await.map_err(|failure| {
                 let error = format!("the standby of {standby} was not taken over: {}", failure.error);
-                let then = "the cluster goes on without it, and that node becomes a copy by a clone; its old data were left where they are";
+                let then = "the cluster goes on without it, and that node becomes a copy by a clone once nothing listens on its port; its old data were left \
+                            where they are. Where commits wait for that copy (durability strict): mainstay set cluster.durability=available";
                 let hint = failure.hint.into_iter().chain([then.to_owned()]).collect::<Vec<_>>().join("\n");
                 Failure { error, hint: Some(hint), ..failure }
             })
@@ -130,7 +135,9 @@ impl Run {
             Step::Configure(_) => answer("configure", SMALL).await.map(drop),
             Step::Join(_) => self.join(node, false).await,
             Step::Renew(_) => self.join(node, true).await,
-            Step::Adopt { system, standbys, slots, .. } => self.adopt(node, (*system, slots), standbys).await,
+            Step::Adopt { system, standbys, slots, stopped, .. } => {
+                self.adopt(node, (*system, slots), standbys, *stopped).await
+            }
             Step::Start(_) => answer("start", END).await.map(drop),
             Step::Reload(_) => answer("reload", SMALL).await.map(drop),
             Step::Move(_) => answer("restart", END).await.map(drop),

@@ -1,7 +1,9 @@
 //! Standbys of the adopted server that the file names (`adopt_standby`): their data become replicas without a clone (docs/adr/0045). They follow the
 //! old server to its end, so that they have all of its log; only then they are stopped.
 
-use super::{Adopt, Existing, Told, carried, first, not_there, on_disk, pending, places, runs_again, slots, toml};
+use super::{
+    Adopt, Existing, Told, carried, first, has_data, not_there, on_disk, pending, places, runs_again, slots, toml,
+};
 use crate::apply::facts::{Inventory, Wanted};
 use crate::apply::obstacles::Obstacle;
 use mainstay_model::shell::quote;
@@ -12,15 +14,25 @@ use std::collections::BTreeMap;
 /// The standbys whose data are still to be brought: to which node, and what is known of each.
 #[must_use]
 pub fn standbys<'a>(wanted: &Wanted<'_>, inventory: &'a Inventory) -> Vec<(NodeId, &'a Existing)> {
-    if pending(wanted, inventory).is_none() {
-        return Vec::new();
-    }
+    let Some((_, primary)) = pending(wanted, inventory) else { return Vec::new() };
     let named = wanted.spec.data_nodes().filter(|node| node.adopt_standby.is_some());
     let known = |node: &Node| match inventory.host(&node.name)?.adopt.as_ref()? {
+        Adopt::Named(existing) if is_halfway(primary) && !comes_along(primary, existing) => None,
         Adopt::Named(existing) => Some((node.name.clone(), &**existing)),
         Adopt::Taken | Adopt::Unnamed { .. } => None,
     };
     named.filter_map(known).collect()
+}
+
+/// An earlier run has stopped the primary: clients are away, and nothing of a standby is a reason to keep them waiting. One that can not be brought
+/// is left where it is.
+fn is_halfway(primary: &Existing) -> bool {
+    primary.noted.is_some() && primary.pid.is_none()
+}
+
+fn comes_along(primary: &Existing, existing: &Existing) -> bool {
+    let fits = existing.no_data.is_none() && existing.standby && existing.system == primary.system;
+    fits && (existing.pid.is_some() || existing.state == "shut down in recovery")
 }
 
 /// Those of them that follow the adopted server now.
@@ -38,13 +50,26 @@ pub fn slots_of_standbys(wanted: &Wanted<'_>, inventory: &Inventory) -> Vec<Stri
 
 /// What stands in the way of one.
 pub(super) fn obstacles(wanted: &Wanted<'_>, inventory: &Inventory, node: &Node, found: &mut Vec<Obstacle>) {
+    if node.adopt_standby.is_some() && wanted.spec.founder().is_none() && !has_data(inventory) {
+        found.push(Obstacle::on(
+            &node.name,
+            "a standby is named with adopt_standby, and no node names its primary with adopt",
+            "name that server's data directory in the [[node]] on its host; or take the line out",
+        ));
+    }
     let all = standbys(wanted, inventory);
     let Some((_, existing)) = all.iter().find(|(name, _)| *name == node.name) else { return };
-    let Some((_, primary)) = pending(wanted, inventory) else { return };
+    let Some((_, primary)) = pending(wanted, inventory).filter(|(_, primary)| !is_halfway(primary)) else { return };
     let mut say = |what: String, mend: String| found.push(Obstacle::on(&node.name, what, mend));
     let dir = &existing.directory;
     if existing.no_data.is_some() {
         return not_there(existing, "adopt_standby", &mut say);
+    }
+    if inventory.in_force.as_ref().is_some_and(|stored| stored.spec.node(&node.name).is_none()) {
+        say(
+            format!("the standby of {dir} is to come along, and its node is not one of the cluster's yet"),
+            "take the line out for now: the node then becomes a copy by a clone".into(),
+        );
     }
     on_disk(wanted, inventory, node, existing, true, &mut say);
     places(existing, &mut say);
@@ -94,6 +119,13 @@ fn as_told(wanted: &Wanted<'_>, existing: &Existing, told: &Told, say: &mut impl
         say(
             format!("the standby of {dir} receives nothing from its primary: it would not have all of its log"),
             "see in its log why; or take the line out: the node then becomes a copy by a clone".into(),
+        );
+    }
+    let delay = |setting: &&super::Setting| setting.name.eq_ignore_ascii_case("recovery_min_apply_delay");
+    if let Some(delay) = told.settings.iter().find(delay).filter(|setting| setting.value != "0") {
+        say(
+            format!("the standby of {dir} applies its log late (recovery_min_apply_delay = {}): as a node it would not any more", delay.value),
+            "keep it as it is, for another cluster's sake or as a protection, and take the line out: the node then becomes a copy by a clone".into(),
         );
     }
     for standby in &told.standbys {

@@ -358,7 +358,11 @@ fn what_keeps_a_standby_from_being_taken_over_is_told_before_its_primary_is_stop
     let told = |world: &mut World, change: &dyn Fn(&mut Told)| {
         change(standby(world).told.as_mut().unwrap().as_mut().unwrap());
     };
-    let cases: [Change<'_>; 14] = [
+    let cases: [Change<'_>; 15] = [
+        ("applies its log late", &|world| {
+            let one = setting("recovery_min_apply_delay", "3600000");
+            told(world, &|told| told.settings.push(one.clone()));
+        }),
         ("other values than its primary: work_mem", &|world| {
             let one = Setting { automatic: true, ..setting("work_mem", "64MB") };
             told(world, &|told| told.settings.push(one.clone()));
@@ -384,6 +388,27 @@ fn what_keeps_a_standby_from_being_taken_over_is_told_before_its_primary_is_stop
         let said = said(change, &text);
         assert!(said.contains(words), "{words}: {said}");
     }
+    // Once the primary is stopped nothing of the standby keeps clients waiting; it comes along if it can.
+    let halfway = |change: &dyn Fn(&mut World)| {
+        let (mut world, _) = pair();
+        let stopped = existing(&mut world);
+        (stopped.pid, stopped.told, stopped.state) = (None, None, "shut down".into());
+        stopped.noted = Some(SystemId(77));
+        told(&mut world, &|told| told.receives = false);
+        change(&mut world);
+        let work = world.decide(&text, false).unwrap();
+        let adopts = work.steps().find_map(|each| match &each.step {
+            Step::Adopt { standbys, stopped, .. } => Some((standbys.clone(), *stopped)),
+            _ => None,
+        });
+        adopts.unwrap()
+    };
+    assert_eq!(halfway(&|_| {}), (vec![name(3)], true));
+    let ended = |world: &mut World, state: &str| {
+        (standby(world).pid, standby(world).told, standby(world).state) = (None, None, state.into());
+    };
+    assert_eq!(halfway(&|world| ended(world, "shut down in recovery")), (vec![name(3)], true));
+    assert_eq!(halfway(&|world| ended(world, "in archive recovery")), (Vec::new(), true));
     // Without the line the standby is in the way, and is told how it comes along.
     let without = text.replace("adopt_standby = \"/srv/copy\"\n", "");
     let said = said(&|world| world.host(&name(3)).adopt = None, &without);
