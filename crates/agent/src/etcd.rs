@@ -27,9 +27,11 @@ const SAY_EVERY: Duration = Duration::from_secs(5);
 /// How often the nodes are asked, and how often in a row a promise must be above the record.
 const COMPARE: Duration = Duration::from_secs(1);
 const LOWER_MAX: u32 = 3;
-/// The same after a start, until all have answered or this much has passed.
+/// The same after a start, until all have told, or those that do not answer were given this much.
 const COMPARE_FIRST: Duration = Duration::from_millis(100);
 const COMPARED_WITHIN: Duration = Duration::from_secs(2);
+/// A node that answers, and has not read yet what it saw, is given longer: it is there, and will tell.
+const BEGUN_WITHIN: Duration = Duration::from_secs(30);
 
 /// Which store it is stands in each node's own file: whoever has lost the store must find it without asking it. But no node may begin with
 /// another kind than the cluster has.
@@ -155,7 +157,7 @@ pub async fn hold_against_the_nodes(
     questions: mpsc::Sender<Question>,
     generations: Arc<Generations>,
 ) {
-    let (begun, mut lower) = (Instant::now(), 0);
+    let (mut asked_first, mut lower) = (AskedFirst::now(), 0);
     loop {
         // At first quickly: this node does not stand before.
         sleep(if store.is_compared() { COMPARE } else { COMPARE_FIRST }).await;
@@ -165,6 +167,7 @@ pub async fn hold_against_the_nodes(
         let mut silent: BTreeSet<NodeId> = nodes.filter(|node| **node != me).cloned().collect();
         let asked: Vec<NodeId> = silent.iter().cloned().collect();
         for (node, reply) in ask_all_stores(&me, &asked, &peers).await {
+            asked_first.answered(&node, reply.part);
             if tells(reply.part) {
                 silent.remove(&node);
             }
@@ -176,8 +179,7 @@ pub async fn hold_against_the_nodes(
                 store.hold_against(&node, RECORD_KEY, floor);
             }
         }
-        // Those that are off do not hold it up for ever.
-        if silent.is_empty() || begun.elapsed() >= COMPARED_WITHIN {
+        if silent.is_empty() || asked_first.is_enough() {
             store.set_compared();
         }
         match below_a_promise(&store, &summary).await {
@@ -192,6 +194,32 @@ pub async fn hold_against_the_nodes(
             // Etcd's silence says nothing.
             Err(_) => {}
         }
+    }
+}
+
+/// Whom a start still waits for: those that are off do not hold it up for ever.
+struct AskedFirst {
+    begun: Instant,
+    /// They answer, and do not tell yet: when they last did.
+    beginning: BTreeMap<NodeId, Instant>,
+}
+
+impl AskedFirst {
+    fn now() -> Self {
+        Self { begun: Instant::now(), beginning: BTreeMap::new() }
+    }
+
+    fn answered(&mut self, node: &NodeId, part: Part) {
+        match tells(part) {
+            true => self.beginning.remove(node),
+            false => self.beginning.insert(node.clone(), Instant::now()),
+        };
+    }
+
+    /// One question that was lost does not make a node that begins one that is off.
+    fn is_enough(&self) -> bool {
+        let begins = self.beginning.values().any(|at| at.elapsed() < COMPARED_WITHIN);
+        self.begun.elapsed() >= if begins { BEGUN_WITHIN } else { COMPARED_WITHIN }
     }
 }
 
@@ -346,11 +374,31 @@ mod tests {
     #[tokio::test]
     async fn who_is_off_holds_nobody_up_for_ever() {
         let dir = tempfile::tempdir().unwrap();
-        let begins = reply(Part::Unknown, None);
-        let (store, _tasks) = begun(dir.path(), &[("db2", begins)]);
+        let (store, _tasks) = begun(dir.path(), &[("db2", member(None))]);
         let begun = Instant::now();
         until("it goes on without them", || store.is_compared()).await;
         assert!(begun.elapsed() >= COMPARED_WITHIN / 2, "they were given time");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_begins_is_given_longer_than_who_is_off() {
+        let (one, other) = (NodeId::new("db2").unwrap(), NodeId::new("db3").unwrap());
+        let mut first = AskedFirst::now();
+        first.answered(&one, Part::Unknown);
+        first.answered(&other, Part::Unknown);
+        sleep(COMPARED_WITHIN - PAUSE).await;
+        first.answered(&one, Part::Unknown);
+        sleep(PAUSE).await;
+        assert!(!first.is_enough(), "one of them is there and will tell");
+        first.answered(&one, Part::Member);
+        assert!(first.is_enough());
+        first.answered(&one, Part::Unknown);
+        assert!(!first.is_enough());
+        sleep(COMPARED_WITHIN).await;
+        assert!(first.is_enough(), "it went off meanwhile");
+        sleep(BEGUN_WITHIN).await;
+        first.answered(&one, Part::Unknown);
+        assert!(first.is_enough(), "nor that for ever");
     }
 
     #[test]

@@ -54,12 +54,13 @@ impl MindHandler {
         let (inputs, confirming) = (self.inputs.clone(), Arc::clone(&self.confirming));
         tokio::spawn(async move {
             let record = etcd.confirmed_record(CONFIRM).await;
-            locked(&confirming).remove(&(from.clone(), term));
             if record.is_some_and(|record| is_raised_by(&record.value, &from, term)) {
-                let _ = inputs.send(Input::Peer(from, Message::Recruit { term })).await;
+                let _ = inputs.send(Input::Peer(from.clone(), Message::Recruit { term })).await;
             } else {
                 debug!(%from, %term, "a candidate is not heard: etcd does not confirm what it and this node go by");
             }
+            // Not before the loop has taken it: while that is busy, each repetition would wait beside this one.
+            locked(&confirming).remove(&(from, term));
         });
     }
 }
@@ -91,6 +92,10 @@ impl Handler for MindHandler {
                 return;
             }
             if let (Message::Recruit { term }, Some(etcd)) = (&message, self.store.etcd()) {
+                // Another node may have seen more than this one and etcd. It is being asked, and so will the candidate ask again.
+                if !etcd.is_compared() {
+                    return debug!(from = %node, %term, "a candidate is not heard: the other nodes have not told what they saw");
+                }
                 return self.confirm_first(Arc::clone(etcd), node.clone(), *term);
             }
             let _ = self.inputs.send(Input::Peer(node.clone(), message)).await;

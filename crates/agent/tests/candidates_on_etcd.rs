@@ -58,7 +58,11 @@ struct Ear {
 
 impl Ear {
     fn of(store: &Arc<EtcdStore>) -> Self {
-        let (inputs, heard) = mpsc::channel(64);
+        Self::with_room(store, 64)
+    }
+
+    fn with_room(store: &Arc<EtcdStore>, room: usize) -> Self {
+        let (inputs, heard) = mpsc::channel(room);
         let store = Arc::new(ClusterStore::Etcd(Arc::clone(store)));
         Self { handler: MindHandler::new(inputs, &Arc::default(), &store), heard }
     }
@@ -116,6 +120,9 @@ async fn a_candidate_is_heard_once_etcd_confirms_what_it_goes_by() {
         (store(options(&etcd, dir.path(), "db1")).await, store(options(&etcd, dir.path(), "db2")).await);
     put(theirs.as_ref(), RECORD_KEY, &raised(7, "db2")).await;
     let mut ear = Ear::of(&mine);
+    ear.hears_nothing_of("db2", Term(7)).await;
+    // The other nodes have told what they saw.
+    mine.set_compared();
     ear.hears("db2", Term(7)).await;
     ear.hears_nothing_of("db2", Term(8)).await;
     ear.hears_nothing_of("db3", Term(7)).await;
@@ -129,6 +136,7 @@ async fn a_candidate_is_heard_once_etcd_confirms_what_it_goes_by() {
     // It begins while etcd does not answer, or it is cut off from it.
     etcd.kill_all();
     let mine = EtcdStore::start(options(&etcd, dir.path(), "db1"), None).unwrap();
+    mine.set_compared();
     let mut ear = Ear::of(&mine);
     ear.hears_nothing_of("db3", Term(8)).await;
     ear.say("db3", Message::Ask { term: Term(8) }).await;
@@ -146,4 +154,25 @@ async fn a_candidate_is_heard_once_etcd_confirms_what_it_goes_by() {
         assert!(Instant::now() < end, "that is evidence");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_candidate_that_repeats_itself_waits_once() {
+    let (etcd, dir) = (Etcd::start(1), tempfile::tempdir().unwrap());
+    let mine = store(options(&etcd, dir.path(), "db1")).await;
+    put(mine.as_ref(), RECORD_KEY, &raised(7, "db2")).await;
+    mine.set_compared();
+    let mut ear = Ear::with_room(&mine, 1);
+    ear.hears("db2", Term(7)).await;
+    // The loop is busy.
+    tokio::time::sleep(SILENCE).await;
+    while ear.heard.try_recv().is_ok() {}
+    ear.say("db2", Message::Ask { term: Term(7) }).await;
+    for _ in 0..4 {
+        ear.say("db2", Message::Recruit { term: Term(7) }).await;
+        tokio::time::sleep(SILENCE).await;
+    }
+    assert!(matches!(ear.heard.recv().await, Some(Input::Peer(_, Message::Ask { .. }))));
+    assert!(matches!(ear.heard.recv().await, Some(Input::Peer(_, Message::Recruit { .. }))));
+    assert!(timeout(SILENCE, ear.heard.recv()).await.is_err(), "four questions, one answer");
 }

@@ -114,21 +114,29 @@ fn etcd_away(facts: &Facts<'_>, names: &Names<'_>) -> Scenario {
 
 const DISTRUSTED: &str = "etcd shows less than the nodes have seen";
 
+/// One line for each node's host.
+fn each_node(facts: &Facts<'_>, what: &str) -> String {
+    facts.spec.nodes.iter().map(|node| format!("ssh {} {what}\n", node.host)).collect()
+}
+
 fn etcd_distrusted(facts: &Facts<'_>) -> Scenario {
     Scenario {
         key: "store-distrusted",
         title: DISTRUSTED,
-        seen: "store-distrusted: etcd was restored from an older copy, founded anew, or its keys were removed; or it is another etcd".into(),
+        seen: "store-distrusted: etcd was restored from an older copy, founded anew, or its keys were removed; or one node's [store] names another etcd, or a copy of this one".into(),
         decides: "the owner of the data, if anything may be lost",
-        stop_if: "a newer copy of etcd, or a living member of the old one, may be found: restore that first. Leave the agents running: what they have seen is the evidence.".into(),
-        itself: "No node serves writes, and a restart does not change that: a person has to decide.".into(),
+        stop_if: "a newer copy of etcd, or a living member of the old one, may be found: restore that first. One node's [store] is wrong: mend its file first, and do not recover before. Keep agent/etcd.json of each node: what stands there is the evidence.".into(),
+        itself: "No node serves writes, and neither a restart nor a mended file changes that: the evidence is kept, and a person has to decide.".into(),
         commands: format!(
-            "mainstay status\n# does etcd answer, and is it the right one? it must work before what follows\n{}\netcdctl endpoint status -w table\n# what each node knows, and whether commits may be missing\nmainstay recover\n# the cluster's part of etcd is made anew from the node that has most, as the line before says\nmainstay recover --from NODE\n# it refuses where acknowledged commits may be missing; with the owner's word, once what it says was written down\nmainstay recover --from NODE --accept-data-loss",
-            reach(&facts.spec.store)
+            "mainstay status\n# does [store] in each node's file name the same etcd, and the right one? one node's wrong file does this to all of them: mend it\n{doctor}# does etcd answer? it must work before what follows\n{reach}\netcdctl endpoint status -w table\n# a file was wrong, etcd itself lacks nothing, and no node was primary by the wrong one: no recover. Stop all agents first\n{stop}# in each node's directory, agent/etcd.json: take the entry \"refused\" out; on the node whose file was wrong, move the whole file aside\n# (on the others, too, if store-distrusted comes back). Then\n{start}# else: what each node knows, and whether commits may be missing\nmainstay recover\n# the cluster's part of etcd is made anew from the node that has most, as the line before says\nmainstay recover --from NODE\n# it refuses where acknowledged commits may be missing; with the owner's word, once what it says was written down\nmainstay recover --from NODE --accept-data-loss",
+            doctor = each_node(facts, "mainstay doctor"),
+            reach = reach(&facts.spec.store),
+            stop = each_node(facts, "systemctl stop mainstay-agent"),
+            start = each_node(facts, "systemctl start mainstay-agent"),
         ),
         time: "recover takes seconds".into(),
         loss: "nothing if the node that has most answers; recover says what may be missing before it asks".into(),
-        verify: "mainstay status shows a primary, a new incarnation, and no store-distrusted".into(),
+        verify: "mainstay status shows a primary, no store-distrusted, and after recover a new incarnation".into(),
         back: "none: the other agents follow by themselves, and what their logs alone held is kept under diverged/.".into(),
     }
 }
@@ -203,6 +211,9 @@ mod tests {
             "store-member-lost",
             "ssh e2 systemctl start etcd",
             "ETCDCTL_CACERT=/ca",
+            "one node's wrong file does this to all of them: mend it",
+            "take the entry \"refused\" out",
+            "ssh 10.0.0.2 systemctl stop mainstay-agent",
             "mainstay recover --from NODE",
             "mainstay failover --to db2 --accept-data-loss",
         ] {

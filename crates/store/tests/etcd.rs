@@ -261,6 +261,28 @@ async fn what_another_node_has_seen_must_show_too() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_etcd_that_was_brought_to_the_same_revision_by_others_takes_no_write() {
+    let (mut etcd, dir) = (Etcd::start(1), tempfile::tempdir().unwrap());
+    let spec = spec(&etcd.endpoints(), "");
+    let options = |number| options_of(&spec, dir.path(), number, "ours");
+    let first = door(options(0)).await.unwrap();
+    put(first.as_ref(), "record", b"both").await;
+    let copy = etcd.save();
+    let mine = put(first.as_ref(), "record", b"mine").await;
+    first.stop().await;
+    etcd.restore(&copy);
+    let other = door(options(1)).await.unwrap();
+    assert_eq!(put(other.as_ref(), "record", b"theirs").await, mine, "the numbers are the same");
+    other.stop().await;
+    let first = EtcdStore::start(options(0), None).unwrap();
+    let write = first.compare_and_set("record", Some(mine), b"over theirs".to_vec(), PATIENT).await;
+    assert!(!matches!(write, CasOutcome::Done(_)), "{write:?}");
+    until("it is noticed", || first.evidence().is_some()).await;
+    let evidence = first.evidence().unwrap();
+    assert!(evidence.contains("with another value"), "{evidence}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_can_not_keep_what_it_sees_confirms_nothing_and_a_torn_file_is_not_passed_over() {
     let (etcd, dir) = (Etcd::start(1), tempfile::tempdir().unwrap());
     let spec = spec(&etcd.endpoints(), "");

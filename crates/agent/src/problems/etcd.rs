@@ -79,7 +79,7 @@ fn names(nodes: &[(&&NodeId, &&EtcdStanding)]) -> String {
 fn distrusted(answers: &BTreeMap<NodeId, LocalStatus>, list: &mut List) {
     let failures = answers.values().filter_map(|answer| Some((answer, answer.store.as_ref()?.failure.as_ref()?)));
     for (answer, failure) in failures {
-        let hint = "no node serves writes by a store that it can not believe; see docs/etcd.md";
+        let hint = "no node serves writes by a store that it can not believe. First see that [store] in each node's file names the same, right etcd; then docs/etcd.md";
         list.add(("store-distrusted", "critical"), format!("{}: {failure}", answer.node), hint.to_owned());
     }
 }

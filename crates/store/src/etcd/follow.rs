@@ -2,7 +2,7 @@
 //! keeping what was seen.
 
 use super::client::{Client, Fault, watch_body};
-use super::wire::{Alarms, Line, Range, Status, range};
+use super::wire::{Alarms, Line, Status};
 use super::{Inner, OLDER, locked};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -11,7 +11,7 @@ use serde_json::json;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 /// The stream tells at once; the poll finds what it did not tell, and that etcd answers.
 const POLL: Duration = Duration::from_secs(2);
@@ -110,9 +110,11 @@ fn take(inner: &Inner, line: &[u8]) -> Result<(), String> {
 }
 
 async fn poll(inner: Weak<Inner>) {
-    let mut missed = 0;
+    let (mut missed, mut woken) = (0, false);
     while let Some(inner) = inner.upgrade() {
         let pause = match look(&inner).await {
+            // Another node was faster than the stream: that one needs not have missed it.
+            Ok(_) if woken => POLL,
             Ok(news) => {
                 missed = if news { missed + 1 } else { 0 };
                 if missed >= MISSED_MAX {
@@ -126,21 +128,19 @@ async fn poll(inner: Weak<Inner>) {
                 POLL_SILENT
             }
         };
+        let heard_more = Arc::clone(&inner.heard_more);
         drop(inner);
-        sleep(pause).await;
+        woken = timeout(pause, heard_more.notified()).await.is_ok();
     }
 }
 
-/// Looks at every key's revision. True: there was something that the stream had not told.
+/// Looks at every key's revision, and at the record's value. True: there was something that the stream had not told.
 async fn look(inner: &Inner) -> Result<bool, String> {
     let before = locked(&inner.kept).clone();
     let deadline = Instant::now() + POLL_LIMIT;
-    let body = range(&inner.options.prefix, true, true);
-    let all = inner.client.read::<Range>("/v3/kv/range", &body, deadline).await.map_err(Fault::text)?;
-    let origin = inner.key(super::ORIGIN_KEY);
-    let at = |key: &str| all.kvs.iter().find(|pair| pair.key == key.as_bytes());
-    let older = before.seen.keys().any(|name| !before.allows(name, at(&inner.key(name))));
-    if older || at(&origin).map_or(0, |pair| pair.mod_revision) != before.origin_revision {
+    let shown = inner.ask(deadline).await.map_err(Fault::text)?.ok_or("etcd's answer lacks what was asked for")?;
+    let older = before.seen.keys().any(|name| !before.allows(name, shown.pair(&inner.key(name))));
+    if older || !shown.marked.kvs.first().is_some_and(|pair| before.is_origin(pair)) {
         inner.confirm(deadline).await;
     }
     if inner.refusal().is_some() {
@@ -151,9 +151,10 @@ async fn look(inner: &Inner) -> Result<bool, String> {
         return Err(OLDER.to_owned());
     }
     inner.answered();
+    inner.note_origin(&shown);
     let newer =
         |pair: &&super::wire::Pair| inner.name(&pair.key).is_some_and(|name| inner.shown(&name) < pair.mod_revision);
-    if !all.kvs.iter().any(|pair| newer(&pair)) {
+    if !shown.all.kvs.iter().any(|pair| newer(&pair)) {
         return Ok(false);
     }
     let (values, _) = inner.whole(deadline).await.map_err(Fault::text)?;

@@ -22,7 +22,7 @@ fn floor(revision: u64, version: u64) -> Floor {
 fn kept() -> Kept {
     let origin = Origin { group: 0, incarnation: 0, authority: "ours".to_owned() };
     let seen = BTreeMap::from([("record".to_owned(), floor(10, 4)), ("spec".to_owned(), floor(6, 1))]);
-    Kept { origin, origin_revision: 4, seen, refused: None }
+    Kept { origin, origin_revision: 4, origin_value: None, seen, refused: None }
 }
 
 fn pair(key: &str, revision: u64, version: u64) -> Pair {
@@ -96,6 +96,27 @@ fn one_write_that_was_lost_and_made_up_for_shows_in_its_value() {
 }
 
 #[test]
+fn the_same_revision_with_another_value_is_not_late() {
+    let mut kept = kept();
+    let of = |value: &[u8]| Pair { value: value.to_vec(), ..pair("record", 12, 5) };
+    assert!(kept.note("record", &of(b"mine")) && kept.note("record", &of(b"mine")));
+    assert!(!kept.note("record", &of(b"theirs")) && kept.seen["record"].value.as_deref() == Some("mine"));
+    assert!(!kept.note("record", &Pair { version: 6, ..of(b"mine") }), "nor with another number of writes");
+    // The origin: also what this version does not read of it.
+    let known = marked(4, 0, "ours").kvs.remove(0);
+    kept.note_origin(&known);
+    assert!(kept.is_origin(&known));
+    let mut other = known.clone();
+    other.value.insert(1, b' ');
+    assert!(!kept.is_origin(&other));
+    let all = [("record", 10, 4), ("spec", 6, 1)];
+    let other = Range { kvs: marked(4, 7, "ours").kvs, ..Range::default() };
+    let before = Kept { origin: Origin { incarnation: 7, ..kept.origin.clone() }, ..self::kept() };
+    let shown = Shown { all: keys(&all), marked: other, record: Range::default() };
+    assert!(judge(&options(), &before, &shown).is_some(), "another one of that incarnation, at that revision");
+}
+
+#[test]
 fn what_others_put_there_may_go_again() {
     let mut kept = kept();
     assert!(kept.note("notes", &pair("notes", 30, 1)));
@@ -148,4 +169,34 @@ async fn another_nodes_evidence_counts_until_that_node_takes_it_back() {
     store.distrust("I, too");
     store.heard_of(&one, None);
     assert_eq!(store.evidence(), Some(with_advice("I, too")), "own evidence stays");
+}
+
+#[tokio::test]
+async fn what_is_heard_while_etcd_answers_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let origin = Origin { authority: "ours".to_owned(), ..Origin::default() };
+    let store = EtcdStore::start(nowhere(dir.path()), Some((origin, Revision(4)))).unwrap();
+    let answer = pair("record", 10, 4);
+    assert!(store.is_good(&answer));
+    store.hold_against(&NodeId::new("db2").unwrap(), "record", &floor(12, 5));
+    assert!(store.is_believed() && !store.is_good(&answer), "no evidence yet, and no answer for a candidate");
+    assert!(store.is_good(&pair("record", 12, 5)));
+}
+
+#[tokio::test]
+async fn a_write_stands_on_values_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let origin = Origin { authority: "ours".to_owned(), ..Origin::default() };
+    let store = EtcdStore::start(nowhere(dir.path()), Some((origin, Revision(4)))).unwrap();
+    let inner = &store.inner;
+    inner.note_origin(&Shown { all: Range::default(), marked: marked(4, 0, "ours"), record: Range::default() });
+    assert!(inner.publish("record", &pair("record", 10, 4)) && inner.publish("spec", &pair("spec", 6, 1)));
+    let before = locked(&inner.kept).clone();
+    let targets = |key, expected| {
+        let all = inner.compares(&before, key, expected);
+        all.iter().map(|one| one["target"].as_str().unwrap_or_default().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(targets("record", Some(Revision(10))), ["MOD", "MOD", "VALUE", "VALUE"]);
+    assert_eq!(targets("record", Some(Revision(11))), ["MOD", "MOD", "VALUE"]);
+    assert_eq!(targets("spec", Some(Revision(6))), ["MOD", "MOD", "VALUE"]);
 }

@@ -102,6 +102,9 @@ pub(crate) struct Kept {
     pub(crate) origin: Origin,
     /// At which revision that key was.
     pub(crate) origin_revision: u64,
+    /// The value of that key, as etcd has it: a newer version may have written more than is read here. `None`: not seen yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) origin_value: Option<String>,
     /// Each key's newest state that this node has seen.
     pub(crate) seen: BTreeMap<String, Floor>,
     /// Why this node does not believe etcd any more. Only a later incarnation ends that: what etcd lacks may be caught up with by
@@ -127,8 +130,10 @@ impl Kept {
         }
         match self.seen.get(name) {
             // Late, not wrong.
-            Some(floor) if pair.mod_revision <= floor.revision => true,
+            Some(floor) if pair.mod_revision < floor.revision => true,
+            // Also at the same revision: it has one value.
             Some(floor) if !floor.may_become(Some(pair)) => false,
+            Some(floor) if pair.mod_revision == floor.revision && floor.value.is_some() => true,
             _ => {
                 self.seen.insert(name.to_owned(), Floor::of(name, pair));
                 true
@@ -136,17 +141,33 @@ impl Kept {
         }
     }
 
-    /// Notes what another node has seen of a key. `Err`: what this node has seen, if neither state can have come from the other.
-    pub(crate) fn hear(&mut self, name: &str, theirs: &Floor) -> Result<(), Floor> {
+    /// Notes what another node has seen of a key. True: that is newer. `Err`: what this node has seen, if neither state can have come from the other.
+    pub(crate) fn hear(&mut self, name: &str, theirs: &Floor) -> Result<bool, Floor> {
         if !FLOORS.contains(&name) {
-            return Ok(());
+            return Ok(false);
         }
         match self.seen.get(name) {
-            Some(mine) if theirs.may_become_floor(mine) => {}
+            Some(mine) if theirs.may_become_floor(mine) => return Ok(false),
             Some(mine) if !mine.may_become_floor(theirs) => return Err(mine.clone()),
             _ => drop(self.seen.insert(name.to_owned(), theirs.clone())),
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// Is this the origin that this node knows, at the same revision and with the same value?
+    pub(crate) fn is_origin(&self, pair: &Pair) -> bool {
+        let same = match &self.origin_value {
+            Some(value) => value.as_bytes() == pair.value,
+            None => serde_json::from_slice::<Origin>(&pair.value).is_ok_and(|origin| origin == self.origin),
+        };
+        same && pair.mod_revision == self.origin_revision
+    }
+
+    /// Keeps its value.
+    pub(crate) fn note_origin(&mut self, pair: &Pair) {
+        if self.origin_value.is_none() && self.is_origin(pair) {
+            self.origin_value = String::from_utf8(pair.value.clone()).ok();
+        }
     }
 
     /// Does an answer show this key as this node has seen it, or newer?

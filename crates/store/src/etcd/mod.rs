@@ -115,6 +115,8 @@ pub(crate) struct Inner {
     members: Mutex<(Vec<MemberStanding>, Vec<String>)>,
     /// The stream has missed something.
     missed: Notify,
+    /// Another node has seen more than this one: the poll looks at once.
+    heard_more: Arc<Notify>,
     /// See [`EtcdStore::is_compared`].
     compared: AtomicBool,
     /// Why what is seen can not be kept on disk, if so.
@@ -163,6 +165,7 @@ impl EtcdStore {
             answered: Mutex::default(),
             members: Mutex::default(),
             missed: Notify::new(),
+            heard_more: Arc::default(),
             compared: AtomicBool::new(false),
             unkept: Mutex::default(),
         });
@@ -204,8 +207,15 @@ impl EtcdStore {
     pub async fn confirmed_record(&self, timeout: Duration) -> Option<Versioned> {
         let shown = self.inner.confirm(Instant::now() + timeout).await?;
         let record = shown.record.kvs.first()?;
-        let good = self.inner.publish(RECORD_KEY, record) && self.is_believed() && self.inner.unkept().is_none();
-        good.then(|| record.versioned())
+        self.is_good(record).then(|| record.versioned())
+    }
+
+    /// Also by what was heard of while etcd answered.
+    fn is_good(&self, record: &Pair) -> bool {
+        self.inner.publish(RECORD_KEY, record)
+            && locked(&self.inner.kept).allows(RECORD_KEY, Some(record))
+            && self.is_believed()
+            && self.inner.unkept().is_none()
     }
 
     /// The newest state of a key that this node has seen, for other nodes to hold against their etcd.
@@ -529,8 +539,9 @@ impl Store for EtcdStore {
         if let Some(why) = inner.refusal() {
             return CasOutcome::Unavailable(why);
         }
-        let (seen, origin_revision) = (inner.seen(key), locked(&inner.kept).origin_revision);
-        if seen.as_ref().is_some_and(|seen| Revision(seen.revision) > expected.unwrap_or_default()) {
+        let before = locked(&inner.kept).clone();
+        let seen = before.seen.get(key);
+        if seen.is_some_and(|seen| Revision(seen.revision) > expected.unwrap_or_default()) {
             // Etcd would refuse it. One that was brought back to an older state would not, and would then lack less.
             return match self.read(key, timeout).await {
                 Ok(now) => CasOutcome::Conflict(now),
@@ -539,9 +550,9 @@ impl Store for EtcdStore {
         }
         let (full, origin) = (inner.key(key), inner.key(ORIGIN_KEY));
         let body = json!({
-            "compare": [at(&origin, origin_revision), at(&full, expected.map_or(0, |revision| revision.0))],
+            "compare": inner.compares(&before, key, expected),
             "success": [put(&full, &value), get(&range(&full, false, true))],
-            "failure": [get(&range(&full, false, false)), get(&range(&origin, false, true))],
+            "failure": [get(&range(&full, false, false)), get(&range(&origin, false, false))],
         });
         let txn = match inner.client.write::<Txn>("/v3/kv/txn", &body, deadline).await {
             Ok(txn) => txn,
@@ -567,8 +578,9 @@ impl Store for EtcdStore {
             }
             return CasOutcome::Done(Revision(pair.mod_revision));
         }
-        let marked = ranges.next().and_then(|range| range.kvs.into_iter().next()).map_or(0, |pair| pair.mod_revision);
-        let fits = marked == origin_revision && seen.is_none_or(|seen| seen.may_become(pair.as_ref()));
+        let marked = ranges.next().and_then(|range| range.kvs.into_iter().next());
+        let known = marked.is_some_and(|pair| before.is_origin(&pair));
+        let fits = known && seen.is_none_or(|seen| seen.may_become(pair.as_ref()));
         if !fits || !pair.as_ref().is_none_or(|pair| inner.publish(key, pair)) {
             inner.confirm(deadline).await;
             return CasOutcome::Unavailable(inner.refusal().unwrap_or_else(|| OLDER.to_owned()));

@@ -184,6 +184,11 @@ pub(crate) fn at(key: &str, revision: u64) -> Value {
     json!({ "key": encode(key), "target": "MOD", "result": "EQUAL", "mod_revision": revision.to_string() })
 }
 
+/// "The key has this value". A revision alone does not say so of an etcd that went back and was written to again.
+pub(crate) fn holds(key: &str, value: &[u8]) -> Value {
+    json!({ "key": encode(key), "target": "VALUE", "result": "EQUAL", "value": encode(value) })
+}
+
 pub(crate) fn put(key: &str, value: &[u8]) -> Value {
     json!({ "request_put": { "key": encode(key), "value": encode(value) } })
 }
