@@ -1,9 +1,8 @@
 //! Standbys of the adopted server that the file names (`adopt_standby`): their data become replicas without a clone (docs/adr/0045). They follow the
 //! old server to its end, so that they have all of its log; only then they are stopped.
 
-use super::{
-    Adopt, Existing, Told, carried, first, has_data, not_there, on_disk, pending, places, runs_again, slots, toml,
-};
+use super::either::{answers, first, not_there, on_disk, places, runs_again};
+use super::{Adopt, Existing, Told, carried, has_data, pending, slots, toml};
 use crate::apply::facts::{Inventory, Wanted};
 use crate::apply::obstacles::Obstacle;
 use mainstay_model::shell::quote;
@@ -80,32 +79,17 @@ pub(super) fn obstacles(wanted: &Wanted<'_>, inventory: &Inventory, node: &Node,
             "name its standby's data directory; or take the line out: the node then becomes a copy by a clone".into(),
         );
     }
-    match (&existing.told, existing.pid) {
-        (Some(Ok(told)), _) => {
-            as_told(wanted, existing, told, &mut say);
-            if let Some(Ok(theirs)) = &primary.told {
-                otherwise(dir, told, theirs, &mut say);
-            }
-        }
-        (Some(Err(why)), _) => say(
-            format!("the standby of {dir} does not answer as postgres on its own socket: {why}"),
-            format!(
-                "let the operating-system user of {dir} in as postgres: the line `local all postgres peer` of its pg_hba.conf, first; then reload it"
-            ),
+    let stopped = (
+        format!("the standby of {dir} does not run: it must follow the adopted server to its end"),
+        first(
+            existing,
+            "start it by its own means, and let it catch up; or take the line out: the node then becomes a copy by a clone",
         ),
-        (None, Some(pid)) => say(
-            format!("process {pid} works in {dir} and is no server that answers"),
-            format!("look at it: ps -p {pid} -f"),
-        ),
-        // An interrupted adoption has stopped it, when it had followed to the end.
-        (None, None) if existing.noted.is_none() => say(
-            format!("the standby of {dir} does not run: it must follow the adopted server to its end"),
-            first(
-                existing,
-                "start it by its own means, and let it catch up; or take the line out: the node then becomes a copy by a clone",
-            ),
-        ),
-        (None, None) => {}
+    );
+    let Some(told) = answers(existing, stopped, &mut say) else { return };
+    as_told(wanted, existing, told, &mut say);
+    if let Some(Ok(theirs)) = &primary.told {
+        otherwise(dir, told, theirs, &mut say);
     }
 }
 
