@@ -10,6 +10,8 @@ mod until;
 
 use local::Cluster;
 use serde_json::Value;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use until::{PATIENCE, until};
 
@@ -64,7 +66,7 @@ impl Cluster {
         let node = status["nodes"].as_array().unwrap().iter().find(|node| node["name"] == primary).unwrap().clone();
         for key in ["agent_pid", "guard_pid", "server_pid"] {
             let pid = node[key].as_u64().unwrap().to_string();
-            assert!(std::process::Command::new("kill").args(["-9", &pid]).status().unwrap().success(), "{key}");
+            assert!(Command::new("kill").args(["-9", &pid]).status().unwrap().success(), "{key}");
         }
         until("a take-over", || (self.json(&["status"])["cluster"]["primary"] != primary).then_some(()));
         self.healthy();
@@ -146,6 +148,14 @@ fn a_copy_is_exactly_what_was_committed_then_before_and_after_a_take_over() {
     assert_eq!(row.iter().map(|field| field.as_str().unwrap()).collect::<Vec<_>>(), newest, "{answer}");
     assert!(answer["kept"].as_u64() > answer["bytes"].as_u64(), "{answer}");
     assert_eq!(answer["open_segment_archived"], true, "{answer}");
+    // Ended while its server runs, it takes that with it, and the same command goes on.
+    let slow = ["restore", "--to", copy.to_str().unwrap(), "--delta", "--yes", "--sql", "select pg_sleep(600)"];
+    let mut running = cluster.command(&slow).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let pid = || std::fs::read_to_string(copy.join("postmaster.pid")).ok()?.lines().next()?.parse::<u32>().ok();
+    let server = until("its server", pid);
+    let end = Command::new("kill").args(["-TERM", &running.id().to_string()]).status().unwrap();
+    assert!(end.success() && running.wait().unwrap().code() == Some(1));
+    assert!(pid().is_none() && !Path::new(&format!("/proc/{server}")).exists());
     // From the older backup, as if the newer one were damaged; nothing else than a copy is written over.
     let answer = cluster.json(&[&arguments[..], &["--backup", first["label"].as_str().unwrap()]].concat());
     assert!(answer["backup"] == first["label"] && answer["rows"][0][0].as_str() == Some(&newest[0]), "{answer}");

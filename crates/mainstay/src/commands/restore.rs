@@ -22,9 +22,9 @@ use mainstay_model::vault::{ArchiveAnswer, SegmentEnded};
 use mainstay_model::{Lsn, Position, SystemId, Timeline};
 use mainstay_ports::clock::boot_now;
 use mainstay_vault::postgres::backup::Watch;
-use mainstay_vault::postgres::delta::copy_at;
+use mainstay_vault::postgres::delta::{copy_at, is_begun};
 use mainstay_vault::postgres::restore::{Destination, Plan, Restored, Target, plan_from, restore, time_text};
-use mainstay_vault::postgres::scratch::Scratch;
+use mainstay_vault::postgres::scratch::{Scratch, tell_to_stop};
 use mainstay_vault::repository::VaultError;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -35,6 +35,8 @@ use std::time::Duration;
 /// How long the open segment may take to come to the archive.
 const SEGMENT: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(300);
+/// How long the server of a recovery that was ended may take to stop.
+const STOP: Duration = Duration::from_secs(60);
 
 /// Restores.
 ///
@@ -309,6 +311,9 @@ async fn files(shelf: &Shelf, made: &Plan, (data, delta): (&Path, bool), progres
         }
     };
     let done = done.map_err(|failure| {
+        if !is_begun(data) {
+            return failure;
+        }
         failure.hint(format!(
             "what was written stays in {}: no server starts there. Go on with --delta, or remove it; is the backup {} damaged, take an older one \
              (--backup, `mainstay backups`)",
@@ -350,8 +355,19 @@ async fn recover(
         scratch.stop().await?;
         Ok(Recovered { end: end?, rows: rows? })
     };
-    let done: Result<Recovered, VaultError> = result.await;
-    let end = done.map_err(|error| failure(&error).hint(format!("what was written stays in {}", data.display())));
+    let stays =
+        format!("what was written stays in {}; the same command with --delta goes on from there", data.display());
+    let mut result = std::pin::pin!(result);
+    let done: Outcome<Recovered> = tokio::select! {
+        done = &mut result => done.map_err(|error: VaultError| failure(&error)),
+        ended = super::end_signal() => {
+            // Its server ends with it, and in order: it would hold the directory, also by what it leaves there.
+            tell_to_stop(data);
+            drop(tokio::time::timeout(STOP, &mut result).await);
+            Err(ended.err().unwrap_or_else(|| Failure::failed("ended before the copy was recovered")))
+        }
+    };
+    let end = done.map_err(|error| error.hint(stays));
     let end = end.inspect_err(|_| progress.fail())?;
     progress.finish(&format!("up to {}", end.end));
     Ok(end)

@@ -18,18 +18,17 @@ impl Cluster {
         Self { dir: home.path().join("c"), _home: home }
     }
 
-    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let (verb, rest) = arguments.split_first().unwrap();
         // A verb within a verb comes before every option.
         let (within, rest) = rest.split_at(usize::from(["node", "archive"].contains(verb)));
-        Command::new(env!("CARGO_BIN_EXE_mainstay"))
-            .arg(verb)
-            .args(within)
-            .args(["--dir", self.dir.to_str().unwrap()])
-            .args(rest)
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
+        command.arg(verb).args(within).args(["--dir", self.dir.to_str().unwrap()]).args(rest).stdin(Stdio::null());
+        command
+    }
+
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
     }
 
     /// Runs a verb; its exit status and last line.

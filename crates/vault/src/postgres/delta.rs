@@ -35,6 +35,12 @@ pub(crate) struct Mark {
     tablespaces: BTreeMap<u32, PathBuf>,
 }
 
+/// Has a restore begun there, and not ended?
+#[must_use]
+pub fn is_begun(data: &Path) -> bool {
+    data.join(MARK).symlink_metadata().is_ok()
+}
+
 impl Mark {
     /// Of a restore from this backup, to these tablespaces.
     pub(crate) fn of(base: &Manifest, tablespaces: BTreeMap<u32, PathBuf>) -> Mark {
@@ -160,7 +166,8 @@ pub fn copy_at(data: &Path) -> Result<SystemId, VaultError> {
 pub(crate) fn refuse_server(data: &Path) -> Result<(), VaultError> {
     if data.join("postmaster.pid").symlink_metadata().is_ok() {
         let says = format!(
-            "{} has a postmaster.pid: a server may run there. Stop it first; if none runs there, remove that file",
+            "{} has a postmaster.pid: a server may run there. Stop it first (kill -INT, the process in that file's first line); if none \
+             runs there, remove that file",
             data.display()
         );
         return Err(VaultError::Impossible(says));

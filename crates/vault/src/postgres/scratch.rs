@@ -8,6 +8,7 @@ use crate::repository::VaultError;
 use mainstay_model::{Lineage, Lsn, Timeline};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
+use rustix::process::Pid;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs::File;
@@ -265,19 +266,30 @@ fn newest_history(place: &Place<'_>) -> Result<Option<(Timeline, Lineage)>, Vaul
     Ok(path.map(|path| (Timeline(number), path)))
 }
 
-/// Ends a server that an earlier process of this program left on a copy.
-pub fn end_left_over(data: &Path) -> Result<(), VaultError> {
+/// The server that runs on a copy, if one does.
+fn server_on(data: &Path) -> Result<Option<Pid>, VaultError> {
     let noted = std::fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
     let pid = noted.lines().next().and_then(|line| line.trim().parse::<i32>().ok());
-    let Some(pid) = pid.filter(|pid| *pid > 1).and_then(rustix::process::Pid::from_raw) else { return Ok(()) };
+    let Some(pid) = pid.filter(|pid| *pid > 1).and_then(Pid::from_raw) else { return Ok(None) };
     // The number may be another program's by now: the server stands in its directory, and in no other that a link leads to.
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let dir = rustix::fs::open(data, flags, Mode::empty()).and_then(rustix::fs::fstat);
     let dir = dir.map_err(|e| VaultError::file(data, e.into()))?;
-    let place = format!("/proc/{}/cwd", pid.as_raw_nonzero());
-    let here = || rustix::fs::stat(&place).is_ok_and(|at| (at.st_dev, at.st_ino) == (dir.st_dev, dir.st_ino));
+    let at = rustix::fs::stat(format!("/proc/{}/cwd", pid.as_raw_nonzero()));
+    Ok(at.is_ok_and(|at| (at.st_dev, at.st_ino) == (dir.st_dev, dir.st_ino)).then_some(pid))
+}
+
+/// Tells the server on a copy to stop in order: whoever waits for it sees it end.
+pub fn tell_to_stop(data: &Path) {
+    if let Ok(Some(pid)) = server_on(data) {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
+    }
+}
+
+/// Ends a server that an earlier process of this program left on a copy.
+pub fn end_left_over(data: &Path) -> Result<(), VaultError> {
     let begun = Instant::now();
-    while here() {
+    while let Some(pid) = server_on(data)? {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         if begun.elapsed() > Duration::from_secs(20) {
             let says = format!("the server {} on {} does not end", pid.as_raw_nonzero(), data.display());
@@ -409,7 +421,7 @@ impl Scratch {
 
     /// Ends the copy in order.
     pub async fn stop(mut self) -> Result<(), VaultError> {
-        let pid = self.child.id().and_then(|pid| rustix::process::Pid::from_raw(i32::try_from(pid).ok()?));
+        let pid = self.child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
         if let Some(pid) = pid {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
         }
