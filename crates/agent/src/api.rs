@@ -25,7 +25,7 @@ use mainstay_model::layout::NodeLayout;
 use mainstay_model::spec::Spec;
 use mainstay_model::status::Status;
 use mainstay_model::vault::{
-    ARCHIVE_KEY, ArchiveAnswer, ArchiveState, BACKUP_KEY, BackupBegun, BackupState, BackupWish, RestoreAsk,
+    ARCHIVE_KEY, COMMAND_KEY, ArchiveAnswer, ArchiveState, BACKUP_KEY, BackupBegun, BackupState, BackupWish, RestoreAsk,
     SegmentEnded,
 };
 use mainstay_model::{Command, Event, NodeId, Reason, ServerObservation};
@@ -160,9 +160,9 @@ impl Api {
         self.generations.now().spec.clone()
     }
 
-    /// How the archive of the log stands, as this member of the store knows.
-    fn archive(&self) -> Option<ArchiveState> {
-        crate::archiver::parse(self.store.watch(ARCHIVE_KEY).borrow().as_ref())
+    /// How an archive of the log stands, as this member of the store knows.
+    fn archive(&self, key: &str) -> Option<ArchiveState> {
+        crate::archiver::parse(self.store.watch(key).borrow().as_ref())
     }
 
     /// How backups and drills stand, as this member of the store knows.
@@ -293,7 +293,7 @@ impl Api {
             answers.insert(self.me.clone(), mine);
         }
         beside.now_ms = wall_now_ms();
-        beside.archive = self.archive();
+        (beside.archive, beside.command) = (self.archive(ARCHIVE_KEY), self.archive(COMMAND_KEY));
         beside.backup = self.backups_state();
         beside.runbook = self.runbook();
         let mut status = status::merge(&self.spec(), self.address.clone(), &answers, &beside);
@@ -380,9 +380,14 @@ async fn get_status(State(api): State<Arc<Api>>) -> Json<Status> {
 }
 
 async fn get_archive(State(api): State<Arc<Api>>) -> Json<ArchiveAnswer> {
-    let repository = api.spec().vault.repository.map(|place| place.display().to_string());
-    let backup = api.backups_state();
-    Json(ArchiveAnswer { repository, state: api.archive(), backup: Some(backup) })
+    let spec = api.spec();
+    Json(ArchiveAnswer {
+        repository: spec.vault.repository.map(|place| place.display().to_string()),
+        state: api.archive(ARCHIVE_KEY),
+        backup: Some(api.backups_state()),
+        command: api.archive(COMMAND_KEY).filter(|_| spec.postgres.archive_command.is_some()),
+        archive_command: spec.postgres.archive_command,
+    })
 }
 
 async fn post_archive(State(api): State<Arc<Api>>) -> Response {

@@ -129,7 +129,8 @@ fn sabotaged() -> std::collections::BTreeSet<Plant> {
 /// What the engine must know of it.
 #[must_use]
 pub fn engine_settings(spec: &Spec) -> EngineSettings {
-    let archived = spec.vault.repository.is_some();
+    let command = spec.postgres.archive_command.clone();
+    let archived = spec.vault.repository.is_some() || command.is_some();
     let mut parameters = spec.postgres.parameters.clone();
     let set = parameters.keys().any(|name| name.eq_ignore_ascii_case("archive_timeout"));
     if archived && !set {
@@ -140,6 +141,7 @@ pub fn engine_settings(spec: &Spec) -> EngineSettings {
         parameters,
         hba: spec.postgres.hba.clone(),
         archived,
+        archive_command: command,
     }
 }
 

@@ -13,6 +13,7 @@
 
 pub mod api;
 pub mod api_cluster;
+pub mod archive_command;
 pub mod archiver;
 pub mod audit;
 mod backup_job;

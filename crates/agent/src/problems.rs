@@ -76,6 +76,8 @@ pub struct Beside {
     pub doubled: BTreeMap<NodeId, Vec<IpAddr>>,
     /// How the archive stands.
     pub archive: Option<ArchiveState>,
+    /// How far the operator's own command has brought the log.
+    pub command: Option<ArchiveState>,
     /// How backups stand.
     pub backup: BackupState,
     /// What the last runbook was made from, if one was.
@@ -119,6 +121,7 @@ pub fn find(
     look.wishes(&mut list);
     look.store(&mut list);
     look.archive(&mut list);
+    look.archive_command(&mut list);
     look.backups(&mut list);
     look.drills(&mut list);
     look.runbook(&mut list);

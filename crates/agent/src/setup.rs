@@ -1,6 +1,7 @@
 //! Puts an agent together from its files, runs it, and takes it down in order.
 
 use crate::api::{self, Api};
+use crate::archive_command::{ArchiveCommand, wanted};
 use crate::archiver::Archiver;
 use crate::audit::Audit;
 use crate::backups::{self, Backups};
@@ -272,6 +273,7 @@ impl Agent {
             tokio::spawn(probes::watch_exit(Arc::clone(&process), Arc::clone(&server_started), inputs.clone()));
             tokio::spawn(self.slots().keep());
             tokio::spawn(self.archiver().keep());
+            tokio::spawn(self.archive_command().keep());
             let layout = &self.ground.options.layout;
             let configure = Configure {
                 certificate: (layout.server_cert(), layout.server_ca()),
@@ -357,6 +359,18 @@ impl Agent {
         }
     }
 
+    fn archive_command(&self) -> ArchiveCommand {
+        ArchiveCommand {
+            me: self.me.clone(),
+            generations: Arc::clone(&self.ground.generations),
+            observed: self.observed.subscribe(),
+            questions: self.questions.clone(),
+            pg_wal: self.ground.options.layout.data().join("pg_wal"),
+            store: Arc::clone(&self.store) as Arc<dyn Store>,
+            looks: Arc::new(Semaphore::new(1)),
+        }
+    }
+
     fn backups(&self) -> Backups {
         Backups {
             me: self.me.clone(),
@@ -384,8 +398,9 @@ impl Agent {
     }
 
     fn slots(&self) -> Slots {
+        let (generations, store) = (Arc::clone(&self.ground.generations), Arc::clone(&self.store) as Arc<dyn Store>);
         Slots {
-            archive: (Arc::clone(&self.store) as Arc<dyn Store>).watch(mainstay_model::vault::ARCHIVE_KEY),
+            archives: Box::new(move || wanted(&generations, &store)),
             engine: Arc::clone(&self.ground.engine),
             observed: self.observed.subscribe(),
             configured: self.configured.subscribe(),

@@ -31,6 +31,7 @@ pub(crate) fn postgres(options: &AgentOptions, spec: &Spec, process: Arc<dyn Ser
         parameters: settings.parameters,
         hba: settings.hba,
         archived: settings.archived,
+        archive_command: settings.archive_command,
         adopt: node.adopt.clone(),
         app_verifier,
     };

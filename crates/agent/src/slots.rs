@@ -1,10 +1,11 @@
 //! Keeps a slot for every other data node, on the primary and on replicas alike, moved forward as those nodes advance, so that a node
 //! that was away finds the log it needs at whoever is primary then.
 
+use crate::archive_command::reached;
 use crate::mind_loop::{Question, Snapshot};
+use mainstay_model::vault::ArchiveState;
 use mainstay_model::{Lsn, NodeId, ServerObservation, ServerState};
 use mainstay_ports::engine::{Configured, Engine};
-use mainstay_ports::store::Versioned;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,8 +25,8 @@ pub struct Slots {
     pub observed: watch::Receiver<ServerObservation>,
     /// Told whenever the server has taken its settings.
     pub configured: watch::Receiver<Configured>,
-    /// How far the archive reaches.
-    pub archive: watch::Receiver<Option<Versioned>>,
+    /// How far each archive that is wanted reaches.
+    pub archives: Box<dyn Fn() -> Vec<Option<ArchiveState>> + Send + Sync>,
     /// Questions to the loop.
     pub questions: mpsc::Sender<Question>,
     /// Told whenever an order begins.
@@ -52,12 +53,9 @@ impl Slots {
                 continue;
             }
             let members = self.members(&snapshot);
-            // A position on another timeline may lie beyond the place where that was left: until one on this server's own is told, all is kept.
-            let timeline = self.observed.borrow().timeline;
-            let archived = crate::archiver::parse(self.archive.borrow().as_ref()).and_then(|state| state.archived);
-            let archived = archived.filter(|at| Some(at.timeline) == timeline);
+            let archived = reached(&(self.archives)(), self.observed.borrow().timeline);
             tokio::select! {
-                result = self.engine.maintain_slots(&members, archived.map(|at| at.lsn)) => {
+                result = self.engine.maintain_slots(&members, archived) => {
                     match &result {
                         Ok(()) if failing => info!("replication slots are maintained again"),
                         Ok(()) => {}
@@ -147,7 +145,7 @@ mod tests {
         let slots = Slots {
             engine: engine.clone(),
             observed: observed.subscribe(),
-            archive: watch::Sender::new(None).subscribe(),
+            archives: Box::new(Vec::new),
             configured: configured.subscribe(),
             questions,
             order_begins: Arc::default(),

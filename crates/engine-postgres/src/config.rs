@@ -174,6 +174,7 @@ fn settings(from: Source<'_>) -> BTreeMap<String, String> {
     ];
     all.extend(OURS.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
     all.extend(ours.into_iter().map(|(name, value)| (name.to_owned(), value)));
+    all.extend(settings.archive_command.iter().map(|command| ("archive_command".to_owned(), command.clone())));
     all
 }
 
@@ -227,8 +228,8 @@ const OURS: &[(&str, &str)] = &[
     ("fsync", "on"),
     ("full_page_writes", "on"),
     ("data_sync_retry", "off"),
-    // On from the start, because turning it on later needs a restart. The command only succeeds, or the log would pile up: the agent
-    // archives, and a slot keeps what is not archived yet (docs/adr/0023).
+    // On from the start, because turning it on later needs a restart. Without a command of the operator's (docs/adr/0049) it only succeeds, or the
+    // log would pile up: the agent archives, and a slot keeps what is not archived yet (docs/adr/0023).
     ("archive_mode", "on"),
     ("archive_command", "/bin/true"),
     ("recovery_target_timeline", "latest"),

@@ -32,6 +32,8 @@ pub struct PostgresOptions {
     pub hba: Vec<String>,
     /// The log is kept until it is archived.
     pub archived: bool,
+    /// What the server runs for each finished segment of its log; `None`: nothing.
+    pub archive_command: Option<String>,
     /// The first copy is made of this server's data, which lie beside ours; nothing is made by `initdb` then.
     pub adopt: Option<PathBuf>,
     /// SCRAM verifier (not the password) of the role `app`; used by the bootstrap only.

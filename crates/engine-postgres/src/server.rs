@@ -108,6 +108,7 @@ impl Postgres {
             parameters: options.parameters.clone(),
             hba: options.hba.clone(),
             archived: options.archived,
+            archive_command: options.archive_command.clone(),
         };
         Ok(Self {
             options,

@@ -1,5 +1,5 @@
 //! The log of a cluster on this machine goes to its archive: from the first minute, over a take-over, and again after the repository
-//! was away. Starts real servers.
+//! was away; so it does by a command of the operator's own. Starts real servers.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests, too")]
 
@@ -8,6 +8,8 @@ mod local;
 
 use local::Cluster;
 use serde_json::Value;
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -124,4 +126,73 @@ fn a_repository_that_hangs_costs_no_write_and_another_one_takes_its_place() {
         answer["failing"].is_null() && archived(answer).1 > archived(&first).1 + (4 << 24)
     });
     assert_eq!(after["problems"], serde_json::json!([]), "{after}");
+}
+
+/// Numbers of the whole segments in a folder, whatever their timeline.
+fn handed_over(folder: &Path) -> BTreeSet<u64> {
+    let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let part = |text: &str| u64::from_str_radix(text, 16).unwrap();
+    names
+        .filter(|name| name.len() == 24 && name.bytes().all(|byte| byte.is_ascii_hexdigit()))
+        .map(|name| part(&name[8..16]) << 8 | part(&name[16..]))
+        .collect()
+}
+
+/// Rule P19 for a command of the operator's own.
+#[test]
+fn what_a_dead_primary_did_not_hand_to_the_operators_command_its_successor_does() {
+    let cluster = Cluster::new();
+    cluster.json(&["up", "--nodes", "3", "--wait", "180"]);
+    cluster.healthy();
+    let folder = cluster.dir.parent().unwrap().join("tool");
+    std::fs::create_dir(&folder).unwrap();
+    // The servers run as another user, if this one is the superuser.
+    std::fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    let hold = folder.join("hold");
+    let at = folder.display();
+    let command = format!("test ! -e {at}/hold && cp %p {at}/.%f && mv {at}/.%f {at}/%f");
+    let (status, refused) = cluster.answer(&["set", "postgres.archive_command=cp /a /b"]);
+    assert!(status == Some(2) && refused.to_string().contains("%p"), "{refused}");
+    cluster.json(&["set", &format!("postgres.archive_command={command}")]);
+    let brought = |answer: &Value| archived(&serde_json::json!({ "archived": answer["command"]["archived"] }));
+    let first = cluster.archive_until("told", |answer| brought(answer).1 > 0);
+    assert_eq!(first["archive_command"], command.as_str());
+    cluster.write(40);
+    let first = cluster.archive_until("two segments on", |answer| brought(answer).1 >= brought(&first).1 + (2 << 24));
+    assert!(handed_over(&folder).len() >= 2);
+
+    // The tool fails, the primary goes on, and dies with what waits.
+    std::fs::write(&hold, "").unwrap();
+    let before = handed_over(&folder);
+    cluster.write(60);
+    let primary = cluster.json(&["status"])["cluster"]["primary"].clone();
+    let nodes = cluster.json(&["status"])["nodes"].clone();
+    let node = nodes.as_array().unwrap().iter().find(|node| node["name"] == primary).unwrap();
+    for key in ["agent_pid", "guard_pid", "server_pid"] {
+        let pid = node[key].as_u64().unwrap().to_string();
+        assert!(std::process::Command::new("kill").args(["-9", &pid]).status().unwrap().success(), "{key}");
+    }
+    let begun = Instant::now();
+    while cluster.json(&["status"])["cluster"]["primary"] == primary {
+        assert!(begun.elapsed() < PATIENCE, "nobody took over");
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    cluster.healthy();
+    let waits = cluster.archive_until("in the hands of the next", |answer| {
+        answer["command"]["term"].as_u64() > first["command"]["term"].as_u64()
+    });
+    assert!(waits["command"]["gaps"] == serde_json::json!([]) && handed_over(&folder) == before, "{waits}");
+    std::fs::remove_file(&hold).unwrap();
+    cluster.write(40);
+    let after = cluster.archive_until("on the new timeline", |answer| {
+        brought(answer).0 > 1 && brought(answer).1 >= brought(&first).1 + (5 << 24)
+    });
+    let found = handed_over(&folder);
+    let (oldest, newest) = (*found.first().unwrap(), *found.last().unwrap());
+    assert_eq!(found.len() as u64, newest - oldest + 1, "a hole: {found:?}");
+    assert!(newest > *before.last().unwrap() + 3 && after["problems"] == serde_json::json!([]), "{after}");
+
+    // Taken back, nothing of it is told any more, and nothing waits for it.
+    cluster.json(&["set", "--unset", "postgres.archive_command"]);
+    cluster.archive_until("gone", |answer| answer["command"].is_null() && answer["archive_command"].is_null());
 }

@@ -358,6 +358,14 @@ fn render_postgres(out: &mut String, spec: &Spec) {
         }
         out.push_str("]\n");
     }
+    match &postgres.archive_command {
+        Some(command) => {
+            let _ = writeln!(out, "archive_command = {}", quoted(command));
+        }
+        None => out.push_str(
+            "# archive_command = \"pgbackrest --stanza=main archive-push %p\"   # another tool that archives the log\n",
+        ),
+    }
     out.push_str("\n[postgres.parameters]           # server parameters; the names that Mainstay owns are refused\n");
     for (name, value) in &postgres.parameters {
         let _ = writeln!(out, "{} = {}", key(name), quoted(value));

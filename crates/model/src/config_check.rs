@@ -223,6 +223,9 @@ fn proxy(spec: &Spec, found: &mut Found) {
     found.bounds("proxy.threads", u64::from(proxy.threads));
 }
 
+/// Bytes; PostgreSQL itself takes what fits into a line for the shell.
+const COMMAND_MAX: usize = 1000;
+
 fn postgres(spec: &Spec, owned: &[&str], found: &mut Found) {
     let postgres = &spec.postgres;
     if let Some(dir) = &postgres.bin_dir
@@ -251,6 +254,20 @@ fn postgres(spec: &Spec, owned: &[&str], found: &mut Found) {
                      durability = \"async\""
                 ),
             );
+        }
+    }
+    if let Some(command) = &postgres.archive_command {
+        let wrong = if command.contains(['\n', '\r', '\0']) {
+            Some("holds a line break")
+        } else if command.len() > COMMAND_MAX {
+            Some("is longer than 1000 bytes")
+        } else if !command.contains("%p") {
+            Some("names no %p, which stands for the file that is to be archived")
+        } else {
+            None
+        };
+        if let Some(wrong) = wrong {
+            found.add("postgres.archive_command", format!("the command {wrong}"));
         }
     }
     for (place, line) in postgres.hba.iter().enumerate() {

@@ -214,6 +214,13 @@ pub const KEYS: &[Key] = &[
         .when(PARAMETER),
     key("postgres", "hba", Kind::Texts, "lines of pg_hba.conf, before the default ones").or("none"),
     key(
+        "postgres",
+        "archive_command",
+        Kind::Text,
+        "what the server runs for each finished segment of its log, as pgBackRest and WAL-G want it; beside vault.repository or instead of it",
+    )
+    .or("none"),
+    key(
         "vault",
         "repository",
         Kind::Text,

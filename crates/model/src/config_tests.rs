@@ -116,6 +116,7 @@ fn full() -> Spec {
             parameters: [("work_mem".into(), "4MB".into()), ("pg_stat_statements.max".into(), "\\ \"1\"\t".into())]
                 .into(),
             hba: vec!["hostssl all all 10.0.0.0/8 scram-sha-256".into(), "local all all peer".into()],
+            archive_command: Some("tool --push \"%p\"".into()),
         },
         vault: crate::spec::Vault {
             repository: Some("/srv/vault".into()),

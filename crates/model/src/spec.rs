@@ -408,6 +408,10 @@ pub struct Postgres {
     /// Lines added to `pg_hba.conf`, before the default ones.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub hba: Vec<String>,
+    /// What the server runs for each finished segment of its log (docs/adr/0049). As it came later than others, an agent that does not know it yet must
+    /// find it only where it is set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub archive_command: Option<String>,
 }
 
 /// `max_connections = 200` and `jit = false` mean what they say: numbers and booleans are taken as text.
@@ -489,6 +493,7 @@ mod tests {
         assert_eq!(serde_json::from_str::<Vault>(&text).unwrap(), vault);
         let text = serde_json::to_string(&Proxy::default()).unwrap();
         assert!(!text.contains("metrics_port") && !text.contains("pool_reserve"), "{text}");
+        assert!(!serde_json::to_string(&Postgres::default()).unwrap().contains("archive_command"));
         assert_eq!(serde_json::from_str::<Proxy>(&text).unwrap(), Proxy::default());
         let other = Vault { drill_minutes: 5, drill_database: "orders".into(), clone_nodes: true, ..vault };
         let text = serde_json::to_string(&other).unwrap();

@@ -11,12 +11,13 @@ pub const RECORD_KEY: &str = "record";
 pub const HISTORY_KEY: &str = "history";
 
 /// Every key that a cluster has in its store.
-pub const STORE_KEYS: [&str; 7] = [
+pub const STORE_KEYS: [&str; 8] = [
     RECORD_KEY,
     SPEC_KEY,
     HISTORY_KEY,
     RUNBOOK_KEY,
     crate::vault::ARCHIVE_KEY,
+    crate::vault::COMMAND_KEY,
     crate::vault::BACKUP_KEY,
     crate::drill::DRILLS_KEY,
 ];

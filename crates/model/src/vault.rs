@@ -5,6 +5,8 @@ use serde::{Deserialize, Serialize};
 
 /// The store's key for it.
 pub const ARCHIVE_KEY: &str = "archive";
+/// The store's key for how far a command of the operator's own has brought the log: an [`ArchiveState`] without a repository.
+pub const COMMAND_KEY: &str = "archive-command";
 /// So many problems are told at once.
 pub const PROBLEMS_MAX: usize = 16;
 
@@ -54,6 +56,12 @@ pub struct ArchiveAnswer {
     /// How backups stand.
     #[serde(default)]
     pub backup: Option<BackupState>,
+    /// What the server runs for each segment, as the specification says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub archive_command: Option<String>,
+    /// How far that has come, as the primary wrote last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<ArchiveState>,
 }
 
 /// The store's key for backups: the lock of the one that runs, and how the last ones went.

@@ -53,6 +53,8 @@ pub struct EngineSettings {
     pub hba: Vec<String>,
     /// The log is kept until it is archived, as far as the volume has the room.
     pub archived: bool,
+    /// What the server runs for each finished segment; `None`: nothing.
+    pub archive_command: Option<String>,
 }
 
 /// How a server goes by its settings.

@@ -47,6 +47,22 @@ impl Look<'_> {
         }
     }
 
+    pub(super) fn archive_command(&self, list: &mut List) {
+        let state = self.beside.command.as_ref().filter(|_| self.spec.postgres.archive_command.is_some());
+        let Some(state) = state else { return };
+        if let Some((since, why)) = &state.failing {
+            let hint = "run the command by hand as the servers' user; until it succeeds the log stays on the primary and fills its volume, unless the \
+                        command itself gives up (pgBackRest: archive-push-queue-max)";
+            list.dated(("archive-lagging", "warning"), why.clone(), hint, Some(*since));
+        }
+        for (first, last) in &state.gaps {
+            let evidence = format!("the log from {first} to {last} was not handed to archive_command by the primary before, and is not here");
+            let hint = "moments after the hole need a backup that is newer than it: make one with the tool that archives, then `mainstay set \
+                        --unset postgres.archive_command` and setting it again ends this";
+            list.add(("archive-gap", "critical"), evidence, hint);
+        }
+    }
+
     pub(super) fn backups(&self, list: &mut List) {
         let (state, now) = (&self.beside.backup, self.beside.now_ms);
         if let Some(made) = state.last.as_ref().filter(|made| made.corrupt > 0) {
@@ -126,7 +142,31 @@ mod tests {
     use crate::status::merge;
     use crate::status::tests::{answer, names, node, primary, spec};
     use mainstay_model::Lsn;
+    use mainstay_model::spec::Spec;
     use std::collections::BTreeMap;
+
+    #[test]
+    fn trouble_with_the_operators_command_is_told_while_there_is_one() {
+        use mainstay_model::vault::ArchiveState;
+        let mut spec = spec();
+        let state = ArchiveState {
+            failing: Some((1, "the command fails".to_owned())),
+            gaps: vec![("a".to_owned(), "b".to_owned())],
+            ..ArchiveState::default()
+        };
+        let beside = Beside { command: Some(state), now_ms: 100_000, ..Beside::default() };
+        let first = primary();
+        let answers = [(first.node.clone(), first), (node("db2"), answer("db2", "replica", "streaming"))].into();
+        let told = |spec: &Spec| {
+            let found = merge(spec, String::new(), &answers, &beside);
+            names(&found).into_iter().filter(|name| name.starts_with("archive")).map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert!(told(&spec).is_empty());
+        spec.postgres.archive_command = Some("tool %p".into());
+        let mut told = told(&spec);
+        told.sort();
+        assert_eq!(told, ["archive-gap", "archive-lagging"]);
+    }
 
     #[test]
     fn trouble_with_the_archive_is_told() {

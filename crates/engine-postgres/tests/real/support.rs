@@ -261,6 +261,7 @@ impl Cluster {
                     .map(|(name, value)| (name.to_owned(), value.to_owned()))
                     .into(),
                 archived: false,
+                archive_command: None,
                 hba: Vec::new(),
                 adopt: None,
                 app_verifier: postgres_protocol::password::scram_sha_256(PASSWORD.as_bytes()),
@@ -293,7 +294,7 @@ impl Node {
     /// What its options say.
     pub(crate) fn settings(&self) -> EngineSettings {
         let PostgresOptions { peers, parameters, hba, .. } = self.options.clone();
-        EngineSettings { peers, parameters, hba, archived: false }
+        EngineSettings { peers, parameters, hba, archived: false, archive_command: None }
     }
 
     /// The same with other parameters.

@@ -47,19 +47,23 @@ async fn status(options: ArchiveStatus, global: Global) -> Outcome {
             "lag_bytes": lag.map(|(bytes, _)| bytes), "lag_segments": lag.map(|(_, segments)| segments),
             "failing": state.as_ref().and_then(|state| state.failing.clone()), "problems": problems,
             "backup": backup, "backup_elsewhere": elsewhere,
+            "archive_command": best.archive_command, "command": best.command,
         }));
         return Ok(());
     }
-    let Some(place) = best.repository else {
+    if let Some(place) = &best.repository {
+        output::line(&format!("repository  {place}"));
+        show(state.as_ref(), lag);
+        show_backups(&backup, elsewhere.as_deref());
+    }
+    if let Some(command) = &best.archive_command {
+        output::line(&format!("command     {command}"));
+        show(best.command.as_ref(), best.command.as_ref().and_then(|state| self::lag(state, &cluster)));
+    }
+    if best.repository.is_none() && best.archive_command.is_none() {
         output::line("Nothing is archived: no repository is named (`mainstay set vault.repository=/a/folder`).");
         return Ok(());
-    };
-    output::line(&format!("repository  {place}"));
-    match &state {
-        None => output::line("archived    nothing yet"),
-        Some(state) => show(state, lag),
     }
-    show_backups(&backup, elsewhere.as_deref());
     for problem in problems {
         output::line(&paint(Colour::Red, &format!("{}: {}", problem.name, problem.evidence)));
         output::line(&format!("  {}", problem.hint));
@@ -67,7 +71,8 @@ async fn status(options: ArchiveStatus, global: Global) -> Outcome {
     Ok(())
 }
 
-fn show(state: &ArchiveState, lag: Option<(u64, u64)>) {
+fn show(state: Option<&ArchiveState>, lag: Option<(u64, u64)>) {
+    let Some(state) = state else { return output::line("archived    nothing yet") };
     let since = state.archived_ms.map(|at| format!(", {} ago", ago(wall_now_ms().saturating_sub(at) / 1000)));
     let archived = state.archived.map_or_else(|| "nothing yet".to_owned(), |at| at.to_string());
     output::line(&format!("archived    {archived}{}", since.unwrap_or_default()));

@@ -135,7 +135,7 @@ pub fn import(sources: &[Source<'_>], owned: &[&str]) -> Result<Imported, Refuse
         failover: wished.failover,
         store: Default::default(),
         proxy: Default::default(),
-        postgres: Postgres { bin_dir, parameters, hba },
+        postgres: Postgres { bin_dir, parameters, hba, archive_command: None },
         vault: Default::default(),
         requirements: Default::default(),
     };

@@ -194,6 +194,10 @@ fn mine(name: &str, value: &str) -> Verdict {
         "wal_level" => {
             Verdict::left("Mainstay keeps wal_level at replica: logical replication from this cluster will not work")
         }
+        "archive_command" if value.contains("%p") => Verdict::left(
+            "the agent archives the log by itself, once vault.repository says where (docs/backup.md); to go on with this tool, beside that or alone, \
+             put the command into postgres.archive_command",
+        ),
         "archive_command" | "archive_library" | "archive_cleanup_command" | "restore_command" => Verdict::left(
             "the agent archives the log and fetches it back by itself, once vault.repository says where (docs/backup.md)",
         ),

@@ -14,7 +14,7 @@ use std::path::Path;
 pub(crate) const ORIGIN_KEY: &str = "origin";
 
 /// The keys that may never go back. What else stands there is not this program's: whoever put it there may take it away.
-const FLOORS: [&str; 7] = STORE_KEYS;
+const FLOORS: [&str; STORE_KEYS.len()] = STORE_KEYS;
 
 /// What a store is made anew from is kept with its value: etcd may have lost it, and the agent may have been started since.
 const VALUES: [&str; 3] = [RECORD_KEY, SPEC_KEY, HISTORY_KEY];

@@ -8,6 +8,7 @@ pub mod delta;
 pub(crate) mod fetch;
 mod fill;
 mod hand;
+pub mod handed;
 pub mod log;
 pub mod manifest;
 pub mod owner;

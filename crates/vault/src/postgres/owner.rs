@@ -59,7 +59,7 @@ pub fn segment_size(pg_wal: &Path) -> Result<Option<SegmentSize>, VaultError> {
 }
 
 /// The path to a server's timeline, by the history file in its own log.
-fn path_to(pg_wal: &Path, end: Position) -> Result<Lineage, VaultError> {
+pub(crate) fn path_to(pg_wal: &Path, end: Position) -> Result<Lineage, VaultError> {
     if end.timeline.0 <= 1 {
         return Ok(Lineage::default());
     }
@@ -71,7 +71,7 @@ fn path_to(pg_wal: &Path, end: Position) -> Result<Lineage, VaultError> {
 
 /// How far a server's log and the one that reaches to `at` are the same: what an earlier primary archived beyond the place where its
 /// timeline was left is no part of this one. `None`: nothing is known.
-fn on_path(at: Position, timeline: Timeline, left: &Lineage) -> Option<Lsn> {
+pub(crate) fn on_path(at: Position, timeline: Timeline, left: &Lineage) -> Option<Lsn> {
     if at.timeline == timeline {
         return Some(at.lsn);
     }

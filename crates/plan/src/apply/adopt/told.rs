@@ -75,6 +75,19 @@ pub fn told(wanted: &Wanted<'_>, inventory: &Inventory) -> Vec<String> {
     lines
 }
 
+/// Whoever has backups by another tool wants to keep them.
+fn archive(spec: &Spec, told: &Told, say: &mut impl FnMut(String)) {
+    let command = told.settings.iter().find(|one| one.name == "archive_command" && one.value.contains("%p"));
+    match (&spec.postgres.archive_command, command) {
+        (Some(_), _) => say("its log is archived by archive_command of [postgres] from then on (docs/backup.md)".to_owned()),
+        (None, Some(command)) => say(format!(
+            "its archive ends: to go on with it, put {} under [postgres] (docs/backup.md)",
+            words::pair(&command.name, &command.value)
+        )),
+        (None, None) => {}
+    }
+}
+
 fn settings(spec: &Spec, told: &Told, say: &mut impl FnMut(String)) {
     let mut each = |fate: Fate, what: &str| {
         let found = of(&told.settings, spec, fate);
@@ -85,6 +98,7 @@ fn settings(spec: &Spec, told: &Told, say: &mut impl FnMut(String)) {
     };
     each(Fate::Owned, "Mainstay sets these itself");
     each(Fate::Goes, "these go with its surroundings");
+    archive(spec, told, say);
     let automatic: Vec<&str> = told
         .settings
         .iter()

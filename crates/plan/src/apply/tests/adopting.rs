@@ -271,6 +271,8 @@ fn parameters_that_nobody_has_decided_about_keep_a_server_from_being_adopted() {
     asked(&mut world).settings =
         vec![setting("search_path", "\"$user\", public"), Setting { owned: true, ..setting("archive_mode", "on") }];
     let found = world.decide(&text, false).unwrap_err();
+    let command = Setting { owned: true, ..setting("archive_command", "tool push %p") };
+    asked(&mut world).settings.push(command);
     assert!(found[0].mend.ends_with("search_path = \"\\\"$user\\\", public\""), "{}", found[0].mend);
     let spec = spec(&text);
     let told = adopt::told(&wanted(&spec, &text, None, false), &world.inventory(&spec)).join("\n");
@@ -279,11 +281,16 @@ fn parameters_that_nobody_has_decided_about_keep_a_server_from_being_adopted() {
         "3 clients",
         "the way back",
         "sets these itself: archive_mode",
+        "its archive ends: to go on with it, put archive_command = \"tool push %p\" under [postgres]",
         "port 6432",
         "about 1 s at",
     ] {
         assert!(told.contains(words), "{words}: {told}");
     }
+    let text = format!("{text}[postgres]\narchive_command = \"tool push %p\"\n");
+    let kept = self::spec(&text);
+    let told = adopt::told(&wanted(&kept, &text, None, false), &world.inventory(&kept)).join("\n");
+    assert!(told.contains("is archived by archive_command of [postgres]") && !told.contains("its archive ends"), "{told}");
 }
 
 #[test]
