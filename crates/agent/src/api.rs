@@ -13,6 +13,7 @@ use crate::mind_loop::{Question, Snapshot, Wish};
 use crate::problems::Beside;
 use crate::restorer::Restorer;
 use crate::roles::{self, Gate, refusal};
+use crate::shelves::{self, Shelf};
 use crate::status::{self, DatedReason, Extras, Following, LocalStatus, NodeReasons};
 use async_trait::async_trait;
 use axum::extract::{Query, State};
@@ -25,8 +26,7 @@ use mainstay_model::layout::NodeLayout;
 use mainstay_model::spec::Spec;
 use mainstay_model::status::Status;
 use mainstay_model::vault::{
-    ARCHIVE_KEY, ArchiveAnswer, ArchiveState, BACKUP_KEY, BackupBegun, BackupState, BackupWish, RestoreAsk,
-    SegmentEnded,
+    ArchiveAnswer, BACKUP_KEY, BackupBegun, BackupState, BackupWish, RestoreAsk, SegmentEnded,
 };
 use mainstay_model::{Command, Event, NodeId, Reason, ServerObservation};
 use mainstay_ports::clock::{boot_now, wall_now_ms};
@@ -160,9 +160,9 @@ impl Api {
         self.generations.now().spec.clone()
     }
 
-    /// How the archive of the log stands, as this member of the store knows.
-    fn archive(&self) -> Option<ArchiveState> {
-        crate::archiver::parse(self.store.watch(ARCHIVE_KEY).borrow().as_ref())
+    /// How the archives of the log stand, as this member of the store knows.
+    fn shelves(&self) -> Vec<Shelf> {
+        shelves::all(&self.spec().vault, &*self.store)
     }
 
     /// How backups and drills stand, as this member of the store knows.
@@ -293,7 +293,7 @@ impl Api {
             answers.insert(self.me.clone(), mine);
         }
         beside.now_ms = wall_now_ms();
-        beside.archive = self.archive();
+        beside.shelves = self.shelves();
         beside.backup = self.backups_state();
         beside.runbook = self.runbook();
         let mut status = status::merge(&self.spec(), self.address.clone(), &answers, &beside);
@@ -380,9 +380,11 @@ async fn get_status(State(api): State<Arc<Api>>) -> Json<Status> {
 }
 
 async fn get_archive(State(api): State<Arc<Api>>) -> Json<ArchiveAnswer> {
-    let repository = api.spec().vault.repository.map(|place| place.display().to_string());
-    let backup = api.backups_state();
-    Json(ArchiveAnswer { repository, state: api.archive(), backup: Some(backup) })
+    let (all, backup) = (api.shelves(), Some(api.backups_state()));
+    let first = all.first();
+    let repository = first.map(|shelf| shelves::place(&shelf.vault));
+    let state = first.and_then(|shelf| shelf.told.clone());
+    Json(ArchiveAnswer { repository, state, backup, repositories: shelves::answers(&all) })
 }
 
 async fn post_archive(State(api): State<Arc<Api>>) -> Response {

@@ -129,7 +129,7 @@ fn sabotaged() -> std::collections::BTreeSet<Plant> {
 /// What the engine must know of it.
 #[must_use]
 pub fn engine_settings(spec: &Spec) -> EngineSettings {
-    let archived = spec.vault.repository.is_some();
+    let archived = spec.vault.archives();
     let mut parameters = spec.postgres.parameters.clone();
     let set = parameters.keys().any(|name| name.eq_ignore_ascii_case("archive_timeout"));
     if archived && !set {

@@ -1,7 +1,7 @@
 //! Puts an agent together from its files, runs it, and takes it down in order.
 
 use crate::api::{self, Api};
-use crate::archiver::Archiver;
+use crate::archiver::Archivers;
 use crate::audit::Audit;
 use crate::backups::{self, Backups};
 use crate::certificates::Certificates;
@@ -42,7 +42,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::{Notify, OnceCell, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, OnceCell, mpsc, watch};
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
@@ -271,7 +271,7 @@ impl Agent {
             tokio::spawn(probes::probe(Arc::clone(&engine), interval, Arc::clone(&probe_now), seen, inputs.clone()));
             tokio::spawn(probes::watch_exit(Arc::clone(&process), Arc::clone(&server_started), inputs.clone()));
             tokio::spawn(self.slots().keep());
-            tokio::spawn(self.archiver().keep());
+            tokio::spawn(self.archivers().keep());
             let layout = &self.ground.options.layout;
             let configure = Configure {
                 certificate: (layout.server_cert(), layout.server_ca()),
@@ -344,16 +344,14 @@ impl Agent {
         }
     }
 
-    fn archiver(&self) -> Archiver {
-        Archiver {
+    fn archivers(&self) -> Archivers {
+        Archivers {
             me: self.me.clone(),
             generations: Arc::clone(&self.ground.generations),
             observed: self.observed.subscribe(),
             questions: self.questions.clone(),
             pg_wal: self.ground.options.layout.data().join("pg_wal"),
             store: Arc::clone(&self.store) as Arc<dyn Store>,
-            threads: Arc::new(Semaphore::new(crate::archiver::THREADS)),
-            looks: Arc::new(Semaphore::new(1)),
         }
     }
 
@@ -384,8 +382,11 @@ impl Agent {
     }
 
     fn slots(&self) -> Slots {
+        let (generations, store) = (Arc::clone(&self.ground.generations), Arc::clone(&self.store) as Arc<dyn Store>);
         Slots {
-            archive: (Arc::clone(&self.store) as Arc<dyn Store>).watch(mainstay_model::vault::ARCHIVE_KEY),
+            archived: Box::new(move |timeline| {
+                crate::shelves::archived(&generations.now().spec.vault, &*store, timeline)
+            }),
             engine: Arc::clone(&self.ground.engine),
             observed: self.observed.subscribe(),
             configured: self.configured.subscribe(),

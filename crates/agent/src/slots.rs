@@ -2,9 +2,8 @@
 //! that was away finds the log it needs at whoever is primary then.
 
 use crate::mind_loop::{Question, Snapshot};
-use mainstay_model::{Lsn, NodeId, ServerObservation, ServerState};
+use mainstay_model::{Lsn, NodeId, ServerObservation, ServerState, Timeline};
 use mainstay_ports::engine::{Configured, Engine};
-use mainstay_ports::store::Versioned;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,8 +23,8 @@ pub struct Slots {
     pub observed: watch::Receiver<ServerObservation>,
     /// Told whenever the server has taken its settings.
     pub configured: watch::Receiver<Configured>,
-    /// How far the archive reaches.
-    pub archive: watch::Receiver<Option<Versioned>>,
+    /// Up to where the log of a timeline is archived wherever it must be.
+    pub archived: Box<dyn Fn(Option<Timeline>) -> Option<Lsn> + Send + Sync>,
     /// Questions to the loop.
     pub questions: mpsc::Sender<Question>,
     /// Told whenever an order begins.
@@ -52,12 +51,10 @@ impl Slots {
                 continue;
             }
             let members = self.members(&snapshot);
-            // A position on another timeline may lie beyond the place where that was left: until one on this server's own is told, all is kept.
             let timeline = self.observed.borrow().timeline;
-            let archived = crate::archiver::parse(self.archive.borrow().as_ref()).and_then(|state| state.archived);
-            let archived = archived.filter(|at| Some(at.timeline) == timeline);
+            let archived = (self.archived)(timeline);
             tokio::select! {
-                result = self.engine.maintain_slots(&members, archived.map(|at| at.lsn)) => {
+                result = self.engine.maintain_slots(&members, archived) => {
                     match &result {
                         Ok(()) if failing => info!("replication slots are maintained again"),
                         Ok(()) => {}
@@ -147,7 +144,7 @@ mod tests {
         let slots = Slots {
             engine: engine.clone(),
             observed: observed.subscribe(),
-            archive: watch::Sender::new(None).subscribe(),
+            archived: Box::new(|_| None),
             configured: configured.subscribe(),
             questions,
             order_begins: Arc::default(),

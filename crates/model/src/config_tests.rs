@@ -118,7 +118,7 @@ fn full() -> Spec {
             hba: vec!["hostssl all all 10.0.0.0/8 scram-sha-256".into(), "local all all peer".into()],
         },
         vault: crate::spec::Vault {
-            repository: Some("/srv/vault".into()),
+            repository: "/srv/vault".into(),
             key_file: Some("/etc/key".into()),
             switch_s: 7,
             keep: 3,
