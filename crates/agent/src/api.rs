@@ -13,6 +13,7 @@ use crate::mind_loop::{Question, Snapshot, Wish};
 use crate::problems::Beside;
 use crate::restorer::Restorer;
 use crate::roles::{self, Gate, refusal};
+use crate::shelves::{self, Shelf};
 use crate::status::{self, DatedReason, Extras, Following, LocalStatus, NodeReasons};
 use async_trait::async_trait;
 use axum::extract::{Query, State};
@@ -25,7 +26,7 @@ use mainstay_model::layout::NodeLayout;
 use mainstay_model::spec::Spec;
 use mainstay_model::status::Status;
 use mainstay_model::vault::{
-    ARCHIVE_KEY, COMMAND_KEY, ArchiveAnswer, ArchiveState, BACKUP_KEY, BackupBegun, BackupState, BackupWish, RestoreAsk,
+    ArchiveAnswer, ArchiveState, BACKUP_KEY, BackupBegun, BackupState, BackupWish, COMMAND_KEY, RestoreAsk,
     SegmentEnded,
 };
 use mainstay_model::{Command, Event, NodeId, Reason, ServerObservation};
@@ -160,9 +161,14 @@ impl Api {
         self.generations.now().spec.clone()
     }
 
-    /// How an archive of the log stands, as this member of the store knows.
-    fn archive(&self, key: &str) -> Option<ArchiveState> {
-        crate::archiver::parse(self.store.watch(key).borrow().as_ref())
+    /// How far the operator's own command has brought the log, as this member of the store knows.
+    fn archive_command(&self) -> Option<ArchiveState> {
+        crate::archiver::parse(self.store.watch(COMMAND_KEY).borrow().as_ref())
+    }
+
+    /// How the archives of the log stand, as this member of the store knows.
+    fn shelves(&self) -> Vec<Shelf> {
+        shelves::all(&self.spec().vault, &*self.store)
     }
 
     /// How backups and drills stand, as this member of the store knows.
@@ -293,7 +299,7 @@ impl Api {
             answers.insert(self.me.clone(), mine);
         }
         beside.now_ms = wall_now_ms();
-        (beside.archive, beside.command) = (self.archive(ARCHIVE_KEY), self.archive(COMMAND_KEY));
+        (beside.shelves, beside.command) = (self.shelves(), self.archive_command());
         beside.backup = self.backups_state();
         beside.runbook = self.runbook();
         let mut status = status::merge(&self.spec(), self.address.clone(), &answers, &beside);
@@ -380,14 +386,13 @@ async fn get_status(State(api): State<Arc<Api>>) -> Json<Status> {
 }
 
 async fn get_archive(State(api): State<Arc<Api>>) -> Json<ArchiveAnswer> {
-    let spec = api.spec();
-    Json(ArchiveAnswer {
-        repository: spec.vault.repository.map(|place| place.display().to_string()),
-        state: api.archive(ARCHIVE_KEY),
-        backup: Some(api.backups_state()),
-        command: api.archive(COMMAND_KEY).filter(|_| spec.postgres.archive_command.is_some()),
-        archive_command: spec.postgres.archive_command,
-    })
+    let (all, backup) = (api.shelves(), Some(api.backups_state()));
+    let first = all.first();
+    let repository = first.map(|shelf| shelves::place(&shelf.vault));
+    let state = first.and_then(|shelf| shelf.told.clone());
+    let archive_command = api.spec().postgres.archive_command;
+    let command = api.archive_command().filter(|_| archive_command.is_some());
+    Json(ArchiveAnswer { repository, state, backup, archive_command, command, repositories: shelves::answers(&all) })
 }
 
 async fn post_archive(State(api): State<Arc<Api>>) -> Response {

@@ -5,8 +5,10 @@
 use crate::archiver;
 use crate::generations::Generations;
 use crate::mind_loop::Question;
+use crate::shelves;
 use mainstay_decide::Summary;
-use mainstay_model::vault::{ARCHIVE_KEY, ArchiveState, COMMAND_KEY, PROBLEMS_MAX};
+use mainstay_model::spec::Spec;
+use mainstay_model::vault::{ArchiveState, COMMAND_KEY, PROBLEMS_MAX};
 use mainstay_model::{Lsn, NodeId, Position, ServerObservation, ServerState, SystemId, Term, Timeline};
 use mainstay_ports::clock::{boot_now, wall_now_ms};
 use mainstay_ports::store::{CasOutcome, Store, Versioned};
@@ -31,22 +33,17 @@ const STORE_TIMEOUT: Duration = Duration::from_secs(2);
 /// For a look at this host's own files.
 const HANGS: Duration = Duration::from_secs(20);
 
-/// Up to where all of these archives hold the log of a timeline; `None`: one of them has told nothing of it, and all is kept.
+/// Up to where the servers may let go of their log: what the repositories that count hold (see `shelves`) and the command has taken. `None`: one of
+/// them has told nothing of this timeline, and all is kept.
 #[must_use]
-pub fn reached(wanted: &[Option<ArchiveState>], timeline: Option<Timeline>) -> Option<Lsn> {
-    // A position on another timeline may lie beyond the place where that was left.
-    let on = |at: &Position| Some(at.timeline) == timeline;
-    wanted.iter().map(|state| state.as_ref()?.archived.filter(on).map(|at| at.lsn)).min().flatten()
-}
-
-/// The states of the archives that the specification names.
-#[must_use]
-pub fn wanted(generations: &Generations, store: &Arc<dyn Store>) -> Vec<Option<ArchiveState>> {
-    let now = generations.now();
-    let state = |key: &str| archiver::parse(store.watch(key).borrow().as_ref());
-    let repository = now.spec.vault.repository.is_some().then(|| state(ARCHIVE_KEY));
-    let command = now.spec.postgres.archive_command.is_some().then(|| state(COMMAND_KEY));
-    repository.into_iter().chain(command).collect()
+pub fn archived(spec: &Spec, store: &dyn Store, timeline: Option<Timeline>) -> Option<Lsn> {
+    let repositories = spec.vault.archives().then(|| shelves::archived(&spec.vault, store, timeline));
+    let command = spec.postgres.archive_command.is_some().then(|| {
+        let told = archiver::parse(store.watch(COMMAND_KEY).borrow().as_ref())?;
+        shelves::let_go(std::iter::once((false, told.archived)), timeline)
+    });
+    // `None` comes before every position.
+    repositories.into_iter().chain(command).min().flatten()
 }
 
 /// Watches it.
@@ -86,7 +83,8 @@ impl ArchiveCommand {
                 continue;
             }
             let Some(after) = self.round((system, term), &before).await else { continue };
-            let plain = ArchiveState { archived: after.archived, archived_ms: after.archived_ms, ..before.clone() } == after;
+            let plain =
+                ArchiveState { archived: after.archived, archived_ms: after.archived_ms, ..before.clone() } == after;
             let now = boot_now().0;
             let soon = told.is_some_and(|told: u64| now.saturating_sub(told) < TELL_MS);
             if after != before && !(plain && soon) && self.tell(shown.as_ref(), &after).await {
@@ -128,7 +126,8 @@ impl ArchiveCommand {
         });
         let found = timeout(HANGS, work).await.ok()?.unwrap_or_else(|error| Err(VaultError::Server(error.to_string())));
         let state = if ours { before.clone() } else { ArchiveState::default() };
-        let state = ArchiveState { system: Some(system), node: Some(self.me.clone()), timeline: Some(end.timeline), ..state };
+        let state =
+            ArchiveState { system: Some(system), node: Some(self.me.clone()), timeline: Some(end.timeline), ..state };
         Some(after(state, term, found, wall_now_ms()))
     }
 
@@ -187,21 +186,31 @@ fn speak(before: &ArchiveState, after: &ArchiveState) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mainstay_store::MemoryStore;
 
     fn at(timeline: u32, lsn: u64) -> Position {
         Position { timeline: Timeline(timeline), lsn: Lsn(lsn) }
     }
 
-    #[test]
-    fn the_slot_goes_by_the_archive_that_is_furthest_behind() {
-        let state = |archived| Some(ArchiveState { archived, ..ArchiveState::default() });
-        let on = Some(Timeline(2));
-        assert_eq!(reached(&[], on), None);
-        assert_eq!(reached(&[state(Some(at(2, 30)))], on), Some(Lsn(30)));
-        assert_eq!(reached(&[state(Some(at(2, 30))), state(Some(at(2, 20)))], on), Some(Lsn(20)));
-        for silent in [None, state(None), state(Some(at(1, 90)))] {
-            assert_eq!(reached(&[state(Some(at(2, 30))), silent], on), None);
-        }
+    #[tokio::test]
+    async fn the_slot_goes_by_whichever_archive_is_furthest_behind() {
+        let store = MemoryStore::default();
+        let tell = async |key: &str, archived| {
+            let revision = store.read(key, STORE_TIMEOUT).await.unwrap().map(|shown| shown.revision);
+            let value = serde_json::to_vec(&ArchiveState { archived, ..ArchiveState::default() }).unwrap();
+            assert!(matches!(store.compare_and_set(key, revision, value, STORE_TIMEOUT).await, CasOutcome::Done(_)));
+        };
+        let mut spec = crate::status::tests::spec();
+        let held = |spec: &Spec| archived(spec, &store, Some(Timeline(2))).map(|lsn| lsn.0);
+        assert_eq!(held(&spec), None);
+        tell("archive", Some(at(2, 30))).await;
+        tell(COMMAND_KEY, Some(at(2, 20))).await;
+        spec.vault.repository = "/v".into();
+        assert_eq!(held(&spec), Some(30));
+        spec.postgres.archive_command = Some("push %p".into());
+        assert_eq!(held(&spec), Some(20));
+        tell(COMMAND_KEY, Some(at(1, 90))).await;
+        assert_eq!(held(&spec), None, "of the timeline before");
     }
 
     #[test]
@@ -210,7 +219,8 @@ mod tests {
         let failed = after(before.clone(), Term(4), Err(VaultError::Server("no".into())), 5_000);
         assert_eq!((failed.term, failed.archived), (before.term, before.archived));
         assert_eq!(failed.failing.as_ref().map(|(since, _)| *since), Some(5_000));
-        let waits = |since| Handed { reached: Some(at(2, 2 << 20)), waiting: Some(("X".into(), since)), ..Handed::default() };
+        let waits =
+            |since| Handed { reached: Some(at(2, 2 << 20)), waiting: Some(("X".into(), since)), ..Handed::default() };
         let found = |handed| Ok((SegmentSize(1 << 20), handed));
         let well = after(failed.clone(), Term(4), found(waits(9_000)), 10_000);
         assert_eq!((well.term, well.archived, well.failing), (Term(4), Some(at(2, 2 << 20)), None));

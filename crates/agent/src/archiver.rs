@@ -1,16 +1,19 @@
 //! Brings the log to the archive while this node is the open primary of its term, and tells the store how far it is (docs/adr/0018, 0023).
 //!
 //! Every other node reads that there: its slot lets go of what is archived, and whoever is primary next brings the rest.
-//! A replica brings what the primary misses and can not fill from its own files.
+//! A replica brings what the primary misses and can not fill from its own files. Several repositories know nothing of each other (docs/adr/0043).
 //! What touches the repository blocks and may hang with it: it has a thread of its own, at ordinary priority, one at a time.
 
 use crate::backups;
 use crate::generations::Generations;
 use crate::mind_loop::Question;
+use crate::shelves::place;
 use mainstay_decide::Summary;
 use mainstay_model::spec::Vault;
-use mainstay_model::vault::{ARCHIVE_KEY, ArchiveState, BACKUP_KEY, BackupMade, PROBLEMS_MAX};
-use mainstay_model::{Lsn, NodeId, Position, Revision, Room, ServerObservation, ServerState, SystemId, Term};
+use mainstay_model::vault::{ArchiveState, BACKUP_KEY, BackupMade, PROBLEMS_MAX, archive_key};
+use mainstay_model::{
+    Lsn, NodeId, Position, RepositoryName, Revision, Room, ServerObservation, ServerState, SystemId, Term,
+};
 use mainstay_ports::clock::{boot_now, wall_now_ms};
 use mainstay_ports::priority::ordinarily;
 use mainstay_ports::store::{CasOutcome, Store, Versioned};
@@ -19,11 +22,13 @@ use mainstay_vault::objects;
 use mainstay_vault::postgres::log::{LogFile, SegmentSize};
 use mainstay_vault::postgres::owner::{Owner, Standing, assist, given_up, segment_size};
 use mainstay_vault::repository::{Repository, VaultError};
+use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
@@ -48,7 +53,7 @@ pub fn parse(versioned: Option<&Versioned>) -> Option<ArchiveState> {
 /// Opens the repository that the specification names. `known`: the id of the one that the cluster has used there; it is made only if
 /// there is none, so that a volume that is not mounted is never taken for an empty repository.
 pub fn open(vault: &Vault, known: Option<&str>) -> Result<Repository, VaultError> {
-    let place = vault.repository.as_deref().ok_or_else(|| VaultError::Impossible("no repository is named".into()))?;
+    let place = vault.place().ok_or_else(|| VaultError::Impossible("no repository is named".into()))?;
     let (secret, writer) = read_file(vault.key_file.as_deref())?;
     if known.is_none() {
         let objects = objects::make(place)?;
@@ -75,7 +80,7 @@ pub fn open(vault: &Vault, known: Option<&str>) -> Result<Repository, VaultError
 
 /// A repository on the data's own volume does not fill it: with little room there nothing more is brought, and the slot bounds what waits.
 fn crowded(vault: &Vault, pg_wal: &Path) -> Option<VaultError> {
-    let place = vault.repository.as_deref()?;
+    let place = vault.place()?;
     let device = |path: &Path| std::fs::metadata(path).ok().map(|metadata| metadata.dev());
     if device(place)? != device(pg_wal)? {
         return None;
@@ -99,8 +104,8 @@ fn matters((_, last): &(String, String), since: Option<Lsn>, segment_size: u64) 
     }
 }
 
-/// Brings the log.
-pub struct Archiver {
+/// One archiver for each repository that the specification names.
+pub struct Archivers {
     /// This node.
     pub me: NodeId,
     /// What the operator wants.
@@ -113,14 +118,56 @@ pub struct Archiver {
     pub pg_wal: PathBuf,
     /// Where the state is told.
     pub store: Arc<dyn Store>,
+}
+
+impl Archivers {
+    /// Runs for ever. Each has threads of its own: one that hangs in its repository holds up no other.
+    pub async fn keep(self) {
+        let mut running: BTreeMap<RepositoryName, JoinHandle<()>> = BTreeMap::new();
+        loop {
+            running.retain(|_, archiver| !archiver.is_finished());
+            for name in self.generations.now().spec.vault.names() {
+                running.entry(name).or_insert_with_key(|name| tokio::spawn(self.of(name).keep()));
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    fn of(&self, name: &RepositoryName) -> Archiver {
+        Archiver {
+            name: name.clone(),
+            key: archive_key(name),
+            me: self.me.clone(),
+            generations: Arc::clone(&self.generations),
+            observed: self.observed.clone(),
+            questions: self.questions.clone(),
+            pg_wal: self.pg_wal.clone(),
+            store: Arc::clone(&self.store),
+            threads: Arc::new(Semaphore::new(THREADS)),
+            looks: Arc::new(Semaphore::new(1)),
+        }
+    }
+}
+
+/// Brings the log to one repository.
+struct Archiver {
+    name: RepositoryName,
+    /// Where its state stands in the store.
+    key: String,
+    me: NodeId,
+    generations: Arc<Generations>,
+    observed: watch::Receiver<ServerObservation>,
+    questions: mpsc::Sender<Question>,
+    pg_wal: PathBuf,
+    store: Arc<dyn Store>,
     /// Threads that may be in the repository at once: a volume that hangs keeps them for good, and others need the rest of the pool.
-    pub threads: Arc<Semaphore>,
+    threads: Arc<Semaphore>,
     /// The same for looks at this host's own log.
-    pub looks: Arc<Semaphore>,
+    looks: Arc<Semaphore>,
 }
 
 /// How many threads may hang in a repository: another one that is named meanwhile does not wait for the first.
-pub const THREADS: usize = 2;
+const THREADS: usize = 2;
 
 /// What a round works with, and what it leaves for the next.
 #[derive(Default)]
@@ -150,14 +197,14 @@ impl Round {
 }
 
 impl Archiver {
-    /// Runs for ever.
-    pub async fn keep(self) {
+    /// Runs as long as the specification names the repository.
+    async fn keep(self) {
         let (mut hold, mut pause) = (Hold::default(), LOOK);
         loop {
             sleep(pause).await;
             pause = LOOK;
-            let vault = self.generations.now().spec.vault.clone();
-            let Some(whose) = self.reigns().await.filter(|_| vault.repository.is_some()) else {
+            let Some(vault) = self.wanted() else { return };
+            let Some(whose) = self.reigns().await else {
                 hold = Hold::default();
                 pause = self.help(&vault).await;
                 continue;
@@ -166,6 +213,11 @@ impl Archiver {
                 pause = AGAIN;
             }
         }
+    }
+
+    /// The vault with this repository alone, if it is still named.
+    fn wanted(&self) -> Option<Vault> {
+        self.generations.now().spec.vault.only(&self.name)
     }
 
     /// The term of which this node is the open primary now, and the data's identity.
@@ -188,14 +240,14 @@ impl Archiver {
 
     /// On a replica of the owner, while that misses something: brings it. Returns when to look again.
     async fn help(&self, vault: &Vault) -> Duration {
-        let Some(state) = parse(self.store.watch(ARCHIVE_KEY).borrow().as_ref()) else { return LOOK };
+        let Some(state) = parse(self.store.watch(&self.key).borrow().as_ref()) else { return LOOK };
         let end = {
             let seen = self.observed.borrow();
             let follows = seen.state == ServerState::Standby && seen.receiving && seen.timeline == state.timeline;
             let end = seen.timeline.zip(seen.end.min(seen.replay));
             end.filter(|_| follows).map(|(timeline, lsn)| Position { timeline, lsn })
         };
-        let same = vault.repository.as_ref().is_some_and(|place| place.display().to_string() == state.repository);
+        let same = place(vault) == state.repository;
         let (Some(end), true, false) = (end, same, state.gaps.is_empty()) else { return LOOK };
         let record = self.summary().await.and_then(|summary| summary.record).map(|(_, record)| record);
         let system = record.and_then(|record| record.system).filter(|system| Some(*system) == state.system);
@@ -226,7 +278,7 @@ impl Archiver {
             seen.timeline.zip(seen.end).map(|(timeline, lsn)| Position { timeline, lsn })
         };
         let Some(end) = end else { return true };
-        let shown = self.store.watch(ARCHIVE_KEY).borrow().clone();
+        let shown = self.store.watch(&self.key).borrow().clone();
         let before = parse(shown.as_ref()).unwrap_or_default();
         if before.term > term {
             // The store knows a newer owner; this node will hear of it.
@@ -252,13 +304,13 @@ impl Archiver {
                 () = sleep(HANGS) => self.tell_silence(vault, (system, term), end, hold).await,
             }
             // Another repository does not wait for one that hangs.
-            if self.generations.now().spec.vault != *vault && !work.is_finished() {
+            if self.wanted().as_ref() != Some(vault) && !work.is_finished() {
                 return false;
             }
         };
         let broke = |error: tokio::task::JoinError| Round::failed(VaultError::Server(error.to_string()));
         let round = round.unwrap_or_else(broke);
-        let shown = self.store.watch(ARCHIVE_KEY).borrow().clone();
+        let shown = self.store.watch(&self.key).borrow().clone();
         let before = parse(shown.as_ref()).unwrap_or_default();
         if before.term > term {
             *hold = Hold::default();
@@ -275,7 +327,7 @@ impl Archiver {
 
     /// The repository neither works nor fails.
     async fn tell_silence(&self, vault: &Vault, whose: (SystemId, Term), end: Position, hold: &mut Hold) {
-        let shown = self.store.watch(ARCHIVE_KEY).borrow().clone();
+        let shown = self.store.watch(&self.key).borrow().clone();
         let before = parse(shown.as_ref()).unwrap_or_default();
         if before.term > whose.1 {
             return;
@@ -311,7 +363,7 @@ impl Archiver {
     ) -> tokio::task::JoinHandle<Round> {
         let (vault, pg_wal, by) = (vault.clone(), self.pg_wal.clone(), self.me.to_string());
         let pg_wal_too = pg_wal.clone();
-        let same = vault.repository.as_ref().is_some_and(|place| place.display().to_string() == before.repository);
+        let same = place(&vault) == before.repository;
         let known = Some(before.id.clone()).filter(|id| same && !id.is_empty());
         let ours = same && before.system == Some(system);
         let reached = before.archived.filter(|_| ours);
@@ -362,7 +414,7 @@ impl Archiver {
         before: &ArchiveState,
         round: &Round,
     ) -> (bool, ArchiveState) {
-        let place = vault.repository.as_ref().map(|place| place.display().to_string()).unwrap_or_default();
+        let place = place(vault);
         let same = before.repository == place && before.system.is_none_or(|is| is == system);
         let mut state = if same { before.clone() } else { ArchiveState::default() };
         (state.repository, state.system, state.term) = (place, Some(system), term);
@@ -381,7 +433,8 @@ impl Archiver {
                 // More than these are not looked after: the oldest ones matter least.
                 let backups = backups::parse(self.store.watch(BACKUP_KEY).borrow().as_ref());
                 let ours = |made: &BackupMade| made.system == system && made.repository == state.id;
-                let since = backups.last.filter(ours).map(|made| made.start.lsn);
+                let last = backups.of(&self.name, Some(&state.id), false).last;
+                let since = last.filter(ours).map(|made| made.start.lsn);
                 let gaps: Vec<_> = standing.gaps.iter().filter(|gap| matters(gap, since, state.segment_size)).collect();
                 let surplus = gaps.len().saturating_sub(PROBLEMS_MAX);
                 state.gaps = gaps.into_iter().skip(surplus).cloned().collect();
@@ -414,12 +467,14 @@ impl Archiver {
             return;
         }
         match (&before.failing, &after.failing) {
-            (None, Some((_, why))) => warn!(%why, "the log can not be archived; this is tried again"),
-            (Some(_), None) => info!("the log is archived again"),
+            (None, Some((_, why))) => {
+                warn!(repository = %self.name, %why, "the log can not be archived; this is tried again");
+            }
+            (Some(_), None) => info!(repository = %self.name, "the log is archived again"),
             _ => {}
         }
         let Ok(value) = serde_json::to_vec(&after) else { return };
-        match self.store.compare_and_set(ARCHIVE_KEY, revision, value, STORE_TIMEOUT).await {
+        match self.store.compare_and_set(&self.key, revision, value, STORE_TIMEOUT).await {
             CasOutcome::Done(_) => hold.told = Some(now),
             CasOutcome::Conflict(_) | CasOutcome::Unknown | CasOutcome::Unavailable(_) => hold.swept = None,
         }
@@ -434,7 +489,7 @@ mod tests {
     #[test]
     fn an_unmounted_volume_is_no_empty_repository_and_another_one_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let vault = Vault { repository: Some(dir.path().join("v")), ..Vault::default() };
+        let vault = Vault { repository: dir.path().join("v").into(), ..Vault::default() };
         let id = open(&vault, None).unwrap().id().to_owned();
         assert_eq!(open(&vault, Some(&id)).unwrap().id(), id);
         std::fs::rename(dir.path().join("v"), dir.path().join("away")).unwrap();
@@ -464,7 +519,7 @@ mod tests {
         };
         let (ours, other) = (SecretKey::generate().unwrap(), SecretKey::generate().unwrap());
         let with =
-            |key: PathBuf| Vault { repository: Some(dir.path().join("v")), key_file: Some(key), ..Vault::default() };
+            |key: PathBuf| Vault { repository: dir.path().join("v").into(), key_file: Some(key), ..Vault::default() };
         let vault = with(file("ours", ours.to_text()));
         assert!(open(&vault, None).unwrap().readable());
         let writer = open(&with(file("public", ours.public().to_text())), None).unwrap();
@@ -481,7 +536,7 @@ mod tests {
             assert!(error.contains("is sealed for other keys"), "{error}");
             assert!(open(&vault, None).is_err());
         }
-        let plain = Vault { repository: Some(dir.path().join("p")), ..Vault::default() };
+        let plain = Vault { repository: dir.path().join("p").into(), ..Vault::default() };
         open(&plain, None).unwrap();
         let error = open(&Vault { key_file: vault.key_file, ..plain }, None).map(drop).unwrap_err().to_string();
         assert!(error.contains("is not encrypted"), "{error}");

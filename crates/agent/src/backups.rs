@@ -2,29 +2,26 @@
 //!
 //! The copy runs in a thread with a runtime of its own, at ordinary priority: it must not take time from what keeps the lease.
 //! The lock of an agent that is gone is taken over when it has given no sign of life for a while, by the clock of whoever waits. A backup that
-//! hangs is left behind and its lock given back; until its thread ends, this process begins no other.
+//! hangs is left behind and its lock given back; until its thread ends, this process begins no other in that repository.
 
 use crate::api::AgentQuestion;
-use crate::archiver;
-use crate::backup_job::{Done, Job, Made, run};
+use crate::backup_job::{Done, Job, run};
+use crate::backup_outcome::{cut_off, drilled, give_up, record, told};
 use crate::clone_seed::VaultSeed;
 use crate::generations::Generations;
 use crate::record::RECORD_KEY;
 use crate::restore_drill as drill;
 use crate::setup::entropy;
+use crate::shelves;
 use mainstay_model::spec::Vault;
-use mainstay_model::vault::{
-    ARCHIVE_KEY, ArchiveState, BACKUP_KEY, BackupBegun, BackupFailed, BackupMade, BackupRunning, BackupState,
-    BackupWish, DrillDone,
-};
-use mainstay_model::{Event, NodeId, Record, ServerObservation, ServerState, Term};
+use mainstay_model::vault::{BACKUP_KEY, BackupBegun, BackupRunning, BackupState, BackupWish, DrillDone};
+use mainstay_model::{Event, NodeId, Record, RepositoryName, ServerObservation};
 use mainstay_ports::clock::{boot_now, wall_now_ms};
 use mainstay_ports::engine::Engine;
 use mainstay_ports::peer::{Channel, Peers};
 use mainstay_ports::priority::ordinarily;
 use mainstay_ports::store::{CasOutcome, Store, Versioned};
-use mainstay_vault::postgres::backup::{self, Options, Watch};
-use mainstay_vault::postgres::manifest::Manifest;
+use mainstay_vault::postgres::backup::Watch;
 use mainstay_vault::repository::VaultError;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
@@ -40,7 +37,7 @@ const BEAT: Duration = Duration::from_secs(2);
 /// Who has given no sign of life for so long makes no backup any more.
 const STALE: Duration = Duration::from_secs(60);
 /// How long the archive may take to get the log that a backup needs.
-const PATIENCE: Duration = Duration::from_secs(600);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
 /// How often the primary is asked to end its segment, until it has, while a backup waits for that; and how long it may take.
 const NUDGE: Duration = Duration::from_secs(5);
 /// How often it is looked whether the lock is that of an agent that is gone.
@@ -49,7 +46,6 @@ const TIDY: Duration = Duration::from_secs(10);
 pub const BEGIN: Duration = Duration::from_secs(8);
 /// A backup that gets nowhere for so long is left behind.
 const HANGS: Duration = Duration::from_secs(600);
-const GONE: &str = "its agent ended before it was done";
 /// Writing the outcome is tried so often.
 const TRIES: u32 = 60;
 /// Clocks that differ by more than this tell no age. Milliseconds.
@@ -111,8 +107,8 @@ struct Own {
     token: Option<u64>,
     /// Somebody's lock that showed no sign of life at the last look, and its last one.
     silent: Option<(u64, u64)>,
-    /// Lives as long as the last backup's threads.
-    thread: Weak<Watch>,
+    /// Each lives as long as the threads of a backup or drill, in the repository of this name.
+    threads: Vec<(Option<RepositoryName>, Weak<Watch>)>,
     /// What the primary's clock said.
     told: Told,
 }
@@ -173,29 +169,23 @@ impl Backups {
         if let Err(error) = tokio::task::spawn_blocking(move || left.clear()).await {
             warn!(%error, "it was not looked what is left of a restore drill");
         }
-        let (mut shown, mut archive) = (this.store.watch(BACKUP_KEY), this.store.watch(ARCHIVE_KEY));
-        archive.mark_changed();
+        let mut shown = this.store.watch(BACKUP_KEY);
         let (mut alive, mut own) = (Instant::now(), Own::default());
         let mut looked = tokio::time::interval(TIDY);
         looked.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                _ = looked.tick() => if !this.tidy((alive.elapsed(), own.token), &mut own.silent).await {
-                    alive = Instant::now();
-                },
+                _ = looked.tick() => {
+                    own.told.hear(this.clock_of_the_primary(), boot_now().0);
+                    if !this.tidy((alive.elapsed(), own.token), &mut own.silent).await {
+                        alive = Instant::now();
+                    }
+                }
                 order = orders.recv() => {
                     let Some((wish, reply)) = order else { return };
                     let begun = Arc::clone(&this).begin(&wish, alive.elapsed(), &mut own).await;
                     // Whoever asked may have gone.
                     let _ = reply.send(begun);
-                }
-                changed = archive.changed() => {
-                    if changed.is_err() {
-                        return;
-                    }
-                    let state: Option<ArchiveState> = archiver::parse(archive.borrow_and_update().as_ref());
-                    let told = state.filter(|state| state.node.as_ref() != Some(&this.me));
-                    own.told.hear(told.and_then(|state| state.archived_ms), boot_now().0);
                 }
                 changed = shown.changed() => {
                     if changed.is_err() {
@@ -208,9 +198,16 @@ impl Backups {
         }
     }
 
+    /// What another host's clock said when it archived something last.
+    fn clock_of_the_primary(&self) -> Option<u64> {
+        let all = shelves::all(&self.generations.now().spec.vault, &*self.store);
+        let told = all.into_iter().filter_map(|shelf| shelf.told);
+        told.filter(|state| state.node.as_ref() != Some(&self.me)).filter_map(|state| state.archived_ms).max()
+    }
+
     /// Takes the lock and begins.
     async fn begin(self: Arc<Self>, wish: &BackupWish, silent: Duration, own: &mut Own) -> Result<BackupBegun, String> {
-        let (job, term) = self.job(wish, own.told)?;
+        let (job, term, to) = self.job(wish, own.told)?;
         let held = self.store.read(BACKUP_KEY, STORE_TIMEOUT).await;
         let held = held.map_err(|error| format!("the store does not answer: {error}"))?;
         let mut state = parse(held.as_ref());
@@ -219,10 +216,9 @@ impl Backups {
             let gone = running.clone();
             cut_off(&mut state, &gone);
         }
-        if wish.drill && state.last.is_none() {
-            return Err("there is no backup yet that could be restored: mainstay backup".to_owned());
-        }
-        if own.thread.strong_count() > 0 {
+        own.threads.retain(|(_, thread)| thread.strong_count() > 0);
+        // One that hangs in its repository keeps no backup from another; drills share one directory.
+        if own.threads.iter().any(|(of, _)| wish.drill || *of == to) {
             return Err(LEFT.to_owned());
         }
         let token = entropy().map_err(|error| error.to_string())?;
@@ -232,6 +228,7 @@ impl Backups {
             term,
             incremental: wish.incremental,
             drill: wish.drill,
+            to: to.clone(),
             by: wish.by.clone(),
             begun_ms: wall_now_ms(),
             total: 0,
@@ -251,7 +248,8 @@ impl Backups {
             }
             CasOutcome::Unavailable(why) => return Err(format!("the store does not answer: {why}")),
         }
-        (own.token, own.thread) = (Some(token), Arc::downgrade(&job.watch));
+        own.token = Some(token);
+        own.threads.push((to, Arc::downgrade(&job.watch)));
         let begun = BackupBegun { token, node: self.me.clone() };
         tokio::spawn(async move { self.carry_out(job, token).await });
         Ok(begun)
@@ -301,53 +299,6 @@ impl Backups {
             return Ok(());
         }
         Err(format!("a backup runs on {} already (asked for by {})", running.node, running.by))
-    }
-
-    /// What is to be done, if it can be.
-    fn job(&self, wish: &BackupWish, told: Told) -> Result<(Job, Term), String> {
-        let vault = self.generations.now().spec.vault.clone();
-        let place = vault.repository.as_ref().map(|place| place.display().to_string());
-        let place = place.ok_or("no repository is named: mainstay set vault.repository=/a/folder")?;
-        let archive: Option<ArchiveState> = archiver::parse(self.store.watch(ARCHIVE_KEY).borrow().as_ref());
-        let archive = archive.filter(|archive| archive.repository == place && !archive.id.is_empty());
-        let archive =
-            archive.ok_or_else(|| format!("the log is not archived to {place} yet; see mainstay archive status"))?;
-        let seen = self.observed.borrow();
-        let fit = seen.state == ServerState::Primary || seen.state == ServerState::Standby && seen.receiving;
-        if !fit {
-            return Err(format!("the server of {} is neither a primary nor a replica that streams", self.me));
-        }
-        let (socket, port) = self.engine.local_address().ok_or("this node has no server")?;
-        let mut server = backup::server();
-        server.host_path(socket).port(port);
-        let options = Options {
-            server,
-            primary: None,
-            data: self.data.clone(),
-            by: self.me.to_string(),
-            threads: std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).clamp(1, 4)),
-            patience: PATIENCE,
-        };
-        let watch = Arc::new(Watch::default());
-        watch.rate.store(rate(&vault), Ordering::Relaxed);
-        let drill = wish.drill.then(|| self.drill_job(&archive, &vault, &wish.by)).transpose()?;
-        let job = Job { vault, known: archive.id, incremental: wish.incremental, options, watch, told, drill };
-        Ok((job, archive.term))
-    }
-
-    fn drill_job(&self, archive: &ArchiveState, vault: &Vault, by: &str) -> Result<drill::Job, String> {
-        let spec = &self.generations.now().spec;
-        let bin = mainstay_engine_postgres::find_bin_dir(spec.postgres.bin_dir.as_deref());
-        Ok(drill::Job {
-            node: self.me.clone(),
-            by: by.to_owned(),
-            place: self.drill.clone(),
-            system: archive.system.ok_or("the archive does not say of which database it is")?,
-            archived_ms: archive.archived_ms,
-            bin: bin.map_err(|error| error.to_string())?,
-            chance: entropy().map_err(|error| error.to_string())?,
-            most: Duration::from_secs(vault.drill_minutes.saturating_mul(60)),
-        })
     }
 
     /// To its end: tells how it goes, and what became of it.
@@ -438,13 +389,7 @@ impl Backups {
 
     /// Gives the lock back and says what became of it.
     async fn finish(&self, token: u64, drill: bool, result: Result<Done, String>) {
-        let (kind, text) = match &result {
-            Ok(Done::Made(made)) => ("backup-made", made_text(made)),
-            Ok(Done::Drilled(done)) => drill::told(done),
-            Err(why) if drill => ("drill-failed", drill::problem(why)),
-            Err(why) => ("backup-failed", why.clone()),
-        };
-        let mut begun = None;
+        let mut begun: Option<BackupRunning> = None;
         for _ in 0..TRIES {
             let Ok(held) = self.store.read(BACKUP_KEY, STORE_TIMEOUT).await else {
                 sleep(BEAT).await;
@@ -452,10 +397,13 @@ impl Backups {
             };
             let mut state = parse(held.as_ref());
             let Some(running) = state.running.take_if(|running| running.token == token) else { break };
-            begun = Some(running.term);
+            begun = Some(running.clone());
             match &result {
                 Ok(Done::Made(made)) => record(&mut state, &running, made),
-                Ok(Done::Drilled(done)) => drilled(&mut state, &DrillDone { token, ..(**done).clone() }),
+                Ok(Done::Drilled(done)) => {
+                    let repository = running.to.clone();
+                    drilled(&mut state, &DrillDone { token, repository, ..(**done).clone() });
+                }
                 Err(why) => give_up(&mut state, &running, why),
             }
             let Ok(value) = serde_json::to_vec(&state) else { break };
@@ -465,13 +413,15 @@ impl Backups {
             }
             sleep(BEAT).await;
         }
-        let (node, kind, term) = (self.me.clone(), kind.to_owned(), begun.unwrap_or_default());
+        let (kind, text) = told(&result, drill, begun.as_ref().and_then(|running| running.to.as_ref()));
+        let term = begun.map(|running| running.term).unwrap_or_default();
+        let (node, kind) = (self.me.clone(), kind.to_owned());
         let event = Event { node, wall_ms: wall_now_ms(), term, kind, text, change: None, lost: None };
         let _ = self.events.try_send(event);
     }
 }
 
-fn rate(vault: &Vault) -> u64 {
+pub(crate) fn rate(vault: &Vault) -> u64 {
     vault.backup_mb_s.saturating_mul(1 << 20)
 }
 
@@ -483,83 +433,6 @@ fn hung(limit: Duration, watch: &Watch) -> String {
         format!("{done} of {total} bytes are copied")
     };
     format!("no progress for {} minutes: {at}; is the repository reachable, and the disk well?", limit.as_secs() / 60)
-}
-
-/// What was begun came to nothing.
-fn give_up(state: &mut BackupState, running: &BackupRunning, why: &str) {
-    if running.drill {
-        drilled(state, &drill::failed(running, why));
-    } else {
-        state.failed = Some(given_up(running, why));
-    }
-}
-
-/// Its agent is gone. A drill then showed nothing, bad or good, and is held again.
-fn cut_off(state: &mut BackupState, running: &BackupRunning) {
-    if running.drill {
-        state.drill_cut = Some(drill::failed(running, GONE));
-    } else {
-        give_up(state, running, GONE);
-    }
-}
-
-fn drilled(state: &mut BackupState, done: &DrillDone) {
-    state.drill_cut = None;
-    if done.problem.is_none() {
-        state.drill_passed_ms = Some(done.ended_ms);
-    }
-    state.drill = Some(done.clone());
-}
-
-fn given_up(running: &BackupRunning, why: &str) -> BackupFailed {
-    BackupFailed {
-        token: running.token,
-        node: running.node.clone(),
-        incremental: running.incremental,
-        at_ms: wall_now_ms(),
-        why: why.to_owned(),
-    }
-}
-
-fn stored(manifest: &Manifest) -> u64 {
-    manifest.packs.iter().map(|pack| pack.size).sum()
-}
-
-fn made_text(made: &Made) -> String {
-    let kind = if made.manifest.base.is_some() { "incremental" } else { "full" };
-    let bytes: u64 = made.manifest.files.iter().map(|file| file.size).sum();
-    let corrupt = match made.manifest.corrupt.len() {
-        0 => String::new(),
-        count => format!("; DAMAGED BLOCKS: {count}, the server held them so"),
-    };
-    let remark = made.remark.as_ref().map(|remark| format!("; {remark}")).unwrap_or_default();
-    let (label, stored) = (&made.manifest.label, stored(&made.manifest));
-    format!("{label} ({kind}): {bytes} bytes, {stored} in the repository{corrupt}{remark}")
-}
-
-fn record(state: &mut BackupState, running: &BackupRunning, made: &Made) {
-    let manifest = &made.manifest;
-    let entry = BackupMade {
-        token: running.token,
-        label: manifest.label.clone(),
-        system: manifest.system,
-        repository: made.repository.clone(),
-        node: running.node.clone(),
-        incremental: manifest.base.is_some(),
-        start: manifest.start,
-        stop: manifest.stop,
-        begun_ms: running.begun_ms,
-        ended_ms: wall_now_ms(),
-        bytes: manifest.files.iter().map(|file| file.size).sum(),
-        stored: stored(manifest),
-        corrupt: manifest.corrupt.len() as u64,
-        removed: made.removed.clone(),
-        remark: made.remark.clone(),
-    };
-    if manifest.base.is_none() {
-        state.last_full = Some(entry.clone());
-    }
-    state.last = Some(entry);
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! When a backup is given up, and when nothing is removed.
 
 use super::*;
+use mainstay_model::Term;
 
 #[test]
 fn a_backup_that_gets_nowhere_is_given_up_and_a_slow_one_is_not() {
@@ -53,6 +54,7 @@ fn a_drill_that_was_cut_off_proves_nothing_and_is_due_still() {
         term: Term(1),
         incremental: false,
         drill,
+        to: None,
         by: "the schedule".to_owned(),
         begun_ms: 500_000 * hour,
         total: 0,

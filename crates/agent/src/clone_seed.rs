@@ -1,14 +1,12 @@
 //! New copies from the repository instead of the primary, where the operator wants that (docs/adr/0042): the newest backup on the path to the
 //! primary's timeline, and the archived log up to where the primary still has it.
 
-use crate::archiver;
 use crate::backups::Backups;
 use crate::generations::Generations;
 use crate::restore_checks::{check_version, own_dir};
 use crate::restore_drill::too_little;
-use mainstay_model::spec::Vault;
-use mainstay_model::vault::{ARCHIVE_KEY, ArchiveState};
-use mainstay_model::{Event, NodeId, Term};
+use crate::shelves::{self, Shelf};
+use mainstay_model::{Event, NodeId};
 use mainstay_ports::clock::wall_now_ms;
 use mainstay_ports::priority::ordinarily;
 use mainstay_ports::seed::{Seed, SeedWish};
@@ -51,8 +49,8 @@ pub(crate) struct VaultSeed {
 
 /// What the thread works with.
 struct Job {
-    vault: Vault,
-    known: String,
+    /// In the order of preference.
+    shelves: Vec<Shelf>,
     owner: Option<(u32, u32)>,
     wish: SeedWish,
     watch: Arc<Watch>,
@@ -82,8 +80,8 @@ impl VaultSeed {
         }
     }
 
-    fn archive(&self) -> Option<ArchiveState> {
-        archiver::parse(self.store.watch(ARCHIVE_KEY).borrow().as_ref())
+    fn shelves(&self) -> Vec<Shelf> {
+        shelves::all(&self.generations.now().spec.vault, &*self.store)
     }
 
     fn tell(&self, kind: &str, text: String) {
@@ -91,7 +89,8 @@ impl VaultSeed {
         if before == text {
             return;
         }
-        let term = self.archive().map_or(Term::default(), |archive| archive.term);
+        let told = self.shelves().into_iter().filter_map(|shelf| shelf.told);
+        let term = told.map(|archive| archive.term).max().unwrap_or_default();
         let (node, kind) = (self.me.clone(), kind.to_owned());
         let event = Event { node, wall_ms: wall_now_ms(), term, kind, text, change: None, lost: None };
         // It stands in the log too.
@@ -103,20 +102,22 @@ impl VaultSeed {
 impl Seed for VaultSeed {
     fn wanted(&self) -> bool {
         let vault = &self.generations.now().spec.vault;
-        vault.clone_nodes && vault.repository.is_some()
+        vault.clone_nodes && vault.archives()
     }
 
     async fn fill(&self, wish: SeedWish) -> Result<String, String> {
-        let vault = self.generations.now().spec.vault.clone();
-        let place =
-            vault.repository.as_ref().map(|place| place.display().to_string()).ok_or("no repository is named")?;
-        let known = self.archive().filter(|archive| archive.repository == place && !archive.id.is_empty());
-        let known = known.ok_or_else(|| format!("nothing was archived to {place} yet"))?.id;
+        let all = self.shelves();
+        let places: Vec<String> = all.iter().map(|shelf| shelves::place(&shelf.vault)).collect();
+        let place = places.join(" and ");
+        let shelves: Vec<Shelf> = all.into_iter().filter(|shelf| shelf.known().is_some()).collect();
+        if shelves.is_empty() {
+            return Err(format!("nothing was archived to {place} yet"));
+        }
         let writes = Arc::clone(&self.writes).try_lock_owned();
         let writes = writes.map_err(|_| "an earlier copy from there was given up and has not ended yet".to_owned())?;
         let watch = Arc::new(Watch::default());
         let _ends = Ends(Arc::clone(&watch));
-        let job = Job { vault, known, owner: self.owner, wish, watch: Arc::clone(&watch) };
+        let job = Job { shelves, owner: self.owner, wish, watch: Arc::clone(&watch) };
         let (reply, mut answer) = oneshot::channel();
         let work = move || {
             let done = ordinarily(|| job.run().map_err(|error| error.to_string()));
@@ -163,11 +164,59 @@ async fn stalled(watch: &Watch) {
 
 impl Job {
     fn run(&self) -> Result<String, VaultError> {
-        let repository = archiver::open(&self.vault, Some(&self.known))?;
+        let (at, repository, made) = self.reaching()?;
+        let to = Destination {
+            data: self.wish.into.clone(),
+            tablespaces: self.spaces(&made)?,
+            owner: self.owner,
+            standby: true,
+            threads: std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2)),
+            watch: Arc::clone(&self.watch),
+            elsewhere: shelves::elsewhere(&self.shelves, at),
+            ..Destination::default()
+        };
+        restore(&repository, &made, &to)?;
+        let called = self.shelves.get(at).filter(|shelf| !shelf.alone);
+        Ok(format!(
+            "of the backup {}{} ({} MiB) and {} MiB of the log up to {}",
+            made.base.label,
+            called.map(|shelf| format!(" in {}", shelf.name)).unwrap_or_default(),
+            made.files() >> 20,
+            made.log_bytes() >> 20,
+            made.reaches
+        ))
+    }
+
+    /// The first repository that serves, once its log reaches to what the primary keeps: whole segments are archived, so that the last one may take
+    /// its time.
+    fn reaching(&self) -> Result<(usize, Repository, Plan), VaultError> {
+        let begun = std::time::Instant::now();
+        loop {
+            let (mut passed, mut soon) = (Vec::new(), false);
+            for (at, shelf) in self.shelves.iter().enumerate() {
+                match self.look(shelf) {
+                    Ok((repository, made)) => return Ok((at, repository, made)),
+                    Err(error) => {
+                        // Only this may be another one in a moment.
+                        soon |= matches!(error, VaultError::NotArchived(_));
+                        passed.push((at, error));
+                    }
+                }
+            }
+            if !soon || begun.elapsed() > REACH || self.watch.stop.load(Ordering::Relaxed) {
+                return Err(shelves::none_has_it(&self.shelves, passed));
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// What can be had of one repository now, if it serves better than the primary.
+    fn look(&self, shelf: &Shelf) -> Result<(Repository, Plan), VaultError> {
+        let repository = shelf.open()?;
         if !repository.readable() {
             return impossible("this host can write to the repository and not read it");
         }
-        let made = self.reaching(&repository)?;
+        let made = plan(&repository, self.wish.system, Target::Latest, Some(self.wish.timeline))?;
         if made.path != self.wish.lineage {
             return impossible("the repository knows another way to the primary's timeline than the primary");
         }
@@ -188,43 +237,14 @@ impl Job {
             let (needs, free) = (made.needs() >> 20, free >> 20);
             return impossible(format!("{needs} MiB are needed and {free} MiB are free in {}", dir.display()));
         }
-        let to = Destination {
-            data: self.wish.into.clone(),
-            tablespaces: self.spaces(&made)?,
-            owner: self.owner,
-            standby: true,
-            threads: std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2)),
-            watch: Arc::clone(&self.watch),
-            ..Destination::default()
-        };
-        restore(&repository, &made, &to)?;
-        Ok(format!(
-            "of the backup {} ({} MiB) and {} MiB of the log up to {}",
-            made.base.label,
-            files >> 20,
-            log >> 20,
-            made.reaches
-        ))
-    }
-
-    /// A plan whose log reaches to what the primary keeps: whole segments are archived, so that the last one may take its time.
-    fn reaching(&self, repository: &Repository) -> Result<Plan, VaultError> {
-        let begun = std::time::Instant::now();
-        loop {
-            let made = plan(repository, self.wish.system, Target::Latest, Some(self.wish.timeline))?;
-            let segment = made.base.server.segment_size.max(1);
-            // The server asks for whole segments.
-            if made.reaches.0 >= self.wish.kept_from.0 / segment * segment {
-                return Ok(made);
-            }
-            if begun.elapsed() > REACH || self.watch.stop.load(Ordering::Relaxed) {
-                let (reaches, from) = (made.reaches, self.wish.kept_from);
-                return impossible(format!(
-                    "the archive reaches {reaches} and the primary keeps its log from {from} on"
-                ));
-            }
-            std::thread::sleep(LOOK);
+        let segment = made.base.server.segment_size.max(1);
+        // The server asks for whole segments.
+        if made.reaches.0 < self.wish.kept_from.0 / segment * segment {
+            let (reaches, from) = (made.reaches, self.wish.kept_from);
+            let says = format!("the archive reaches {reaches} and the primary keeps its log from {from} on");
+            return Err(VaultError::NotArchived(says));
         }
+        Ok((repository, made))
     }
 
     fn spaces(&self, made: &Plan) -> Result<BTreeMap<u32, PathBuf>, VaultError> {

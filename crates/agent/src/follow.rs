@@ -130,7 +130,7 @@ fn sabotaged() -> std::collections::BTreeSet<Plant> {
 #[must_use]
 pub fn engine_settings(spec: &Spec) -> EngineSettings {
     let command = spec.postgres.archive_command.clone();
-    let archived = spec.vault.repository.is_some() || command.is_some();
+    let archived = spec.vault.archives() || command.is_some();
     let mut parameters = spec.postgres.parameters.clone();
     let set = parameters.keys().any(|name| name.eq_ignore_ascii_case("archive_timeout"));
     if archived && !set {

@@ -45,13 +45,14 @@ mod proxies;
 mod runbook;
 mod vault;
 
+use crate::shelves::Shelf;
 use crate::status::{LocalStatus, rfc3339};
 use mainstay_model::layout::RESTORED_PREFIX;
 use mainstay_model::record::Durability;
 use mainstay_model::spec::{Node, Spec};
 use mainstay_model::status::Problem;
 use mainstay_model::stored_spec::{FileState, RunbookMade};
-use mainstay_model::vault::{ArchiveState, BackupState};
+use mainstay_model::vault::BackupState;
 use mainstay_model::{ClaimState, NodeId, Room, ServerState};
 use mainstay_net::reason::says_expired;
 use std::collections::{BTreeMap, BTreeSet};
@@ -74,10 +75,10 @@ pub struct Beside {
     pub unreachable: BTreeMap<NodeId, String>,
     /// Nodes under whose name two processes speak, and from where they are connected.
     pub doubled: BTreeMap<NodeId, Vec<IpAddr>>,
-    /// How the archive stands.
-    pub archive: Option<ArchiveState>,
     /// How far the operator's own command has brought the log.
     pub command: Option<ArchiveState>,
+    /// The repositories, and how the archive stands in each.
+    pub shelves: Vec<Shelf>,
     /// How backups stand.
     pub backup: BackupState,
     /// What the last runbook was made from, if one was.

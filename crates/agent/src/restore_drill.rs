@@ -101,6 +101,7 @@ pub fn failed(running: &BackupRunning, why: &str) -> DrillDone {
         begun_ms: running.begun_ms,
         ended_ms: wall_now_ms(),
         problem: Some(problem(why)),
+        repository: running.to.clone(),
         ..DrillDone::default()
     }
 }

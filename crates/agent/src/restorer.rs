@@ -3,23 +3,21 @@
 //! Until it is handed over the cluster goes on as it is: what was prepared is removed when nobody asks about it any more, or by the next life of
 //! this agent. From then on the record alone says what is to be done with it, and nothing here touches it.
 
-use crate::archiver;
 use crate::generations::Generations;
 use crate::handed_over::{copies, hindered, in_use, mark, marked, unmark};
 use crate::mind_loop::{Question, Wish};
 use crate::restore_checks::{check_room, check_version, checked, own_dir};
 use crate::setup::{AgentOptions, entropy};
+use crate::shelves::{self, Shelf};
 use mainstay_model::layout::{KEPT_PREFIX, NodeLayout};
-use mainstay_model::spec::Vault;
-use mainstay_model::vault::{
-    ARCHIVE_KEY, ArchiveState, RestoreAsk, RestorePhase, RestorePlan, RestoreState, RestoreWish,
-};
+use mainstay_model::vault::{RestoreAsk, RestorePhase, RestorePlan, RestoreState, RestoreWish};
 use mainstay_model::{Command, CopyId, Record, Restoration, SystemId, Timeline};
 use mainstay_ports::priority::ordinarily;
 use mainstay_ports::store::Store;
 use mainstay_vault::postgres::backup::Watch;
 use mainstay_vault::postgres::restore::{Destination, Plan, Target, plan_from, restore, time_text};
 use mainstay_vault::postgres::scratch::{self, Scratch};
+use mainstay_vault::postgres::several::{Chosen, choose};
 use mainstay_vault::repository::VaultError;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -86,8 +84,8 @@ pub struct Work {
 
 /// What a thread works with.
 struct Job {
-    vault: Vault,
-    known: String,
+    /// In the order of preference.
+    shelves: Vec<Shelf>,
     system: SystemId,
     wish: RestoreWish,
     copy: CopyId,
@@ -96,6 +94,25 @@ struct Job {
     newest: Timeline,
     bin: PathBuf,
     watch: Arc<Watch>,
+}
+
+/// The repository that has the moment, and why others were passed over.
+fn planned(job: &Job) -> Result<(Chosen, Vec<String>), VaultError> {
+    let target = &job.wish.target;
+    let (chosen, passed) = choose(job.shelves.len(), target, |at| {
+        let none = || VaultError::Impossible("there is no such repository".to_owned());
+        let repository = job.shelves.get(at).ok_or_else(none)?.open()?;
+        if !repository.readable() {
+            let says = "the hosts hold the public key alone, so that they can not read what they wrote: name the file of the secret key for the time of \
+                        the restore (`mainstay set vault.key_file=FILE`, the file on every data node)";
+            return Err(VaultError::Impossible(says.to_owned()));
+        }
+        let backup = job.wish.backup.as_deref();
+        let made = plan_from(&repository, job.system, target.clone(), job.wish.timeline, backup)?;
+        Ok((repository, made))
+    });
+    let Some(chosen) = chosen else { return Err(shelves::none_has_it(&job.shelves, passed)) };
+    Ok((chosen, shelves::passed_over(&job.shelves, &passed)))
 }
 
 fn words(target: &Target) -> String {
@@ -244,14 +261,18 @@ impl Restorer {
     async fn job(&self, wish: RestoreWish, prepare: bool) -> Result<Job, Refused> {
         wish.target.check().map_err(|why| refuse(why, "name the moment otherwise; nothing was changed"))?;
         let now = self.generations.now();
-        let vault = now.spec.vault.clone();
-        let place = vault.repository.as_ref().map(|place| place.display().to_string());
-        let place = place.ok_or_else(|| refuse("no repository is named", "mainstay set vault.repository=/a/folder"))?;
-        let archive: Option<ArchiveState> = archiver::parse(self.store.watch(ARCHIVE_KEY).borrow().as_ref());
-        let known = archive.filter(|archive| archive.repository == place && !archive.id.is_empty());
-        let known = known.ok_or_else(|| {
-            refuse(format!("nothing was archived to {place} yet"), "`mainstay archive status` says why")
+        let mut shelves = shelves::all(&now.spec.vault, &*self.store);
+        if let Some(name) = &wish.repository {
+            shelves.retain(|shelf| shelf.name == *name);
+        }
+        let first = shelves.first().ok_or_else(|| match &wish.repository {
+            Some(name) => refuse(format!("there is no repository {name}"), "`mainstay archive status` names them"),
+            None => refuse("no repository is named", "mainstay set vault.repository=/a/folder"),
         })?;
+        if shelves.iter().all(|shelf| shelf.known().is_none()) {
+            let why = format!("nothing was archived to {} yet", shelves::place(&first.vault));
+            return Err(refuse(why, "`mainstay archive status` says why"));
+        }
         let record = self.record().await.ok_or_else(|| refuse("the record is not known here yet", "try again"))?;
         let system = record.system.ok_or_else(|| refuse("the cluster has no data yet", "wait for its first copy"))?;
         let bin = mainstay_engine_postgres::find_bin_dir(now.spec.postgres.bin_dir.as_deref());
@@ -259,7 +280,7 @@ impl Restorer {
         let number = entropy().map_err(|error| refuse(error.to_string(), "try again"))?;
         let copy = CopyId::new(number.max(1)).ok_or_else(|| refuse("no random number", "try again"))?;
         let watch = Arc::new(Watch::default());
-        Ok(Job { vault, known: known.id, system, wish, copy, prepare, newest: record.timeline, bin, watch })
+        Ok(Job { shelves, system, wish, copy, prepare, newest: record.timeline, bin, watch })
     }
 
     fn note(&self, job: &Job, change: impl FnOnce(&mut RestoreState)) {
@@ -270,15 +291,9 @@ impl Restorer {
 
     /// The thread's work.
     fn run(&self, job: &Job) -> Result<Option<Restoration>, VaultError> {
-        let repository = archiver::open(&job.vault, Some(&job.known))?;
-        if !repository.readable() {
-            let says = "the hosts hold the public key alone, so that they can not read what they wrote: name the file of the secret key for the time of \
-                        the restore (`mainstay set vault.key_file=FILE`, the file on every data node)";
-            return Err(VaultError::Impossible(says.to_owned()));
-        }
-        let (target, backup) = (job.wish.target.clone(), job.wish.backup.as_deref());
-        let made = plan_from(&repository, job.system, target, job.wish.timeline, backup)?;
-        let shown = self.shown(&made);
+        let (Chosen { at, repository, plan: made }, passed_over) = planned(job)?;
+        let name = job.shelves.get(at).and_then(Shelf::called);
+        let shown = RestorePlan { repository: name, passed_over, ..self.shown(&made) };
         let room = check_room(&shown, self.layout.dir());
         let major = made.base.server.version / 10_000;
         self.note(job, |state| state.plan = Some(shown));
@@ -300,6 +315,7 @@ impl Restorer {
             owner: self.owner,
             threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             watch: Arc::clone(&job.watch),
+            elsewhere: shelves::elsewhere(&job.shelves, at),
             ..Destination::default()
         };
         restore(&repository, &made, &to)?;
@@ -326,6 +342,8 @@ impl Restorer {
             free,
             needs: made.needs().saturating_add(scratch::log_again(made)),
             unreadable: made.unreadable.clone(),
+            repository: None,
+            passed_over: Vec::new(),
         }
     }
 
@@ -351,7 +369,8 @@ impl Restorer {
         let (wait, stop) = (Duration::from_secs(job.wish.wait_s), Arc::clone(&job.watch));
         let work = async {
             // Complete: clients were put out, and all that was committed is archived.
-            let (within, complete) = ((wait, Some(socket.as_path())), job.wish.complete);
+            let complete = job.wish.complete && job.wish.complete_to.is_none_or(|end| made.reaches >= end);
+            let within = (wait, Some(socket.as_path()));
             let (server, _) = Scratch::start_or_latest(&job.bin, made, data, self.owner, within, complete).await?;
             let last = server.last_commit().await;
             server.stop().await?;

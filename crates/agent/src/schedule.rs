@@ -6,14 +6,15 @@ use crate::api::AgentQuestion;
 use crate::backups::{self, Order, parse};
 use crate::generations::Generations;
 use crate::mind_loop::Question;
+use crate::shelves::{self, Shelf};
 use mainstay_model::cron::Cron;
 use mainstay_model::spec::Vault;
-use mainstay_model::vault::{BACKUP_KEY, BackupMade, BackupState, BackupWish};
-use mainstay_model::{NodeId, ServerObservation};
+use mainstay_model::vault::{BACKUP_KEY, BackupMade, BackupState, BackupWish, BackupsOf};
+use mainstay_model::{NodeId, RepositoryName, ServerObservation};
 use mainstay_ports::clock::wall_now_ms;
 use mainstay_ports::peer::{Channel, Peers};
 use mainstay_ports::store::Store;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -60,7 +61,7 @@ fn wanted(text: Option<&str>, now_ms: u64) -> Option<u64> {
 
 /// What should have begun and has not: whether it is an incremental one, and since when, milliseconds since 1970. A full one comes first.
 #[must_use]
-pub fn due(vault: &Vault, state: &BackupState, system_now_ms: u64) -> Option<(bool, u64)> {
+pub fn due(vault: &Vault, state: &BackupsOf, system_now_ms: u64) -> Option<(bool, u64)> {
     // One that is dated far ahead would hold up all others until then.
     let latest = system_now_ms.saturating_add(AHEAD_MS);
     let begun =
@@ -97,42 +98,61 @@ struct Tried {
 
 impl Tried {
     /// One that succeeded and is dated by a host whose clock is wrong is not made again and again.
-    fn again(&self, due: (bool, u64), state: &BackupState) -> bool {
+    fn again(&self, due: (bool, u64), state: &BackupsOf) -> bool {
         let served = self.due == due && newest(state, due.0) != self.newest;
         self.at.elapsed() >= AGAIN && !served
     }
 }
 
-fn newest(state: &BackupState, incremental: bool) -> Option<u64> {
+fn newest(state: &BackupsOf, incremental: bool) -> Option<u64> {
     let made = if incremental { &state.last } else { &state.last_full };
     made.as_ref().map(|made| made.token)
 }
 
+/// The first repository in which one is due and was not tried a short while ago; what is due; and how backups stand there.
+fn next<'a>(
+    shelves: &'a [Shelf],
+    state: &BackupState,
+    tried: &BTreeMap<RepositoryName, Tried>,
+    system_now_ms: u64,
+) -> Option<(&'a Shelf, (bool, u64), BackupsOf)> {
+    shelves.iter().find_map(|shelf| {
+        let of = shelf.backups(state);
+        let due = due(&shelf.vault, &of, system_now_ms)?;
+        let waits = tried.get(&shelf.name).is_some_and(|tried| !tried.again(due, &of));
+        (!waits).then_some((shelf, due, of))
+    })
+}
+
 impl Schedule {
-    /// Runs for ever.
+    /// Runs for ever. Each repository has attempts of its own: one that is away costs no other its backup.
     pub async fn keep(self) {
-        let mut tried: Option<Tried> = None;
+        let mut tried: BTreeMap<RepositoryName, Tried> = BTreeMap::new();
         // When the last one was asked for, and how long no other is.
         let mut drilled: Option<(Instant, Duration)> = None;
         loop {
             sleep(LOOK).await;
             let vault = self.generations.now().spec.vault.clone();
+            let shelves = shelves::all(&vault, &*self.store);
             let state = parse(self.store.watch(BACKUP_KEY).borrow().as_ref());
-            let drill = drill_due(&vault, &state, wall_now_ms()).filter(|_| vault.repository.is_some());
-            let due = due(&vault, &state, wall_now_ms()).filter(|_| vault.repository.is_some());
-            let due = due.filter(|due| tried.as_ref().is_none_or(|tried| tried.again(*due, &state)));
-            let Some(due) = due.filter(|_| state.running.is_none()) else {
+            tried.retain(|name, _| shelves.iter().any(|shelf| shelf.name == *name));
+            if state.running.is_some() || shelves.is_empty() {
+                continue;
+            }
+            let Some((shelf, due, of)) = next(&shelves, &state, &tried, wall_now_ms()) else {
                 let waits = drilled.is_some_and(|(at, pause)| at.elapsed() < pause) || cut(&state, wall_now_ms());
-                if drill.is_some() && state.running.is_none() && !waits {
+                if drill_due(&vault, &state, wall_now_ms()).is_some() && !waits {
                     drilled = self.begin_drill().await.map(|pause| (Instant::now(), pause)).or(drilled);
                 }
                 continue;
             };
             let Some(confirming) = self.reigns().await else { continue };
-            let newest = newest(&state, due.0);
-            let before = tried.filter(|tried| tried.newest == newest).map_or(0, |tried| tried.before.saturating_add(1));
-            tried = Some(Tried { at: Instant::now(), due, newest, before });
-            let wish = BackupWish { incremental: due.0, drill: false, by: BY.to_owned() };
+            let newest = newest(&of, due.0);
+            let last = tried.remove(&shelf.name).filter(|tried| tried.newest == newest);
+            let before = last.map_or(0, |tried| tried.before.saturating_add(1));
+            tried.insert(shelf.name.clone(), Tried { at: Instant::now(), due, newest, before });
+            let repository = shelf.called();
+            let wish = BackupWish { incremental: due.0, drill: false, repository, by: BY.to_owned() };
             self.begin(&wish, &confirming, before).await;
         }
     }
@@ -140,7 +160,7 @@ impl Schedule {
     /// After how long the next may be asked for, if it was this node's to ask: it is the open primary. What nobody took up cost nothing.
     async fn begin_drill(&self) -> Option<Duration> {
         let confirming = self.reigns().await?;
-        let wish = BackupWish { incremental: false, drill: true, by: BY.to_owned() };
+        let wish = BackupWish { drill: true, by: BY.to_owned(), ..BackupWish::default() };
         Some(if self.begin(&wish, &confirming, 0).await { AGAIN } else { REFUSED })
     }
 
@@ -207,6 +227,7 @@ fn in_turn(mut replicas: Vec<NodeId>, me: &NodeId, confirming: &BTreeSet<NodeId>
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use mainstay_model::vault::ArchiveState;
     use mainstay_model::{Position, SystemId};
 
     pub(crate) fn made(begun_ms: u64) -> Option<BackupMade> {
@@ -215,6 +236,7 @@ pub(crate) mod tests {
             label: "a".to_owned(),
             system: SystemId(1),
             repository: "r".to_owned(),
+            to: None,
             node: NodeId::new("db1").unwrap(),
             incremental: false,
             start: Position::default(),
@@ -235,13 +257,13 @@ pub(crate) mod tests {
         let now = 29_929_530 * MINUTE_MS;
         let hours = |count: u64| now - count * 60 * MINUTE_MS;
         let mut vault = Vault::default();
-        let none = BackupState::default();
+        let none = BackupsOf::default();
         assert_eq!(due(&vault, &none, now), None, "no schedule");
         vault.incremental_at = Some("0 2 * * *".to_owned());
         assert_eq!(due(&vault, &none, now), Some((true, hours(7) - 30 * MINUTE_MS)));
         vault.full_at = Some("0 2 * * 0".to_owned());
         assert_eq!(due(&vault, &none, now).map(|due| due.0), Some(false));
-        let since = |full, last| BackupState { last_full: made(full), last: made(last), ..BackupState::default() };
+        let since = |full, last| BackupsOf { last_full: made(full), last: made(last), ..BackupsOf::default() };
         assert_eq!(due(&vault, &since(hours(100), hours(7)), now), None);
         assert_eq!(due(&vault, &since(hours(100), hours(8)), now).map(|due| due.0), Some(true));
         assert_eq!(due(&vault, &since(hours(200), hours(7)), now).map(|due| due.0), Some(false));
@@ -280,6 +302,32 @@ pub(crate) mod tests {
         assert!(!cut(&state, now));
         vault.drill_at = None;
         assert_eq!(drill_due(&vault, &state, now), None);
+    }
+
+    #[test]
+    fn a_repository_in_which_nothing_can_be_made_costs_no_other_its_backup() {
+        // 2026-11-27 09:30.
+        let now = 29_929_530 * MINUTE_MS;
+        let name = |text: &str| RepositoryName::new(text).unwrap();
+        let shelf = |called: &str| {
+            let vault = Vault { full_at: Some("0 2 * * *".to_owned()), repository: called.into(), ..Vault::default() };
+            let told = ArchiveState { repository: called.to_owned(), id: called.to_owned(), ..ArchiveState::default() };
+            Shelf { name: name(called), vault, optional: false, alone: false, told: Some(told) }
+        };
+        let (all, mut tried) = ([shelf("near"), shelf("far")], BTreeMap::new());
+        let mut state = BackupState::default();
+        let named = |found: Option<(&Shelf, (bool, u64), BackupsOf)>| found.map(|(shelf, ..)| shelf.name.to_string());
+        assert_eq!(named(next(&all, &state, &tried, now)).as_deref(), Some("near"));
+        let due = next(&all, &state, &tried, now).unwrap().1;
+        tried.insert(name("near"), Tried { at: Instant::now(), due, newest: None, before: 0 });
+        assert_eq!(named(next(&all, &state, &tried, now)).as_deref(), Some("far"));
+        state.note(&name("far"), |of| {
+            of.last_full = made(now).map(|made| BackupMade { repository: "far".to_owned(), ..made });
+            of.last = of.last_full.clone();
+        });
+        assert_eq!(named(next(&all, &state, &tried, now)), None);
+        tried.clear();
+        assert_eq!(named(next(&all, &state, &tried, now)).as_deref(), Some("near"), "far's is none of near's");
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Puts an agent together from its files, runs it, and takes it down in order.
 
 use crate::api::{self, Api};
-use crate::archive_command::{ArchiveCommand, wanted};
-use crate::archiver::Archiver;
+use crate::archive_command::{self, ArchiveCommand};
+use crate::archiver::Archivers;
 use crate::audit::Audit;
 use crate::backups::{self, Backups};
 use crate::certificates::Certificates;
@@ -43,7 +43,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::{Notify, OnceCell, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, OnceCell, mpsc, watch};
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
@@ -272,7 +272,7 @@ impl Agent {
             tokio::spawn(probes::probe(Arc::clone(&engine), interval, Arc::clone(&probe_now), seen, inputs.clone()));
             tokio::spawn(probes::watch_exit(Arc::clone(&process), Arc::clone(&server_started), inputs.clone()));
             tokio::spawn(self.slots().keep());
-            tokio::spawn(self.archiver().keep());
+            tokio::spawn(self.archivers().keep());
             tokio::spawn(self.archive_command().keep());
             let layout = &self.ground.options.layout;
             let configure = Configure {
@@ -346,16 +346,14 @@ impl Agent {
         }
     }
 
-    fn archiver(&self) -> Archiver {
-        Archiver {
+    fn archivers(&self) -> Archivers {
+        Archivers {
             me: self.me.clone(),
             generations: Arc::clone(&self.ground.generations),
             observed: self.observed.subscribe(),
             questions: self.questions.clone(),
             pg_wal: self.ground.options.layout.data().join("pg_wal"),
             store: Arc::clone(&self.store) as Arc<dyn Store>,
-            threads: Arc::new(Semaphore::new(crate::archiver::THREADS)),
-            looks: Arc::new(Semaphore::new(1)),
         }
     }
 
@@ -400,7 +398,7 @@ impl Agent {
     fn slots(&self) -> Slots {
         let (generations, store) = (Arc::clone(&self.ground.generations), Arc::clone(&self.store) as Arc<dyn Store>);
         Slots {
-            archives: Box::new(move || wanted(&generations, &store)),
+            archived: Box::new(move |timeline| archive_command::archived(&generations.now().spec, &*store, timeline)),
             engine: Arc::clone(&self.ground.engine),
             observed: self.observed.subscribe(),
             configured: self.configured.subscribe(),

@@ -1,10 +1,8 @@
 //! Keeps a slot for every other data node, on the primary and on replicas alike, moved forward as those nodes advance, so that a node
 //! that was away finds the log it needs at whoever is primary then.
 
-use crate::archive_command::reached;
 use crate::mind_loop::{Question, Snapshot};
-use mainstay_model::vault::ArchiveState;
-use mainstay_model::{Lsn, NodeId, ServerObservation, ServerState};
+use mainstay_model::{Lsn, NodeId, ServerObservation, ServerState, Timeline};
 use mainstay_ports::engine::{Configured, Engine};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -25,8 +23,8 @@ pub struct Slots {
     pub observed: watch::Receiver<ServerObservation>,
     /// Told whenever the server has taken its settings.
     pub configured: watch::Receiver<Configured>,
-    /// How far each archive that is wanted reaches.
-    pub archives: Box<dyn Fn() -> Vec<Option<ArchiveState>> + Send + Sync>,
+    /// Up to where the log of a timeline is archived wherever it must be.
+    pub archived: Box<dyn Fn(Option<Timeline>) -> Option<Lsn> + Send + Sync>,
     /// Questions to the loop.
     pub questions: mpsc::Sender<Question>,
     /// Told whenever an order begins.
@@ -53,7 +51,8 @@ impl Slots {
                 continue;
             }
             let members = self.members(&snapshot);
-            let archived = reached(&(self.archives)(), self.observed.borrow().timeline);
+            let timeline = self.observed.borrow().timeline;
+            let archived = (self.archived)(timeline);
             tokio::select! {
                 result = self.engine.maintain_slots(&members, archived) => {
                     match &result {
@@ -145,7 +144,7 @@ mod tests {
         let slots = Slots {
             engine: engine.clone(),
             observed: observed.subscribe(),
-            archives: Box::new(Vec::new),
+            archived: Box::new(|_| None),
             configured: configured.subscribe(),
             questions,
             order_begins: Arc::default(),

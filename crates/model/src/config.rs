@@ -5,10 +5,12 @@
 
 use crate::config_check::check;
 use crate::config_reference::{KEYS, TABLES, keys_of, text_of};
+use crate::repositories::{Repositories, RepositoryPlace};
 use crate::spec::Spec;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fmt::Write as _;
+use std::path::Path;
 use toml::de::{DeTable, DeValue};
 
 /// One mistake in the file.
@@ -375,10 +377,14 @@ fn render_postgres(out: &mut String, spec: &Spec) {
 fn render_vault(out: &mut String, spec: &Spec) {
     let (now, default) = (&spec.vault, crate::spec::Vault::default());
     out.push_str("\n[vault]\n");
-    for (path, value) in [("vault.repository", &now.repository), ("vault.key_file", &now.key_file)] {
+    let several = matches!(now.repository, Repositories::Several(_));
+    let place = now.place().filter(|_| !several).map(Path::to_path_buf);
+    for (path, value) in [("vault.repository", &place), ("vault.key_file", &now.key_file)] {
         let key = path.rsplit('.').next().unwrap_or(path);
         let line = match value {
             Some(value) => format!("{key} = {}", quoted(&value.display().to_string())),
+            // The tables stand at the end.
+            None if several && path == "vault.repository" => continue,
             None => format!("# {key} = \"/an/absolute/path\""),
         };
         let _ = writeln!(out, "{line:<28} # {}", text_of(path));
@@ -403,6 +409,26 @@ fn render_vault(out: &mut String, spec: &Spec) {
             None => format!("# {key} = \"{example}\""),
         };
         let _ = writeln!(out, "{line:<28} # {}", text_of(path));
+    }
+    if let Repositories::Several(tables) = &now.repository {
+        tables.iter().for_each(|table| render_repository(out, table));
+    }
+}
+
+fn render_repository(out: &mut String, table: &RepositoryPlace) {
+    let place = |path: &Path| quoted(&path.display().to_string());
+    out.push_str("\n[[vault.repository]]\n");
+    let lines = [
+        ("name", Some(quoted(table.name.as_str()))),
+        ("place", Some(place(&table.place))),
+        ("key_file", table.key_file.as_deref().map(place)),
+        ("optional", table.optional.then(|| "true".to_owned())),
+        ("keep", table.keep.map(|keep| keep.to_string())),
+        ("keep_days", table.keep_days.map(|days| days.to_string())),
+    ];
+    for (key, value) in lines {
+        let Some(value) = value else { continue };
+        let _ = writeln!(out, "{:<28} # {}", format!("{key} = {value}"), text_of(&format!("vault.repository.{key}")));
     }
 }
 

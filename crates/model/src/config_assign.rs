@@ -2,7 +2,8 @@
 //! same words. PURE.
 
 use crate::config::{ConfigError, ConfigProblem, nearest, parse, render};
-use crate::config_reference::{Effect, KEYS, Kind, find};
+use crate::config_reference::{Effect, KEYS, Kind, REPOSITORY, find};
+use crate::repositories::Repositories;
 use crate::spec::Spec;
 use std::collections::BTreeMap;
 use toml::{Table, Value};
@@ -108,6 +109,12 @@ fn without_lines(mut error: ConfigError, changes: &[Assignment]) -> ConfigError 
 }
 
 fn apply(table: &mut Table, spec: &Spec, change: &Assignment) -> Result<(), String> {
+    if change.key == REPOSITORY {
+        crate::config_repositories::check_alone(&spec.vault, &change.operation)?;
+    }
+    if let Some(whole) = crate::config_repositories::named(&change.key).filter(|named| named.field.is_none()) {
+        return whole.change(table, &change.operation);
+    }
     let place = Place::of(spec, &change.key)?;
     let list = matches!(place.kind, Kind::Texts);
     let holder = place.table(table)?;
@@ -170,6 +177,7 @@ fn value_of(kind: Kind, text: &str) -> Value {
 /// Where a key stands.
 struct Place {
     node: Option<usize>,
+    repository: Option<String>,
     table: Vec<&'static str>,
     name: String,
     kind: Kind,
@@ -181,10 +189,17 @@ impl Place {
             // Server parameters have no upper and lower case: the spelling that stands there is the one that is changed.
             let known = spec.postgres.parameters.keys().find(|known| known.eq_ignore_ascii_case(name));
             let name = known.cloned().unwrap_or_else(|| name.to_owned());
-            return Ok(Place { node: None, table: vec!["postgres", "parameters"], name, kind: Kind::Free });
+            let table = vec!["postgres", "parameters"];
+            return Ok(Place { node: None, repository: None, table, name, kind: Kind::Free });
         }
         if let Some((name, field)) = key.strip_prefix("node.").and_then(|rest| rest.split_once('.')) {
             return Self::of_node(spec, name, field);
+        }
+        if let Some(named) = crate::config_repositories::named(key) {
+            let known = named.key()?;
+            let name = known.map_or_else(String::new, |known| known.name.to_owned());
+            let kind = known.map_or(Kind::Table, |known| known.kind);
+            return Ok(Place { node: None, repository: Some(named.name.to_owned()), table: Vec::new(), name, kind });
         }
         let known = find(key).filter(|known| known.table != "node").ok_or_else(|| unknown(spec, key))?;
         if let Effect::Elsewhere(instead) = known.effect {
@@ -194,7 +209,7 @@ impl Place {
             return Err(format!("{key} is a table: set one parameter, as {PARAMETERS}.work_mem=16MB"));
         }
         let table = if known.table.is_empty() { Vec::new() } else { vec![known.table] };
-        Ok(Place { node: None, table, name: known.name.to_owned(), kind: known.kind })
+        Ok(Place { node: None, repository: None, table, name: known.name.to_owned(), kind: known.kind })
     }
 
     fn of_node(spec: &Spec, name: &str, field: &str) -> Result<Place, String> {
@@ -214,12 +229,16 @@ impl Place {
         if let Effect::Elsewhere(instead) = known.effect {
             return Err(format!("node.{name}.{field} can not be set: {instead}"));
         }
-        Ok(Place { node: Some(place), table: Vec::new(), name: known.name.to_owned(), kind: known.kind })
+        let (name, kind) = (known.name.to_owned(), known.kind);
+        Ok(Place { node: Some(place), repository: None, table: Vec::new(), name, kind })
     }
 
     fn table<'a>(&self, root: &'a mut Table) -> Result<&'a mut Table, String> {
         let broken = || "the specification can not be written as a table".to_owned();
         let mut table = root;
+        if let Some(name) = &self.repository {
+            return crate::config_repositories::table(table, name).ok_or_else(broken);
+        }
         if let Some(place) = self.node {
             let nodes = table.get_mut("node").and_then(Value::as_array_mut).ok_or_else(broken)?;
             return nodes.get_mut(place).and_then(Value::as_table_mut).ok_or_else(broken);
@@ -242,7 +261,7 @@ fn unknown(spec: &Spec, key: &str) -> String {
     let last = key.rsplit('.').next().unwrap_or(key);
     let mut paths: Vec<String> = KEYS
         .iter()
-        .filter(|known| !known.table.is_empty() && known.table != "node")
+        .filter(|known| !known.table.is_empty() && known.table != "node" && known.table != REPOSITORY)
         .map(crate::config_reference::Key::path)
         .collect();
     for node in &spec.nodes {
@@ -305,7 +324,17 @@ fn flat(spec: &Spec) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     let Ok(mut table) = Table::try_from(spec) else { return found };
     table.remove("node");
+    crate::config_repositories::take_tables(&mut table);
     flatten("", &table, &mut found);
+    let tables = match &spec.vault.repository {
+        Repositories::Several(tables) => tables.as_slice(),
+        _ => &[],
+    };
+    for repository in tables {
+        let Ok(mut fields) = Table::try_from(repository) else { continue };
+        fields.remove("name");
+        flatten(&format!("{REPOSITORY}.{}", repository.name), &fields, &mut found);
+    }
     for node in &spec.nodes {
         let Ok(mut fields) = Table::try_from(node) else { continue };
         fields.remove("name");

@@ -6,7 +6,6 @@ use crate::spec::{Node, Spec};
 use crate::{Durability, NodeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::path::PathBuf;
 
 /// Checks a spec. `owned` are the server parameters that the engine keeps for itself. The problems carry no line.
 #[must_use]
@@ -19,7 +18,7 @@ pub fn check(spec: &Spec, owned: &[&str]) -> Vec<ConfigProblem> {
     crate::config_check_store::store(&spec.store, &mut |key, text| found.add(key, text));
     proxy(spec, &mut found);
     postgres(spec, owned, &mut found);
-    vault(spec, &mut found);
+    crate::config_check_vault::vault(spec, &mut |key, text| found.add(key, text));
     requirements(spec, &mut found);
     found.0
 }
@@ -289,94 +288,6 @@ pub fn waits(value: &str) -> bool {
     let value = value.trim().to_ascii_lowercase();
     ["on", "remote_apply", "1"].contains(&value.as_str())
         || ["true", "yes"].iter().any(|word| !value.is_empty() && word.starts_with(&value))
-}
-
-fn vault(spec: &Spec, found: &mut Found) {
-    let vault = &spec.vault;
-    found.bounds("vault.switch_s", vault.switch_s);
-    found.bounds("vault.keep", vault.keep);
-    found.bounds("vault.keep_days", vault.keep_days);
-    found.bounds("vault.backup_mb_s", vault.backup_mb_s);
-    found.bounds("vault.drill_minutes", vault.drill_minutes);
-    if vault.clone_nodes && vault.repository.is_none() {
-        let says = "vault.clone_nodes needs backups, and no repository is named: add vault.repository";
-        found.add("vault.clone_nodes", says.to_owned());
-    }
-    vault_texts(spec, found);
-    let times = [
-        ("vault.full_at", &vault.full_at),
-        ("vault.incremental_at", &vault.incremental_at),
-        ("vault.drill_at", &vault.drill_at),
-    ];
-    for (key, text) in times {
-        if let Some(Err(why)) = text.as_deref().map(crate::cron::Cron::parse) {
-            found.add(key, format!("{key} is no time: {why}"));
-        }
-        if text.is_some() && vault.repository.is_none() {
-            found.add(key, format!("{key} needs backups, and no repository is named: add vault.repository"));
-        }
-    }
-    for (key, path) in [("vault.repository", &vault.repository), ("vault.key_file", &vault.key_file)] {
-        let is_bucket = key == "vault.repository" && vault.bucket().is_some();
-        if let Some(path) = path
-            && !path.is_absolute()
-            && !is_bucket
-        {
-            let none = if path.as_os_str().is_empty() {
-                format!(" (to take it away: mainstay set --unset {key})")
-            } else {
-                String::new()
-            };
-            found.add(key, format!("{key} = {:?} must be an absolute path{none}", path.display()));
-        }
-    }
-    if let Some(why) = vault.bucket().and_then(|address| crate::bucket::Address::parse(address).err()) {
-        found.add("vault.repository", why);
-    }
-    if vault.key_file.is_some() && vault.repository.is_none() {
-        found.add("vault.key_file", "key_file opens a repository, and none is named: add vault.repository");
-    }
-    if let (Some(repository), Some(key)) = (&vault.repository, &vault.key_file)
-        && key.starts_with(repository)
-    {
-        found.add(
-            "vault.key_file",
-            "key_file lies inside the repository: whoever has the one has the other; keep it elsewhere",
-        );
-    }
-    for node in spec.data_nodes() {
-        let data = spec.node_dir(node).join("data");
-        if vault.repository.as_ref().is_some_and(|repository| repository.starts_with(&data)) {
-            found.add(
-                "vault.repository",
-                format!("the repository lies in the data directory of {}: it would be lost with it", node.name),
-            );
-        }
-    }
-}
-
-/// Texts that come to stand in settings, requests and lines of a log.
-fn vault_texts(spec: &Spec, found: &mut Found) {
-    let vault = &spec.vault;
-    let place = |path: &Option<PathBuf>| path.as_ref().map(|path| path.to_string_lossy().into_owned());
-    let texts = [
-        ("vault.repository", place(&vault.repository)),
-        ("vault.key_file", place(&vault.key_file)),
-        ("vault.drill_query", vault.drill_query.clone()),
-        ("vault.drill_database", Some(vault.drill_database.clone())),
-    ];
-    for (key, text) in texts {
-        let Some(text) = text else { continue };
-        let is_query = key == "vault.drill_query";
-        // A query may have lines; what else is empty is said where it is looked at.
-        let control = |c: char| c.is_control() && !(is_query && ['\n', '\t', '\r'].contains(&c));
-        if text.chars().any(control) {
-            found.add(key, format!("{key} = {text:?} holds control characters: write it without them"));
-        }
-        if key.starts_with("vault.drill") && text.trim().is_empty() {
-            found.add(key, format!("{key} is empty: name it (to have the default again: mainstay set --unset {key})"));
-        }
-    }
 }
 
 /// Bounds of numbers that are there; the texts are checked where they are made.

@@ -102,6 +102,8 @@ const TABLE: Effect = Effect::Elsewhere("name one of its keys, as TABLE.KEY=VALU
 const NAMED: Effect = Effect::Elsewhere("a cluster keeps its name: certificates and data carry it");
 const ENGINE: Effect = Effect::Elsewhere("a cluster keeps its engine: its data are of that engine");
 const MOVED: Effect = Effect::Elsewhere("a node on another host is new: `mainstay node replace NAME --host HOST`");
+const CALLED: Effect =
+    Effect::Elsewhere("a repository keeps its name: take it away, and add the place with the new name");
 const RENAMED: Effect = Effect::Elsewhere("a node keeps its name: add one with the new name, then remove this one");
 const TURNED: Effect = Effect::Elsewhere("a node keeps its kind: remove it, then add it anew");
 const KEPT: Effect = Effect::Elsewhere("a cluster keeps its store");
@@ -224,7 +226,8 @@ pub const KEYS: &[Key] = &[
         "vault",
         "repository",
         Kind::Text,
-        "a folder, an absolute path that every data node reaches, or a bucket, s3://BUCKET/PREFIX?endpoint=…; the log is archived there",
+        "a folder, an absolute path that every data node reaches, or a bucket, s3://BUCKET/PREFIX?endpoint=…; the log is archived there. Several: \
+         tables [[vault.repository]] instead",
     )
     .or("none: nothing is archived"),
     key("vault", "key_file", Kind::Text, "the key of an encrypted repository, a file on every data node")
@@ -274,6 +277,22 @@ pub const KEYS: &[Key] = &[
     )
     .or("nothing"),
     key("vault", "drill_database", Kind::Text, "in which database that is asked").or("\"app\""),
+    key(REPOSITORY, "name", Kind::Text, "a letter a-z, then letters, digits or '-'; 40 at most")
+        .or("required; `main` is the one that stands alone")
+        .when(CALLED),
+    key(REPOSITORY, "place", Kind::Text, "a folder or a bucket, as vault.repository takes it").or("required"),
+    key(REPOSITORY, "key_file", Kind::Text, "its key, a file on every data node").or("vault.key_file"),
+    key(
+        REPOSITORY,
+        "optional",
+        Kind::Boolean,
+        "the servers keep no log for it: it may get a gap while it is away, and never costs their volumes room; not the first one",
+    )
+    .or("false"),
+    key(REPOSITORY, "keep", Kind::Number, "so many of the newest backups are kept in it").or("vault.keep").within(1, 100_000),
+    key(REPOSITORY, "keep_days", Kind::Number, "and those with which every moment of so many days can be restored")
+        .or("vault.keep_days")
+        .within(0, 36_500),
     key("requirements", "purpose", Kind::Text, "what the data is, in a sentence").or("not said"),
     key("requirements", "classification", Kind::Text, "who may see it: public | internal | personal | secret"),
     key("requirements", "owner", Kind::Text, "who answers for it").or("not said"),
@@ -391,8 +410,11 @@ pub const KEYS: &[Key] = &[
 ];
 
 /// The tables with fixed keys, in the order of the page.
-pub const TABLES: [&str; 9] =
-    ["", "cluster", "node", "failover", "store", "proxy", "postgres", "vault", "requirements"];
+pub const TABLES: [&str; 10] =
+    ["", "cluster", "node", "failover", "store", "proxy", "postgres", "vault", REPOSITORY, "requirements"];
+
+/// The tables of several repositories.
+pub(crate) const REPOSITORY: &str = "vault.repository";
 
 /// The keys of a table; `None` for what is no table with fixed keys.
 #[must_use]
@@ -444,6 +466,7 @@ pub fn page() -> String {
         let heading = match table {
             "" => "The tables".to_owned(),
             "node" => "`[[node]]`, one for each".to_owned(),
+            REPOSITORY => "`[[vault.repository]]`, one for each where there are several".to_owned(),
             _ => format!("`[{table}]`"),
         };
         let _ = write!(
@@ -488,6 +511,8 @@ mainstay set postgres.parameters.max_connections=300      # says whether servers
 mainstay restart --pending                                # and this restarts those, replicas first
 mainstay set 'postgres.hba+=hostssl all all 10.0.0.0/8 scram-sha-256'
 mainstay set node.db3.zone=c                              # a node's keys stand behind its name
+mainstay set vault.repository.far.place=/mnt/far          # so do a repository's; one of a new name is added
+mainstay set --unset vault.repository.far                 # and taken away again
 mainstay set --unset failover.sync_replicas               # back to the default
 mainstay set --file mainstay.toml                         # a whole edited file
 ```

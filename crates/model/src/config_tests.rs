@@ -119,7 +119,7 @@ fn full() -> Spec {
             archive_command: Some("tool --push \"%p\"".into()),
         },
         vault: crate::spec::Vault {
-            repository: Some("/srv/vault".into()),
+            repository: "/srv/vault".into(),
             key_file: Some("/etc/key".into()),
             switch_s: 7,
             keep: 3,

@@ -67,6 +67,15 @@ macro_rules! name {
 
 name!(NodeId, "A node's name: `[a-z][a-z0-9-]*`.");
 name!(ClusterName, "A cluster's name: `[a-z][a-z0-9-]*`.");
+name!(RepositoryName, "A repository's name: `[a-z][a-z0-9-]*`.");
+
+impl RepositoryName {
+    /// That of the only one, where the specification gives it none.
+    #[must_use]
+    pub fn main() -> Self {
+        Self("main".to_owned())
+    }
+}
 
 /// The number that rises each time the right to be primary changes hands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -1,5 +1,6 @@
 //! What the operator wants: `mainstay.toml` as values.
 
+use crate::repositories::Repositories;
 use crate::requirements::Requirements;
 use crate::{ClusterName, Durability, NodeId, Span};
 use serde::{Deserialize, Serialize};
@@ -314,9 +315,9 @@ impl Default for Proxy {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Vault {
-    /// The repository: a folder that every data node reaches under this path, or the address of a bucket (`s3://…`). `None`: nothing is archived.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub repository: Option<PathBuf>,
+    /// Where: a folder that every data node reaches under this path, the address of a bucket (`s3://…`), or tables of several.
+    #[serde(skip_serializing_if = "Repositories::is_none")]
+    pub repository: Repositories,
     /// The key of an encrypted repository, a file on every data node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_file: Option<PathBuf>,
@@ -366,7 +367,7 @@ fn usual_database(name: &str) -> bool {
 impl Default for Vault {
     fn default() -> Self {
         Self {
-            repository: None,
+            repository: Repositories::None,
             key_file: None,
             switch_s: 60,
             keep: 14,
@@ -387,7 +388,7 @@ impl Vault {
     /// The repository's address, if it is a bucket and not a folder.
     #[must_use]
     pub fn bucket(&self) -> Option<&str> {
-        self.repository.as_deref().filter(|place| crate::bucket::is_bucket(place))?.to_str()
+        self.place().filter(|place| crate::bucket::is_bucket(place))?.to_str()
     }
 
     fn is_default(&self) -> bool {
@@ -487,7 +488,7 @@ mod tests {
 
     #[test]
     fn what_older_agents_do_not_know_is_written_only_where_it_is_set() {
-        let vault = Vault { repository: Some("/srv/vault".into()), ..Vault::default() };
+        let vault = Vault { repository: "/srv/vault".into(), ..Vault::default() };
         let text = serde_json::to_string(&vault).unwrap();
         assert!(!text.contains("drill") && !text.contains("clone_nodes"), "{text}");
         assert_eq!(serde_json::from_str::<Vault>(&text).unwrap(), vault);

@@ -1,12 +1,20 @@
 //! How the archive of the log and the backups stand, as whoever makes them wrote it into the store.
 
-use crate::{Lsn, NodeId, Position, SystemId, Term, Timeline};
+use crate::{Lsn, NodeId, Position, RepositoryName, SystemId, Term, Timeline};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
-/// The store's key for it.
+/// The store's key for that of the repository `main`.
 pub const ARCHIVE_KEY: &str = "archive";
 /// The store's key for how far a command of the operator's own has brought the log: an [`ArchiveState`] without a repository.
-pub const COMMAND_KEY: &str = "archive-command";
+pub const COMMAND_KEY: &str = "archived-by-command";
+
+/// The store's key for that of this repository. In an etcd a key of a cluster has no `/`.
+#[must_use]
+pub fn archive_key(name: &RepositoryName) -> String {
+    if *name == RepositoryName::main() { ARCHIVE_KEY.to_owned() } else { format!("{ARCHIVE_KEY}-{name}") }
+}
+
 /// So many problems are told at once.
 pub const PROBLEMS_MAX: usize = 16;
 
@@ -62,6 +70,23 @@ pub struct ArchiveAnswer {
     /// How far that has come, as the primary wrote last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command: Option<ArchiveState>,
+    /// All repositories in the order of preference, where there are several; what stands above is the first one's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub repositories: Vec<RepositoryAnswer>,
+}
+
+/// How one of several repositories stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepositoryAnswer {
+    /// By what it is called.
+    pub name: RepositoryName,
+    /// Where the specification says that it lies.
+    pub place: String,
+    /// The servers keep no log for it.
+    #[serde(default)]
+    pub optional: bool,
+    /// What the owner of the archive wrote last.
+    pub state: Option<ArchiveState>,
 }
 
 /// The store's key for backups: the lock of the one that runs, and how the last ones went.
@@ -76,6 +101,9 @@ pub struct BackupWish {
     /// No backup: a restore drill, which proves that one can be restored.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub drill: bool,
+    /// In which of several repositories; `None`: the first one, and of drills whose turn it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repository: Option<RepositoryName>,
     /// Who asks, for the record.
     #[serde(default)]
     pub by: String,
@@ -101,6 +129,67 @@ pub struct BackupState {
     /// When the last one ended that showed what it should, milliseconds since 1970.
     #[serde(default)]
     pub drill_passed_ms: Option<u64>,
+    /// The same of each repository, where there are several.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub each: BTreeMap<RepositoryName, BackupsOf>,
+}
+
+/// How backups stand in one repository.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupsOf {
+    /// The last one that counts.
+    pub last: Option<BackupMade>,
+    /// The last full one that counts.
+    pub last_full: Option<BackupMade>,
+    /// The last one that failed.
+    #[serde(default)]
+    pub failed: Option<BackupFailed>,
+    /// The last restore drill.
+    #[serde(default)]
+    pub drill: Option<DrillDone>,
+}
+
+/// So many repositories are remembered, those that are named no more included.
+const EACH_MAX: usize = 16;
+
+impl BackupState {
+    /// How backups stand in one repository. `id`: its own name, where it is known; `alone`: there is no other one, and there never was.
+    #[must_use]
+    pub fn of(&self, name: &RepositoryName, id: Option<&str>, alone: bool) -> BackupsOf {
+        if alone && self.each.is_empty() {
+            let (last, last_full) = (self.last.clone(), self.last_full.clone());
+            return BackupsOf { last, last_full, failed: self.failed.clone(), drill: self.drill.clone() };
+        }
+        let own = self.each.get(name).cloned().unwrap_or_default();
+        // What lies in another repository than the one that has this name now can not be restored from it.
+        let there = |made: &&BackupMade| id.is_some_and(|id| made.repository == id);
+        let newest = |all: [&Option<BackupMade>; 2]| {
+            all.into_iter().flatten().filter(there).max_by_key(|made| made.ended_ms).cloned()
+        };
+        let ours = |to: &Option<RepositoryName>| to.as_ref().map_or(*name == RepositoryName::main(), |to| to == name);
+        BackupsOf {
+            last: newest([&own.last, &self.last]),
+            last_full: newest([&own.last_full, &self.last_full]),
+            failed: own.failed.or_else(|| self.failed.clone().filter(|failed| ours(&failed.to))),
+            drill: own.drill.or_else(|| self.drill.clone().filter(|drill| ours(&drill.repository))),
+        }
+    }
+
+    /// Changes what stands of one of several repositories; first what stood of the only one gets its place among them.
+    pub fn note(&mut self, name: &RepositoryName, change: impl FnOnce(&mut BackupsOf)) {
+        if self.each.is_empty() {
+            let (last, last_full) = (self.last.clone(), self.last_full.clone());
+            let was = BackupsOf { last, last_full, failed: self.failed.clone(), drill: self.drill.clone() };
+            self.each.insert(RepositoryName::main(), was);
+        }
+        change(self.each.entry(name.clone()).or_default());
+        while self.each.len() > EACH_MAX {
+            let ended = |of: &BackupsOf| of.last.as_ref().map(|made| made.ended_ms);
+            let others = self.each.iter().filter(|(other, _)| *other != name);
+            let Some(oldest) = others.min_by_key(|(_, of)| ended(of)).map(|(other, _)| other.clone()) else { return };
+            self.each.remove(&oldest);
+        }
+    }
 }
 
 /// A restore drill: a moment of the past was recovered in a directory of its own, looked at, and removed.
@@ -141,6 +230,9 @@ pub struct DrillDone {
     /// What is wrong; `None`: nothing.
     #[serde(default)]
     pub problem: Option<String>,
+    /// In which of several repositories.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repository: Option<RepositoryName>,
 }
 
 /// A backup that runs.
@@ -157,6 +249,9 @@ pub struct BackupRunning {
     /// Is it a restore drill, and no backup?
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub drill: bool,
+    /// In which of several repositories.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<RepositoryName>,
     /// Who asked.
     pub by: String,
     /// When it began, milliseconds since 1970 by its host's clock.
@@ -180,6 +275,9 @@ pub struct BackupMade {
     pub system: SystemId,
     /// In which repository, by its id.
     pub repository: String,
+    /// By its name, where there are several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<RepositoryName>,
     /// Who made it.
     pub node: NodeId,
     /// Is it one on top of a full one?
@@ -215,6 +313,9 @@ pub struct BackupFailed {
     pub node: NodeId,
     /// Was it one on top of a full one?
     pub incremental: bool,
+    /// In which of several repositories.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<RepositoryName>,
     /// Milliseconds since 1970 by that host's clock.
     pub at_ms: u64,
     /// Why.
@@ -307,9 +408,15 @@ pub struct RestoreWish {
     /// From the backup of this label; `None`: from the newest that fits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backup: Option<String>,
+    /// From this of several repositories; `None`: the first one that can be reached and has the moment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repository: Option<RepositoryName>,
     /// The open segment of the log was archived after clients were put out: what is archived is all there is.
     #[serde(default)]
     pub complete: bool,
+    /// What is archived is all there is in a repository whose log reaches so far; `None`: in the only one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub complete_to: Option<Lsn>,
     /// How long the recovery may take, seconds.
     pub wait_s: u64,
 }
@@ -356,6 +463,12 @@ pub struct RestorePlan {
     /// Why other backups could not be considered.
     #[serde(default)]
     pub unreadable: Vec<String>,
+    /// From this of several repositories.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repository: Option<RepositoryName>,
+    /// Why others were passed over, a sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub passed_over: Vec<String>,
 }
 
 /// How far a restore in place is.
@@ -400,4 +513,52 @@ pub struct RestoreState {
     /// It can not be had; else: it can perhaps be had later.
     #[serde(default)]
     pub impossible: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn made(repository: &str, ended_ms: u64) -> BackupMade {
+        serde_json::from_value(serde_json::json!({
+            "token": ended_ms, "label": "L", "system": 1, "repository": repository, "node": "db1", "incremental": false,
+            "start": { "timeline": 1, "lsn": "0/1" }, "stop": { "timeline": 1, "lsn": "0/2" }, "begun_ms": 1, "ended_ms": ended_ms,
+            "bytes": 0, "stored": 0, "corrupt": 0,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn each_repository_has_backups_of_its_own_and_what_was_there_before_stays_the_first_ones() {
+        let (main, far) = (RepositoryName::main(), RepositoryName::new("far").unwrap());
+        assert_eq!((archive_key(&main).as_str(), archive_key(&far).as_str()), ("archive", "archive-far"));
+        let mut state =
+            BackupState { last: Some(made("one", 5)), last_full: Some(made("one", 5)), ..BackupState::default() };
+        assert_eq!(state.of(&main, None, true).last.unwrap().ended_ms, 5, "as it was before there could be several");
+        assert_eq!(state.of(&main, Some("one"), false).last.unwrap().ended_ms, 5);
+        assert_eq!(state.of(&far, Some("two"), false), BackupsOf::default());
+        // A backup in the second one takes nothing away from the first.
+        state.note(&far, |of| of.last = Some(made("two", 9)));
+        state.last = Some(made("two", 9));
+        assert_eq!(state.of(&main, Some("one"), false).last.unwrap().ended_ms, 5);
+        assert_eq!(state.of(&far, Some("two"), false).last.unwrap().ended_ms, 9);
+        assert_eq!(state.of(&main, Some("one"), true).last.unwrap().ended_ms, 5, "the second one was taken away");
+        assert_eq!(state.of(&far, Some("three"), false).last, None, "another repository stands there now");
+        let text = serde_json::to_string(&state).unwrap();
+        assert_eq!(serde_json::from_str::<BackupState>(&text).unwrap(), state);
+        for number in 0..40 {
+            let name = RepositoryName::new(format!("r{number}")).unwrap();
+            state.note(&name, |of| of.last = Some(made("x", number)));
+            assert!(state.each.len() <= EACH_MAX && state.each.contains_key(&name));
+        }
+    }
+
+    #[test]
+    fn what_older_agents_do_not_know_is_written_only_where_there_are_several() {
+        let wish = BackupWish { incremental: true, by: "ann".to_owned(), ..BackupWish::default() };
+        assert_eq!(serde_json::to_string(&wish).unwrap(), r#"{"incremental":true,"by":"ann"}"#);
+        let text =
+            serde_json::to_string(&BackupState { last: Some(made("one", 5)), ..BackupState::default() }).unwrap();
+        assert!(!text.contains("each") && !text.contains("\"to\""), "{text}");
+    }
 }

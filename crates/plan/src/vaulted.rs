@@ -3,24 +3,29 @@
 use crate::by_hand::{AS_SERVER, programs};
 use crate::facts::Facts;
 use crate::scenarios::Names;
+use mainstay_model::spec::Vault;
 use std::fmt::Write as _;
 
 /// Does the file name a repository?
 pub(crate) fn is(facts: &Facts<'_>) -> bool {
-    facts.spec.vault.repository.is_some()
+    facts.spec.vault.archives()
 }
 
-/// The repository as a command without a cluster names it.
-fn named(facts: &Facts<'_>) -> String {
+/// The repositories as a command without a cluster names each, in the order of preference.
+fn named(facts: &Facts<'_>) -> Vec<String> {
     let vault = &facts.spec.vault;
-    let mut text = String::new();
-    if let Some(repository) = &vault.repository {
-        let _ = write!(text, "--repository {}", repository.display());
-    }
-    if let Some(key) = &vault.key_file {
-        let _ = write!(text, " --key-file {}", key.display());
-    }
-    text
+    let each = vault.names().into_iter().filter_map(|name| vault.only(&name));
+    let words = |vault: Vault| {
+        let mut text = String::new();
+        if let Some(place) = vault.place() {
+            let _ = write!(text, "--repository {}", place.display());
+        }
+        if let Some(key) = &vault.key_file {
+            let _ = write!(text, " --key-file {}", key.display());
+        }
+        text
+    };
+    each.map(words).collect()
 }
 
 /// Section 6: the schedule, and what proves it.
@@ -55,9 +60,16 @@ pub(crate) fn care(facts: &Facts<'_>) -> String {
 
 /// A copy beside the cluster, or where no cluster is left; and how to look into it.
 pub(crate) fn copy(facts: &Facts<'_>, alone: bool) -> String {
-    let from = if alone { format!(" {}", named(facts)) } else { String::new() };
+    let all = named(facts);
+    let from = all.first().filter(|_| alone).map(|from| format!(" {from}")).unwrap_or_default();
+    let others: String = all
+        .iter()
+        .skip(1)
+        .filter(|_| alone)
+        .map(|other| format!("# or, if that one is gone too: … {other}\n"))
+        .collect();
     format!(
-        "# as root; without --time the latest moment\nmainstay restore --to /srv/restore --time 'YYYY-MM-DD HH:MM:SS'{from}\n\
+        "# as root; without --time the latest moment\nmainstay restore --to /srv/restore --time 'YYYY-MM-DD HH:MM:SS'{from}\n{others}\
          # a server on the copy, reachable through its Unix socket only\n\
          {AS_SERVER} {}/pg_ctl -D /srv/restore -o '-c config_file=/srv/restore/mainstay_scratch.conf' -l /srv/restore/mainstay_scratch.log start",
         programs(facts)

@@ -3,6 +3,9 @@
 
 use super::{List, Look};
 use crate::schedule;
+use crate::shelves::{Shelf, place};
+use mainstay_model::RepositoryName;
+use mainstay_model::vault::{ArchiveState, BackupsOf, DrillDone};
 
 /// So much log is archived without a word when nothing makes backups by itself. Bytes.
 const UNBOUNDED: u64 = 8 << 30;
@@ -16,11 +19,16 @@ const ARCHIVE_SEGMENTS: u64 = 8;
 
 impl Look<'_> {
     pub(super) fn archive(&self, list: &mut List) {
-        let place = self.spec.vault.repository.as_ref().map(|place| place.display().to_string());
-        // Of a repository that is not in use any more nothing is said.
-        let Some(state) = self.beside.archive.as_ref().filter(|state| Some(&state.repository) == place.as_ref()) else {
-            return;
-        };
+        for shelf in &self.beside.shelves {
+            let place = place(&shelf.vault);
+            // Of a repository that is not in use any more nothing is said.
+            if let Some(state) = shelf.told.as_ref().filter(|state| state.repository == place) {
+                self.archive_in(shelf, state, list);
+            }
+        }
+    }
+
+    fn archive_in(&self, shelf: &Shelf, state: &ArchiveState, list: &mut List) {
         let end = self.primary.and_then(|primary| primary.observed.end);
         let behind = end.zip(state.archived).map_or(0, |(end, archived)| end.0.saturating_sub(archived.lsn.0));
         let waiting = behind / state.segment_size.max(1 << 20);
@@ -29,20 +37,30 @@ impl Look<'_> {
             .as_ref()
             .filter(|(since, _)| self.beside.now_ms.saturating_sub(*since) > ARCHIVE_MS || waiting > ARCHIVE_SEGMENTS)
         {
-            let hint = "mend what it says; the log waits on the servers as long as their volumes have room, then moments are lost to a restore";
-            list.dated(("archive-lagging", "warning"), format!("the log is not archived: {why}"), hint, Some(*since));
+            let hint = if shelf.optional {
+                "mend what it says; it is optional, so the servers keep no log for it: it gets a gap, and needs a new backup then"
+            } else {
+                "mend what it says; the log waits on the servers as long as their volumes have room, then moments are lost to a restore"
+            };
+            let evidence = shelf.says(format!("the log is not archived: {why}"));
+            list.dated(("archive-lagging", "warning"), evidence, hint, Some(*since));
         } else if waiting > ARCHIVE_SEGMENTS {
-            let evidence = format!("{waiting} segments of the log wait to be archived ({behind} bytes)");
+            let evidence = shelf.says(format!("{waiting} segments of the log wait to be archived ({behind} bytes)"));
             let hint = "is the repository slow, or full? `mainstay archive status` shows whether it catches up";
             list.add(("archive-lagging", "warning"), evidence, hint);
         }
         for problem in &state.problems {
             let hint = "nothing was overwritten; find out which server wrote the other content, make a new backup, then remove what was kept aside";
-            list.add(("archive-conflict", "critical"), problem.clone(), hint);
+            list.add(("archive-conflict", "critical"), shelf.says(problem.clone()), hint);
         }
         for (first, last) in state.gaps.iter().chain(&state.given_up) {
-            let evidence = format!("the log from {first} to {last} is neither archived nor on the primary any more");
-            let hint = "moments after the hole need a backup that is newer than it; a replica that has this log fills the hole by itself";
+            let evidence =
+                shelf.says(format!("the log from {first} to {last} is neither archived nor on the primary any more"));
+            let mut hint =
+                "moments after the hole need a backup that is newer than it; a replica that has this log fills the hole by itself".to_owned();
+            if let Some(name) = shelf.called() {
+                hint.push_str(&format!(" (`mainstay backup --repository {name}`)"));
+            }
             list.add(("archive-gap", "critical"), evidence, hint);
         }
     }
@@ -56,7 +74,9 @@ impl Look<'_> {
             list.dated(("archive-lagging", "warning"), why.clone(), hint, Some(*since));
         }
         for (first, last) in &state.gaps {
-            let evidence = format!("the log from {first} to {last} was not handed to archive_command by the primary before, and is not here");
+            let evidence = format!(
+                "the log from {first} to {last} was not handed to archive_command by the primary before, and is not here"
+            );
             let hint = "moments after the hole need a backup that is newer than it: make one with the tool that archives, then `mainstay set \
                         --unset postgres.archive_command` and setting it again ends this";
             list.add(("archive-gap", "critical"), evidence, hint);
@@ -64,12 +84,23 @@ impl Look<'_> {
     }
 
     pub(super) fn backups(&self, list: &mut List) {
-        let (state, now) = (&self.beside.backup, self.beside.now_ms);
-        if let Some(made) = state.last.as_ref().filter(|made| made.corrupt > 0) {
-            let evidence = format!(
+        // Without a repository the schedule is late all the same.
+        if self.beside.shelves.is_empty() {
+            self.backups_in(None, &self.beside.backup.of(&RepositoryName::main(), None, true), list);
+        }
+        for shelf in &self.beside.shelves {
+            self.backups_in(Some(shelf), &shelf.backups(&self.beside.backup), list);
+        }
+    }
+
+    fn backups_in(&self, shelf: Option<&Shelf>, of: &BackupsOf, list: &mut List) {
+        let (running, now) = (self.beside.backup.running.as_ref(), self.beside.now_ms);
+        let says = |text: String| shelf.map_or_else(|| text.clone(), |shelf| shelf.says(text.clone()));
+        if let Some(made) = of.last.as_ref().filter(|made| made.corrupt > 0) {
+            let evidence = says(format!(
                 "the newest backup, {}, holds {} damaged blocks: the data of {} had them so",
                 made.label, made.corrupt, made.node
-            );
+            ));
             let hint = format!(
                 "no backup is removed meanwhile; `mainstay verify` names the blocks. Are they whole on another node: make that one the primary, \
                  `mainstay reinit {}`; else restore a copy of before. Then make a full backup",
@@ -77,50 +108,58 @@ impl Look<'_> {
             );
             list.dated(("backup-corrupt", "critical"), evidence, hint, Some(made.ended_ms));
         }
-        self.unbounded(list);
-        // One that runs now is the one that was missing, unless it is a drill.
-        let drill = state.running.as_ref().filter(|running| running.drill);
-        let due = schedule::due(&self.spec.vault, state, now).filter(|_| state.running.is_none() || drill.is_some());
+        self.unbounded(shelf, of, list);
+        // One that runs now is the one that was missing, unless it is a drill, or is made in another repository.
+        let here = running.filter(|running| !running.drill && running.to == shelf.and_then(Shelf::called));
+        let drill = running.filter(|running| running.drill);
+        let vault = shelf.map_or(&self.spec.vault, |shelf| &shelf.vault);
+        let due = schedule::due(vault, of, now).filter(|_| here.is_none());
         let Some((incremental, since)) = due.filter(|(_, at)| now.saturating_sub(*at) > LATE_MS) else { return };
         let kind = if incremental { "an incremental" } else { "a full" };
-        let why = state.failed.as_ref().filter(|failed| failed.at_ms >= since);
+        let why = of.failed.as_ref().filter(|failed| failed.at_ms >= since);
         let why = why.map(|failed| format!(": the last attempt, on {}, failed: {}", failed.node, failed.why));
         let why = drill.map(|drill| format!(": a restore drill runs on {}", drill.node)).or(why);
-        let evidence = format!("{kind} backup is due by the schedule and has not begun{}", why.unwrap_or_default());
+        let evidence =
+            says(format!("{kind} backup is due by the schedule and has not begun{}", why.unwrap_or_default()));
         let hint = "mend what it says; it is tried again by itself, and `mainstay backup` makes one now";
         list.dated(("backup-overdue", "warning"), evidence, hint, Some(since));
     }
 
     /// Without a backup nothing can be restored, and nothing is ever removed from the repository.
-    fn unbounded(&self, list: &mut List) {
-        let (state, vault) = (&self.beside.backup, &self.spec.vault);
-        let scheduled = vault.full_at.is_some() || vault.incremental_at.is_some();
-        let archived = self.beside.archive.as_ref().and_then(|archive| archive.archived).map_or(0, |at| at.lsn.0);
-        let since = state.last.as_ref().map_or(0, |last| last.start.lsn.0);
+    fn unbounded(&self, shelf: Option<&Shelf>, of: &BackupsOf, list: &mut List) {
+        let Some(shelf) = shelf else { return };
+        let scheduled = shelf.vault.full_at.is_some() || shelf.vault.incremental_at.is_some();
+        let archived = shelf.told.as_ref().and_then(|archive| archive.archived).map_or(0, |at| at.lsn.0);
+        let since = of.last.as_ref().map_or(0, |last| last.start.lsn.0);
         let log = archived.saturating_sub(since);
-        if vault.repository.is_none()
-            || scheduled
-            || state.running.as_ref().is_some_and(|running| !running.drill)
-            || log < UNBOUNDED
-        {
+        let running = self.beside.backup.running.as_ref();
+        if scheduled || running.is_some_and(|running| !running.drill) || log < UNBOUNDED {
             return;
         }
-        let what = if state.last.is_some() {
+        let what = if of.last.is_some() {
             "since the last backup"
         } else {
             "and there is no backup of which it could be replayed"
         };
-        let evidence =
-            format!("no schedule makes backups: {} GiB of log were archived {what}, and nothing is removed", log >> 30);
+        let evidence = shelf.says(format!(
+            "no schedule makes backups: {} GiB of log were archived {what}, and nothing is removed",
+            log >> 30
+        ));
         let hint = "`mainstay set 'vault.full_at=0 2 * * 0'` (and vault.incremental_at), or `mainstay backup` now and then: vault.keep then bounds the repository";
         list.add(("backup-unscheduled", "warning"), evidence, hint);
     }
 
     pub(super) fn drills(&self, list: &mut List) {
         let (state, now) = (&self.beside.backup, self.beside.now_ms);
-        if let Some((drill, why)) = state.drill.as_ref().and_then(|drill| Some((drill, drill.problem.as_ref()?))) {
+        let several = self.beside.shelves.iter().filter(|shelf| !shelf.alone);
+        let mut last: Vec<DrillDone> = several.filter_map(|shelf| shelf.backups(state).drill).collect();
+        if last.is_empty() {
+            last.extend(state.drill.clone());
+        }
+        for (drill, why) in last.iter().filter_map(|drill| Some((drill, drill.problem.as_ref()?))) {
+            let of = drill.repository.as_ref().map_or_else(String::new, |name| format!(" of {name}"));
             let on = drill.node.as_ref().map_or_else(String::new, |node| format!(" on {node}"));
-            let evidence = format!("the last restore drill{on} failed: {why}");
+            let evidence = format!("the last restore drill{of}{on} failed: {why}");
             let hint = "until one passes nobody knows whether the backups can be restored: mend what it says, then `mainstay verify --drill`";
             list.dated(("drill-failed", "critical"), evidence, hint, Some(drill.ended_ms));
         }
@@ -138,12 +177,61 @@ impl Look<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use crate::problems::Beside;
     use crate::status::merge;
     use crate::status::tests::{answer, names, node, primary, spec};
     use mainstay_model::Lsn;
-    use mainstay_model::spec::Spec;
+    use mainstay_model::spec::{Spec, Vault};
     use std::collections::BTreeMap;
+
+    fn shelf(name: &str, told: ArchiveState) -> Shelf {
+        let vault = Vault { repository: "/v".into(), ..Vault::default() };
+        let name = RepositoryName::new(name).unwrap();
+        Shelf { name, vault, optional: false, alone: true, told: Some(told) }
+    }
+
+    #[test]
+    fn of_several_repositories_each_is_told_by_its_name() {
+        let failing = |repository: &str| ArchiveState {
+            repository: repository.to_owned(),
+            id: repository.to_owned(),
+            failing: Some((1, "no".to_owned())),
+            gaps: vec![("a".to_owned(), "b".to_owned())],
+            ..ArchiveState::default()
+        };
+        let mut near = Shelf { alone: false, ..shelf("near", ArchiveState::default()) };
+        near.vault.full_at = Some("0 2 * * *".to_owned());
+        let far = Shelf {
+            name: RepositoryName::new("far").unwrap(),
+            optional: true,
+            told: Some(failing("/v")),
+            ..near.clone()
+        };
+        let mut backup = mainstay_model::vault::BackupState::default();
+        backup.note(&far.name, |of| {
+            of.last_full = crate::schedule::tests::made(86_400_000 * 9);
+            of.last_full.iter_mut().for_each(|made| made.repository = "/v".to_owned());
+            of.drill = Some(DrillDone {
+                problem: Some("gone".to_owned()),
+                repository: Some(far.name.clone()),
+                ..DrillDone::default()
+            });
+        });
+        let beside = Beside { shelves: vec![near, far], backup, now_ms: 86_400_000 * 9, ..Beside::default() };
+        let found = merge(&spec(), String::new(), &BTreeMap::new(), &beside).problems;
+        let told = |name: &str| {
+            let all: Vec<&str> =
+                found.iter().filter(|found| found.name == name).map(|found| found.evidence.as_str()).collect();
+            all.join("|")
+        };
+        assert_eq!(told("archive-lagging"), "far: the log is not archived: no");
+        assert!(told("archive-gap").starts_with("far: the log from a to b is neither"), "{}", told("archive-gap"));
+        assert_eq!(told("backup-overdue"), "near: a full backup is due by the schedule and has not begun");
+        assert_eq!(told("drill-failed"), "the last restore drill of far failed: gone");
+        let hint = |name: &str| found.iter().find(|found| found.name == name).unwrap().hint.clone();
+        assert!(hint("archive-lagging").contains("it is optional") && hint("archive-gap").contains("--repository far"));
+    }
 
     #[test]
     fn trouble_with_the_operators_command_is_told_while_there_is_one() {
@@ -170,14 +258,12 @@ mod tests {
 
     #[test]
     fn trouble_with_the_archive_is_told() {
-        use mainstay_model::vault::ArchiveState;
-        let mut spec = spec();
-        spec.vault.repository = Some("/v".into());
+        let spec = spec();
         let told = |state: ArchiveState, end: u64| {
             let mut first = primary();
             first.observed.end = Some(Lsn(end));
             let answers = [(first.node.clone(), first), (node("db2"), answer("db2", "replica", "streaming"))].into();
-            let beside = Beside { archive: Some(state), now_ms: 100_000, ..Beside::default() };
+            let beside = Beside { shelves: vec![shelf("main", state)], now_ms: 100_000, ..Beside::default() };
             let found = merge(&spec, String::new(), &answers, &beside);
             let names = names(&found).into_iter().filter(|name| name.starts_with("archive"));
             names.map(str::to_owned).collect::<Vec<_>>()
@@ -211,6 +297,7 @@ mod tests {
             token: 1,
             node: node("db2"),
             incremental: false,
+            to: None,
             at_ms: 86_400_000 * 9,
             why: "no room".to_owned(),
         };

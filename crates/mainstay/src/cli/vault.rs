@@ -3,7 +3,7 @@
 use super::Which;
 use clap::builder::NonEmptyStringValueParser;
 use clap::{ArgGroup, Args};
-use mainstay_model::NodeId;
+use mainstay_model::{NodeId, RepositoryName};
 use std::path::PathBuf;
 
 /// `backup`.
@@ -11,7 +11,7 @@ use std::path::PathBuf;
 #[command(
     after_help = "A node's agent makes it, a replica's if there is one that is well. It counts when every segment of the log that it needs was read \
                   back\nfrom the repository; then what vault.keep and vault.keep_days no longer keep is removed.\n\n\
-                  Examples:\n  mainstay backup\n  mainstay backup --incremental\n  mainstay backup --from db3 --wait 0"
+                  Examples:\n  mainstay backup\n  mainstay backup --incremental\n  mainstay backup --repository far\n  mainstay backup --from db3 --wait 0"
 )]
 pub(crate) struct Backup {
     #[command(flatten)]
@@ -22,6 +22,9 @@ pub(crate) struct Backup {
     /// Only what differs from the newest full backup
     #[arg(long)]
     pub(crate) incremental: bool,
+    /// In which of several repositories [default: the first]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) repository: Option<RepositoryName>,
     /// How many seconds to wait until it counts; 0: not at all
     #[arg(long, value_name = "SECONDS", default_value_t = 86_400, value_parser = clap::value_parser!(u64).range(0..=604_800))]
     pub(crate) wait: u64,
@@ -32,10 +35,10 @@ pub(crate) struct Backup {
 pub(crate) struct Shelf {
     #[command(flatten)]
     pub(crate) which: Which,
-    /// The repository, a folder or s3://BUCKET/PREFIX?…; no cluster is needed then [default: the cluster's vault.repository]
-    #[arg(long, value_name = "PLACE")]
+    /// One of the cluster's repositories by its name; or a folder or s3://BUCKET/PREFIX?…, no cluster is needed then [default: the cluster's vault.repository, of several the first that serves]
+    #[arg(long, value_name = "NAME|PLACE")]
     pub(crate) repository: Option<PathBuf>,
-    /// Its secret key [default: the cluster's vault.key_file]
+    /// Its secret key [default: as the cluster's file says]
     #[arg(long, value_name = "FILE")]
     pub(crate) key_file: Option<PathBuf>,
     /// The database's system identifier, if the repository holds several
@@ -69,7 +72,7 @@ pub(crate) struct Verify {
     #[command(flatten)]
     pub(crate) shelf: Shelf,
     /// Hold a restore drill
-    #[arg(long, conflicts_with_all = ["repository", "key_file", "system"])]
+    #[arg(long, conflicts_with_all = ["key_file", "system"])]
     pub(crate) drill: bool,
     /// The node that holds the drill [default: a replica that is well, else the primary]
     #[arg(long, value_name = "NODE", requires = "drill")]
@@ -111,7 +114,7 @@ pub(crate) struct Restore {
     #[arg(long, conflicts_with = "in_place")]
     pub(crate) delta: bool,
     /// Take the whole cluster back
-    #[arg(long, conflicts_with_all = ["repository", "key_file", "system", "sql", "files_only"])]
+    #[arg(long, conflicts_with_all = ["key_file", "system", "sql", "files_only"])]
     pub(crate) in_place: bool,
     /// In place: the node that prepares the copy and leads afterwards [default: the primary]
     #[arg(long, value_name = "NODE", conflicts_with = "to")]

@@ -7,11 +7,12 @@ use crate::failure::{Failure, Outcome};
 use crate::output::table::{ago, bytes};
 use crate::output::{self, Colour, paint};
 use crate::session::Session;
+use mainstay_model::RepositoryName;
 use mainstay_model::status::{Problem, Status};
-use mainstay_model::vault::{ArchiveAnswer, ArchiveState, BackupState};
+use mainstay_model::vault::{ArchiveAnswer, ArchiveState, BackupState, BackupsOf};
 use mainstay_ports::clock::wall_now_ms;
 use mainstay_vault::keys::SecretKey;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
 /// Runs what was asked for.
@@ -30,45 +31,114 @@ async fn status(options: ArchiveStatus, global: Global) -> Outcome {
     let (answers, silent) = session.agents.ask_all("/v1/archive").await;
     let told = answers.values().filter_map(decode::<ArchiveAnswer>);
     // Of several members of the store the one that has seen most.
-    let rank = |answer: &ArchiveAnswer| answer.state.as_ref().map(|state| (state.term, state.archived_ms));
+    let seen = |state: Option<&ArchiveState>| state.map(|state| (state.term, state.archived_ms));
+    let rank = |answer: &ArchiveAnswer| {
+        let others = answer.repositories.iter().filter_map(|one| seen(one.state.as_ref())).max();
+        (seen(answer.state.as_ref()), others, seen(answer.command.as_ref()))
+    };
     let best = told.max_by_key(rank).ok_or_else(|| with_advice(nobody(&silent), &session.target))?;
     let cluster = session.status().await?;
     let problems: Vec<&Problem> = cluster.problems.iter().filter(|found| found.name.starts_with("archive-")).collect();
-    let state = best.state.filter(|state| Some(&state.repository) == best.repository.as_ref());
-    let lag = state.as_ref().and_then(|state| lag(state, &cluster));
+    let repositories: Vec<Standing> = standings(&best, &cluster);
     let mut backup = best.backup.unwrap_or_default();
     forget(&mut backup);
-    let elsewhere = elsewhere(&backup, best.repository.as_deref());
+    let first = repositories.first();
+    let state = first.and_then(|first| first.state.as_ref());
+    let elsewhere = if repositories.len() < 2 { elsewhere(&backup, state) } else { None };
     if global.json {
-        output::object(&json!({
-            "repository": best.repository, "archived": state.as_ref().and_then(|state| state.archived),
-            "archived_ms": state.as_ref().and_then(|state| state.archived_ms),
-            "term": state.as_ref().map(|state| state.term), "node": state.as_ref().and_then(|state| state.node.clone()),
+        let lag = first.and_then(|first| first.lag);
+        let mut told = json!({
+            "repository": best.repository, "archived": state.and_then(|state| state.archived),
+            "archived_ms": state.and_then(|state| state.archived_ms),
+            "term": state.map(|state| state.term), "node": state.and_then(|state| state.node.clone()),
             "lag_bytes": lag.map(|(bytes, _)| bytes), "lag_segments": lag.map(|(_, segments)| segments),
-            "failing": state.as_ref().and_then(|state| state.failing.clone()), "problems": problems,
+            "failing": state.and_then(|state| state.failing.clone()), "problems": problems,
             "backup": backup, "backup_elsewhere": elsewhere,
             "archive_command": best.archive_command, "command": best.command,
-        }));
+        });
+        if let (true, Some(object)) = (repositories.len() > 1, told.as_object_mut()) {
+            object.insert("repositories".to_owned(), repositories.iter().map(|one| one.json(&backup)).collect());
+        }
+        output::object(&told);
         return Ok(());
     }
-    if let Some(place) = &best.repository {
-        output::line(&format!("repository  {place}"));
-        show(state.as_ref(), lag);
-        show_backups(&backup, elsewhere.as_deref());
+    if repositories.is_empty() && best.archive_command.is_none() {
+        output::line("Nothing is archived: no repository is named (`mainstay set vault.repository=/a/folder`).");
+        return Ok(());
+    }
+    if !repositories.is_empty() {
+        repositories.iter().for_each(|one| one.show(&backup));
+        show_backups(&backup, elsewhere.as_deref(), repositories.len() > 1);
     }
     if let Some(command) = &best.archive_command {
         output::line(&format!("command     {command}"));
-        show(best.command.as_ref(), best.command.as_ref().and_then(|state| self::lag(state, &cluster)));
-    }
-    if best.repository.is_none() && best.archive_command.is_none() {
-        output::line("Nothing is archived: no repository is named (`mainstay set vault.repository=/a/folder`).");
-        return Ok(());
+        show(best.command.as_ref(), best.command.as_ref().and_then(|state| lag(state, &cluster)));
     }
     for problem in problems {
         output::line(&paint(Colour::Red, &format!("{}: {}", problem.name, problem.evidence)));
         output::line(&format!("  {}", problem.hint));
     }
     Ok(())
+}
+
+/// How one repository stands.
+struct Standing {
+    /// By what it is called, where there are several.
+    name: Option<RepositoryName>,
+    place: String,
+    optional: bool,
+    /// What was written of this very place.
+    state: Option<ArchiveState>,
+    /// Bytes and whole segments.
+    lag: Option<(u64, u64)>,
+}
+
+fn standings(answer: &ArchiveAnswer, cluster: &Status) -> Vec<Standing> {
+    let one = |name: Option<RepositoryName>, place: &str, optional: bool, state: &Option<ArchiveState>| {
+        let state = state.clone().filter(|state| state.repository == place);
+        let lag = state.as_ref().and_then(|state| lag(state, cluster));
+        Standing { name, place: place.to_owned(), optional, state, lag }
+    };
+    if answer.repositories.is_empty() {
+        return answer.repository.iter().map(|place| one(None, place, false, &answer.state)).collect();
+    }
+    let each = answer.repositories.iter();
+    each.map(|told| one(Some(told.name.clone()), &told.place, told.optional, &told.state)).collect()
+}
+
+impl Standing {
+    fn backups(&self, backup: &BackupState) -> Option<BackupsOf> {
+        Some(backup.of(self.name.as_ref()?, self.state.as_ref().map(|state| state.id.as_str()), false))
+    }
+
+    fn json(&self, backup: &BackupState) -> Value {
+        let state = self.state.as_ref();
+        let of = self.backups(backup);
+        json!({
+            "name": self.name, "repository": self.place, "optional": self.optional,
+            "archived": state.and_then(|state| state.archived), "archived_ms": state.and_then(|state| state.archived_ms),
+            "term": state.map(|state| state.term), "lag_bytes": self.lag.map(|(bytes, _)| bytes),
+            "lag_segments": self.lag.map(|(_, segments)| segments),
+            "failing": state.and_then(|state| state.failing.clone()),
+            "gaps": state.map(|state| state.gaps.clone()).unwrap_or_default(), "backup": of,
+        })
+    }
+
+    fn show(&self, backup: &BackupState) {
+        let optional = if self.optional { " (optional)" } else { "" };
+        let name = self.name.as_ref().map(|name| format!("{name}{optional}: ")).unwrap_or_default();
+        output::line(&format!("repository  {name}{}", self.place));
+        show(self.state.as_ref(), self.lag);
+        let Some(of) = self.backups(backup) else { return };
+        let now = wall_now_ms();
+        match &of.last {
+            None => output::line("backup      none in this one yet"),
+            Some(made) => {
+                let since = ago(now.saturating_sub(made.ended_ms) / 1000);
+                output::line(&format!("backup      {}, ended {since} ago", made.label));
+            }
+        }
+    }
 }
 
 fn show(state: Option<&ArchiveState>, lag: Option<(u64, u64)>) {
@@ -93,22 +163,23 @@ fn forget(backup: &mut BackupState) {
     backup.failed.take_if(|failed| last.is_some_and(|ended| ended >= failed.at_ms));
 }
 
-/// Where the last backup lies, if that is not the repository in force: nothing can be restored from here then.
-fn elsewhere(backup: &BackupState, repository: Option<&str>) -> Option<String> {
-    let made = backup.last.as_ref()?;
-    (Some(made.repository.as_str()) != repository).then(|| made.repository.clone())
+/// Which repository holds the last backup, if that is not the one in force: nothing can be restored from here then.
+fn elsewhere(backup: &BackupState, state: Option<&ArchiveState>) -> Option<String> {
+    let (made, id) = (backup.last.as_ref()?, state.map(|state| state.id.as_str()));
+    (Some(made.repository.as_str()) != id).then(|| made.repository.clone())
 }
 
-fn show_backups(backup: &BackupState, elsewhere: Option<&str>) {
+fn show_backups(backup: &BackupState, elsewhere: Option<&str>, several: bool) {
     let now = wall_now_ms();
     let since = |at: u64| ago(now.saturating_sub(at) / 1000);
     match &backup.last {
+        // Told with each.
+        _ if several => {}
         None => output::line("backup      none yet: mainstay backup"),
         Some(made) => {
             output::line(&format!("backup      {}, ended {} ago", made.label, since(made.ended_ms)));
-            if let Some(place) = elsewhere {
-                let says =
-                    format!("            in another repository, {place}: none in this one yet (mainstay backup)");
+            if let Some(id) = elsewhere {
+                let says = format!("            in another repository ({id}): none in this one yet (mainstay backup)");
                 output::line(&paint(Colour::Yellow, &says));
             }
         }
@@ -117,12 +188,19 @@ fn show_backups(backup: &BackupState, elsewhere: Option<&str>) {
     if let Some(running) = &backup.running {
         let going = going(running.done, running.total, now.saturating_sub(running.begun_ms));
         let what = if running.drill { "a drill " } else { "" };
-        output::line(&format!("running     {what}on {}: {going}", running.node));
+        let to = running.to.as_ref().map(|name| format!("in {name} ")).unwrap_or_default();
+        output::line(&format!("running     {what}{to}on {}: {going}", running.node));
     }
     if let Some(failed) = &backup.failed {
         output::line(&paint(
             Colour::Yellow,
-            &format!("failed      on {} {} ago: {}", failed.node, since(failed.at_ms), failed.why),
+            &format!(
+                "failed      {}on {} {} ago: {}",
+                failed.to.as_ref().map(|name| format!("in {name} ")).unwrap_or_default(),
+                failed.node,
+                since(failed.at_ms),
+                failed.why
+            ),
         ));
     }
 }
@@ -172,7 +250,7 @@ mod tests {
             from_value(json!({
                 "running": null, "last_full": null,
                 "last": {
-                    "token": 1, "label": "L", "system": 1, "repository": "/old", "node": "db1", "incremental": false,
+                    "token": 1, "label": "L", "system": 1, "repository": "old", "node": "db1", "incremental": false,
                     "start": { "timeline": 1, "lsn": "0/1" }, "stop": { "timeline": 1, "lsn": "0/2" }, "begun_ms": 10, "ended_ms": 20,
                     "bytes": 0, "stored": 0, "corrupt": 0, "removed": [], "remark": null,
                 },
@@ -185,10 +263,11 @@ mod tests {
             forget(&mut state);
             assert_eq!(state.failed.is_some(), shown, "{at}");
         }
-        assert_eq!(elsewhere(&state(1), Some("/new")).as_deref(), Some("/old"));
-        assert_eq!(elsewhere(&state(1), Some("/old")), None);
+        let known = |id: &str| ArchiveState { id: id.to_owned(), ..ArchiveState::default() };
+        assert_eq!(elsewhere(&state(1), Some(&known("new"))).as_deref(), Some("old"));
+        assert_eq!(elsewhere(&state(1), Some(&known("old"))), None);
         let mut none = BackupState { last: None, ..state(1) };
         forget(&mut none);
-        assert!(none.failed.is_some() && elsewhere(&none, Some("/new")).is_none());
+        assert!(none.failed.is_some() && elsewhere(&none, Some(&known("new"))).is_none());
     }
 }

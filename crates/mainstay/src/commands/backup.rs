@@ -32,8 +32,10 @@ pub(crate) async fn run(options: Backup, global: Global) -> Outcome {
     };
     let mut progress = Progress::new();
     let kind = if options.incremental { "an incremental" } else { "a full" };
-    progress.step(&format!("Making {kind} backup from {node}"));
-    let wish = BackupWish { incremental: options.incremental, drill: false, by: crate::local::user::who() };
+    let into = options.repository.as_ref().map(|name| format!(" in {name}")).unwrap_or_default();
+    progress.step(&format!("Making {kind} backup from {node}{into}"));
+    let (incremental, repository) = (options.incremental, options.repository.clone());
+    let wish = BackupWish { incremental, drill: false, repository, by: crate::local::user::who() };
     let begun = session.post(&node, "/v1/backup", &wish).await;
     let begun = begun.and_then(|body| {
         serde_json::from_value::<BackupBegun>(body)

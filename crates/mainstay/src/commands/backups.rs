@@ -1,6 +1,6 @@
 //! `mainstay backups`: what the repository holds, and why; `mainstay verify`: all of it read and checked.
 
-use super::shelf::{Shelf, blocking};
+use super::shelf::{Book, Shelf, blocking, tell_passed_over};
 use crate::cli::{Backups, Global, Verify};
 use crate::failure::{Failure, Outcome};
 use crate::output::progress::Progress;
@@ -9,59 +9,102 @@ use crate::output::{self, Colour, paint};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use mainstay_model::vault::BackupState;
+use mainstay_model::{RepositoryName, SystemId};
 use mainstay_ports::clock::wall_now_ms;
 use mainstay_vault::postgres::backup;
 use mainstay_vault::postgres::manifest::Manifest;
 use mainstay_vault::postgres::restore::time_text;
+use mainstay_vault::repository::VaultError;
 use mainstay_vault::retention::{self, Policy, Verdict};
 use mainstay_vault::verify::verify as verify_all;
 use serde_json::{Value, json};
 
+/// What one repository holds.
+struct Held {
+    name: Option<RepositoryName>,
+    place: String,
+    system: SystemId,
+    all: Vec<Manifest>,
+    verdict: Option<Verdict>,
+    unreadable: Vec<String>,
+}
+
+/// Looks at one. This blocks.
+fn held(book: Book) -> Result<Held, VaultError> {
+    let Book { repository, system, name, vault } = book;
+    let (all, unreadable) = backup::readable(&repository, system)?;
+    let unreadable: Vec<String> = unreadable.iter().map(ToString::to_string).collect();
+    // A repository that was named comes without the cluster's retention; if none can be read nothing is removed, so there is nothing to say about why
+    // one is kept.
+    let policy = vault.map(|vault| Policy::of(&vault)).filter(|_| !all.is_empty());
+    let now = i64::try_from(wall_now_ms()).unwrap_or(i64::MAX).saturating_mul(1000);
+    let verdict = policy.map(|policy| retention::examine(&repository, system, policy, now)).transpose()?;
+    Ok(Held { name, place: repository.place(), system, all, verdict, unreadable })
+}
+
 /// Lists the backups.
 ///
 /// # Errors
-/// When the repository can not be read.
+/// When no repository can be read.
 pub(crate) async fn list(options: Backups, global: Global) -> Outcome {
     let shelf = Shelf::open(&options.shelf).await?;
-    let (repository, system) = (shelf.repository.clone(), shelf.system);
-    // A repository that was named comes without the cluster's retention.
-    let policy = shelf.spec.as_ref().map(|spec| Policy::of(&spec.vault));
-    let work = move || {
-        let (all, unreadable) = backup::readable(&repository, system)?;
-        let unreadable: Vec<String> = unreadable.iter().map(ToString::to_string).collect();
-        // If none can be read nothing is removed, so there is nothing to say about why one is kept.
-        let policy = policy.filter(|_| !all.is_empty());
-        let now = i64::try_from(wall_now_ms()).unwrap_or(i64::MAX).saturating_mul(1000);
-        let verdict = policy.map(|policy| retention::examine(&repository, system, policy, now)).transpose()?;
-        Ok((all, verdict, unreadable))
-    };
-    let (all, verdict, unreadable) = blocking(work).await?;
-    warn(&unreadable);
+    let (books, passed) = shelf.all().await?;
+    let all = blocking(move || books.into_iter().map(held).collect::<Result<Vec<Held>, VaultError>>()).await?;
+    tell_passed_over(&passed);
+    all.iter().for_each(|held| warn(&held.unreadable));
     let drill = drilled(&shelf).await;
     if global.json {
-        let rows: Vec<Value> = all.iter().map(|manifest| object(manifest, verdict.as_ref())).collect();
-        let place = shelf.repository.place();
-        output::object(&json!({ "repository": place, "system": system, "backups": rows, "unreadable": unreadable,
-            "drill": drill.as_ref().and_then(|state| state.drill.as_ref()) }));
+        output::object(&listed(&all, &passed, drill.as_ref()));
         return Ok(());
     }
-    if all.is_empty() && unreadable.is_empty() {
-        output::line(&format!("{} holds no backup yet: make one with `mainstay backup`.", shelf.repository.place()));
-        return Ok(());
+    for held in &all {
+        show(held, options.why);
+    }
+    drill.iter().filter(|_| all.iter().any(Held::any)).for_each(super::drill_restore::show);
+    Ok(())
+}
+
+impl Held {
+    fn any(&self) -> bool {
+        !self.all.is_empty() || !self.unreadable.is_empty()
+    }
+}
+
+/// As `--json` says it: what stands at the top is of the first one that can be read, and of all of them the backups.
+fn listed(all: &[Held], passed: &[String], drill: Option<&BackupState>) -> Value {
+    let rows = |held: &Held| held.all.iter().map(|manifest| object(manifest, held)).collect::<Vec<Value>>();
+    let unreadable: Vec<&String> = all.iter().flat_map(|held| &held.unreadable).collect();
+    let first = all.first();
+    let mut told = json!({
+        "repository": first.map(|held| &held.place), "system": first.map(|held| held.system),
+        "backups": all.iter().flat_map(rows).collect::<Vec<Value>>(), "unreadable": unreadable,
+        "drill": drill.and_then(|state| state.drill.as_ref()), "passed_over": passed,
+    });
+    let named = |held: &Held| json!({ "name": held.name, "repository": held.place, "backups": held.all.len() });
+    if let (true, Some(object)) = (all.iter().any(|held| held.name.is_some()), told.as_object_mut()) {
+        object.insert("repositories".to_owned(), all.iter().map(named).collect());
+    }
+    told
+}
+
+fn show(held: &Held, with_reasons: bool) {
+    if let Some(name) = &held.name {
+        output::line(&format!("repository  {name}: {}", held.place));
+    }
+    if !held.any() {
+        let of = held.name.as_ref().map(|name| format!(" --repository {name}")).unwrap_or_default();
+        output::line(&format!("{} holds no backup yet: make one with `mainstay backup{of}`.", held.place));
+        return;
     }
     let zone = TimeZone::system();
-    let rows: Vec<Vec<String>> = all.iter().map(|manifest| row(manifest, &zone)).collect();
+    let rows: Vec<Vec<String>> = held.all.iter().map(|manifest| row(manifest, &zone)).collect();
     let head = ["BACKUP", "KIND", "ENDED", "DATABASE", "STORED", "LOG FROM", "TO"];
     output::line(render(&head, &rows, output::width()).trim_end());
-    drill.iter().for_each(super::drill_restore::show);
-    if options.why {
-        if !all.is_empty() {
-            all.iter().for_each(|manifest| output::line(&why(manifest, verdict.as_ref())));
-        } else {
-            output::line("Nothing is removed as long as no backup can be read.");
-        }
+    if with_reasons && held.all.is_empty() {
+        output::line("Nothing is removed as long as no backup can be read.");
+    } else if with_reasons {
+        held.all.iter().for_each(|manifest| output::line(&why(manifest, held.verdict.as_ref())));
     }
-    Ok(())
 }
 
 /// How drills stand, if the cluster can be asked.
@@ -111,14 +154,18 @@ fn why(manifest: &Manifest, verdict: Option<&Verdict>) -> String {
     }
 }
 
-fn object(manifest: &Manifest, verdict: Option<&Verdict>) -> Value {
+fn object(manifest: &Manifest, held: &Held) -> Value {
     let (size, stored) = sizes(manifest);
-    json!({
+    let mut told = json!({
         "label": manifest.label, "kind": kind(manifest), "base": manifest.base.as_ref().map(|base| &base.label),
         "began": time_text(manifest.began), "ended": time_text(manifest.ended), "bytes": size, "stored": stored,
         "start": manifest.start, "stop": manifest.stop, "version": manifest.server.version,
-        "replica": manifest.server.replica, "corrupt": manifest.corrupt, "kept": reasons(manifest, verdict),
-    })
+        "replica": manifest.server.replica, "corrupt": manifest.corrupt, "kept": reasons(manifest, held.verdict.as_ref()),
+    });
+    if let (Some(name), Some(object)) = (&held.name, told.as_object_mut()) {
+        object.insert("repository".to_owned(), json!(name));
+    }
+    told
 }
 
 /// Reads everything and says what can be restored.
@@ -130,10 +177,13 @@ pub(crate) async fn verify(options: Verify, global: Global) -> Outcome {
         return super::drill_restore::run(&options, global).await;
     }
     let shelf = Shelf::open(&options.shelf).await?;
+    let (book, passed) = shelf.first().await?;
+    tell_passed_over(&passed);
     let drill = drilled(&shelf).await;
-    let (repository, system) = (shelf.repository.clone(), shelf.system);
+    let (repository, system) = (book.repository.clone(), book.system);
     let mut progress = Progress::new();
-    progress.step(&format!("Reading everything in {}", repository.place()));
+    let place = book.name.as_ref().map_or_else(|| repository.place(), |name| format!("{name}: {}", repository.place()));
+    progress.step(&format!("Reading everything in {place}"));
     let report = blocking(move || verify_all(&repository, system)).await.inspect_err(|_| progress.fail())?;
     progress.finish(&format!("{} objects", report.objects));
     let window = report.window.map(|(from, to)| json!({ "from": time_text(from), "to": to }));
@@ -142,6 +192,7 @@ pub(crate) async fn verify(options: Verify, global: Global) -> Outcome {
             let good: Vec<&String> = report.good.iter().map(|(label, _)| label).collect();
             output::object(
                 &json!({ "system": system, "good": good, "objects": report.objects, "window": window, "problems": [],
+                    "repository": book.repository.place(), "repository_name": book.name, "passed_over": passed,
                     "drill": drill.as_ref().and_then(|state| state.drill.as_ref()) }),
             );
             return Ok(());
@@ -160,8 +211,9 @@ pub(crate) async fn verify(options: Verify, global: Global) -> Outcome {
         output::errline(&format!("whole: {label}, ended {}", time_text(*ended)));
     }
     Err(Failure::failed(format!(
-        "{} things are wrong in the repository: {}",
+        "{} things are wrong in the repository{}: {}",
         report.problems.len(),
+        book.name.as_ref().map(|name| format!(" {name}")).unwrap_or_default(),
         report.problems.join("; ")
     ))
     .hint("make a new full backup now; what is damaged is named above"))

@@ -1,6 +1,7 @@
 //! `mainstay verify --drill`: a node restores a random moment beside its data, looks at it, and removes it; this watches, and tells.
 
 use super::backup::{best, going, look};
+use super::shelf::of_agents;
 use crate::cli::{Global, Verify};
 use crate::failure::{Failure, Outcome};
 use crate::output::progress::Progress;
@@ -20,6 +21,7 @@ const LOOK: Duration = Duration::from_millis(500);
 /// # Errors
 /// When it can not begin, fails, or does not end in time.
 pub(crate) async fn run(options: &Verify, global: Global) -> Outcome {
+    let repository = of_agents(&options.shelf, "a drill")?;
     let session = Session::open_for(&options.shelf.which, options.on.iter()).await?;
     let status = session.status().await?;
     let nobody =
@@ -27,7 +29,7 @@ pub(crate) async fn run(options: &Verify, global: Global) -> Outcome {
     let node = options.on.clone().or_else(|| best(&status)).ok_or_else(nobody)?;
     let mut progress = Progress::new();
     progress.step(&format!("Restoring a random moment on {node}"));
-    let wish = BackupWish { incremental: false, drill: true, by: crate::local::user::who() };
+    let wish = BackupWish { incremental: false, drill: true, repository, by: crate::local::user::who() };
     let begun = session.post(&node, "/v1/backup", &wish).await.inspect_err(|_| progress.fail())?;
     let begun: BackupBegun = serde_json::from_value(begun)
         .map_err(|error| Failure::failed(format!("the answer of {node} can not be read: {error}")))?;
@@ -82,15 +84,16 @@ async fn until_done(session: &Session, begun: &BackupBegun, wait: Duration, prog
 pub(super) fn words(done: &DrillDone) -> String {
     let moment = done.asked.map_or_else(|| "the end of the backup".to_owned(), time_text);
     let on = done.node.as_ref().map_or_else(String::new, |node| format!(" on {node}"));
+    let of = done.repository.as_ref().map_or_else(String::new, |name| format!(" of {name}"));
     match &done.problem {
         None => format!(
-            "{moment} was restored{on} from {}: {} in {}, recovered in {}.",
+            "{moment} was restored{on} from {}{of}: {} in {}, recovered in {}.",
             done.backup,
             bytes(done.bytes),
             ago(done.write_ms / 1000),
             ago(done.recover_ms / 1000)
         ),
-        Some(why) => format!("the last drill{on} failed: {why}"),
+        Some(why) => format!("the last drill{of}{on} failed: {why}"),
     }
 }
 

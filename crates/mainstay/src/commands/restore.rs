@@ -3,7 +3,7 @@
 use super::backup::going;
 use super::backups::warn;
 use super::restore_room::Room;
-use super::shelf::{Shelf, blocking, failure};
+use super::shelf::{Place, Shelf, blocking, failure, none_serves, passed_over, tell_passed_over};
 use crate::cli::{Global, Restore};
 use crate::client::decode;
 use crate::failure::{Failure, Outcome};
@@ -18,14 +18,15 @@ use crate::output::{self, Colour, confirm, paint};
 use crate::session::Session;
 use crate::target::{self, absolute};
 use jiff::Timestamp;
-use mainstay_model::vault::{ArchiveAnswer, SegmentEnded};
+use mainstay_model::vault::{ArchiveAnswer, ArchiveState, SegmentEnded};
 use mainstay_model::{Lsn, Position, SystemId, Timeline};
 use mainstay_ports::clock::boot_now;
 use mainstay_vault::postgres::backup::Watch;
 use mainstay_vault::postgres::delta::{copy_at, is_begun};
 use mainstay_vault::postgres::restore::{Destination, Plan, Restored, Target, plan_from, restore, time_text};
 use mainstay_vault::postgres::scratch::{Scratch, tell_to_stop};
-use mainstay_vault::repository::VaultError;
+use mainstay_vault::postgres::several::{Chosen, Elsewhere, choose};
+use mainstay_vault::repository::{Repository, VaultError};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -53,15 +54,14 @@ pub(crate) async fn run(options: Restore, global: Global) -> Outcome {
     }
     let shelf = Shelf::open(&options.shelf).await?;
     check_apart(&data, &taken(&shelf, &options)?, options.delta)?;
-    if let Some(is) = old {
-        check_copy(&data, is, shelf.system)?;
-    }
     let mut progress = Progress::new();
-    let (made, known) = planned(&shelf, (&target, &options), &data, &mut progress).await?;
+    let (choice, known) = planned(&shelf, (&target, &options), (&data, old), &mut progress).await?;
+    let made = &choice.made;
     warn(&made.unreadable);
+    tell_passed_over(&choice.passed);
     // Found before anything is written.
-    let bin = if options.files_only { None } else { Some(programs(&shelf, &made)?) };
-    progress.say(&words(&made, &data));
+    let bin = if options.files_only { None } else { Some(programs(&shelf, made)?) };
+    progress.say(&choice.place.says(&words(made, &data)));
     confirm(
         global.yes,
         if options.delta {
@@ -70,12 +70,12 @@ pub(crate) async fn run(options: Restore, global: Global) -> Outcome {
             "Make this copy? The cluster is not touched."
         },
     )?;
-    let restored = files(&shelf, &made, (&data, options.delta), &mut progress).await?;
+    let restored = files(&shelf, &choice, (&data, options.delta), &mut progress).await?;
     let end = match &bin {
-        Some(bin) => Some(recover(bin, (&made, known.complete), &data, &options, &mut progress).await?),
+        Some(bin) => Some(recover(bin, (made, known.complete), &data, &options, &mut progress).await?),
         None => None,
     };
-    say(global, (&made, known.open), &data, (&restored, end.as_ref()), bin.as_deref());
+    say(global, (&choice, known.open), &data, (&restored, end.as_ref()), bin.as_deref());
     Ok(())
 }
 
@@ -88,41 +88,86 @@ struct Known {
     open: Option<bool>,
 }
 
-/// The plan with all that was committed up to now in the archive, for which there is room; and whether that is certain.
+/// From which repository a copy comes, and how.
+struct Choice {
+    place: Place,
+    repository: Repository,
+    made: Plan,
+    /// Where else something may lie that is damaged there.
+    elsewhere: Elsewhere,
+    /// Why others were passed over.
+    passed: Vec<String>,
+}
+
+/// The plan of the first repository that has the moment; `Err`: what is not archived yet.
+async fn plans(shelf: &Shelf, target: &Target, options: &Restore) -> Outcome<Result<Choice, String>> {
+    let later = matches!(target, Target::Time(at) if *at > Timestamp::now().as_microsecond());
+    let (timeline, target, backup) = (options.timeline.map(Timeline), target.clone(), options.backup.clone());
+    let (places, wanted) = shelf.places();
+    let others = places.clone();
+    let work = move || {
+        let (chosen, passed) = choose(places.len(), &target, |at| {
+            let none = || VaultError::Impossible("there is no repository".to_owned());
+            let (repository, system) = places.get(at).ok_or_else(none)?.look(wanted)?;
+            let made = plan_from(&repository, system, target.clone(), timeline, backup.as_deref())?;
+            Ok((repository, made))
+        });
+        let chosen = chosen.and_then(|chosen| Some((places.get(chosen.at)?.clone(), chosen)));
+        let Some((place, Chosen { at, repository, plan: made })) = chosen else {
+            return match none_serves(&places, passed) {
+                VaultError::NotArchived(says) if !later => Ok(Err(says)),
+                error => Err(error),
+            };
+        };
+        let elsewhere = elsewhere(others, at, wanted);
+        Ok(Ok(Choice { place, repository, made, elsewhere, passed: passed_over(&places, &passed) }))
+    };
+    blocking(work).await
+}
+
+/// The other repositories, opened only if something is damaged in the one that was taken.
+fn elsewhere(mut places: Vec<Place>, at: usize, wanted: Option<SystemId>) -> Elsewhere {
+    if places.len() < 2 || at >= places.len() {
+        return Elsewhere::default();
+    }
+    places.remove(at);
+    Elsewhere::of(move || places.iter().filter_map(|place| Some(place.look(wanted).ok()?.0)).collect())
+}
+
+/// The plan with all that was committed up to now in the archive, for which there is room; and whether that is certain. `old`: of which database the
+/// copy is that lies there.
 async fn planned(
     shelf: &Shelf,
     (target, options): (&Target, &Restore),
-    data: &Path,
+    (data, old): (&Path, Option<SystemId>),
     progress: &mut Progress,
-) -> Outcome<(Plan, Known)> {
-    let plan = async || {
-        let (repository, system, timeline) = (shelf.repository.clone(), shelf.system, options.timeline.map(Timeline));
-        let (target, backup) = (target.clone(), options.backup.clone());
-        let later = matches!(target, Target::Time(at) if at > Timestamp::now().as_microsecond());
-        let ask = move || match plan_from(&repository, system, target, timeline, backup.as_deref()) {
-            Err(VaultError::NotArchived(says)) if !later => Ok(Err(says)),
-            made => made.map(Ok),
-        };
-        blocking(ask).await
-    };
+) -> Outcome<(Choice, Known)> {
     let mut room = Room::at(data, options.delta);
+    let mut fits = |choice: &Choice| {
+        old.map_or(Ok(()), |is| check_copy(data, is, choice.made.base.system))?;
+        room.check(&choice.made)
+    };
+    let not_yet = |says: String| failure(&VaultError::NotArchived(says));
     let Some(session) = shelf.session.as_ref().filter(|_| *target != Target::Immediate) else {
-        let made = plan().await?.map_err(|says| failure(&VaultError::NotArchived(says)))?;
-        return room.check(&made).map(|()| (made, Known::default()));
+        let choice = plans(shelf, target, options).await?.map_err(not_yet)?;
+        return fits(&choice).map(|()| (choice, Known::default()));
     };
     // Before the primary ends a segment for nothing.
-    if let Ok(made) = plan().await? {
+    if let Ok(choice) = plans(shelf, target, options).await? {
         if !options.files_only {
-            programs(shelf, &made)?;
+            programs(shelf, &choice.made)?;
         }
-        room.check(&made)?;
+        fits(&choice)?;
     }
     let ended = end_segment(session, progress).await;
-    let made = plan().await?.map_err(|says| failure(&VaultError::NotArchived(says)))?;
-    room.check(&made)?;
+    let choice = plans(shelf, target, options).await?.map_err(not_yet)?;
+    fits(&choice)?;
+    let whole = |ended: &Ended| choice.made.reaches >= ended.end;
     // Where another timeline was left says nothing of when.
-    let known = Known { complete: ended == Some(made.timeline), open: Some(ended.is_some()) };
-    Ok((made, known))
+    let complete = ended.is_some_and(|ended| ended.timeline == choice.made.timeline && whole(&ended));
+    // Of several the one that is taken may be behind.
+    let open = ended.is_some_and(|ended| !shelf.several() || ended.timeline != choice.made.timeline || whole(&ended));
+    Ok((choice, Known { complete, open: Some(open) }))
 }
 
 fn target(options: &Restore) -> Outcome<Target> {
@@ -182,7 +227,8 @@ fn taken(shelf: &Shelf, options: &Restore) -> Outcome<Vec<PathBuf>> {
     let nodes = spec.iter().flat_map(|spec| spec.nodes.iter().map(|node| spec.node_dir(node)));
     // What lies beside the file of a cluster on this machine goes with it.
     let whole = found.iter().map(|found| found.layout.dir().to_owned());
-    Ok(nodes.chain(whole).chain(spec.iter().filter_map(|spec| spec.vault.repository.clone())).chain(named).collect())
+    let places = spec.iter().flat_map(|spec| spec.vault.each()).map(|table| table.place);
+    Ok(nodes.chain(whole).chain(places).chain(named).collect())
 }
 
 /// The path without links, as far as it is there.
@@ -227,29 +273,54 @@ fn check_server(data: &Path, owner: Option<&User>) -> Outcome {
     Err(Failure::usage(says).hint("name a shorter directory with --to, or write the files only: --files-only"))
 }
 
-/// What was committed a moment ago lies in a segment that is still open: the primary ends it, and it is waited until it is archived.
-/// A cluster that can not be asked is no reason to stop: then the archive is what there is. Says on which timeline all is archived now, if it is known.
-pub(super) async fn end_segment(session: &Session, progress: &mut Progress) -> Option<Timeline> {
+/// What the primary has ended, and brought to the archive.
+#[derive(Clone, Copy)]
+pub(super) struct Ended {
+    /// On this timeline.
+    pub(super) timeline: Timeline,
+    /// What was committed before lies before this.
+    pub(super) end: Lsn,
+}
+
+/// What was committed a moment ago lies in a segment that is still open: the primary ends it, and it is waited until it is archived, in each repository
+/// to which anything can be brought. A cluster that can not be asked is no reason to stop: then the archive is what there is. Says up to where all is
+/// archived now in one of them at least, if it is known.
+pub(super) async fn end_segment(session: &Session, progress: &mut Progress) -> Option<Ended> {
     progress.step("Archiving the open segment of the log");
     let ended = session.post_any("/v1/archive", &json!({})).await.ok();
     let Some(ended) = ended.and_then(|body| serde_json::from_value::<SegmentEnded>(body).ok()) else {
         progress.finish("nobody can be asked: what is archived counts");
         return None;
     };
-    let since = boot_now();
+    // What an earlier primary archived beyond the place where its timeline was left says nothing of this one's.
+    let ours = |at: &Position| ended.timeline.is_none_or(|timeline| at.timeline == timeline);
+    let there = |state: &ArchiveState| state.archived.filter(ours).is_some_and(|at| at.lsn >= ended.end);
+    let (since, mut any) = (boot_now(), false);
     while boot_now().since(since).0 < u64::try_from(SEGMENT.as_millis()).unwrap_or(u64::MAX) {
         let (answers, _) = session.agents.ask_all("/v1/archive").await;
-        let reached = answers.values().filter_map(decode::<ArchiveAnswer>).filter_map(|answer| answer.state?.archived);
-        // What an earlier primary archived beyond the place where its timeline was left says nothing of this one's.
-        let ours = |at: &Position| ended.timeline.is_none_or(|timeline| at.timeline == timeline);
-        if reached.filter(ours).map(|at| at.lsn).max() >= Some(ended.end) {
-            progress.finish(&format!("up to {}", ended.end));
-            return ended.timeline;
+        let told: Vec<Vec<ArchiveState>> = answers.values().filter_map(decode::<ArchiveAnswer>).map(states).collect();
+        any = told.iter().flatten().any(there);
+        // One that fails now does not hold up the others.
+        let all = |states: &Vec<ArchiveState>| states.iter().all(|state| there(state) || state.failing.is_some());
+        if any && told.iter().any(|states| states.iter().any(there) && all(states)) {
+            break;
         }
         tokio::time::sleep(LOOK).await;
     }
-    progress.finish("it is not there yet: what is archived counts");
-    None
+    if !any {
+        progress.finish("it is not there yet: what is archived counts");
+        return None;
+    }
+    progress.finish(&format!("up to {}", ended.end));
+    ended.timeline.map(|timeline| Ended { timeline, end: ended.end })
+}
+
+/// How the archive stands in each repository.
+fn states(answer: ArchiveAnswer) -> Vec<ArchiveState> {
+    if answer.repositories.is_empty() {
+        return answer.state.into_iter().collect();
+    }
+    answer.repositories.into_iter().filter_map(|repository| repository.state).collect()
 }
 
 /// The server's programs, of the version that the backup is of.
@@ -291,14 +362,21 @@ fn words(made: &Plan, data: &Path) -> String {
     )
 }
 
-async fn files(shelf: &Shelf, made: &Plan, (data, delta): (&Path, bool), progress: &mut Progress) -> Outcome<Restored> {
+async fn files(
+    shelf: &Shelf,
+    choice: &Choice,
+    (data, delta): (&Path, bool),
+    progress: &mut Progress,
+) -> Outcome<Restored> {
+    let made = &choice.made;
     progress.step("Writing the files");
     let owner = user::server_user()?.map(|user| (user.uid, user.gid));
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let watch = Arc::new(Watch::default());
     let watched = Arc::clone(&watch);
-    let to = Destination { data: data.to_owned(), owner, threads, delta, watch: watched, ..Destination::default() };
-    let (repository, plan, begun) = (shelf.repository.clone(), made.clone(), boot_now());
+    let (data_too, elsewhere) = (data.to_owned(), choice.elsewhere.clone());
+    let to = Destination { data: data_too, owner, threads, delta, watch: watched, elsewhere, ..Destination::default() };
+    let (repository, plan, begun) = (choice.repository.clone(), made.clone(), boot_now());
     let work = blocking(move || restore(&repository, &plan, &to));
     tokio::pin!(work);
     let done = loop {
@@ -316,13 +394,18 @@ async fn files(shelf: &Shelf, made: &Plan, (data, delta): (&Path, bool), progres
         }
         failure.hint(format!(
             "what was written stays in {}: no server starts there. Go on with --delta, or remove it; is the backup {} damaged, take an older one \
-             (--backup, `mainstay backups`)",
+             (--backup, `mainstay backups`){}",
             data.display(),
-            made.base.label
+            made.base.label,
+            if shelf.several() { ", or take it from another repository (--repository NAME)" } else { "" }
         ))
     })?;
     let kept = if delta { format!(", {} were there", bytes(done.kept)) } else { String::new() };
-    progress.finish(&format!("{} and {} segments of the log{kept}", bytes(done.written), done.log));
+    let healed = match done.healed {
+        0 => String::new(),
+        count => format!(", {count} files of it from another repository: damaged or missing in this one"),
+    };
+    progress.finish(&format!("{} and {} segments of the log{healed}{kept}", bytes(done.written), done.log));
     Ok(done)
 }
 
@@ -375,11 +458,12 @@ async fn recover(
 
 fn say(
     global: Global,
-    (made, open): (&Plan, Option<bool>),
+    (choice, open): (&Choice, Option<bool>),
     data: &Path,
     (restored, recovered): (&Restored, Option<&Recovered>),
     bin: Option<&Path>,
 ) {
+    let made = &choice.made;
     let end = recovered.map(|recovered| recovered.end);
     let rows = recovered.and_then(|recovered| recovered.rows.as_ref());
     let verified = end.map(|end| format!("a server recovered it up to {end} and opened it"));
@@ -387,7 +471,8 @@ fn say(
         output::object(&json!({
             "to": data, "backup": made.base.label, "timeline": made.timeline, "bytes": restored.written, "kept": restored.kept,
             "segments": restored.log, "end": end, "rows": rows, "verified": verified.iter().collect::<Vec<_>>(),
-            "open_segment_archived": open,
+            "open_segment_archived": open, "repository": choice.place.place, "repository_name": choice.place.name,
+            "passed_over": choice.passed, "healed": restored.healed,
         }));
         return;
     }
@@ -396,6 +481,14 @@ fn say(
         output::line(&fields.join("  "));
     }
     output::line(&format!("{} is there.", data.display()));
+    if restored.healed > 0 {
+        let says = format!(
+            "{} files of the log are damaged or missing in {} and came from another repository: look at it (`mainstay verify`).",
+            restored.healed,
+            choice.place.place.display()
+        );
+        output::line(&paint(Colour::Yellow, &says));
+    }
     if let (Some(verified), Some(bin)) = (verified, bin) {
         output::line(&format!("Verified: {verified}."));
         output::line(&format!(

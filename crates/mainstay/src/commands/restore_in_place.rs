@@ -3,6 +3,7 @@
 
 use super::backup::going;
 use super::restore::{end_segment, named};
+use super::shelf::of_agents;
 use super::status::summary;
 use super::wait::{self, Verdict, seconds};
 use crate::cli::{Global, Restore};
@@ -60,7 +61,7 @@ pub(crate) async fn run(options: Restore, target: Target, global: Global) -> Out
     if recent && before.cluster.primary.is_some() {
         end_segment(&session, &mut progress).await;
     }
-    let mut wish = wish(&target, &options);
+    let mut wish = wish(&target, &options)?;
     progress.step(&format!("Asking {node} whether it can be had"));
     let asked = ask(&session, &node, RestoreAsk::Plan(wish.clone())).await?;
     let planned = follow(&session, &node, asked.token, PLAN, &mut progress).await?;
@@ -74,8 +75,11 @@ pub(crate) async fn run(options: Restore, target: Target, global: Global) -> Out
         free: None,
         needs: 0,
         unreadable: Vec::new(),
+        repository: None,
+        passed_over: Vec::new(),
     });
     super::backups::warn(&plan.unreadable);
+    super::shelf::tell_passed_over(&plan.passed_over);
     tell(&progress, &session, &node, &target, &plan, &before);
     confirm(global.yes, &format!("Take the cluster {} back, and lose what came later?", session.spec().cluster.name))?;
     let begun = boot_now();
@@ -176,14 +180,16 @@ async fn written(
     }
 }
 
-fn wish(target: &Target, options: &Restore) -> RestoreWish {
-    RestoreWish {
+fn wish(target: &Target, options: &Restore) -> Outcome<RestoreWish> {
+    Ok(RestoreWish {
         target: target.clone(),
         timeline: options.timeline.map(Timeline),
         backup: options.backup.clone(),
+        repository: of_agents(&options.shelf, "a restore in place")?,
         complete: false,
+        complete_to: None,
         wait_s: options.wait,
-    }
+    })
 }
 
 /// Where the copy is prepared: named, or the primary, whose data are the most complete ones to keep; without one, the data node whose log reaches
@@ -327,7 +333,10 @@ async fn prepare(
         progress.step("Keeping clients out");
         until_shut(session).await.inspect_err(|_| progress.fail())?;
         progress.finish("until it is done, or for a while after this command is gone");
-        settle(wish, timeline, end_segment(session, progress).await);
+        let ended = end_segment(session, progress).await;
+        settle(wish, timeline, ended.map(|ended| ended.timeline));
+        let several = wish.complete && session.spec().vault.several();
+        wish.complete_to = ended.filter(|_| several).map(|ended| ended.end);
     }
     progress.step("Looking at the repository");
     let asked = ask(session, node, RestoreAsk::Prepare(wish.clone())).await.inspect_err(|_| progress.fail())?;
@@ -376,9 +385,10 @@ async fn lost(session: &Session, ready: &RestoreState) -> String {
 fn tell(progress: &Progress, session: &Session, node: &NodeId, target: &Target, plan: &RestorePlan, before: &Status) {
     let spec = session.spec();
     progress.say(&format!(
-        "{node} goes back to {}: from the backup {} ({}) and {} of the log, on timeline {}, beside its data ({} needed, {} free)",
+        "{node} goes back to {}: from the backup {}{} ({}) and {} of the log, on timeline {}, beside its data ({} needed, {} free)",
         named(target),
         plan.backup,
+        plan.repository.as_ref().map_or_else(String::new, |name| format!(" in {name}")),
         bytes(plan.files),
         bytes(plan.log),
         plan.timeline,
@@ -479,8 +489,15 @@ mod tests {
 
     #[test]
     fn the_end_of_the_archive_is_a_moment_only_on_the_timeline_that_was_ended() {
-        let wish =
-            |timeline| RestoreWish { target: Target::Time(1), timeline, backup: None, complete: true, wait_s: 1 };
+        let wish = |timeline| RestoreWish {
+            target: Target::Time(1),
+            timeline,
+            backup: None,
+            repository: None,
+            complete: true,
+            complete_to: None,
+            wait_s: 1,
+        };
         for (asked, ended, complete, then) in [
             (None, Some(Timeline(3)), true, Some(Timeline(3))),
             (Some(Timeline(3)), Some(Timeline(3)), true, Some(Timeline(3))),

@@ -1,13 +1,14 @@
-//! The repository that `backups`, `verify` and `restore` read, on this host: the cluster's, or one that is named, without any cluster.
+//! The repositories that `backups`, `verify` and `restore` read, on this host: the cluster's, one of them by its name, or a place, without any cluster.
 
 use crate::cli::Shelf as Options;
 use crate::failure::{Failure, Outcome};
 use crate::given;
+use crate::output::{self, Colour, paint};
 use crate::session::Session;
 use crate::target::{Target, absolute};
-use mainstay_model::SystemId;
 use mainstay_model::bucket::{Address, is_bucket};
-use mainstay_model::spec::Spec;
+use mainstay_model::spec::{Spec, Vault};
+use mainstay_model::{RepositoryName, SystemId};
 use mainstay_vault::objects::ObjectError;
 use mainstay_vault::repository::{Repository, VaultError};
 use std::path::{Path, PathBuf};
@@ -15,16 +16,55 @@ use std::path::{Path, PathBuf};
 /// What says that a place is a repository.
 const CHARTER: &str = "vault.json";
 
-/// What was found.
+/// Where repositories are.
 pub(crate) struct Shelf {
-    /// The repository.
-    pub(crate) repository: Repository,
-    /// The database in it.
-    pub(crate) system: SystemId,
+    /// In the order of preference; never empty.
+    places: Vec<Place>,
+    /// Of which database, if that was said.
+    wanted: Option<SystemId>,
     /// The cluster, if its agents can be asked.
     pub(crate) session: Option<Session>,
     /// What the cluster is to be; `None`: a repository was named instead.
     pub(crate) spec: Option<Spec>,
+}
+
+/// Where one is.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    /// By what the cluster calls it, where it has several.
+    pub(crate) name: Option<RepositoryName>,
+    /// Its folder, or its address.
+    pub(crate) place: PathBuf,
+    key: Option<PathBuf>,
+    /// The vault with this repository alone; `None`: it was named without the cluster.
+    vault: Option<Vault>,
+}
+
+/// An open repository.
+pub(crate) struct Book {
+    /// The repository.
+    pub(crate) repository: Repository,
+    /// The database in it.
+    pub(crate) system: SystemId,
+    /// By what the cluster calls it, where it has several.
+    pub(crate) name: Option<RepositoryName>,
+    /// What holds for it; `None`: it was named without the cluster.
+    pub(crate) vault: Option<Vault>,
+}
+
+impl Place {
+    /// A sentence about it, with its name where there are several.
+    pub(crate) fn says(&self, text: &dyn std::fmt::Display) -> String {
+        self.name.as_ref().map_or_else(|| text.to_string(), |name| format!("{name}: {text}"))
+    }
+
+    /// Opens it and finds the database. This blocks.
+    ///
+    /// # Errors
+    /// When it can not be reached or read, or holds no database, or several.
+    pub(crate) fn look(&self, wanted: Option<SystemId>) -> Result<(Repository, SystemId), VaultError> {
+        look(&self.place, self.key.as_deref(), wanted)
+    }
 }
 
 /// An error of the vault as a command's end: what could not be reached is another thing than what can not be had.
@@ -64,35 +104,183 @@ pub(crate) async fn blocking<T: Send + 'static>(
 }
 
 impl Shelf {
-    /// Finds it.
+    /// Finds where they are.
     ///
     /// # Errors
-    /// When there is no repository, this host does not reach it, or it can not be read with this key.
+    /// When there is no repository, or none of that name.
     pub(crate) async fn open(options: &Options) -> Outcome<Shelf> {
         given::check("--key-file", options.key_file.as_deref()).map_err(|failure| {
             failure.hint("name the file of the repository's secret key (`mainstay archive key` made it)")
         })?;
-        let (session, spec) = if options.repository.is_some() { (None, None) } else { cluster(options).await? };
-        let vault = spec.as_ref().map(|spec| spec.vault.clone()).unwrap_or_default();
-        let named = |path: &Option<PathBuf>| path.as_deref().map(absolute).transpose();
-        // A bucket's address is no path.
-        let bucket = options.repository.clone().filter(|place| is_bucket(place));
-        if let Some(text) = bucket.as_ref().and_then(|place| place.to_str()) {
-            Address::parse(text).map_err(|why| {
-                Failure::usage(format!("--repository: {why}"))
-                    .hint("write it as s3://BUCKET/PREFIX?endpoint=https://HOST&… in quotes (docs/backup.md)")
-            })?;
-        }
-        let place = if bucket.is_some() { bucket } else { named(&options.repository)? };
-        let place = place.or(vault.repository).ok_or_else(|| {
-            Failure::usage("this cluster has no repository")
-                .hint("mainstay set vault.repository=/a/folder (or s3://…), or say --repository PLACE")
-        })?;
-        let key = named(&options.key_file)?.or(vault.key_file);
+        let key = options.key_file.as_deref().map(absolute).transpose()?;
         let wanted = options.system.map(SystemId);
-        let (repository, system) = blocking(move || look(&place, key.as_deref(), wanted)).await?;
-        Ok(Shelf { repository, system, session, spec })
+        if let Some(place) = &options.repository {
+            return match bare(place) {
+                Some(name) => by_name(options, &name, (key, wanted)).await,
+                None => Ok(Shelf { places: vec![outside(place, key)?], wanted, session: None, spec: None }),
+            };
+        }
+        let (session, spec) = cluster(options).await?;
+        let vault = spec.as_ref().map(|spec| spec.vault.clone()).unwrap_or_default();
+        let places: Vec<Place> = vault.names().iter().filter_map(|name| of_cluster(&vault, name, &key)).collect();
+        if places.is_empty() {
+            return Err(Failure::usage("this cluster has no repository")
+                .hint("mainstay set vault.repository=/a/folder (or s3://…), or say --repository PLACE"));
+        }
+        Ok(Shelf { places, wanted, session, spec })
     }
+
+    /// All of them, and the database that was asked for.
+    pub(crate) fn places(&self) -> (Vec<Place>, Option<SystemId>) {
+        (self.places.clone(), self.wanted)
+    }
+
+    /// Are there several?
+    pub(crate) fn several(&self) -> bool {
+        self.places.len() > 1
+    }
+
+    /// All that can be read, and why others can not.
+    ///
+    /// # Errors
+    /// When none can be read.
+    pub(crate) async fn all(&self) -> Outcome<(Vec<Book>, Vec<String>)> {
+        self.read(usize::MAX).await
+    }
+
+    /// The first one that can be read, and why those before it can not.
+    ///
+    /// # Errors
+    /// When none can be read.
+    pub(crate) async fn first(&self) -> Outcome<(Book, Vec<String>)> {
+        let (books, passed) = self.read(1).await?;
+        let book = books.into_iter().next().ok_or_else(|| Failure::failed("this cluster has no repository"))?;
+        Ok((book, passed))
+    }
+
+    async fn read(&self, most: usize) -> Outcome<(Vec<Book>, Vec<String>)> {
+        let (places, wanted) = self.places();
+        blocking(move || {
+            let (mut books, mut passed) = (Vec::new(), Vec::new());
+            for (at, place) in places.iter().enumerate() {
+                if books.len() >= most {
+                    break;
+                }
+                match place.look(wanted) {
+                    Ok((repository, system)) => {
+                        let (name, vault) = (place.name.clone(), place.vault.clone());
+                        books.push(Book { repository, system, name, vault });
+                    }
+                    Err(error) => passed.push((at, error)),
+                }
+            }
+            if books.is_empty() {
+                Err(none_serves(&places, passed))
+            } else {
+                Ok((books, passed_over(&places, &passed)))
+            }
+        })
+        .await
+    }
+}
+
+/// Why some were passed over, a sentence each.
+pub(crate) fn passed_over(places: &[Place], passed: &[(usize, VaultError)]) -> Vec<String> {
+    passed.iter().filter_map(|(at, error)| Some(places.get(*at)?.says(error))).collect()
+}
+
+/// The end where none serves: the only one's own, or what is wrong with each.
+pub(crate) fn none_serves(places: &[Place], mut passed: Vec<(usize, VaultError)>) -> VaultError {
+    if passed.len() < 2 {
+        let none = || VaultError::Impossible("there is no repository".to_owned());
+        return passed.pop().map_or_else(none, |(_, error)| error);
+    }
+    let says = passed_over(places, &passed).join("; ");
+    let later =
+        |(_, error): &(usize, VaultError)| matches!(error, VaultError::NotArchived(_) | VaultError::NothingLater(_));
+    let never = |(_, error): &(usize, VaultError)| matches!(error, VaultError::Impossible(_));
+    if passed.iter().any(later) {
+        VaultError::NotArchived(says)
+    } else if passed.iter().all(never) {
+        VaultError::Impossible(says)
+    } else {
+        VaultError::Server(says)
+    }
+}
+
+/// Tells people which repositories were passed over.
+pub(crate) fn tell_passed_over(passed: &[String]) {
+    for says in passed {
+        output::errline(&paint(Colour::Yellow, &format!("passed over: {says}")));
+    }
+}
+
+/// A word that may be the name of a repository: a place has a `/` as a rule.
+fn bare(place: &Path) -> Option<RepositoryName> {
+    RepositoryName::new(place.to_str()?).ok()
+}
+
+/// One of the cluster's.
+fn of_cluster(vault: &Vault, name: &RepositoryName, key: &Option<PathBuf>) -> Option<Place> {
+    let only = vault.only(name)?;
+    Some(Place {
+        name: Some(name.clone()).filter(|_| vault.several()),
+        place: only.place()?.to_path_buf(),
+        key: key.clone().or_else(|| only.key_file.clone()),
+        vault: Some(only),
+    })
+}
+
+/// One that no cluster is needed for.
+fn outside(place: &Path, key: Option<PathBuf>) -> Outcome<Place> {
+    // A bucket's address is no path.
+    let place = if is_bucket(place) {
+        Address::parse(place.to_str().unwrap_or_default()).map_err(|why| {
+            Failure::usage(format!("--repository: {why}"))
+                .hint("write it as s3://BUCKET/PREFIX?endpoint=https://HOST&… in quotes (docs/backup.md)")
+        })?;
+        place.to_path_buf()
+    } else {
+        absolute(place)?
+    };
+    Ok(Place { name: None, place, key, vault: None })
+}
+
+/// The cluster's repository of this name; else a folder that is called so.
+async fn by_name(
+    options: &Options,
+    name: &RepositoryName,
+    (key, wanted): (Option<PathBuf>, Option<SystemId>),
+) -> Outcome<Shelf> {
+    let found = cluster(options).await;
+    let names = match &found {
+        Ok((_, Some(spec))) => spec.vault.names(),
+        _ => Vec::new(),
+    };
+    if let (true, Ok((session, Some(spec)))) = (names.contains(name), found) {
+        let places: Vec<Place> = of_cluster(&spec.vault, name, &key).into_iter().collect();
+        return Ok(Shelf { places, wanted, session, spec: Some(spec) });
+    }
+    let place = outside(Path::new(name.as_str()), key)?;
+    if !names.is_empty() && !place.place.exists() {
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        return Err(Failure::usage(format!("this cluster has no repository {name}, and no folder here is called so"))
+            .hint(format!("its repositories: {}; a place is written as /a/folder or s3://…", names.join(", "))));
+    }
+    Ok(Shelf { places: vec![place], wanted, session: None, spec: None })
+}
+
+/// A repository of the cluster, where only its agents read it.
+///
+/// # Errors
+/// When a place is named instead.
+pub(crate) fn of_agents(options: &Options, what: &str) -> Outcome<Option<RepositoryName>> {
+    let Some(place) = &options.repository else { return Ok(None) };
+    let wrong = || {
+        Failure::usage(format!("--repository {}: {what} reads one of the cluster's repositories", place.display()))
+            .hint("say it by its name (`mainstay archive status` shows them); nothing was changed")
+    };
+    bare(place).map(Some).ok_or_else(wrong)
 }
 
 /// The cluster, as its agents say, or its file alone.

@@ -99,7 +99,7 @@ fn spec(up: &Up, dir: &Path, hosts: &[Ipv4Addr], ports: ports::Ports, bin_dir: O
             ..Proxy::default()
         },
         postgres: Postgres { bin_dir, ..Postgres::default() },
-        vault: Vault { repository: Some(layout.vault()), ..Vault::default() },
+        vault: Vault { repository: layout.vault().into(), ..Vault::default() },
         requirements: mainstay_model::requirements::Requirements::default(),
     })
 }

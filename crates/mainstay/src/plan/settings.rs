@@ -13,8 +13,14 @@ fn entry(key: &str) -> Option<&'static Key> {
             .and_then(|rest| rest.split_once('.'))
             .and_then(|(_, field)| find(&format!("node.{field}")))
     };
+    let of_repository = || {
+        key.strip_prefix("vault.repository.")
+            .and_then(|rest| rest.split_once('.'))
+            .and_then(|(_, field)| find(&format!("vault.repository.{field}")))
+    };
     find(key)
         .or_else(of_node)
+        .or_else(of_repository)
         .or_else(|| key.starts_with("postgres.parameters.").then(|| find("postgres.parameters")).flatten())
 }
 

@@ -4,6 +4,7 @@
 //! opened once, checked again when they are taken, and reached through what was opened from then on, never by their names.
 
 use crate::hex;
+use crate::objects::Key;
 use crate::postgres::delta::{self, Mark, copy_at};
 use crate::postgres::fetch::{Packs, fetch};
 use crate::postgres::hand::{Taken, hand_over, take_below};
@@ -287,9 +288,10 @@ impl Work<'_> {
     fn segment(&self, (timeline, number): (Timeline, u64)) -> Result<(), VaultError> {
         let size = SegmentSize(self.base.server.segment_size);
         let key = size.key(self.base.system, LogFile::Segment(timeline, number))?;
-        let (_, content) = self.repository.get(&key)?;
-        check_segment(&content, self.base.system, size, timeline, number)
-            .map_err(|says| VaultError::Damaged(format!("{key}: {says}")))?;
+        let content = self.log_file(&key, |content| {
+            check_segment(content, self.base.system, size, timeline, number)
+                .map_err(|says| VaultError::Damaged(format!("{key}: {says}")))
+        })?;
         self.to.watch.done.fetch_add(content.len() as u64, Ordering::Relaxed);
         self.write_new(&format!("{}/{}", self.log_dir(), key.last()), &content)
     }
@@ -299,10 +301,19 @@ impl Work<'_> {
         let all = plan.path.0.iter().map(|fork| fork.timeline).chain([plan.timeline]);
         for timeline in all.filter(|timeline| timeline.0 > 1) {
             let key = size.key(self.base.system, LogFile::History(timeline))?;
-            let (_, content) = self.repository.get(&key)?;
+            let content = self.log_file(&key, |_| Ok(()))?;
             self.write_new(&format!("{}/{}", self.log_dir(), key.last()), &content)?;
         }
         Ok(())
+    }
+
+    /// A file of the log, from another repository where this one's is damaged or gone.
+    fn log_file(&self, key: &Key, check: impl Fn(&[u8]) -> Result<(), VaultError>) -> Result<Vec<u8>, VaultError> {
+        let (content, healed) = self.to.elsewhere.get(self.repository, key, check)?;
+        if healed {
+            self.written.lock().unwrap_or_else(PoisonError::into_inner).healed += 1;
+        }
+        Ok(content)
     }
 
     fn write_new(&self, name: &str, content: &[u8]) -> Result<(), VaultError> {

@@ -61,7 +61,8 @@ pub fn look(
     if anew {
         remark(&status, size, (next..last).map(segment), end, &marks, &mut handed).map_err(wrong)?;
     }
-    let marks = if handed.marked > 0 { Marks { files: marks.files, ..read(&status, size).map_err(wrong)? } } else { marks };
+    let marks =
+        if handed.marked > 0 { Marks { files: marks.files, ..read(&status, size).map_err(wrong)? } } else { marks };
     let next = (next..last).find(|number| waits(&marks, &segment(*number))).unwrap_or(last);
     handed.reached = Some(position(size, next, end, &left));
     handed.waiting = (next < last && marks.ready.contains(&segment(next))).then(|| {
@@ -157,7 +158,10 @@ fn segments(pg_wal: &Path, size: SegmentSize) -> Result<BTreeSet<LogFile>, Vault
 }
 
 fn position(size: SegmentSize, next: u64, end: Position, left: &Lineage) -> Position {
-    Position { timeline: owner(size, next.saturating_sub(1), end.timeline, left), lsn: Lsn(next.saturating_mul(size.0)) }
+    Position {
+        timeline: owner(size, next.saturating_sub(1), end.timeline, left),
+        lsn: Lsn(next.saturating_mul(size.0)),
+    }
 }
 
 /// When a mark was made; 0: it is not known.
@@ -271,8 +275,11 @@ mod tests {
         std::fs::write(log.0.path().join("00000002.history"), "1\t0/700010\tno reason\n").unwrap();
         log.put(1, 5, "done");
         let elsewhere = log.0.path().join("elsewhere");
-        std::os::unix::fs::symlink(&elsewhere, log.0.path().join(format!("archive_status/{}.ready", SIZE.name(Timeline(1), 5))))
-            .unwrap();
+        std::os::unix::fs::symlink(
+            &elsewhere,
+            log.0.path().join(format!("archive_status/{}.ready", SIZE.name(Timeline(1), 5))),
+        )
+        .unwrap();
         log.look(Some(at(1, 5)), within(2, 8), true);
         assert!(!elsewhere.exists());
         let real = log.0.path().join("real");

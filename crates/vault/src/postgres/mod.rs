@@ -15,5 +15,6 @@ pub mod owner;
 pub(crate) mod pages;
 pub mod restore;
 pub mod scratch;
+pub mod several;
 mod walk;
 mod way;

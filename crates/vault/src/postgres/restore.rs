@@ -8,6 +8,7 @@ use crate::postgres::archive::{Held, lineage};
 use crate::postgres::backup::{self, Watch};
 use crate::postgres::log::{LogFile, SegmentSize, owner};
 use crate::postgres::manifest::Manifest;
+use crate::postgres::several::Elsewhere;
 use crate::repository::{Repository, VaultError};
 use mainstay_model::{Lineage, Lsn, SystemId, Timeline};
 use std::collections::BTreeMap;
@@ -61,6 +62,8 @@ pub struct Destination {
     pub threads: usize,
     /// How far it is, and how it is ended.
     pub watch: Arc<Watch>,
+    /// The cluster's other repositories.
+    pub elsewhere: Elsewhere,
 }
 
 /// What a restore did.
@@ -72,6 +75,8 @@ pub struct Restored {
     pub kept: u64,
     /// Segments of the log fetched.
     pub log: usize,
+    /// Files of the log that were damaged or gone and came from another repository.
+    pub healed: usize,
 }
 
 /// Where a tablespace goes that has no place of its own: beside the data directory.

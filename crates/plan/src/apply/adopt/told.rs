@@ -79,7 +79,9 @@ pub fn told(wanted: &Wanted<'_>, inventory: &Inventory) -> Vec<String> {
 fn archive(spec: &Spec, told: &Told, say: &mut impl FnMut(String)) {
     let command = told.settings.iter().find(|one| one.name == "archive_command" && one.value.contains("%p"));
     match (&spec.postgres.archive_command, command) {
-        (Some(_), _) => say("its log is archived by archive_command of [postgres] from then on (docs/backup.md)".to_owned()),
+        (Some(_), _) => {
+            say("its log is archived by archive_command of [postgres] from then on (docs/backup.md)".to_owned())
+        }
         (None, Some(command)) => say(format!(
             "its archive ends: to go on with it, put {} under [postgres] (docs/backup.md)",
             words::pair(&command.name, &command.value)

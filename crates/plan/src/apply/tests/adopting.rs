@@ -290,7 +290,10 @@ fn parameters_that_nobody_has_decided_about_keep_a_server_from_being_adopted() {
     let text = format!("{text}[postgres]\narchive_command = \"tool push %p\"\n");
     let kept = self::spec(&text);
     let told = adopt::told(&wanted(&kept, &text, None, false), &world.inventory(&kept)).join("\n");
-    assert!(told.contains("is archived by archive_command of [postgres]") && !told.contains("its archive ends"), "{told}");
+    assert!(
+        told.contains("is archived by archive_command of [postgres]") && !told.contains("its archive ends"),
+        "{told}"
+    );
 }
 
 #[test]
