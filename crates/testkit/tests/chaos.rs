@@ -5,6 +5,7 @@
 use mainstay_model::spec::StoreKind;
 use mainstay_testkit::chaos::plan::{Wish, plan};
 use mainstay_testkit::chaos::run::{self, Options};
+use mainstay_testkit::hosts::Shape;
 use mainstay_testkit::chaos::{Kind, Verdict};
 
 async fn passes(wish: Wish) {
@@ -30,5 +31,6 @@ async fn faults_that_follow_each_other_lose_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_etcd_that_fails_or_went_back_loses_nothing() {
     let kinds: Vec<Kind> = Kind::ALL.iter().copied().filter(|kind| kind.of_etcd()).collect();
-    passes(Wish { seed: 4, minutes: 4, kinds, store: StoreKind::Etcd, ..Wish::default() }).await;
+    let shape = Some(Shape::THREE);
+    passes(Wish { seed: 4, minutes: 4, kinds, shape, store: StoreKind::Etcd, ..Wish::default() }).await;
 }

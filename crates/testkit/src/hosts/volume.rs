@@ -145,9 +145,9 @@ pub(crate) fn fill_at(host: &Host, place: &str) -> Result<String> {
     );
     let left: u64 = host.run_now(&["sh", "-c", &script])?.trim().parse().context("df is not understood")?;
     if left > 64 * 1024 {
-        bail!("{left} bytes of the volume of {} are still free", host.name());
+        bail!("{left} bytes of {place} of {} are still free", host.name());
     }
-    Ok(format!("{left} bytes are free on the volume of {}", host.name()))
+    Ok(format!("{left} bytes are free on {place} of {}", host.name()))
 }
 
 /// Removes the filler.
