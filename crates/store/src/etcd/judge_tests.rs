@@ -154,6 +154,38 @@ async fn a_start_forgets_neither_the_evidence_nor_the_record() {
     assert!(anew.is_believed() && anew.is_new(), "a later incarnation begins anew");
 }
 
+/// Written down at once, told only when the others were asked, and never forgotten by a start.
+#[tokio::test]
+async fn evidence_of_a_node_that_has_gone_by_nothing_yet_is_not_told_before_the_others_were_asked() {
+    let origin = Origin { authority: "ours".to_owned(), ..Origin::default() };
+    let begin = |dir: &std::path::Path| EtcdStore::start(nowhere(dir), Some((origin.clone(), Revision(4)))).unwrap();
+    for elsewhere in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = begin(dir.path());
+        store.distrust("seen less");
+        assert!(store.unsure().is_some() && !store.is_believed() && !store.works());
+        assert_eq!((store.evidence(), store.failure()), (None, None));
+        assert!(locked(&store.inner.kept).refused.is_some(), "a start in between does not forget it");
+        store.settle(elsewhere);
+        assert_eq!((store.evidence().is_some(), store.failure().is_some()), (!elsewhere, !elsewhere));
+        assert!(!store.is_believed() && store.unsure().is_none());
+        store.settle(!elsewhere);
+        assert_eq!(store.evidence().is_some(), !elsewhere, "it is settled once");
+        store.stop().await;
+        assert_eq!(begin(dir.path()).evidence().is_some(), !elsewhere);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let store = begin(dir.path());
+    store.inner.went_by(false);
+    store.inner.found_evidence("seen less");
+    assert!(store.unsure().is_some(), "the others had not told what they saw");
+    let dir = tempfile::tempdir().unwrap();
+    let store = begin(dir.path());
+    store.inner.went_by(true);
+    store.inner.found_evidence("seen less");
+    assert!(store.unsure().is_none() && store.evidence().is_some());
+}
+
 #[tokio::test]
 async fn another_nodes_evidence_counts_until_that_node_takes_it_back() {
     let dir = tempfile::tempdir().unwrap();
@@ -168,6 +200,7 @@ async fn another_nodes_evidence_counts_until_that_node_takes_it_back() {
     assert!(store.is_believed());
     store.heard_of(&one, Some("seen less".to_owned()));
     store.distrust("I, too");
+    assert!(store.unsure().is_none(), "two have found it: it is not one node's file");
     store.heard_of(&one, None);
     assert_eq!(store.evidence(), Some(with_advice("I, too")), "own evidence stays");
 }
