@@ -1,4 +1,4 @@
-//! What contributors run: `cargo xtask tidy | test | sim | demo | bench | hosts | chaos | versions | soak | deb`.
+//! What contributors run: `cargo xtask tidy | test | sim | demo | bench | hosts | chaos | mixed | versions | soak | deb`.
 //!
 //! Nothing here is part of the program. Each command says what it is about to do before it does it, how long each step took, and
 //! stops at the first that fails.
@@ -8,6 +8,7 @@ mod bench_vault;
 mod deb;
 mod leftovers;
 mod measure;
+mod mixed;
 mod packages;
 mod step;
 mod suite;
@@ -57,6 +58,9 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Two versions in one cluster (root): the previous one, host after host the new one, and back, with take-overs in between: `cargo xtask mixed
+    /// --previous COMMIT|DIR|PROGRAM [--seed N] [--store etcd]`
+    Mixed(mixed::Options),
     /// The tests on real servers, for each version of PostgreSQL that is here (root): `cargo xtask versions [--only 17] [--pg-bin DIR]`
     Versions(versions::Options),
     /// Processors and disks saturated by other programs: nobody may take over (root): `cargo xtask soak --minutes 10`
@@ -112,6 +116,7 @@ fn run() -> Result<ExitCode> {
         Command::Demo { arguments } => suite::testkit(&root, "demo", &arguments),
         Command::Hosts { arguments } => suite::testkit(&root, "hosts", &arguments),
         Command::Chaos { arguments } => suite::testkit(&root, "chaos", &arguments),
+        Command::Mixed(options) => mixed::run(&root, &options),
         Command::Versions(options) => versions::versions(&root, &options).map(|()| ExitCode::SUCCESS),
         Command::Soak { arguments } => suite::testkit(&root, "soak", &arguments),
         Command::Deb => suite::package(&root),

@@ -92,7 +92,8 @@ fn end_to_end(root: &Path) -> Result<String> {
 
 /// The same with hosts of their own. They need root.
 fn virtual_hosts(root: &Path) -> Result<String> {
-    let counted = count(&run_kept("virtual hosts", &mut tests_of_built(root, &["--test", "hosts"])?)?);
+    let counted =
+        count(&run_kept("virtual hosts", &mut tests_of_built(root, &["--test", "hosts", "--test", "etcd"])?)?);
     closing_line("virtual hosts", counted)
 }
 
@@ -226,6 +227,9 @@ pub(crate) fn testkit(root: &Path, command: &str, arguments: &[OsString]) -> Res
     let on_hosts = matches!(command, "hosts" | "chaos" | "soak") || arguments.iter().any(|word| word == "--hosts");
     if on_hosts && !packages::ensure_hosts()? {
         bail!("run this as root");
+    }
+    if arguments.iter().any(|word| word.to_string_lossy().ends_with("etcd")) {
+        packages::ensure_etcd()?;
     }
     build(root)?;
     let sabotaged = command == "chaos" && arguments.iter().any(|word| word.to_string_lossy().starts_with("--sabotage"));

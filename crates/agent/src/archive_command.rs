@@ -194,7 +194,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_slot_goes_by_whichever_archive_is_furthest_behind() {
-        let store = MemoryStore::default();
+        let store = MemoryStore::new();
         let tell = async |key: &str, archived| {
             let revision = store.read(key, STORE_TIMEOUT).await.unwrap().map(|shown| shown.revision);
             let value = serde_json::to_vec(&ArchiveState { archived, ..ArchiveState::default() }).unwrap();

@@ -2,8 +2,10 @@
 
 use anyhow::{Context as _, Result};
 use mainstay_model::Durability;
-use mainstay_testkit::chaos::plan::{Wish, plan};
+use mainstay_model::spec::StoreKind;
+use mainstay_testkit::chaos::plan::{Wish, mixed, plan};
 use mainstay_testkit::chaos::report::{Report, Verdict};
+use mainstay_testkit::chaos::scorecard::Scorecard;
 use mainstay_testkit::chaos::{Class, Kind, page, run, sabotage};
 use mainstay_testkit::hosts::Shape;
 use std::collections::BTreeMap;
@@ -38,6 +40,13 @@ pub(crate) struct Options {
     /// This durability instead of a drawn one: strict, available, async
     #[arg(long)]
     durability: Option<String>,
+    /// The cluster's store is this one: raft (the nodes hold it), or an etcd of three members, which has faults of its own
+    #[arg(long, default_value = "raft", value_parser = ["raft", "etcd"])]
+    store: String,
+    /// Two versions in one cluster: it begins with this program, an earlier version; host after host gets the one that was built, and then this one
+    /// again, with faults in between
+    #[arg(long, value_name = "PROGRAM", conflicts_with_all = ["only", "sabotage"])]
+    previous: Option<PathBuf>,
     /// Breaks a safety rule on purpose, several with commas, or `all` of them, one after the other: each must be noticed
     #[arg(long, conflicts_with_all = ["seeds", "hours", "only", "json"])]
     sabotage: Option<String>,
@@ -54,7 +63,8 @@ pub(crate) struct Options {
 
 impl Options {
     fn wish(&self, seed: u64) -> Result<Wish> {
-        let mut wish = Wish { seed, minutes: self.minutes, ..Wish::default() };
+        let store = if self.store == "etcd" { StoreKind::Etcd } else { StoreKind::Raft };
+        let mut wish = Wish { seed, minutes: self.minutes, store, ..Wish::default() };
         for name in &self.only {
             let class = <Class as clap::ValueEnum>::from_str(name, false).ok();
             match (class, Kind::by_name(name)) {
@@ -104,13 +114,15 @@ pub(crate) async fn chaos(options: &Options) -> Result<ExitCode> {
         if over {
             break;
         }
-        let plan = plan(&options.wish(seed)?);
+        let wish = options.wish(seed)?;
+        let plan = if options.previous.is_some() { mixed(&wish) } else { plan(&wish) };
         if options.plan {
             print!("{plan}");
             continue;
         }
         eprint!("{plan}");
-        let settings = run::Options { loud: true, logs: options.out.clone(), ..run::Options::default() };
+        let (logs, previous) = (options.out.clone(), options.previous.clone());
+        let settings = run::Options { loud: true, logs, previous, ..run::Options::default() };
         let report = run::run(&plan, &settings).await.with_context(|| format!("seed {seed}"))?;
         show(options, &report)?;
         sums.add(&report);
@@ -178,7 +190,10 @@ fn show(options: &Options, report: &Report) -> Result<()> {
         eprintln!("PROVES NOTHING: {text}");
     }
     if report.verdict != Verdict::Passed {
-        eprintln!("again: cargo xtask chaos --seed {} --minutes {}", report.plan.seed, options.minutes);
+        eprintln!(
+            "again: cargo xtask chaos --seed {} --minutes {} --store {}",
+            report.plan.seed, options.minutes, options.store
+        );
     }
     if let Some(dir) = &options.out {
         std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
@@ -206,11 +221,13 @@ struct Sums {
     gaps: BTreeMap<&'static str, Vec<Duration>>,
     writable: Vec<Duration>,
     verdict: Option<Verdict>,
+    card: Scorecard,
 }
 
 impl Sums {
     fn add(&mut self, report: &Report) {
         self.runs += 1;
+        self.card.add(report);
         self.faults += report.faults;
         self.verified += report.verified;
         for (name, number) in [
@@ -257,6 +274,7 @@ impl Sums {
         }
         let soon = self.writable.iter().filter(|after| **after <= Duration::from_secs(10)).count();
         lines.push(format!("  writable within 10 s of healing: {soon} of {}", self.writable.len()));
+        lines.push(self.card.words());
         lines.join("\n")
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::hosts::{HostFault, Shape};
 use mainstay_model::Durability;
+use mainstay_model::spec::StoreKind;
 use serde::{Deserialize, Serialize};
 
 /// Classes of faults, as reports count them.
@@ -147,6 +148,20 @@ kinds! {
     Reinit "reinit" Operator Node 200..500;
     NodeChange "node-change" Operator Node 200..500;
     Paused "paused" Operator Quorum 2000..5000;
+    EtcdKill "etcd-kill" Store Nothing 3000..9000;
+    EtcdStop "etcd-stop" Store Nothing 3000..9000;
+    EtcdLeaderKill "etcd-leader-kill" Store Moment 3000..9000;
+    EtcdLeaderStop "etcd-leader-stop" Store Moment 3000..9000;
+    EtcdStall "etcd-stall" Store Moment 3000..9000;
+    EtcdWiped "etcd-wiped" Store Nothing 1000..4000;
+    EtcdLost "etcd-lost" Store Quorum 3000..9000;
+    EtcdPowerLoss "etcd-power-loss" Store Quorum 500..3000;
+    EtcdApart "etcd-apart" Store Node 3000..8000;
+    EtcdRestored "etcd-restored" Store Quorum 500..2000;
+    ProgramNew "program-new" Operator Nothing 1000..3000;
+    ProgramBack "program-back" Operator Nothing 1000..3000;
+    LogFull "log-full" Disk Node 6000..10000;
+    ArchiveHangs "archive-hangs" Disk Nothing 8000..20000;
 }
 
 impl Kind {
@@ -179,6 +194,53 @@ impl Kind {
         })
     }
 
+    /// It happens to the etcd that is the store, or to a node's way there.
+    #[must_use]
+    pub fn of_etcd(self) -> bool {
+        self.to_etcd() || self == Kind::EtcdApart
+    }
+
+    /// It happens to members of the etcd, and to no node.
+    #[must_use]
+    pub(crate) fn to_etcd(self) -> bool {
+        matches!(
+            self,
+            Kind::EtcdKill
+                | Kind::EtcdStop
+                | Kind::EtcdLeaderKill
+                | Kind::EtcdLeaderStop
+                | Kind::EtcdStall
+                | Kind::EtcdWiped
+                | Kind::EtcdLost
+                | Kind::EtcdPowerLoss
+                | Kind::EtcdRestored
+        )
+    }
+
+    /// The next host gets another version of the program.
+    #[must_use]
+    pub(crate) fn of_versions(self) -> bool {
+        matches!(self, Kind::ProgramNew | Kind::ProgramBack)
+    }
+
+    /// It happens only where it was asked for by its name: plans of earlier seeds do not know it.
+    #[must_use]
+    pub(crate) fn on_request(self) -> bool {
+        matches!(self, Kind::LogFull | Kind::ArchiveHangs)
+    }
+
+    /// Is it drawn where this holds the store? A store of the nodes has no members of its own, and an etcd is not lost with nodes. Versions
+    /// change by plans of their own.
+    #[must_use]
+    pub fn belongs(self, store: StoreKind) -> bool {
+        !self.of_versions()
+            && !self.on_request()
+            && match store {
+                StoreKind::Raft => !self.of_etcd(),
+                StoreKind::Etcd => !matches!(self, Kind::MostWiped | Kind::MostReturn),
+            }
+    }
+
     /// It looks at, or changes, the whole cluster while it happens, or relies on the rest of the cluster being sound.
     #[must_use]
     pub fn alone(self) -> bool {
@@ -190,6 +252,10 @@ impl Kind {
                 | Kind::LogCorrupt
                 | Kind::Reinit
                 | Kind::AgentsLost
+                | Kind::EtcdRestored
+                | Kind::ProgramNew
+                | Kind::ProgramBack
+                | Kind::LogFull
         );
         self.whole().is_some() || relies
     }
@@ -211,6 +277,7 @@ impl Kind {
             | Kind::BackendKill
             | Kind::LongTransaction
             | Kind::CancelledWaits => Some(true),
+            Kind::ArchiveHangs => Some(true),
             Kind::ReplicaApart | Kind::LogCorrupt | Kind::Reinit => Some(false),
             _ => None,
         }
@@ -227,6 +294,12 @@ impl Kind {
         if self.alone() || other.alone() || self == other && same_node {
             return false;
         }
+        // While a repository hangs, processes that use it can not be ended: what only stops them is enough.
+        let gentle =
+            |kind: Kind| matches!(kind, Kind::ServerKill | Kind::Switchover | Kind::LinkCut | Kind::SettingChange);
+        if self == Kind::ArchiveHangs && !gentle(other) || other == Kind::ArchiveHangs && !gentle(self) {
+            return false;
+        }
         let both = |this: Kind, that: Kind| self == this && other == that || self == that && other == this;
         let stops_all =
             |kind: Kind| matches!(kind, Kind::HostKill | Kind::HostRestart | Kind::PowerLoss | Kind::DiskDies);
@@ -241,20 +314,27 @@ impl Kind {
             matches!(kind, Kind::OutOfMemory | Kind::SlotsExhausted | Kind::BackendKill | Kind::LongTransaction)
         };
         let silent = |kind: Kind| matches!(kind.takes(), Takes::Node | Takes::Quorum);
-        let unanswered = same_node && (asks(self) && silent(other) || asks(other) && silent(self));
+        // Without its etcd a primary does not answer for long, wherever it is.
+        let there = |kind: Kind| same_node || kind.to_etcd();
+        let unanswered = asks(self) && silent(other) && there(other) || asks(other) && silent(self) && there(self);
         let commands = self.class() == Class::Operator && other.class() == Class::Operator;
-        !(same || disks || unanswered || commands)
+        // Together they might take more of the etcd than either says; and a node's way there is looked at over its cable.
+        let cuts = |kind: Kind| kind.class() == Class::Network;
+        let way = same_node && (self == Kind::EtcdApart && cuts(other) || other == Kind::EtcdApart && cuts(self));
+        let etcd = self.of_etcd() && other.of_etcd() || way;
+        !(same || disks || unanswered || commands || etcd)
     }
 
     /// Can it happen on such hosts?
     #[must_use]
     pub fn fits(self, shape: Shape) -> bool {
-        match self {
-            // With one replica there is nobody to cut it from, and it can not be removed.
-            Kind::ReplicaApart | Kind::NodeChange => shape.data > 2,
-            Kind::CancelledWaits => shape.durability == Durability::Strict,
-            _ => true,
-        }
+        (self.on_request() || self.belongs(shape.store))
+            && match self {
+                // With one replica there is nobody to cut it from, and it can not be removed.
+                Kind::ReplicaApart | Kind::NodeChange => shape.data > 2,
+                Kind::CancelledWaits => shape.durability == Durability::Strict,
+                _ => true,
+            }
     }
 }
 

@@ -3,10 +3,14 @@
 use super::fault::Kind;
 use super::plan::{Step, Target};
 use super::undo::Undo;
-use super::{inject_database as database, inject_disk as disk, inject_network as network, inject_process as process};
+use super::{
+    inject_database as database, inject_disk as disk, inject_etcd as etcd, inject_log as log,
+    inject_network as network, inject_process as process,
+};
 use crate::hosts::host::Host;
+pub(crate) use crate::hosts::host::program;
 use crate::hosts::inside::Inside;
-use crate::hosts::{HostCluster, inject as hosts};
+use crate::hosts::{HostCluster, inject as hosts, versions};
 use anyhow::{Context as _, Result, bail};
 use mainstay_model::NodeId;
 use mainstay_model::status::Status;
@@ -23,6 +27,18 @@ pub(crate) struct Happened {
     pub(crate) evidence: String,
     pub(crate) undo: Undo,
 }
+
+/// The fault happened, and the cluster did with it what it must not. Every other error says that it did not happen.
+#[derive(Debug)]
+pub(crate) struct Breach(pub(crate) String);
+
+impl std::fmt::Display for Breach {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Breach {}
 
 /// Where faults of a round happen.
 pub(crate) struct Scene<'a> {
@@ -45,6 +61,7 @@ impl<'a> Scene<'a> {
     pub(crate) fn node(&self, target: Target) -> Result<(NodeId, &'a Host)> {
         let node = match target {
             Target::Primary => &self.primary,
+            Target::Etcd | Target::NextHost => bail!("{target} is no node that is known before"),
             Target::Replica(number) => {
                 self.replicas.get(usize::from(number) % self.replicas.len().max(1)).context("there is no replica")?
             }
@@ -76,11 +93,20 @@ pub(crate) async fn inject(scene: &Scene<'_>, step: &Step) -> Result<Happened> {
         let happened = hosts::inject(fault, scene.cluster, &scene.status).await?;
         return Ok(Happened { at: happened.at, evidence: happened.evidence, undo: Undo::Hosts(happened.heal) });
     }
+    if step.kind.of_etcd() {
+        return etcd::inject(scene, step).await;
+    }
+    if step.kind.of_versions() {
+        let (at, evidence) = versions::change_next(scene.cluster, step.kind == Kind::ProgramNew).await?;
+        return Ok(Happened { at, evidence, undo: Undo::Nothing });
+    }
     let (node, host) = scene.node(step.target)?;
     match step.kind {
         Kind::Switchover => command(scene, &["switchover", "--yes"]).await,
         Kind::RestartNode => command(scene, &["restart", node.as_str(), "--yes"]).await,
         Kind::Reinit => reinit(scene, &node, host).await,
+        Kind::LogFull => log::full(scene, &node, host).await,
+        Kind::ArchiveHangs => log::repository_hangs(scene),
         Kind::SettingChange => {
             let value = format!("postgres.parameters.work_mem={}MB", 4 + step.lasts_ms % 13);
             command(scene, &["set", &value, "--yes"]).await
@@ -128,15 +154,4 @@ pub(crate) fn server(host: &Host) -> Option<u32> {
     let file = host.path(&format!("{}/postmaster.pid", crate::hosts::files::data_dir()));
     let inner: u32 = std::fs::read_to_string(file).ok()?.lines().next()?.trim().parse().ok()?;
     host.outer(inner).ok()
-}
-
-/// A host's processes of the program whose first word is this: `agent`, `guard`, `proxy`.
-pub(crate) fn program(host: &Host, word: &str) -> Option<u32> {
-    let is = |pid: &u32| {
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let mut words = line.split(|byte| *byte == 0);
-        words.next().is_some_and(|first| first.ends_with(b"mainstay") || first.ends_with(b"exe"))
-            && words.next() == Some(word.as_bytes())
-    };
-    host.processes().into_iter().find(is)
 }

@@ -39,8 +39,15 @@ pub(crate) async fn inject(scene: &Scene<'_>, kind: Kind, node: &NodeId, host: &
             let undo = Undo::Remount(vec![node.clone()]);
             Ok(Happened { at, evidence: format!("every write on the volume of {node} is an error"), undo })
         }
-        Kind::PowerLoss => lose_power(scene, &[(node, host)]).await,
-        Kind::EveryPowerLoss => lose_power(scene, &scene.cluster.hosts.iter().collect::<Vec<_>>()).await,
+        Kind::PowerLoss | Kind::EveryPowerLoss => {
+            let one = [(node, host)];
+            let every: Vec<(&NodeId, &Host)> = scene.cluster.hosts.iter().collect();
+            let hosts = if kind == Kind::PowerLoss { &one[..] } else { &every[..] };
+            for (_, host) in hosts {
+                there("an agent", || program(host, "agent")).await?;
+            }
+            lose_power(scene, hosts)
+        }
         _ => bail!("{} is no fault of disks", kind.name()),
     }
 }
@@ -62,10 +69,7 @@ fn quiet(host: &Host) -> Option<Frozen> {
 
 /// First nothing moves any more on the hosts; then the file systems end, so that nothing more reaches the disks; then every process; then
 /// the volumes are mounted anew, without what had not been synced. Services start when it is healed.
-async fn lose_power(scene: &Scene<'_>, hosts: &[(&NodeId, &Host)]) -> Result<Happened> {
-    for (_, host) in hosts {
-        there("an agent", || program(host, "agent")).await?;
-    }
+pub(crate) fn lose_power(scene: &Scene<'_>, hosts: &[(&NodeId, &Host)]) -> Result<Happened> {
     let at = Instant::now();
     let mut still = Vec::new();
     for (node, host) in hosts {

@@ -63,7 +63,7 @@ fn kill(what: &str, node: &NodeId, pid: u32) -> Result<Happened> {
     Ok(Happened { at, evidence: format!("the {what} of {node}, process {pid}, is gone"), undo: Undo::Nothing })
 }
 
-fn stopped(pid: u32) -> Result<Pinned> {
+pub(crate) fn stopped(pid: u32) -> Result<Pinned> {
     let process = Pinned::new(pid)?;
     process.signal(Signal::STOP)?;
     let begun = Instant::now();

@@ -12,6 +12,8 @@ pub mod fault;
 mod inject;
 mod inject_database;
 mod inject_disk;
+mod inject_etcd;
+mod inject_log;
 mod inject_network;
 mod inject_process;
 mod look;
@@ -20,6 +22,7 @@ pub mod plan;
 pub mod report;
 pub mod run;
 pub mod sabotage;
+pub mod scorecard;
 mod undo;
 mod workload;
 

@@ -7,6 +7,7 @@ use super::dice::Dice;
 use super::fault::{Class, Kind, Takes};
 use crate::hosts::Shape;
 use mainstay_model::Durability;
+use mainstay_model::spec::StoreKind;
 use serde::Serialize;
 use std::fmt;
 
@@ -25,6 +26,10 @@ pub enum Target {
     Primary,
     /// The replica of this number, as the round begins, counted over.
     Replica(u8),
+    /// Members of the etcd that is the store.
+    Etcd,
+    /// The next host that has the other version of the program.
+    NextHost,
 }
 
 impl fmt::Display for Target {
@@ -32,6 +37,8 @@ impl fmt::Display for Target {
         match self {
             Target::Primary => f.write_str("the primary"),
             Target::Replica(number) => write!(f, "replica {}", number + 1),
+            Target::Etcd => f.write_str("the etcd"),
+            Target::NextHost => f.write_str("the next host"),
         }
     }
 }
@@ -71,6 +78,8 @@ pub struct Plan {
     pub witnesses: u8,
     /// `strict`, `available`, `async`.
     pub durability: &'static str,
+    /// Who holds the cluster's store.
+    pub store: StoreKind,
     /// Clients that write the ledger.
     pub clients: i32,
     /// The rounds.
@@ -93,6 +102,8 @@ pub struct Wish {
     pub kinds: Vec<Kind>,
     /// These hosts, instead of drawn ones.
     pub shape: Option<Shape>,
+    /// Who holds the cluster's store. Never drawn: a seed's plan stays what it was.
+    pub store: StoreKind,
 }
 
 impl Wish {
@@ -117,9 +128,14 @@ fn shape(dice: &mut Dice) -> Shape {
 pub fn plan(wish: &Wish) -> Plan {
     let mut dice = Dice::new(wish.seed);
     let drawn = shape(&mut dice);
-    let shape = wish.shape.unwrap_or(drawn);
-    let fits = |kind: &Kind| wish.allows(*kind) && kind.fits(shape);
-    let mut deck: Vec<Kind> = Kind::ALL.iter().copied().filter(|kind| wish.allows(*kind)).collect();
+    let shape = wish.shape.unwrap_or(drawn).on(wish.store);
+    let fits = |kind: &Kind| kind.fits(shape);
+    let belongs = |kind: &Kind| match kind.on_request() {
+        true => wish.kinds.contains(kind),
+        false => kind.belongs(wish.store),
+    };
+    let allowed = |kind: &Kind| wish.allows(*kind) && belongs(kind);
+    let mut deck: Vec<Kind> = Kind::ALL.iter().copied().filter(allowed).collect();
     Dice::new(DECK).shuffle(&mut deck);
     let possible: Vec<Kind> = deck.iter().copied().filter(fits).collect();
     let count = (wish.minutes * 60 / ROUND_SECONDS).max(1);
@@ -130,14 +146,63 @@ pub fn plan(wish: &Wish) -> Plan {
         Some(one_round(&mut dice, shape, first, &possible))
     });
     let rounds = rounds.collect();
+    of(wish, shape, &mut dice, rounds)
+}
+
+/// What happens between two changes of a host's version, in an order that is drawn: take-overs, planned and not, what is written by one version
+/// and read by the other, copies that are cloned from it.
+const BETWEEN: [Kind; 16] = [
+    Kind::ServerKill,
+    Kind::Switchover,
+    Kind::HostRestart,
+    Kind::LinkCut,
+    Kind::SettingChange,
+    Kind::HostKill,
+    Kind::AgentKill,
+    Kind::DurabilityChange,
+    Kind::Reinit,
+    Kind::PowerLoss,
+    Kind::AgentStop,
+    Kind::RestartNode,
+    Kind::HostWiped,
+    Kind::NodeChange,
+    Kind::GuardKill,
+    Kind::Paused,
+];
+
+/// Two versions in one cluster: host after host gets the new program, then host after host the previous one again, and between two of them a
+/// fault. Nobody may take over because of a change of the program alone.
+#[must_use]
+pub fn mixed(wish: &Wish) -> Plan {
+    let mut dice = Dice::new(wish.seed);
+    let drawn = shape(&mut dice);
+    let shape = wish.shape.unwrap_or(drawn).on(wish.store);
+    let mut between: Vec<Kind> = BETWEEN.into_iter().filter(|kind| kind.fits(shape)).collect();
+    dice.shuffle(&mut between);
+    let hosts = usize::from(shape.data + shape.witnesses) + 1;
+    let changes = [Kind::ProgramNew, Kind::ProgramBack].into_iter().flat_map(|kind| std::iter::repeat_n(kind, hosts));
+    let mut rounds = Vec::new();
+    for (change, fault) in changes.zip(between.into_iter().cycle()) {
+        let change = step(&mut dice, change, Target::NextHost, 300);
+        rounds.push(Round { steps: vec![change], beyond: false, harmless: true });
+        let goal = target(&mut dice, fault, shape);
+        let steps = vec![step(&mut dice, fault, goal, 300)];
+        rounds.push(Round { beyond: takes_too_much(&steps, shape), harmless: fault.takes() == Takes::Nothing, steps });
+    }
+    of(wish, shape, &mut dice, rounds)
+}
+
+fn of(wish: &Wish, shape: Shape, dice: &mut Dice, rounds: Vec<Round>) -> Plan {
     let clients = i32::try_from(dice.between(2, 4)).unwrap_or(2);
     let (data, witnesses, durability) = (shape.data, shape.witnesses, shape.durability.as_str());
-    Plan { seed: wish.seed, data, witnesses, durability, clients, rounds, shape }
+    Plan { seed: wish.seed, data, witnesses, durability, store: shape.store, clients, rounds, shape }
 }
 
 fn target(dice: &mut Dice, kind: Kind, shape: Shape) -> Target {
     let replica = Target::Replica(u8::try_from(dice.between(0, u64::from(shape.data.max(2)) - 2)).unwrap_or(0));
     match kind.on_primary() {
+        _ if kind.to_etcd() => Target::Etcd,
+        _ if kind.of_versions() => Target::NextHost,
         Some(true) => Target::Primary,
         Some(false) => replica,
         None if dice.percent(55) => Target::Primary,
@@ -186,7 +251,12 @@ fn takes_too_much(steps: &[Step], shape: Shape) -> bool {
         }
     }
     let spare = usize::from((shape.data + shape.witnesses - 1) / 2);
-    let spare = if shape.data == 2 && shape.durability == Durability::Strict { 0 } else { spare };
+    let spare = match (shape.data, shape.durability, shape.store) {
+        (2, Durability::Strict, _) => 0,
+        // Where an etcd votes, one of two nodes may go on alone.
+        (2, _, StoreKind::Etcd) => 1,
+        _ => spare,
+    };
     away.len() > spare || (away.len() == spare && moments > 0)
 }
 
@@ -217,6 +287,9 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
+    /// A sum over the words of the plan of seed 7.
+    const SEVEN: u64 = 7_744_394_297_705_919_902;
+
     fn of(seed: u64) -> Plan {
         plan(&Wish { seed, minutes: 4, ..Wish::default() })
     }
@@ -233,18 +306,57 @@ mod tests {
         let week: Vec<Plan> = (1..=7).map(of).collect();
         let steps = || week.iter().flat_map(|plan| &plan.rounds).flat_map(|round| &round.steps);
         let kinds: BTreeSet<Kind> = steps().map(|step| step.kind).collect();
-        let missing: Vec<&Kind> = Kind::ALL.iter().filter(|kind| !kinds.contains(kind)).collect();
+        let of_nodes = Kind::ALL.iter().filter(|kind| kind.belongs(StoreKind::Raft));
+        let missing: Vec<&Kind> = of_nodes.filter(|kind| !kinds.contains(kind)).collect();
         assert!(missing.is_empty(), "{missing:?}");
+        assert!(!kinds.iter().any(|kind| kind.of_etcd()), "{kinds:?}");
         let fortnight: BTreeSet<&str> = (1..=14).map(|seed| of(seed).durability).collect();
         assert_eq!(fortnight.len(), 3, "{fortnight:?}");
         assert!(week.iter().flat_map(|plan| &plan.rounds).any(|round| round.steps.len() > 1 && !round.beyond));
         assert!(week.iter().flat_map(|plan| &plan.rounds).any(|round| round.steps.len() > 1 && round.beyond));
     }
 
+    /// An etcd is asked for, never drawn: the plan of a seed stays what it was.
+    #[test]
+    fn a_seed_keeps_its_plan() {
+        let text = of(7).to_string();
+        let sum = text.bytes().fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)));
+        assert_eq!(sum, SEVEN, "{text}");
+    }
+
+    #[test]
+    fn on_an_etcd_its_faults_come_up_and_those_of_the_nodes_own_store_do_not() {
+        let on_etcd = |seed| plan(&Wish { seed, minutes: 4, store: StoreKind::Etcd, ..Wish::default() });
+        let week: Vec<Plan> = (1..=8).map(on_etcd).collect();
+        assert!(week.iter().all(|plan| plan.witnesses == 0 && plan.store == StoreKind::Etcd));
+        let steps = || week.iter().flat_map(|plan| &plan.rounds).flat_map(|round| &round.steps);
+        let kinds: BTreeSet<Kind> = steps().map(|step| step.kind).collect();
+        let missing: Vec<&Kind> =
+            Kind::ALL.iter().filter(|kind| kind.belongs(StoreKind::Etcd) && !kinds.contains(kind)).collect();
+        assert!(missing.is_empty(), "{missing:?}");
+        assert!(!kinds.contains(&Kind::MostWiped));
+        assert!(steps().all(|step| step.kind.to_etcd() == (step.target == Target::Etcd)));
+        assert!(week[0].to_string().contains("on an etcd") && !of(1).to_string().contains("etcd"));
+    }
+
+    #[test]
+    fn every_host_gets_the_new_version_and_the_previous_one_again() {
+        for seed in 0..20 {
+            let plan = mixed(&Wish { seed, ..Wish::default() });
+            let hosts = usize::from(plan.data + plan.witnesses) + 1;
+            let kinds: Vec<Kind> = plan.rounds.iter().flat_map(|round| &round.steps).map(|step| step.kind).collect();
+            let changes: Vec<Kind> = kinds.iter().copied().filter(|kind| kind.of_versions()).collect();
+            assert_eq!(changes, [vec![Kind::ProgramNew; hosts], vec![Kind::ProgramBack; hosts]].concat());
+            assert!(kinds.chunks(2).all(|pair| pair[0].of_versions() && !pair[1].of_versions()), "{plan}");
+            assert!(plan.rounds.iter().step_by(2).all(|round| round.harmless));
+        }
+    }
+
     #[test]
     fn faults_that_meet_may_meet() {
+        let on_etcd = |seed| plan(&Wish { seed, minutes: 4, store: StoreKind::Etcd, ..Wish::default() });
         for seed in 0..200 {
-            for round in of(seed).rounds {
+            for round in of(seed).rounds.into_iter().chain(on_etcd(seed).rounds) {
                 if let [one, other] = round.steps.as_slice() {
                     assert!(one.kind.may_meet(other.kind, one.target == other.target), "{round:?}");
                 }
@@ -270,5 +382,9 @@ mod tests {
         assert!(!takes_too_much(&two[..1], Shape::THREE));
         assert!(takes_too_much(&two[..1], Shape::WITNESS));
         assert!(takes_too_much(&[step(Kind::HostsLost, Target::Primary)], Shape::FIVE));
+        let pair = Shape { durability: Durability::Available, ..Shape::WITNESS }.on(StoreKind::Etcd);
+        assert!(!takes_too_much(&two[..1], pair) && takes_too_much(&two, pair));
+        assert!(takes_too_much(&two[..1], Shape { durability: Durability::Strict, ..pair }));
+        assert!(takes_too_much(&[step(Kind::EtcdLost, Target::Etcd)], pair));
     }
 }

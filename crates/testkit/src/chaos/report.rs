@@ -84,6 +84,8 @@ pub struct Report {
     pub overlaps: u64,
     /// Snapshots, registers, lists, terms that are not right.
     pub anomalies: u64,
+    /// Transactions on lists whose history was looked at.
+    pub transactions: u64,
     /// Rounds after which the cluster did not come back.
     pub unrecovered: u64,
     /// Rounds after which it took longer than it should: writable within 10 s, whole within 60 s.
@@ -126,6 +128,7 @@ impl Report {
             duplicated: 0,
             overlaps: 0,
             anomalies: 0,
+            transactions: 0,
             unrecovered: 0,
             slow_recoveries: 0,
             unexplained: 0,

@@ -2,16 +2,16 @@
 
 use super::check::{append, bank, lineage, loss, register};
 use super::fault::Kind;
-use super::inject::{Scene, inject};
+use super::inject::{Breach, Scene, inject};
 use super::look::Seen;
 use super::plan::{Plan, Round};
 use super::report::{Report, RoundTold, Told};
 use super::undo::Undo;
 use super::workload::{self, Workloads};
-use crate::hosts::HostCluster;
 use crate::hosts::inject::all_stream;
 use crate::hosts::inside::Inside;
 use crate::hosts::sampler::{Sample, Sampler};
+use crate::hosts::{HostCluster, Setup};
 use crate::ledger::{self, Ledger};
 use anyhow::{Context as _, Result};
 use mainstay_model::status::Status;
@@ -49,6 +49,8 @@ struct Watchers {
 pub struct Options {
     /// Added to every program's environment: the switches of `sabotage`.
     pub environment: Vec<(String, String)>,
+    /// The program that every host begins with, for plans that change it: an earlier version.
+    pub previous: Option<std::path::PathBuf>,
     /// Says what happens while it happens.
     pub loud: bool,
     /// Where the logs of a run that did not pass are kept.
@@ -60,7 +62,10 @@ pub struct Options {
 /// # Errors
 /// When no cluster comes up, or this program itself fails.
 pub async fn run(plan: &Plan, options: &Options) -> Result<Report> {
-    let cluster = HostCluster::up_with(plan.shape, &options.environment).await?;
+    let hangs = |round: &Round| round.steps.iter().any(|step| step.kind == Kind::ArchiveHangs);
+    let repository = plan.rounds.iter().any(hangs);
+    let setup = Setup { environment: options.environment.clone(), previous: options.previous.clone(), repository };
+    let cluster = HostCluster::up_with(plan.shape, &setup).await?;
     let client = cluster.client.inside()?;
     let begun = Instant::now();
     let first = cluster.healed(WRITABLE_SOON * 3).await?;
@@ -201,7 +206,7 @@ async fn happen(
         let at = Duration::from_millis(step.at_ms);
         heal_until(scene, &mut in_force, started, at, begun, report).await;
         tokio::time::sleep(at.saturating_sub(started.elapsed())).await;
-        let node = scene.node(step.target).map(|(node, _)| node.to_string()).unwrap_or_default();
+        let node = scene.node(step.target).map_or_else(|_| step.target.to_string(), |(node, _)| node.to_string());
         let from_ms = ms(begun.elapsed());
         report.faults += 1;
         let (verified, evidence) = match inject(scene, step).await {
@@ -213,7 +218,11 @@ async fn happen(
                 (true, happened.evidence)
             }
             Err(error) => {
-                report.invalid.push(format!("round {number}: {} did not happen: {error:#}", step.kind.name()));
+                let kind = step.kind.name();
+                match error.is::<Breach>() {
+                    true => report.wrong(format!("round {number}: {kind}: {error:#}")),
+                    false => report.invalid.push(format!("round {number}: {kind} did not happen: {error:#}")),
+                }
                 (false, format!("{error:#}"))
             }
         };
@@ -252,8 +261,10 @@ async fn heal_until(
         if let Some(told) = report.told.get_mut(fault.told) {
             told.to_ms = ms(begun.elapsed());
         }
-        if let Err(error) = healed {
-            report.invalid.push(format!("a fault could not be healed: {error:#}"));
+        match healed {
+            Ok(()) => {}
+            Err(error) if error.is::<Breach>() => report.wrong(format!("{error:#}")),
+            Err(error) => report.invalid.push(format!("a fault could not be healed: {error:#}")),
         }
     }
 }
@@ -369,6 +380,7 @@ fn judge_workloads(report: &mut Report, workloads: &workload::Records, durabilit
     // What is lost is lost for these too, and would be found again as an anomaly.
     if durability != Durability::Async {
         report.anomalous("registers", register::wrong(&workloads.registers));
+        report.transactions = workloads.lists.len() as u64;
         report.anomalous_lists(append::anomalies(&workloads.lists, &workloads.last));
     }
 }

@@ -123,6 +123,7 @@ impl Sabotage {
             data: shape.data,
             witnesses: shape.witnesses,
             durability: shape.durability.as_str(),
+            store: shape.store,
             clients: 4,
             rounds: self.rounds.iter().map(round).collect(),
             shape,

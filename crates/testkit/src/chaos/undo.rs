@@ -2,6 +2,7 @@
 
 use super::cgroup::Frozen;
 use crate::hosts::HostCluster;
+use crate::hosts::etcd;
 use crate::hosts::faults::Heal;
 use crate::hosts::host::VOLUME;
 use crate::hosts::volume::{Freeze, Stutter};
@@ -30,6 +31,14 @@ pub(crate) enum Undo {
     Fast(NodeId),
     /// The volume is mounted anew and the host's services start.
     Remount(Vec<NodeId>),
+    /// A new member takes the place of the one of this number, whose disk was lost.
+    Member(NodeId, u64),
+    /// The log lies on the node's volume again.
+    Log(NodeId),
+    /// The repository answers again, and what was written meanwhile is archived.
+    Repository(Freeze),
+    /// The store is made anew in the etcd, from the node that has most.
+    Recover,
     /// Connections end.
     Connections(Vec<tokio_postgres::Client>),
 }
@@ -72,6 +81,10 @@ impl Undo {
                     cluster.keep(&node, true)?;
                 }
             }
+            Undo::Member(name, old) => etcd::replace(cluster, &name, old).await?,
+            Undo::Log(node) => super::inject_log::put_back(cluster, &node).await?,
+            Undo::Repository(freeze) => super::inject_log::answers_again(cluster, freeze).await?,
+            Undo::Recover => super::inject_etcd::recover(cluster).await?,
             Undo::Connections(connections) => drop(connections),
         }
         Ok(())

@@ -1,13 +1,17 @@
 //! A cluster on virtual hosts: a switch, a host per node, and a client's host with a proxy.
 
 use super::command::output_later;
+use super::etcd;
 use super::files::{self, CONFIG, Secrets};
 use super::host::{Blueprint, Host};
 use super::init::Order;
 use super::network::Switch;
+use super::shared;
 use super::sweep::RunDir;
+use super::versions::{self, Versions};
 use crate::cluster::{primary, program, until_healed};
 use anyhow::{Context as _, Result, bail};
+use mainstay_model::spec::StoreKind;
 use mainstay_model::status::Status;
 use mainstay_model::{Durability, Event, NodeId};
 use serde::Deserialize;
@@ -32,28 +36,54 @@ pub struct Shape {
     pub durability: Durability,
     /// Size of a node's volume. Its image is sparse: what is not written takes no room. Each take-over keeps the old primary's diverged log.
     pub volume_mb: u32,
+    /// Who holds the cluster's store: the nodes, or an etcd of three members on hosts of its own.
+    pub store: StoreKind,
 }
 
 impl Shape {
     /// Three data nodes.
-    pub const THREE: Shape = Shape { data: 3, witnesses: 0, durability: Durability::Strict, volume_mb: 1500 };
+    pub const THREE: Shape =
+        Shape { data: 3, witnesses: 0, durability: Durability::Strict, volume_mb: 1500, store: StoreKind::Raft };
     /// Two data nodes and a witness.
     pub const WITNESS: Shape = Shape { data: 2, witnesses: 1, ..Shape::THREE };
     /// Five data nodes.
     pub const FIVE: Shape = Shape { data: 5, ..Shape::THREE };
 
+    /// The same with its store there. Where an etcd votes, witnesses have no part.
+    #[must_use]
+    pub fn on(self, store: StoreKind) -> Shape {
+        match store {
+            StoreKind::Raft => Shape { store, ..self },
+            StoreKind::Etcd => Shape { store, witnesses: 0, ..self },
+        }
+    }
+
     /// In words.
     #[must_use]
     pub fn words(self) -> String {
         let witness = if self.witnesses > 0 { " and a witness" } else { "" };
-        format!("{} data nodes{witness}, {}", self.data, self.durability.as_str())
+        let etcd = if self.store == StoreKind::Etcd { " on an etcd" } else { "" };
+        format!("{} data nodes{witness}{etcd}, {}", self.data, self.durability.as_str())
     }
+}
+
+/// What a cluster is made with, besides its hosts.
+#[derive(Clone, Debug, Default)]
+pub struct Setup {
+    /// Added to the environment of agents and proxy.
+    pub environment: Vec<(String, String)>,
+    /// Every host begins with this program instead of the one that was built: an earlier version. Each can be given the other one later.
+    pub previous: Option<PathBuf>,
+    /// The log is archived, to a repository that all hosts have mounted.
+    pub repository: bool,
 }
 
 /// A running cluster. Everything of it ends when it is dropped.
 pub struct HostCluster {
     /// The nodes' hosts.
     pub hosts: BTreeMap<NodeId, Host>,
+    /// The hosts of the etcd that is the store; none where the nodes hold it.
+    pub stores: BTreeMap<NodeId, Host>,
     /// Where clients and the proxy run.
     pub client: Host,
     /// The cables.
@@ -63,6 +93,8 @@ pub struct HostCluster {
     /// How long it took until it was whole.
     pub up_took: Duration,
     program: PathBuf,
+    /// Where each host has a program of its own.
+    pub(super) versions: Option<Versions>,
     /// Added to the environment of agents and proxy.
     environment: Vec<(String, String)>,
     secrets: Secrets,
@@ -105,21 +137,23 @@ impl HostCluster {
     /// # Errors
     /// When this is not root, a program is missing, or the cluster does not come up.
     pub async fn up(shape: Shape) -> Result<HostCluster> {
-        HostCluster::up_with(shape, &[]).await
+        HostCluster::up_with(shape, &Setup::default()).await
     }
 
-    /// The same with more in the environment of agents and proxy.
+    /// The same with more than its hosts said.
     ///
     /// # Errors
     /// When this is not root, a program is missing, or the cluster does not come up.
-    pub async fn up_with(shape: Shape, environment: &[(String, String)]) -> Result<HostCluster> {
+    pub async fn up_with(shape: Shape, setup: &Setup) -> Result<HostCluster> {
         if !rustix::process::geteuid().is_root() {
             bail!("virtual hosts need root: run this as root");
         }
         let dir = RunDir::new()?;
         let begun = Instant::now();
-        let (spec, secrets) = files::plan(shape)?;
-        let (program, init) = (std::path::absolute(program()?)?, init_program()?);
+        let (spec, secrets) = files::plan(shape, setup.repository)?;
+        let (built, init) = (std::path::absolute(program()?)?, init_program()?);
+        let versions = setup.previous.as_deref().map(|previous| Versions::new(previous, &built)).transpose()?;
+        let program = if versions.is_some() { PathBuf::from(versions::PLACE) } else { built };
         let switch = Switch::start()?;
         let blueprint = |name: &str, address: Ipv4Addr, volume_mb| Blueprint {
             name: name.to_owned(),
@@ -134,11 +168,23 @@ impl HostCluster {
             switch.plug(&host)?;
             hosts.insert(node.name.clone(), host);
         }
+        let mut stores = BTreeMap::new();
+        for (name, address) in etcd::members().into_iter().filter(|_| shape.store == StoreKind::Etcd) {
+            let host = Host::start(&blueprint(name.as_str(), address, etcd::VOLUME_MB))?;
+            switch.plug(&host)?;
+            etcd::serve(&host, "new")?;
+            stores.insert(name, host);
+        }
         let client = Host::start(&blueprint("client", files::CLIENT, 0))?;
         switch.plug(&client)?;
+        if setup.repository {
+            shared::mount(&client, hosts.values(), dir.path())?;
+        }
         let up_took = Duration::ZERO;
-        let environment = environment.to_vec();
-        let mut cluster = HostCluster { hosts, client, switch, shape, up_took, program, environment, secrets, dir };
+        let environment = setup.environment.clone();
+        let mut cluster =
+            HostCluster { hosts, stores, client, switch, shape, up_took, program, versions, environment, secrets, dir };
+        versions::begin(&cluster)?;
         files::lay_out(&cluster.hosts, &cluster.client, &spec, &cluster.secrets)?;
         cluster.start_services()?;
         let whole = cluster.healed(UP).await;
@@ -171,12 +217,12 @@ impl HostCluster {
         self.program.display().to_string()
     }
 
-    /// The node's host.
+    /// The host of a node, or of a member of the etcd.
     ///
     /// # Errors
-    /// When there is no such node.
+    /// When there is none of this name.
     pub fn host(&self, node: &NodeId) -> Result<&Host> {
-        self.hosts.get(node).with_context(|| format!("there is no host {node}"))
+        self.hosts.get(node).or_else(|| self.stores.get(node)).with_context(|| format!("there is no host {node}"))
     }
 
     /// Hosts of the other nodes.
@@ -257,11 +303,12 @@ impl HostCluster {
         files::lay_out_node(self.host(node)?, node, &self.secrets)
     }
 
-    /// Waits until there is one open primary, and every other node does its part.
+    /// Waits until there is one open primary, and every other node, and every member of the etcd, does its part.
     ///
     /// # Errors
     /// When it is not so in time; what is missing is in the error.
     pub async fn healed(&self, patience: Duration) -> Result<Status> {
+        etcd::whole(self, patience).await?;
         until_healed(patience, || self.status()).await
     }
 
@@ -289,12 +336,12 @@ impl HostCluster {
     fn logs(&self) -> Vec<(String, PathBuf)> {
         let of = |host: &Host| {
             let inner = ["guard.log", "server.log"].map(|log| host.path(&files::log(log)));
-            let all = [host.dir().join("agent.log"), host.dir().join("proxy.log")].into_iter().chain(inner);
+            let all = ["agent.log", "proxy.log", "etcd.log"].map(|log| host.dir().join(log)).into_iter().chain(inner);
             let name =
                 |path: &PathBuf| format!("{}-{}", host.name(), path.file_name().unwrap_or_default().to_string_lossy());
             all.map(|path| (name(&path), path)).collect::<Vec<_>>()
         };
-        self.hosts.values().chain([&self.client]).flat_map(of).collect()
+        self.hosts.values().chain(self.stores.values()).chain([&self.client]).flat_map(of).collect()
     }
 
     /// The end of every log, for a test that failed. Everything is copied to `TESTKIT_LOGS`, if that names a directory.

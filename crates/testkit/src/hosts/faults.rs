@@ -263,6 +263,10 @@ impl Heal {
             Heal::Replace(nodes) => {
                 for node in nodes {
                     cluster.keep(&node, true)?;
+                    // An etcd has no vote of a node to take back: whoever comes with an empty disk is taken in.
+                    if !cluster.stores.is_empty() {
+                        continue;
+                    }
                     cluster.run(&["node", "replace", node.as_str(), "--yes"], OPERATOR).await?;
                 }
             }

@@ -74,7 +74,7 @@ fn node(name: String, last: u8, witness: bool) -> Result<Node> {
 }
 
 /// The cluster's file, and secrets.
-pub(crate) fn plan(shape: Shape) -> Result<(Spec, Secrets)> {
+pub(crate) fn plan(shape: Shape, archived: bool) -> Result<(Spec, Secrets)> {
     let cluster = ClusterName::new(CLUSTER)?;
     let data = (1..=shape.data).map(|number| node(format!("db{number}"), 10 + number, false));
     let witnesses = (1..=shape.witnesses).map(|number| node(format!("w{number}"), 30 + number, true));
@@ -82,7 +82,7 @@ pub(crate) fn plan(shape: Shape) -> Result<(Spec, Secrets)> {
         cluster: Cluster { name: cluster.clone(), engine: EngineKind::Postgres, durability: shape.durability },
         nodes: data.chain(witnesses).collect::<Result<Vec<Node>>>()?,
         failover: Failover::default(),
-        store: mainstay_model::spec::Store::default(),
+        store: super::etcd::store(shape.store),
         proxy: Proxy { on_nodes: false, host: Some(CLIENT.to_string()), ..Proxy::default() },
         postgres: Postgres {
             // What is measured is the cluster, not encryption.
@@ -93,7 +93,12 @@ pub(crate) fn plan(shape: Shape) -> Result<(Spec, Secrets)> {
                 .into(),
             ..Postgres::default()
         },
-        vault: mainstay_model::spec::Vault::default(),
+        vault: mainstay_model::spec::Vault {
+            repository: archived.then(|| super::shared::repository().into()),
+            // So often that a repository that hangs is noticed while it does.
+            switch_s: if archived { 10 } else { 60 },
+            ..Default::default()
+        },
         requirements: mainstay_model::requirements::Requirements::default(),
     };
     let mut bytes = [0u8; 16];

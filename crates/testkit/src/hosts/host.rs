@@ -264,7 +264,18 @@ fn innermost(pid: u32) -> Option<u32> {
     text.lines().find_map(|line| line.strip_prefix("NSpid:"))?.split_whitespace().last()?.parse().ok()
 }
 
-fn make_image(image: &Path, volume_mb: u32) -> Result<()> {
+/// A host's processes of the program whose first word is this: `agent`, `guard`, `proxy`.
+pub(crate) fn program(host: &Host, word: &str) -> Option<u32> {
+    let is = |pid: &u32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let mut words = line.split(|byte| *byte == 0);
+        words.next().is_some_and(|first| first.ends_with(b"mainstay") || first.ends_with(b"exe"))
+            && words.next() == Some(word.as_bytes())
+    };
+    host.processes().into_iter().find(is)
+}
+
+pub(super) fn make_image(image: &Path, volume_mb: u32) -> Result<()> {
     std::fs::File::create(image)?.set_len(u64::from(volume_mb) * 1024 * 1024)?;
     output(words(&["mkfs.ext4", "-q", "-E", "lazy_itable_init=1,nodiscard"]).arg(image)).map(drop)
 }

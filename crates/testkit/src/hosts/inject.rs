@@ -175,7 +175,7 @@ fn addresses<'a>(hosts: impl Iterator<Item = (&'a NodeId, &'a Host)>) -> Vec<Ipv
 }
 
 pub(crate) fn cut_out(cluster: &HostCluster, node: &NodeId, host: &Host) -> Result<Happened> {
-    let mut all = addresses(cluster.others(node));
+    let mut all = addresses(cluster.others(node).chain(&cluster.stores));
     all.push(cluster.client.address());
     let at = Instant::now();
     cut_towards(host, &all, true)?;
@@ -192,7 +192,7 @@ pub(crate) fn cut_in(cluster: &HostCluster, node: &NodeId, host: &Host) -> Resul
     let mut paths = vec![(None, there.clone())];
     let at = Instant::now();
     cut_towards(&cluster.client, &there, true)?;
-    for (other, from) in cluster.others(node) {
+    for (other, from) in cluster.others(node).chain(&cluster.stores) {
         cut_towards(from, &there, true)?;
         paths.push((Some(other.clone()), there.clone()));
     }

@@ -7,6 +7,7 @@
 pub(crate) mod checks;
 pub mod cluster;
 pub(crate) mod command;
+pub mod etcd;
 mod expected;
 pub mod faults;
 pub(crate) mod files;
@@ -20,11 +21,13 @@ mod operated;
 pub mod page;
 pub mod sampler;
 pub mod saturation;
+pub(crate) mod shared;
 pub mod sshd;
 mod sweep;
 pub mod trial;
+pub(crate) mod versions;
 pub(crate) mod volume;
 
-pub use cluster::{HostCluster, Shape};
+pub use cluster::{HostCluster, Setup, Shape};
 pub use expected::{Expected, Primary, Writes};
 pub use faults::HostFault;

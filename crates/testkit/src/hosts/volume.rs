@@ -23,8 +23,16 @@ impl Freeze {
     /// # Errors
     /// When it can not be frozen.
     pub(crate) fn new(host: &Host) -> Result<Freeze> {
+        Freeze::at(host, VOLUME)
+    }
+
+    /// The same for what is mounted there.
+    ///
+    /// # Errors
+    /// When it can not be frozen.
+    pub(crate) fn at(host: &Host, place: &str) -> Result<Freeze> {
         let script = format!(
-            "trap '' INT TERM; fsfreeze -f {VOLUME} || exit 1; echo frozen; timeout {FROZEN_MOST} cat >/dev/null; fsfreeze -u {VOLUME}"
+            "trap '' INT TERM; fsfreeze -f {place} || exit 1; echo frozen; timeout {FROZEN_MOST} cat >/dev/null; fsfreeze -u {place}"
         );
         // Outside of the host's processes: it must outlive them.
         let mut command =
@@ -118,20 +126,28 @@ impl Drop for Stutter {
 /// # Errors
 /// When room is left.
 pub(crate) fn fill(host: &Host) -> Result<String> {
+    fill_at(host, VOLUME)
+}
+
+/// The same for what is mounted there.
+///
+/// # Errors
+/// When room is left.
+pub(crate) fn fill_at(host: &Host, place: &str) -> Result<String> {
     let script = format!(
-        "mkdir -p {VOLUME}/filler && chown postgres {VOLUME}/filler || exit 1
+        "mkdir -p {place}/filler && chown postgres {place}/filler || exit 1
          as=\"setpriv --reuid postgres --regid postgres --clear-groups\"
-         room=$(df -B1 --output=avail {VOLUME} | tail -1)
-         $as fallocate -l \"$room\" {VOLUME}/filler/a 2>/dev/null
-         $as dd if=/dev/zero of={VOLUME}/filler/b bs=64k 2>/dev/null
-         $as dd if=/dev/zero of={VOLUME}/filler/c bs=4k 2>/dev/null
-         df -B1 --output=avail {VOLUME} | tail -1"
+         room=$(df -B1 --output=avail {place} | tail -1)
+         $as fallocate -l \"$room\" {place}/filler/a 2>/dev/null
+         $as dd if=/dev/zero of={place}/filler/b bs=64k 2>/dev/null
+         $as dd if=/dev/zero of={place}/filler/c bs=4k 2>/dev/null
+         df -B1 --output=avail {place} | tail -1"
     );
     let left: u64 = host.run_now(&["sh", "-c", &script])?.trim().parse().context("df is not understood")?;
     if left > 64 * 1024 {
-        bail!("{left} bytes of the volume of {} are still free", host.name());
+        bail!("{left} bytes of {place} of {} are still free", host.name());
     }
-    Ok(format!("{left} bytes are free on the volume of {}", host.name()))
+    Ok(format!("{left} bytes are free on {place} of {}", host.name()))
 }
 
 /// Removes the filler.
