@@ -1,7 +1,7 @@
 //! What an operator can set, with defaults that suit a small cluster. Absent: reading them from a file.
 
 use mainstay_model::Span;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,6 +12,8 @@ pub struct ProxyOptions {
     pub write: Vec<SocketAddr>,
     /// Where clients that only read connect.
     pub read: Vec<SocketAddr>,
+    /// Of those, an address that this host may have only at times: it is listened on all the same.
+    pub floating: Option<IpAddr>,
     /// A replica gets new read connections while it is at most this many bytes of log behind.
     pub max_lag_bytes: u64,
     /// How long a new connection waits for a server before it gets an error.
@@ -73,6 +75,7 @@ impl Default for ProxyOptions {
         Self {
             write: Vec::new(),
             read: Vec::new(),
+            floating: None,
             max_lag_bytes: 16 * 1024 * 1024,
             hold: Duration::from_secs(30),
             max_connections: 4000,

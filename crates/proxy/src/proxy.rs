@@ -69,7 +69,9 @@ impl Proxy {
         }
         let bind_all = |addresses: &[SocketAddr]| -> Result<Vec<TcpListener>, ProxyError> {
             let bind = |address: &SocketAddr| {
-                listen(*address, options.backlog).map_err(|error| ProxyError::Listen { address: *address, error })
+                let floating = options.floating == Some(address.ip());
+                listen(*address, options.backlog, floating)
+                    .map_err(|error| ProxyError::Listen { address: *address, error })
             };
             addresses.iter().map(bind).collect()
         };

@@ -6,10 +6,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
-/// A listener with its backlog.
-pub(crate) fn listen(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
+/// A listener with its backlog; `floating`: on an address that this host may not have yet.
+pub(crate) fn listen(address: SocketAddr, backlog: u32, floating: bool) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
+    if floating {
+        sockopt::set_ip_freebind(&socket, true)?;
+    }
     socket.bind(address)?;
     socket.listen(backlog)
 }

@@ -99,6 +99,8 @@ pub(crate) struct Client {
     pub(crate) since: Moment,
     /// What is under way may have committed when no answer comes.
     pub(crate) may_commit: bool,
+    /// A commit was bound in this transaction: it may be run by a later request that does not show it.
+    pub(crate) commit_bound: bool,
     /// The transaction went back to a savepoint.
     pub(crate) uncertain: bool,
     /// Something in this transaction failed.
@@ -144,6 +146,7 @@ impl Client {
             held_bytes: 0,
             since: now,
             may_commit: false,
+            commit_bound: false,
             uncertain: false,
             erred: false,
             many: false,
@@ -175,7 +178,8 @@ impl Client {
     /// It begins a transaction, or has ended one.
     pub(crate) fn clean_slate(&mut self) {
         self.pending.clear();
-        (self.may_commit, self.uncertain, self.erred, self.many) = (false, false, false, false);
+        (self.may_commit, self.commit_bound) = (false, false);
+        (self.uncertain, self.erred, self.many) = (false, false, false);
     }
 }
 

@@ -224,7 +224,7 @@ impl Worker {
             self.end_of_transaction(server, client);
         } else if server.due.is_empty() {
             // What comes next is in the transaction; only its end commits.
-            client.may_commit = false;
+            client.may_commit = client.commit_bound;
         }
     }
 

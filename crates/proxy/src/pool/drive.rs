@@ -27,7 +27,11 @@ impl Worker {
     pub(crate) fn drive_client(&mut self, mut client: Box<Client>, writes: bool) {
         let id = client.id;
         if writes || !client.outbox.is_empty() {
-            client.link.ending |= client.flush().is_err();
+            if client.flush().is_err() {
+                // Nobody reads that any more; kept, it would look like a client that is slow, for ever.
+                client.link.ending = true;
+                client.outbox = Vec::new();
+            }
             if !client.is_slow()
                 && let Some(server) = client.server
             {

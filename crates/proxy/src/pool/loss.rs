@@ -11,7 +11,7 @@ use super::upstream::CHUNK;
 use super::worker::{End, Worker};
 use mainstay_wire::frame::is_request;
 use mainstay_wire::reply::{self, Reply};
-use mainstay_wire::text::traits;
+use mainstay_wire::text::{Traits, traits};
 use mainstay_wire::{WireError, header, message};
 
 impl Worker {
@@ -32,9 +32,9 @@ impl Worker {
     }
 
     fn lost(&mut self, server: &Server, client: &mut Client, why: &str) {
+        // What is left of a message that is under way comes still, and is passed over: it is no request of its own.
         client.server = None;
         client.unnamed_here = false;
-        client.skip = 0;
         // A tied session has state on the server, even while it is only given its settings back.
         let applying = matches!(server.stage, Stage::Applying) && client.pin.is_none();
         if applying || matches!(client.stage, ClientStage::Entering) {
@@ -128,12 +128,12 @@ impl Worker {
             if text && end > bytes.len() && head.length <= CHUNK {
                 break;
             }
-            let ends = text && end <= bytes.len() && ends(head.tag, &bytes[at..end])?;
-            if ends && head.tag == b'P' && !client.until_sync {
+            let traits = if text && end <= bytes.len() { read(head.tag, &bytes[at..end])? } else { Traits::default() };
+            if traits.ends && head.tag == b'P' && !client.until_sync {
                 // Ended by a statement that is yet to be described and bound: the whole session ends instead, which says the same.
                 return Err(End::Refuse(self.loss(client.pool.unwrap_or(usize::MAX), "40001", "", "FATAL", "")));
             }
-            self.request_after_loss(client, head.tag, ends, &mut out);
+            self.request_after_loss(client, head.tag, &traits, &mut out);
             client.skip = end.saturating_sub(bytes.len());
             at = end.min(bytes.len());
         }
@@ -143,10 +143,15 @@ impl Worker {
         Ok(at)
     }
 
-    fn request_after_loss(&mut self, client: &mut Client, tag: u8, ends: bool, out: &mut Vec<u8>) {
+    fn request_after_loss(&mut self, client: &mut Client, tag: u8, traits: &Traits, out: &mut Vec<u8>) {
         match (tag, client.failed) {
-            (b'Q', _) if ends => {
-                reply::complete(out, "ROLLBACK");
+            (b'Q', failed) if traits.ends => {
+                if failed == Failed::Untold && traits.commits {
+                    // Many take any end of a `COMMIT` but an error for success.
+                    self.tell_loss(client, out);
+                } else {
+                    reply::complete(out, "ROLLBACK");
+                }
                 reply::ready(out, b'I');
                 client.failed = Failed::No;
             }
@@ -184,8 +189,8 @@ impl Worker {
     }
 }
 
-/// Does this request end the transaction?
-fn ends(tag: u8, whole: &[u8]) -> Result<bool, WireError> {
+/// What a request's text does.
+fn read(tag: u8, whole: &[u8]) -> Result<Traits, WireError> {
     let text = if tag == b'Q' { message::query(whole)? } else { &whole[message::parse(whole)?.query] };
-    Ok(traits(text).ends)
+    Ok(traits(text))
 }

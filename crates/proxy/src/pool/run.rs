@@ -135,7 +135,8 @@ impl PooledProxy {
         for (kind, mut address) in writes.chain(options.read.iter().map(|address| (Kind::Read, *address))) {
             for of_thread in &mut listeners {
                 let wrong = |error: std::io::Error| ProxyError::Listen { address, error };
-                let listener = listener(address, options.backlog, threads > 1).map_err(wrong)?;
+                let floating = options.floating == Some(address.ip());
+                let listener = listener(address, options.backlog, threads > 1, floating).map_err(wrong)?;
                 // Port 0 means any, but the same one for all threads.
                 address = listener.local_addr().map_err(wrong)?;
                 of_thread.push((kind, listener));
@@ -204,12 +205,15 @@ impl PooledProxy {
     }
 }
 
-fn listener(address: SocketAddr, backlog: u32, shared: bool) -> std::io::Result<TcpListener> {
+fn listener(address: SocketAddr, backlog: u32, shared: bool, floating: bool) -> std::io::Result<TcpListener> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let fd = socket_with(family, SocketType::STREAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)?;
     sockopt::set_socket_reuseaddr(&fd, true)?;
     if shared {
         sockopt::set_socket_reuseport(&fd, true)?;
+    }
+    if floating {
+        sockopt::set_ip_freebind(&fd, true)?;
     }
     bind(&fd, &address)?;
     listen(&fd, i32::try_from(backlog).unwrap_or(i32::MAX))?;

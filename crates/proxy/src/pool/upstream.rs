@@ -188,7 +188,9 @@ impl Worker {
             b'E' => push(server, Due::Execute),
             b'Q' if whole => return self.simple(client, server, flow, at..end),
             b'Q' if head.length > CHUNK => {
+                // Nobody looks into it: it may do anything.
                 server.tainted = true;
+                client.may_commit = true;
                 self.begin(client, server, Due::Query);
             }
             b'B' => return self.bind(client, server, flow, at, head.length),
@@ -312,6 +314,7 @@ impl Worker {
                 client.unnamed_here |= unnamed;
             }
             note(client, server, &statement.traits);
+            client.commit_bound |= statement.traits.commits;
             if statement.id != 0 {
                 let grown = (length - 1 + statement.name.len()).wrapping_sub(name.len());
                 let portal = &head[5..name.start];

@@ -7,6 +7,7 @@ mod bounds;
 mod cancelling;
 mod changing;
 mod drivers;
+mod faults;
 mod hostile;
 mod reading;
 mod refused;

@@ -47,13 +47,28 @@ impl Session {
     }
 
     pub async fn send(&mut self, messages: &[Message]) {
+        self.try_send(messages).await.unwrap();
+    }
+
+    /// All of them in one write.
+    pub async fn try_send(&mut self, messages: &[Message]) -> std::io::Result<()> {
         let mut bytes = Vec::new();
         for (tag, body) in messages {
             bytes.push(*tag as u8);
             bytes.extend(u32::try_from(body.len() + 4).unwrap().to_be_bytes());
             bytes.extend(body);
         }
-        self.stream.write_all(&bytes).await.unwrap();
+        self.send_bytes(&bytes).await
+    }
+
+    /// Whatever they are.
+    pub async fn send_bytes(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.stream.write_all(bytes).await
+    }
+
+    /// The other side sees a reset.
+    pub fn break_off(self) {
+        self.stream.set_zero_linger().unwrap();
     }
 
     /// One message; `None`: the session has ended.
@@ -92,19 +107,19 @@ pub fn query(text: &str) -> Message {
     ('Q', format!("{text}\0").into())
 }
 
-fn parse(name: &str, text: &str) -> Message {
+pub fn parse(name: &str, text: &str) -> Message {
     ('P', format!("{name}\0{text}\0\0\0").into())
 }
 
-fn describe(name: &str) -> Message {
+pub fn describe(name: &str) -> Message {
     ('D', format!("S{name}\0").into())
 }
 
-fn bind(name: &str) -> Message {
+pub fn bind(name: &str) -> Message {
     ('B', format!("\0{name}\0\0\0\0\0\0\0").into())
 }
 
-fn execute() -> Message {
+pub fn execute() -> Message {
     ('E', b"\0\0\0\0\0".to_vec())
 }
 
@@ -112,7 +127,7 @@ fn flush() -> Message {
     ('H', Vec::new())
 }
 
-fn sync() -> Message {
+pub fn sync() -> Message {
     ('S', Vec::new())
 }
 

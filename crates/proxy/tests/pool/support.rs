@@ -122,8 +122,12 @@ impl Postgres {
     }
 
     async fn try_super(&self) -> Option<Client> {
+        self.super_of("postgres").await
+    }
+
+    async fn super_of(&self, database: &str) -> Option<Client> {
         let mut config = tokio_postgres::Config::new();
-        config.host_path(self.dir.path()).port(self.address.port()).user("postgres").dbname("postgres");
+        config.host_path(self.dir.path()).port(self.address.port()).user("postgres").dbname(database);
         let (client, connection) = config.connect(NoTls).await.ok()?;
         tokio::spawn(connection);
         Some(client)
@@ -132,6 +136,12 @@ impl Postgres {
     /// As superuser, past the proxy.
     pub async fn sql(&self, sql: &str) -> Vec<Vec<String>> {
         let client = self.try_super().await.expect("a superuser's connection");
+        rows(client.simple_query(sql).await.unwrap())
+    }
+
+    /// The same in the database of `app`.
+    pub async fn shop(&self, sql: &str) -> Vec<Vec<String>> {
+        let client = self.super_of("shop").await.expect("a superuser's connection");
         rows(client.simple_query(sql).await.unwrap())
     }
 
@@ -227,14 +237,25 @@ impl Bench {
     }
 
     pub async fn say(&self, from: &Postgres, epoch: u64, state: RouteState, replicas: Vec<RouteMember>) {
-        let leader = (state != RouteState::Closed).then(|| from.member());
+        self.say_of(from.member(), epoch, state, replicas).await;
+    }
+
+    /// The same of a server that is reached elsewhere.
+    pub async fn say_of(&self, from: RouteMember, epoch: u64, state: RouteState, replicas: Vec<RouteMember>) {
+        let node = from.node.clone();
+        let leader = (state != RouteState::Closed).then_some(from);
         let route = Route { epoch: Term(epoch), leader, replicas, state, valid_ms: 600_000 };
-        let report = RouteReport { from: NodeId::new(&from.name).unwrap(), route };
+        let report = RouteReport { from: node, route };
         self.reports.send(TimedReport { report, sent: boot_now() }).await.unwrap();
     }
 
     pub async fn open(&self, from: &Postgres, epoch: u64, replicas: Vec<RouteMember>) {
-        self.say(from, epoch, RouteState::Open, replicas).await;
+        self.open_at(from.member(), epoch, replicas).await;
+    }
+
+    /// The same of a server that is reached elsewhere.
+    pub async fn open_at(&self, from: RouteMember, epoch: u64, replicas: Vec<RouteMember>) {
+        self.say_of(from, epoch, RouteState::Open, replicas).await;
         until("the route is open", async || self.now().epoch == epoch && self.now().open == 1).await;
     }
 
