@@ -52,7 +52,7 @@ use mainstay_model::record::Durability;
 use mainstay_model::spec::{Node, Spec};
 use mainstay_model::status::Problem;
 use mainstay_model::stored_spec::{FileState, RunbookMade};
-use mainstay_model::vault::BackupState;
+use mainstay_model::vault::{ArchiveState, BackupState};
 use mainstay_model::{ClaimState, NodeId, Room, ServerState};
 use mainstay_net::reason::says_expired;
 use std::collections::{BTreeMap, BTreeSet};

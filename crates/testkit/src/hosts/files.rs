@@ -4,6 +4,7 @@ use super::cluster::Shape;
 use super::host::{Host, VOLUME};
 use anyhow::{Context as _, Result};
 use mainstay_model::layout::{ClusterLayout, NodeLayout};
+use mainstay_model::repositories::Repositories;
 use mainstay_model::spec::{Cluster, EngineKind, Failover, Node, Postgres, Proxy, Spec};
 use mainstay_model::{ClusterName, NodeId, config};
 use mainstay_net::{Authority, Role, write_file};
@@ -94,7 +95,7 @@ pub(crate) fn plan(shape: Shape, archived: bool) -> Result<(Spec, Secrets)> {
             ..Postgres::default()
         },
         vault: mainstay_model::spec::Vault {
-            repository: archived.then(|| super::shared::repository().into()),
+            repository: if archived { super::shared::repository().as_str().into() } else { Repositories::None },
             // So often that a repository that hangs is noticed while it does.
             switch_s: if archived { 10 } else { 60 },
             ..Default::default()
