@@ -161,7 +161,10 @@ fn unavailable(read: Result<Option<mainstay_ports::store::Versioned>, StoreError
 /// It has evidence; where it is not sure whose file is wrong, nobody else says that it is its own.
 fn noticed(store: &EtcdStore) -> bool {
     if store.unsure().is_some() {
-        assert!(store.evidence().is_none() && !store.is_believed() && !store.works(), "it tells nobody, and helps nobody");
+        assert!(
+            store.evidence().is_none() && !store.is_believed() && !store.works(),
+            "it tells nobody, and helps nobody"
+        );
         store.settle(false);
     }
     store.evidence().is_some() && store.failure().is_some()

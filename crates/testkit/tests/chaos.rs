@@ -5,8 +5,8 @@
 use mainstay_model::spec::StoreKind;
 use mainstay_testkit::chaos::plan::{Wish, plan};
 use mainstay_testkit::chaos::run::{self, Options};
-use mainstay_testkit::hosts::Shape;
 use mainstay_testkit::chaos::{Kind, Verdict};
+use mainstay_testkit::hosts::Shape;
 
 async fn passes(wish: Wish) {
     let plan = plan(&wish);

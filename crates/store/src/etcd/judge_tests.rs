@@ -1,6 +1,6 @@
 //! When etcd is believed no more.
 
-use super::judge::{Shown, judge};
+use super::judge::{Shown, judge, with_advice};
 use super::kept::Origin;
 use super::*;
 
