@@ -64,7 +64,6 @@ mod setup_ground;
 pub mod slots;
 pub mod status;
 pub mod transition;
-pub mod whose;
 
 pub use lifecycle::{Ended, Signal};
 pub use setup::{AgentOptions, run};
