@@ -118,8 +118,6 @@ pub(crate) enum AgentQuestion {
     EndSegment,
     /// Make a backup.
     Backup(BackupWish),
-    /// Does its etcd show what the asking node has seen there?
-    Shows(crate::whose::Seen),
 }
 
 /// An answer of another agent, with our wall clock around it.
@@ -360,7 +358,6 @@ impl Handler for AskHandler {
                 let begun = self.0.backup(wish, from).await.map_err(|(_, why)| why)?;
                 serde_json::to_vec(&begun)
             }
-            AgentQuestion::Shows(seen) => serde_json::to_vec(&crate::whose::answer(&self.0.store, &seen).await),
         };
         answer.map_err(|error| error.to_string())
     }

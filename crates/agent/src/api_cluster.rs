@@ -53,7 +53,7 @@ fn conflict(why: impl Into<String>, hint: &'static str) -> Refused {
 /// The store does not answer this node. What is next differs: it may be the nodes', an etcd that is away, or one that is not believed.
 fn no_store(store: &ClusterStore, why: impl std::fmt::Display) -> Refused {
     let unavailable = |text: String, hint| (StatusCode::SERVICE_UNAVAILABLE, text, hint);
-    if store.etcd().is_some_and(|etcd| etcd.failure().is_some()) {
+    if store.distrusts() {
         let hint =
             "mainstay recover shows what each node knows, and makes the cluster's part of etcd anew; see docs/etcd.md";
         return unavailable(format!("the store is not believed: {why}"), hint);
@@ -187,10 +187,7 @@ impl Api {
     #[must_use]
     pub fn store_reply(&self) -> StoreReply {
         let standing = self.store_standing();
-        // Whoever waits for what this node says of its etcd waits until that is known.
-        let unsure = self.store.etcd().is_some_and(|etcd| etcd.unsure().is_some());
         let part = match (standing.joining, self.store.is_new()) {
-            _ if unsure => Part::Unknown,
             (true, _) => Part::Joining,
             (false, true) => Part::Founding,
             (false, false) => Part::Member,

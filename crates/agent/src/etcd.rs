@@ -6,7 +6,6 @@ use crate::generations::Generations;
 use crate::mind_loop::Question;
 use crate::record::RECORD_KEY;
 use crate::setup::{AgentOptions, entropy};
-use crate::whose::Whose;
 use anyhow::{Context, Result, anyhow, bail};
 use mainstay_decide::summary::Summary;
 use mainstay_model::spec::Spec;
@@ -158,11 +157,10 @@ pub async fn hold_against_the_nodes(
     questions: mpsc::Sender<Question>,
     generations: Arc<Generations>,
 ) {
-    let (mut asked_first, mut lower, mut whose) = (AskedFirst::now(), 0, Whose::default());
+    let (mut asked_first, mut lower) = (AskedFirst::now(), 0);
     loop {
         // At first quickly: this node does not stand before.
         sleep(if store.is_compared() { COMPARE } else { COMPARE_FIRST }).await;
-        whose.bound(&store);
         let Some(summary) = summary(&questions).await else { continue };
         let listed = generations.now();
         let nodes = listed.spec.nodes.iter().map(|node| &node.name).chain(summary.peers.keys());
@@ -173,16 +171,14 @@ pub async fn hold_against_the_nodes(
             if tells(reply.part) {
                 silent.remove(&node);
             }
+            let Some(heard) = heard(&reply, store.group()) else { continue };
             // A node that has evidence is believed: whoever trusts would go on by a record that is older than what that one has seen.
-            if let Some(heard) = heard(&reply, store.group()) {
-                store.heard_of(&node, heard);
-            }
-            // One that has none may be cut off from etcd, or not be sure yet whether it is its own file that is wrong.
-            if let Some(floor) = reply.record_floor.as_ref().filter(|_| reply.standing.group == store.group()) {
+            store.heard_of(&node, heard);
+            // One that has none may be cut off from etcd.
+            if let Some(floor) = &reply.record_floor {
                 store.hold_against(&node, RECORD_KEY, floor);
             }
         }
-        whose.look(&store, &asked, &peers).await;
         if silent.is_empty() || asked_first.is_enough() {
             store.set_compared();
         }

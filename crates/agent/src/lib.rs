@@ -68,7 +68,6 @@ pub mod shelves;
 pub mod slots;
 pub mod status;
 pub mod transition;
-pub mod whose;
 
 pub use lifecycle::{Ended, Signal};
 pub use setup::{AgentOptions, run};

@@ -8,7 +8,6 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use mainstay_model::etcd::{MemberStanding, NO_LEADER};
 use serde_json::json;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::task::JoinHandle;
@@ -137,7 +136,6 @@ async fn poll(inner: Weak<Inner>) {
 
 /// Looks at every key's revision, and at the record's value. True: there was something that the stream had not told.
 async fn look(inner: &Inner) -> Result<bool, String> {
-    let compared = inner.compared.load(Ordering::Relaxed);
     let before = locked(&inner.kept).clone();
     let deadline = Instant::now() + POLL_LIMIT;
     let shown = inner.ask(deadline).await.map_err(Fault::text)?.ok_or("etcd's answer lacks what was asked for")?;
@@ -153,7 +151,6 @@ async fn look(inner: &Inner) -> Result<bool, String> {
         return Err(OLDER.to_owned());
     }
     inner.answered();
-    inner.went_by(compared);
     inner.note_origin(&shown);
     let newer =
         |pair: &&super::wire::Pair| inner.name(&pair.key).is_some_and(|name| inner.shown(&name) < pair.mod_revision);

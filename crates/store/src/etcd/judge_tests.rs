@@ -1,6 +1,6 @@
 //! When etcd is believed no more.
 
-use super::judge::{Shown, judge, with_advice};
+use super::judge::{Shown, judge};
 use super::kept::Origin;
 use super::*;
 
@@ -45,7 +45,7 @@ fn marked(revision: u64, incarnation: u64, authority: &str) -> Range {
 }
 
 fn verdict(all: &[(&str, u64, u64)], marked: &Range) -> Option<Refused> {
-    judge(&options(), &kept(), &Shown { revision: 0, all: keys(all), marked: marked.clone(), record: Range::default() })
+    judge(&options(), &kept(), &Shown { all: keys(all), marked: marked.clone(), record: Range::default() })
 }
 
 #[test]
@@ -69,8 +69,7 @@ fn revisions_that_were_raised_hide_nothing() {
     let mut again = keys(&[("record", 20, 6), ("spec", 6, 1)]);
     again.kvs[0].create_revision = 15;
     assert!(
-        judge(&options(), &kept(), &Shown { revision: 0, all: again, marked: same, record: Range::default() })
-            .is_some(),
+        judge(&options(), &kept(), &Shown { all: again, marked: same, record: Range::default() }).is_some(),
         "removed and made again"
     );
     let mut kept = kept();
@@ -88,7 +87,7 @@ fn one_write_that_was_lost_and_made_up_for_shows_in_its_value() {
     kept.seen.insert("record".to_owned(), Floor { value: Some("{\"degraded\":1}".to_owned()), ..floor(10, 4) });
     let shown = |value: &[u8]| {
         let record = Range { kvs: vec![Pair { value: value.to_vec(), ..pair("record", 10, 4) }], ..Range::default() };
-        Shown { revision: 0, all: keys(&[("record", 10, 4), ("spec", 6, 1)]), marked: marked(4, 0, "ours"), record }
+        Shown { all: keys(&[("record", 10, 4), ("spec", 6, 1)]), marked: marked(4, 0, "ours"), record }
     };
     assert_eq!(judge(&options(), &kept, &shown(b"{\"degraded\":1}")), None);
     assert!(matches!(judge(&options(), &kept, &shown(b"{\"raised\":1}")), Some(Refused::Distrusted(_))));
@@ -113,7 +112,7 @@ fn the_same_revision_with_another_value_is_not_late() {
     let all = [("record", 10, 4), ("spec", 6, 1)];
     let other = Range { kvs: marked(4, 7, "ours").kvs, ..Range::default() };
     let before = Kept { origin: Origin { incarnation: 7, ..kept.origin.clone() }, ..self::kept() };
-    let shown = Shown { revision: 0, all: keys(&all), marked: other, record: Range::default() };
+    let shown = Shown { all: keys(&all), marked: other, record: Range::default() };
     assert!(judge(&options(), &before, &shown).is_some(), "another one of that incarnation, at that revision");
 }
 
@@ -154,38 +153,6 @@ async fn a_start_forgets_neither_the_evidence_nor_the_record() {
     assert!(anew.is_believed() && anew.is_new(), "a later incarnation begins anew");
 }
 
-/// Written down at once, told only when the others were asked, and never forgotten by a start.
-#[tokio::test]
-async fn evidence_of_a_node_that_has_gone_by_nothing_yet_is_not_told_before_the_others_were_asked() {
-    let origin = Origin { authority: "ours".to_owned(), ..Origin::default() };
-    let begin = |dir: &std::path::Path| EtcdStore::start(nowhere(dir), Some((origin.clone(), Revision(4)))).unwrap();
-    for elsewhere in [true, false] {
-        let dir = tempfile::tempdir().unwrap();
-        let store = begin(dir.path());
-        store.distrust("seen less");
-        assert!(store.unsure().is_some() && !store.is_believed() && !store.works());
-        assert_eq!((store.evidence(), store.failure()), (None, None));
-        assert!(locked(&store.inner.kept).refused.is_some(), "a start in between does not forget it");
-        store.settle(elsewhere);
-        assert_eq!((store.evidence().is_some(), store.failure().is_some()), (!elsewhere, !elsewhere));
-        assert!(!store.is_believed() && store.unsure().is_none());
-        store.settle(!elsewhere);
-        assert_eq!(store.evidence().is_some(), !elsewhere, "it is settled once");
-        store.stop().await;
-        assert_eq!(begin(dir.path()).evidence().is_some(), !elsewhere);
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let store = begin(dir.path());
-    store.inner.went_by(false);
-    store.inner.found_evidence("seen less");
-    assert!(store.unsure().is_some(), "the others had not told what they saw");
-    let dir = tempfile::tempdir().unwrap();
-    let store = begin(dir.path());
-    store.inner.went_by(true);
-    store.inner.found_evidence("seen less");
-    assert!(store.unsure().is_none() && store.evidence().is_some());
-}
-
 #[tokio::test]
 async fn another_nodes_evidence_counts_until_that_node_takes_it_back() {
     let dir = tempfile::tempdir().unwrap();
@@ -200,7 +167,6 @@ async fn another_nodes_evidence_counts_until_that_node_takes_it_back() {
     assert!(store.is_believed());
     store.heard_of(&one, Some("seen less".to_owned()));
     store.distrust("I, too");
-    assert!(store.unsure().is_none(), "two have found it: it is not one node's file");
     store.heard_of(&one, None);
     assert_eq!(store.evidence(), Some(with_advice("I, too")), "own evidence stays");
 }
@@ -223,12 +189,7 @@ async fn a_write_stands_on_values_too() {
     let origin = Origin { authority: "ours".to_owned(), ..Origin::default() };
     let store = EtcdStore::start(nowhere(dir.path()), Some((origin, Revision(4)))).unwrap();
     let inner = &store.inner;
-    inner.note_origin(&Shown {
-        revision: 0,
-        all: Range::default(),
-        marked: marked(4, 0, "ours"),
-        record: Range::default(),
-    });
+    inner.note_origin(&Shown { all: Range::default(), marked: marked(4, 0, "ours"), record: Range::default() });
     assert!(inner.publish("record", &pair("record", 10, 4)) && inner.publish("spec", &pair("spec", 6, 1)));
     let before = locked(&inner.kept).clone();
     let targets = |key, expected| {

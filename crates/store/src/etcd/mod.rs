@@ -19,14 +19,13 @@ mod kept;
 mod place;
 mod wire;
 
-pub use judge::ShownThere;
 pub use kept::{Floor, Origin};
 pub use place::{Found, found, has_seen, leave_mark, look, marks, survey};
 
 use async_trait::async_trait;
 use client::{Client, Fault, User};
 use http::{Door, TlsFiles};
-use judge::Refused;
+use judge::{Refused, with_advice};
 use kept::{Kept, ORIGIN_KEY};
 use mainstay_model::etcd::{Endpoint, EtcdStanding, MemberStanding};
 use mainstay_model::spec::Spec;
@@ -120,8 +119,6 @@ pub(crate) struct Inner {
     heard_more: Arc<Notify>,
     /// See [`EtcdStore::is_compared`].
     compared: AtomicBool,
-    /// It has gone by what its endpoints show, in this life.
-    settled: AtomicBool,
     /// Why what is seen can not be kept on disk, if so.
     unkept: Mutex<Option<String>>,
 }
@@ -170,7 +167,6 @@ impl EtcdStore {
             missed: Notify::new(),
             heard_more: Arc::default(),
             compared: AtomicBool::new(false),
-            settled: AtomicBool::new(false),
             unkept: Mutex::default(),
         });
         let tasks = follow::start(&inner);
@@ -180,7 +176,29 @@ impl EtcdStore {
     /// It answers, and this node trusts what it says.
     #[must_use]
     pub fn works(&self) -> bool {
-        self.standing().works && self.failure().is_none()
+        self.inner.works() && self.failure().is_none() && self.inner.unkept().is_none()
+    }
+
+    /// Why this node does not use it any more, if so. A person must act.
+    #[must_use]
+    pub fn failure(&self) -> Option<String> {
+        let refused = self.inner.refused.borrow();
+        refused.as_ref().filter(|refused| **refused != Refused::Anew).map(Refused::text)
+    }
+
+    /// The same, but only what this node has seen by itself.
+    #[must_use]
+    pub fn evidence(&self) -> Option<String> {
+        match &*self.inner.refused.borrow() {
+            Some(Refused::Distrusted(why)) => Some(why.clone()),
+            _ => None,
+        }
+    }
+
+    /// This node goes by what etcd shows.
+    #[must_use]
+    pub fn is_believed(&self) -> bool {
+        self.inner.refused.borrow().is_none()
     }
 
     /// The record as etcd's consensus shows it now, if etcd shows all that this node has seen or heard of. A read is not enough (a stale one
@@ -258,7 +276,7 @@ impl EtcdStore {
     #[must_use]
     pub fn standing(&self) -> EtcdStanding {
         let (members, alarms) = locked(&self.inner.members).clone();
-        let unkept = self.inner.unkept().or_else(|| self.elsewhere());
+        let unkept = self.inner.unkept();
         let works = self.inner.works() && unkept.is_none();
         let why = unkept.or_else(|| locked(&self.inner.answered).1.clone()).filter(|_| !works);
         EtcdStanding { works, why, members, alarms }
@@ -267,7 +285,7 @@ impl EtcdStore {
     /// Others have seen what etcd does not show (say what): it was restored from an older state, even if this node did not see the newer
     /// one.
     pub fn distrust(&self, what: &str) {
-        self.inner.found_evidence(what);
+        self.inner.distrust(what);
     }
 
     /// The values that this node has seen, and those that etcd holds where it has seen none.
@@ -360,6 +378,44 @@ impl Inner {
 
     fn refusal(&self) -> Option<String> {
         self.refused.borrow().as_ref().map(Refused::text)
+    }
+
+    /// Noted on disk at once: a start must not forget it.
+    fn distrust(&self, what: &str) {
+        let why = with_advice(what);
+        let first = self.refused.send_if_modified(|refused| {
+            let first = matches!(refused, None | Some(Refused::Heard(..)));
+            if first {
+                *refused = Some(Refused::Distrusted(why.clone()));
+            }
+            first
+        });
+        if first {
+            tracing::error!(%why, "etcd is not believed any more; this node serves no writes until a person has acted");
+            locked(&self.kept).refused = Some(why);
+            self.to_save.notify_one();
+        }
+    }
+
+    fn heard_of(&self, node: &NodeId, evidence: Option<String>) {
+        let mut changed = None;
+        self.refused.send_if_modified(|refused| {
+            let next = match (&*refused, &evidence) {
+                (None, Some(why)) => Some(Refused::Heard(node.clone(), why.clone())),
+                (Some(Refused::Heard(from, _)), None) if from == node => None,
+                _ => return false,
+            };
+            changed = Some(next.is_some());
+            *refused = next;
+            true
+        });
+        match changed {
+            Some(true) => {
+                tracing::error!(%node, ?evidence, "another node does not believe etcd: this node does not either")
+            }
+            Some(false) => tracing::warn!(%node, "that node believes etcd again: so does this one"),
+            None => {}
+        }
     }
 
     /// The newest state of the key that this node has seen.
@@ -498,8 +554,6 @@ impl Store for EtcdStore {
             "success": [put(&full, &value), get(&range(&full, false, true))],
             "failure": [get(&range(&full, false, false)), get(&range(&origin, false, false))],
         });
-        // What is written there is relied on.
-        inner.went_by(true);
         let txn = match inner.client.write::<Txn>("/v3/kv/txn", &body, deadline).await {
             Ok(txn) => txn,
             Err(Fault::Never(why)) => {

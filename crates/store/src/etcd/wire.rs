@@ -72,8 +72,6 @@ pub(crate) struct Range {
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Txn {
     #[serde(default)]
-    pub(crate) header: Header,
-    #[serde(default)]
     pub(crate) succeeded: bool,
     #[serde(default)]
     responses: Vec<Part>,

@@ -200,26 +200,6 @@ pub async fn restore(cluster: &HostCluster, copy: &Path) -> Result<usize> {
     Ok(ended)
 }
 
-/// Starts another etcd of one member from the copy, on the clients' host, and returns its endpoint: where a wrong file may lead.
-///
-/// # Errors
-/// When the copy can not be read, or it does not come up.
-pub async fn serve_copy(cluster: &HostCluster, copy: &Path) -> Result<String> {
-    let (tool, host) = (restoring()?, &cluster.client);
-    let (copy, data, url) = (copy.display().to_string(), "/var/lib/etcd-copy", client_url(host.address()));
-    host.run(&["env", "ETCDCTL_API=3", &tool, "snapshot", "restore", &copy, "--data-dir", data]).await?;
-    let words = [&program("etcd")?, "--logger=zap", "--data-dir", data, "--listen-client-urls", &url];
-    host.serve("etcd-copy", &[&words[..], &["--advertise-client-urls", &url]].concat(), &[])?;
-    let begun = Instant::now();
-    while let Err(error) = ctl(cluster, host.address(), &["endpoint", "health"]).await {
-        if begun.elapsed() > COMMAND * 3 {
-            return Err(error);
-        }
-        tokio::time::sleep(PAUSE).await;
-    }
-    Ok(url)
-}
-
 /// Later versions have a program of its own for it.
 fn restoring() -> Result<String> {
     program("etcdutl").or_else(|_| program("etcdctl"))
