@@ -28,3 +28,4 @@ pub(crate) mod volume;
 pub use cluster::{HostCluster, Shape};
 pub use expected::{Expected, Primary, Writes};
 pub use faults::HostFault;
+pub use files::ADDRESS;
