@@ -123,6 +123,8 @@ fn fill(root: &Path, tree: &Path, program: &Path) -> Result<()> {
         let text = read(&root.join("packaging").join(unit))?.replace("/usr/local/bin/", "/usr/bin/");
         put(&tree.join("usr/lib/systemd/system").join(unit), &text, 0o644)?;
     }
+    let beside = "mainstay-agent-address.conf";
+    copy(&root.join("packaging").join(beside), &tree.join("usr/share/doc").join(NAME).join(beside), 0o644)?;
     for (shell, place) in COMPLETIONS {
         put(&tree.join(place), &said(Command::new(program).args(["completions", shell]))?, 0o644)?;
     }

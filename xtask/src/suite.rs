@@ -92,7 +92,8 @@ fn end_to_end(root: &Path) -> Result<String> {
 
 /// The same with hosts of their own. They need root.
 fn virtual_hosts(root: &Path) -> Result<String> {
-    let counted = count(&run_kept("virtual hosts", &mut tests_of_built(root, &["--test", "hosts"])?)?);
+    let counted =
+        count(&run_kept("virtual hosts", &mut tests_of_built(root, &["--test", "hosts", "--test", "address"])?)?);
     closing_line("virtual hosts", counted)
 }
 

@@ -24,7 +24,7 @@ use axum::{Extension, Json, Router};
 use mainstay_model::api::{Accepted, CommandWish};
 use mainstay_model::layout::NodeLayout;
 use mainstay_model::spec::Spec;
-use mainstay_model::status::Status;
+use mainstay_model::status::{AddressStanding, Status};
 use mainstay_model::vault::{
     ArchiveAnswer, ArchiveState, BACKUP_KEY, BackupBegun, BackupState, BackupWish, COMMAND_KEY, RestoreAsk,
     SegmentEnded,
@@ -90,6 +90,8 @@ pub struct Api {
     pub first_seen: Mutex<FirstSeen>,
     /// Why this node's proxy does not stay up, if so.
     pub proxy_down: watch::Receiver<Option<String>>,
+    /// How it stands with the virtual address.
+    pub virtual_address: watch::Receiver<Option<AddressStanding>>,
     /// What proxies ask, and say of themselves.
     pub board: Arc<RouteBoard>,
     /// Until when this node's certificates are valid.
@@ -232,6 +234,7 @@ impl Api {
             not_taken: self.certificates.refused(),
             proxy_down: self.proxy_down.borrow().clone(),
             proxies_paused: self.board.paused(),
+            address: self.virtual_address.borrow().clone(),
             kept: self.restorer.as_ref().map(|restorer| restorer.kept()).unwrap_or_default(),
         };
         Some(status::local(self.me.clone(), &snapshot, self.observed.borrow().clone(), extras))

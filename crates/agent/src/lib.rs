@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod address;
 pub mod api;
 pub mod api_cluster;
 pub mod archive_command;

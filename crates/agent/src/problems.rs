@@ -18,6 +18,8 @@
 //! | `certificate-not-taken` | warning | changed certificate files of a running agent can not be used |
 //! | `proxy-down` | warning | a node's own proxy does not stay up |
 //! | `proxy-paused` | warning | somebody at a proxy's console holds its clients' work back |
+//! | `address-missing` | critical | the primary's host has not the virtual address |
+//! | `address-doubled` | warning | several hosts have the virtual address |
 //! | `clock-off` | warning | a node's wall clock differs by more than two seconds |
 //! | `disk-nearly-full` | warning, critical | little room, nearly none, on a data volume (`Room`) |
 //! | `file-older`, `file-differs` | info, warning | a node's file is not what is in force |
@@ -130,6 +132,7 @@ pub fn find(
         look.node(node, &mut list);
     }
     look.proxies(&mut list);
+    look.address(&mut list);
     list.0
 }
 

@@ -19,6 +19,15 @@ pub struct Routes {
     said: Arc<Mutex<Said>>,
 }
 
+/// This node's server is the primary that clients are led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Serving {
+    /// New work may come; else a planned change is near.
+    pub open: bool,
+    /// No longer than this.
+    pub until: Moment,
+}
+
 #[derive(Default)]
 struct Said {
     term: Term,
@@ -81,6 +90,20 @@ impl Routes {
         }
     }
 
+    /// Until when this node's server is the primary that clients are led to; `None`: it is not.
+    #[must_use]
+    pub fn serving(&self, now: Moment) -> Option<Serving> {
+        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = said.state == RouteState::Open;
+        (said.state != RouteState::Closed && now < said.until).then_some(Serving { open, until: said.until })
+    }
+
+    /// Where this node's own server listens.
+    #[must_use]
+    pub fn own_server(&self) -> Option<SocketAddr> {
+        self.servers.lock().unwrap_or_else(PoisonError::into_inner).get(&self.me).copied()
+    }
+
     /// May clients write here now, by the route and by the deadline?
     #[must_use]
     pub fn open(&self, now: Moment) -> bool {
@@ -138,6 +161,11 @@ mod tests {
         routes.say(Term(3), RouteState::Open, now + Span(1000));
         assert!(routes.open(now));
         assert!(!routes.open(now + Span(1000)), "the deadline itself is too late");
+        assert_eq!(routes.serving(now), Some(Serving { open: true, until: now + Span(1000) }));
+        assert_eq!(routes.serving(now + Span(1000)), None);
+        routes.say(Term(3), RouteState::Draining, now + Span(1000));
+        assert!(routes.serving(now).is_some_and(|serving| !serving.open), "clients stay in a drain");
+        routes.say(Term(3), RouteState::Open, now + Span(1000));
         assert_eq!(board.now().route.leader.map(|leader| leader.node), Some(node("db1")));
         routes.say(Term(3), RouteState::Closed, now + Span(1000));
         assert!(!routes.open(now));

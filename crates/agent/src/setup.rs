@@ -1,5 +1,6 @@
 //! Puts an agent together from its files, runs it, and takes it down in order.
 
+use crate::address;
 use crate::api::{self, Api};
 use crate::archive_command::{self, ArchiveCommand};
 use crate::archiver::Archivers;
@@ -32,6 +33,7 @@ use mainstay_decide::Mind;
 use mainstay_decide::io::Input;
 use mainstay_model::layout::NodeLayout;
 use mainstay_model::spec::Spec;
+use mainstay_model::status::AddressStanding;
 use mainstay_model::{Event, NodeId, ServerObservation, Span};
 use mainstay_ports::clock::wall_now_ms;
 use mainstay_ports::engine::Configured;
@@ -92,6 +94,7 @@ struct Agent {
     observed: watch::Sender<ServerObservation>,
     configured: watch::Sender<Configured>,
     proxy_down: watch::Sender<Option<String>>,
+    virtual_address: watch::Sender<Option<AddressStanding>>,
     ending: Ending,
     lives: Arc<Lives>,
     backups: mpsc::Sender<backups::Order>,
@@ -155,6 +158,7 @@ async fn live(
         observed: watch::Sender::new(ServerObservation::default()),
         configured: watch::Sender::new(Configured::default()),
         proxy_down: watch::Sender::new(None),
+        virtual_address: watch::Sender::new(None),
         ending: Ending::default(),
         lives: Arc::default(),
         backups,
@@ -219,6 +223,7 @@ impl Agent {
             version: OnceCell::new(),
             first_seen: Mutex::default(),
             proxy_down: self.proxy_down.subscribe(),
+            virtual_address: self.virtual_address.subscribe(),
             board: self.routes.board(),
             certificates: Certificates::of(layout, Arc::clone(&self.ground.mesh)),
             library: Library::default(),
@@ -320,6 +325,11 @@ impl Agent {
         tokio::spawn(async move { followed.follow(&me, &*store).await });
         tokio::spawn(self.members().keep());
         tokio::spawn(self.proxy().keep(Arc::clone(generations)));
+        if self.ground.keeper.is_some()
+            && let Err(problem) = self.virtual_address().start()
+        {
+            warn!(%problem, "no thread for the virtual address: this node does not take it");
+        }
         if let (true, Some(raft)) = (self.ground.above.is_some(), self.store.embedded()) {
             tokio::spawn(leadership::clear_once_taken_in(Arc::clone(raft), self.ground.options.layout.clone()));
         }
@@ -343,6 +353,15 @@ impl Agent {
             node: self.me.clone(),
             layout: options.layout.clone(),
             down: self.proxy_down.clone(),
+        }
+    }
+
+    fn virtual_address(&self) -> address::Keeper {
+        address::Keeper {
+            me: self.me.clone(),
+            generations: Arc::clone(&self.ground.generations),
+            routes: self.routes.clone(),
+            standing: self.virtual_address.clone(),
         }
     }
 

@@ -7,7 +7,7 @@ use mainstay_decide::summary::{Role, Summary};
 use mainstay_model::api::StoreStanding;
 use mainstay_model::record::Durability;
 use mainstay_model::spec::{Node, Spec};
-use mainstay_model::status::{ClusterStatus, NodeStatus, RouteAddresses, Status};
+use mainstay_model::status::{AddressStanding, AddressStatus, ClusterStatus, NodeStatus, RouteAddresses, Status};
 use mainstay_model::stored_spec::{FileState, Paused};
 use mainstay_model::{ClaimState, NodeId, Reason, RouteState, ServerObservation, ServerState, Term};
 use mainstay_ports::clock::wall_now_ms;
@@ -147,6 +147,9 @@ pub struct LocalStatus {
     /// Directories in which the data of before a restore in place are kept.
     #[serde(default)]
     pub kept: Vec<String>,
+    /// How it stands with the virtual address, if there is one.
+    #[serde(default)]
+    pub address: Option<AddressStanding>,
 }
 
 /// What the parts of the agent that follow the specification and the store tell; empty until they do.
@@ -189,6 +192,8 @@ pub struct Extras {
     pub proxies_paused: Vec<String>,
     /// Directories in which the data of before a restore in place are kept.
     pub kept: Vec<String>,
+    /// How it stands with the virtual address, if there is one.
+    pub address: Option<AddressStanding>,
 }
 
 /// One node's own status.
@@ -227,6 +232,7 @@ pub fn local(node: NodeId, snapshot: &Snapshot, observed: ServerObservation, ext
         proxy_down: extras.proxy_down,
         proxies_paused: extras.proxies_paused,
         kept: extras.kept,
+        address: extras.address,
     }
 }
 
@@ -276,8 +282,10 @@ pub fn merge(spec: &Spec, api: String, answers: &BTreeMap<NodeId, LocalStatus>, 
     let primary = answers.values().find(|answer| answer.open && answer.primary_of.is_some_and(|of| of >= term));
     let version =
         answers.values().map(|answer| answer.version.clone()).find(|text| !text.is_empty()).unwrap_or_default();
-    let write_host =
-        spec.proxy.host.clone().or_else(|| entry(spec, answers).map(|node| node.host.clone())).unwrap_or_default();
+    let address = address(spec, answers);
+    let held = address.as_ref().filter(|address| !address.held_by.is_empty()).and(spec.proxy.address);
+    let own = || spec.proxy.host.clone().or_else(|| entry(spec, answers).map(|node| node.host.clone()));
+    let write_host = held.map(|held| held.address.to_string()).or_else(own).unwrap_or_default();
     Status {
         cluster: ClusterStatus {
             name: spec.cluster.name.to_string(),
@@ -291,11 +299,19 @@ pub fn merge(spec: &Spec, api: String, answers: &BTreeMap<NodeId, LocalStatus>, 
         routes: RouteAddresses {
             write: format!("{write_host}:{}", spec.proxy.write_port),
             read: format!("{write_host}:{}", spec.proxy.read_port),
+            address,
         },
         api,
         nodes: spec.nodes.iter().map(|node| node_status(spec, node, answers.get(&node.name), primary)).collect(),
         problems: problems::find(spec, answers, primary, beside),
     }
+}
+
+/// Who has the virtual address.
+fn address(spec: &Spec, answers: &BTreeMap<NodeId, LocalStatus>) -> Option<AddressStatus> {
+    let has = |answer: &&LocalStatus| answer.address.as_ref().is_some_and(|address| address.held);
+    let held_by = answers.values().filter(has).map(|answer| answer.node.clone()).collect();
+    spec.proxy.address.map(|address| AddressStatus { address: address.to_string(), held_by })
 }
 
 /// The node whose proxy is named: the first that answers, whose proxy runs.

@@ -46,6 +46,7 @@ pub(crate) fn answer(name: &str, role: &str, state: &str) -> LocalStatus {
         proxy_down: None,
         proxies_paused: Vec::new(),
         kept: Vec::new(),
+        address: None,
     }
 }
 
@@ -230,6 +231,35 @@ fn the_address_for_writes_is_one_that_works() {
 }
 
 #[test]
+fn the_address_that_goes_with_the_primary_is_told_of() {
+    let mut spec = spec();
+    spec.proxy.address = Some("10.0.0.100/24".parse().unwrap());
+    let told = |one: Option<(bool, Option<&str>)>, other: bool| {
+        let standing = |held, problem: Option<&str>| AddressStanding {
+            address: "10.0.0.100/24".to_owned(),
+            held,
+            interface: None,
+            problem: problem.map(str::to_owned),
+        };
+        let (mut primary, mut replica) = (primary(), answer("db2", "replica", "streaming"));
+        primary.address = one.map(|(held, problem)| standing(held, problem));
+        replica.address = Some(standing(other, None));
+        let answers = [primary, replica].map(|answer| (answer.node.clone(), answer)).into();
+        merge(&spec, String::new(), &answers, &Beside::default())
+    };
+    let well = told(Some((true, None)), false);
+    assert_eq!(names(&well), [""; 0]);
+    assert_eq!((well.routes.write.as_str(), well.routes.read.as_str()), ("10.0.0.100:6432", "10.0.0.100:6433"));
+    assert_eq!(well.routes.address.unwrap().held_by, [node("db1")]);
+    for missing in [None, Some((false, None)), Some((false, Some("operation not permitted")))] {
+        let status = told(missing, false);
+        assert_eq!(names(&status), ["address-missing"]);
+        assert!(!status.routes.write.starts_with("10.0.0.100"), "nobody has it: {}", status.routes.write);
+    }
+    assert_eq!(names(&told(Some((true, None)), true)), ["address-doubled"]);
+}
+
+#[test]
 fn an_answer_of_an_older_agent_is_understood() {
     let mut older = serde_json::to_value(answer("db2", "replica", "streaming")).unwrap();
     let fields = older.as_object_mut().unwrap();
@@ -245,6 +275,7 @@ fn an_answer_of_an_older_agent_is_understood() {
         "not_taken",
         "proxy_down",
         "proxies_paused",
+        "address",
     ] {
         fields.remove(added).expect("it is told now");
     }

@@ -257,6 +257,9 @@ fn render_node(out: &mut String, node: &crate::spec::Node) {
         node.health_port,
         text_of("node.health_port")
     );
+    if let Some(interface) = &node.interface {
+        let _ = writeln!(out, "interface = {}", quoted(interface));
+    }
     if let Some(dir) = &node.dir {
         let _ = writeln!(out, "dir = {}", quoted(&dir.display().to_string()));
     }
@@ -327,6 +330,9 @@ fn render_proxy(out: &mut String, spec: &Spec) {
     }
     always("write_port", now.write_port.to_string());
     always("read_port", now.read_port.to_string());
+    if let Some(address) = &now.address {
+        always("address", quoted(&address.to_string()));
+    }
     if let Some(port) = now.metrics_port {
         always("metrics_port", port.to_string());
     }

@@ -3,6 +3,7 @@
 
 use crate::config::{ConfigProblem, nearest};
 use crate::spec::{Node, Spec};
+use crate::virtual_address::is_interface;
 use crate::{Durability, NodeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -59,6 +60,14 @@ fn nodes(spec: &Spec, found: &mut Found) {
         }
         if let Some((key, why)) = adoption(spec, node) {
             found.add(format!("node.{place}.{key}"), why);
+        }
+        if let Some(interface) = &node.interface
+            && !is_interface(interface)
+        {
+            found.add(
+                format!("node.{place}.interface"),
+                format!("interface = {interface:?} is no name of an interface, as eth0"),
+            );
         }
         if node.zone.as_deref() == Some("") {
             found.add(format!("node.{place}.zone"), "zone is empty: name it, or leave it out");
@@ -214,12 +223,34 @@ fn proxy(spec: &Spec, found: &mut Found) {
     {
         found.add("proxy.host", why);
     }
+    virtual_address(spec, found);
     found.bounds("proxy.hold_ms", proxy.hold_ms);
     found.bounds("proxy.max_connections", u64::from(proxy.max_connections));
     found.bounds("proxy.pool_size", u64::from(proxy.pool_size));
     found.bounds("proxy.pool_reserve", u64::from(proxy.pool_reserve));
     found.bounds("proxy.queue_ms", proxy.queue_ms);
     found.bounds("proxy.threads", u64::from(proxy.threads));
+}
+
+/// The address that goes with the primary is nobody's own, and leads to proxies.
+fn virtual_address(spec: &Spec, found: &mut Found) {
+    let Some(address) = spec.proxy.address else { return };
+    let (key, own) = ("proxy.address", address.address.to_string());
+    if let Some(node) = spec.nodes.iter().find(|node| node.host == own) {
+        found.add(
+            key,
+            format!("address = \"{address}\" is the own address of {}: take one that no host has", node.name),
+        );
+    }
+    if spec.proxy.host.as_deref() == Some(&own) {
+        found.add(
+            key,
+            format!("address = \"{address}\" is that of the proxy on a host of its own: take one that no host has"),
+        );
+    }
+    if !spec.proxy.on_nodes {
+        found.add(key, "address leads to the nodes' own proxies: leave it out, or leave out on_nodes = false");
+    }
 }
 
 /// Bytes; PostgreSQL itself takes what fits into a line for the shell.

@@ -153,6 +153,8 @@ pub const KEYS: &[Key] = &[
     key("node", "port", Kind::Number, "the database server").within(1, 65535).or("5432").when(SERVER),
     key("node", "agent_port", Kind::Number, "peers and API, mutual TLS").within(1, 65535).or("7420").when(AGENT),
     key("node", "health_port", Kind::Number, "health endpoints, plain HTTP").within(1, 65535).or("7421").when(AGENT),
+    key("node", "interface", Kind::Text, "the interface that takes proxy.address, as eth0")
+        .or("the one with the node's own address"),
     key("node", "dir", Kind::Text, "where the node keeps its files, an absolute path")
         .or("/var/lib/mainstay/CLUSTER")
         .when(MOVED),
@@ -203,6 +205,9 @@ pub const KEYS: &[Key] = &[
         .when(PROXY_READS),
     key("proxy", "threads", Kind::Number, "threads of a proxy, each with its part of the pools; mode transaction")
         .within(1, 64)
+        .when(PROXY),
+    key("proxy", "address", Kind::Text, "an address that goes with the primary, as 10.0.0.100/24: the open primary's node has it, its proxy listens there")
+        .or("none")
         .when(PROXY),
     key("proxy", "metrics_port", Kind::Number, "where a proxy tells its numbers, plain HTTP: /metrics, /stats")
         .within(1, 65535)

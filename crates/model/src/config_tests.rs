@@ -80,6 +80,7 @@ fn full() -> Spec {
         dir: Some("/var/lib/x y/db".into()),
         adopt: (name == "db1").then(|| "/var/lib/postgresql/15/main".into()),
         adopt_standby: (name == "db2").then(|| "/srv/main".into()),
+        interface: Some("eth1".into()),
     };
     Spec {
         cluster: Cluster {
@@ -97,8 +98,9 @@ fn full() -> Spec {
         },
         store: store(),
         proxy: Proxy {
-            on_nodes: false,
+            on_nodes: true,
             host: Some("127.0.0.1".into()),
+            address: Some("10.0.0.100/24".parse().unwrap()),
             write_port: 6500,
             read_port: 6501,
             max_lag_bytes: 5,

@@ -38,6 +38,7 @@ pub mod status;
 pub mod stored_spec;
 pub mod time;
 pub mod vault;
+pub mod virtual_address;
 
 pub use command::{Command, Restoration};
 pub use event::{Change, Event, Lost, Reason};

@@ -2,6 +2,7 @@
 
 use crate::repositories::Repositories;
 use crate::requirements::Requirements;
+use crate::virtual_address::VirtualAddress;
 use crate::{ClusterName, Durability, NodeId, Span};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -98,6 +99,9 @@ pub struct Node {
     /// The health endpoints' port (plain HTTP, no secrets).
     #[serde(default = "default_health_port")]
     pub health_port: u16,
+    /// The interface that takes the proxies' virtual address; default: the one with this node's own address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
     /// Where this node keeps its files; default `/var/lib/mainstay/<cluster>`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dir: Option<PathBuf>,
@@ -266,6 +270,9 @@ pub struct Proxy {
     pub queue_ms: u64,
     /// Threads.
     pub threads: u32,
+    /// An address that the node with the open primary has besides its own, and at which every node's proxy listens; `None`: there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<VirtualAddress>,
     /// Where the proxy tells its numbers (plain HTTP, no secrets); `None`: nowhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics_port: Option<u16>,
@@ -306,6 +313,7 @@ impl Default for Proxy {
             pool_reserve: 0,
             queue_ms: 30_000,
             threads: 1,
+            address: None,
             metrics_port: None,
         }
     }

@@ -44,6 +44,31 @@ pub struct RouteAddresses {
     pub write: String,
     /// For reads.
     pub read: String,
+    /// The address that goes with the primary, if there is to be one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<AddressStatus>,
+}
+
+/// The address that goes with the primary.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressStatus {
+    /// The address, `10.0.0.100/24`.
+    pub address: String,
+    /// The nodes whose hosts have it. One, when all is well.
+    pub held_by: Vec<NodeId>,
+}
+
+/// What one node says of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressStanding {
+    /// The address, `10.0.0.100/24`.
+    pub address: String,
+    /// Its host has it.
+    pub held: bool,
+    /// On this interface.
+    pub interface: Option<String>,
+    /// Why it can not have it.
+    pub problem: Option<String>,
 }
 
 /// One node.

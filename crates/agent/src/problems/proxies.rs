@@ -1,6 +1,7 @@
 //! What is wrong with proxies, as agents hear of it.
 
 use super::{List, Look, certificate};
+use mainstay_model::NodeId;
 use std::collections::{BTreeMap, BTreeSet};
 
 impl Look<'_> {
@@ -25,6 +26,35 @@ impl Look<'_> {
                  taken up while it runs"
             );
             certificate(&format!("proxy {name}: its certificate"), until, self.now_seconds(), &way, list);
+        }
+    }
+
+    /// The virtual address is the primary's host's, and nobody else's.
+    pub(super) fn address(&self, list: &mut List) {
+        let (Some(address), Some(primary)) = (self.spec.proxy.address, self.primary) else { return };
+        let standing = primary.address.as_ref();
+        if !standing.is_some_and(|standing| standing.held) {
+            let why = standing.and_then(|standing| standing.problem.as_ref()).map(|why| format!(": {why}"));
+            let node = &primary.node;
+            let evidence =
+                format!("{node} is the primary and has not the address {address}{}", why.unwrap_or_default());
+            let hint = format!(
+                "put that right on the host of {node}; clients reach each node's proxy by its own address meanwhile"
+            );
+            list.add(("address-missing", "critical"), evidence, hint);
+        }
+        let held = |answer: &&super::LocalStatus| answer.address.as_ref().is_some_and(|standing| standing.held);
+        let others: Vec<&NodeId> = self
+            .answers
+            .values()
+            .filter(held)
+            .map(|answer| &answer.node)
+            .filter(|node| **node != primary.node)
+            .collect();
+        if let Some(other) = others.first() {
+            let evidence = format!("{other} has the address {address} as well and is not the primary");
+            let hint = "it ends within the lease; if it does not, restart the agent there: its kernel then takes the address away";
+            list.add(("address-doubled", "warning"), evidence, hint);
         }
     }
 }

@@ -51,6 +51,7 @@ async fn add(options: NodeAdd, global: Global) -> Outcome {
         dir: options.data_dir.clone(),
         adopt: None,
         adopt_standby: None,
+        interface: None,
     };
     let before = session.spec().clone();
     let mut spec = before.clone();

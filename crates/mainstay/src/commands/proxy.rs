@@ -21,7 +21,7 @@ use mainstay_ports::route_board::Holds;
 use mainstay_proxy::pool::{PoolOptions, Pooled, PooledProxy, Shown, TlsShown};
 use mainstay_proxy::{Proxy, ProxyError, ProxyOptions, Standing, Stats, TimedReport, feed};
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -124,7 +124,7 @@ async fn serve(file: Spec, place: Place) -> Outcome {
     let first = newest_known(file, &place.caches);
     let own_host = || first.spec.proxy.host.clone().unwrap_or_else(|| "0.0.0.0".to_owned());
     let host = place.host.clone().unwrap_or_else(own_host);
-    let options = options(&first.spec, &host).await?;
+    let options = options(&first.spec, &host, place.host.is_some()).await?;
     raise_descriptors(options.max_connections);
     let wrong = |error: NetError| Failure::failed(error.to_string());
     let credentials = Credentials::load(&first.spec.cluster.name, &place.ca, &place.cert, &place.key).map_err(wrong)?;
@@ -318,11 +318,20 @@ async fn logins_of(peers: &Arc<dyn Peers>, node: &NodeId) -> Result<Logins, Stri
 }
 
 /// Where it listens and what it may hold.
-async fn options(spec: &Spec, host: &str) -> Outcome<ProxyOptions> {
+async fn options(spec: &Spec, host: &str, on_node: bool) -> Outcome<ProxyOptions> {
     let proxy = &spec.proxy;
     let write = resolve(host, proxy.write_port).await?;
     let read = resolve(host, proxy.read_port).await?;
     let mut options = ProxyOptions::new(vec![write], vec![read]);
+    if let (true, Some(address)) = (on_node, proxy.address) {
+        let floating = IpAddr::V4(address.address);
+        options.floating = Some(floating);
+        // One that listens everywhere listens there as well.
+        if !write.ip().is_unspecified() {
+            options.write.push(SocketAddr::new(floating, proxy.write_port));
+            options.read.push(SocketAddr::new(floating, proxy.read_port));
+        }
+    }
     limits(&mut options, proxy);
     Ok(options)
 }

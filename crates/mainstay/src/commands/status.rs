@@ -158,7 +158,13 @@ fn text(status: &Status, wanted: &Wanted, now_ms: u64, width: u16) -> String {
     };
     let _ = writeln!(out, "primary  {primary}");
     let _ = writeln!(out, "writes   {}", status.routes.write);
-    let _ = writeln!(out, "reads    {}\n{head}", status.routes.read);
+    let _ = writeln!(out, "reads    {}", status.routes.read);
+    if let Some(address) = &status.routes.address {
+        let nodes: Vec<&str> = address.held_by.iter().map(NodeId::as_str).collect();
+        let nodes = if nodes.is_empty() { paint(Colour::Red, "nobody") } else { nodes.join(" and ") };
+        let _ = writeln!(out, "address  {}, held by {nodes}", address.address);
+    }
+    let _ = writeln!(out, "{head}");
     let head = ["NODE", "HOST", "ROLE", "STATE", "SYNC", "TL", "POSITION", "LAG", "SINCE"];
     let rows: Vec<Vec<String>> = status.nodes.iter().map(|node| row(node, now_ms)).collect();
     out.push_str(&render(&head, &rows, width));

@@ -3,6 +3,7 @@
 //! Begin at [`gather`]. Nothing is changed, except that a file without a name is written to see how fast the disk is, where that is asked for.
 //! Bounded: each program that is asked, each connection and each write has its time.
 
+mod address;
 mod disk;
 mod memory;
 pub(crate) mod mounts;
@@ -116,6 +117,7 @@ pub(crate) async fn gather(seen: &Seen, node: &Node, writing: bool) -> HostFacts
         peers: network::peers(seen, node, stage).await,
         collations,
         etcd: store::read(spec, node, &layout).await,
+        address: address::read(spec, node).await,
         runbook: None,
     }
 }

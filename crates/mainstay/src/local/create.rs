@@ -73,6 +73,7 @@ fn spec(up: &Up, dir: &Path, hosts: &[Ipv4Addr], ports: ports::Ports, bin_dir: O
             health_port: ports.health,
             adopt: None,
             adopt_standby: None,
+            interface: None,
         })
     });
     let name = match &up.name {

@@ -194,6 +194,7 @@ impl Member {
         hosts.insert(node.host.clone());
         // Clients reach a server through proxies' addresses as well, and may compare the name.
         hosts.extend(spec.proxy.host.clone());
+        hosts.extend(spec.proxy.address.map(|address| address.address.to_string()));
         hosts.extend(["127.0.0.1".to_owned(), "localhost".to_owned()]);
         Member {
             role: "node".to_owned(),

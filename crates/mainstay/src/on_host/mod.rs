@@ -38,6 +38,12 @@ pub(crate) const UNIT: &str = "mainstay-agent";
 pub(crate) const UNIT_TEXT: &str =
     include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../packaging/mainstay-agent.service"));
 
+/// What the unit needs besides, where there is a virtual address.
+pub(crate) const UNIT_ADDRESS: &str = "/etc/systemd/system/mainstay-agent.service.d/virtual-address.conf";
+/// What that says.
+pub(crate) const UNIT_ADDRESS_TEXT: &str =
+    include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../packaging/mainstay-agent-address.conf"));
+
 /// A node, and the cluster's file as it is to be.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Task {

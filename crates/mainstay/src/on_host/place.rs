@@ -1,6 +1,9 @@
 //! Program, packages, file, settings and unit: each in its place whole, or not at all.
 
-use super::{CONFIG, PROGRAM, SETTINGS, STAGED, Task, UNIT_FILE, UNIT_TEXT, systemd, unit_text, unit_wanted};
+use super::{
+    CONFIG, PROGRAM, SETTINGS, STAGED, Task, UNIT_ADDRESS, UNIT_ADDRESS_TEXT, UNIT_FILE, UNIT_TEXT, systemd, unit_text,
+    unit_wanted,
+};
 use crate::failure::{Failure, Outcome};
 use crate::local::{engine, node_dir};
 use mainstay_net::write_file;
@@ -32,7 +35,7 @@ pub(crate) fn install() -> Outcome<Value> {
 /// # Errors
 /// When the disk refuses.
 pub(crate) async fn configure(task: &Task) -> Outcome<Value> {
-    super::target(&task.file)?;
+    let spec = super::target(&task.file)?.spec;
     let dir = Path::new(CONFIG).parent().unwrap_or(Path::new("/"));
     if !dir.is_dir() {
         node_dir::make_dir(dir, 0o755, None)?;
@@ -51,6 +54,17 @@ pub(crate) async fn configure(task: &Task) -> Outcome<Value> {
     if systemd() {
         if unit_text().as_deref() != Some(UNIT_TEXT) {
             put(UNIT_FILE, &unit_wanted())?;
+        }
+        if spec.proxy.address.is_some() {
+            let beside = Path::new(UNIT_ADDRESS).parent().unwrap_or(Path::new("/"));
+            if !beside.is_dir() {
+                node_dir::make_dir(beside, 0o755, None)?;
+            }
+            put(UNIT_ADDRESS, UNIT_ADDRESS_TEXT)?;
+        } else if std::fs::read(UNIT_ADDRESS).is_ok_and(|there| there == UNIT_ADDRESS_TEXT.as_bytes()) {
+            // Nobody may do more than it has to.
+            std::fs::remove_file(UNIT_ADDRESS)
+                .map_err(|error| Failure::failed(format!("remove {UNIT_ADDRESS}: {error}")))?;
         }
         super::service::systemctl(&["daemon-reload"]).await?;
     }

@@ -100,7 +100,7 @@ pub(crate) fn status(nodes: Vec<NodeStatus>) -> Status {
             primary,
             durability: "strict".into(),
         },
-        routes: RouteAddresses { write: "127.0.0.1:6432".into(), read: "127.0.0.1:6433".into() },
+        routes: RouteAddresses { write: "127.0.0.1:6432".into(), read: "127.0.0.1:6433".into(), address: None },
         api: "https://127.0.0.1:7420".into(),
         nodes,
         problems: Vec::new(),

@@ -57,8 +57,32 @@ pub struct HostFacts {
     pub collations: Option<Reading<Vec<Collation>>>,
     /// The etcd that is the store, as this host reaches it with the node's files; `None`: the nodes themselves are the store.
     pub etcd: Option<Reading<EtcdStanding>>,
+    /// The way of the virtual address; `None`: there is to be none, or not here.
+    pub address: Option<Reading<AddressWay>>,
     /// A runbook that was to be looked at.
     pub runbook: Option<Book>,
+}
+
+/// What a host shows of the virtual address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AddressWay {
+    /// The interface that would take it.
+    pub interface: String,
+    /// This node's own address, if that is an IPv4 address.
+    pub own: Option<std::net::Ipv4Addr>,
+    /// This host has the address, and not by its agent's hand: on the interface of this number.
+    pub foreign: Option<u32>,
+    /// Who answers for it in the network.
+    pub answers: Option<Answering>,
+}
+
+/// Who answers for an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answering {
+    /// The hardware address.
+    pub hardware: String,
+    /// The node whose own address has that hardware address too.
+    pub node: Option<NodeId>,
 }
 
 /// The operating system.

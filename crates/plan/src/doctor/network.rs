@@ -22,6 +22,7 @@ pub(super) fn examine(spec: &Spec, facts: &HostFacts, found: &mut Findings) {
             library(facts, peer, told, found);
         }
     }
+    address(spec, facts, found);
     if let Some(reading) = &facts.collations
         && let Some(differing) = found.read("collations", "the versions of collations", reading)
     {
@@ -46,6 +47,43 @@ pub(super) fn examine(spec: &Spec, facts: &HostFacts, found: &mut Findings) {
         if differing.is_empty() {
             found.fine("collations", "every database was sorted with the version that the system has");
         }
+    }
+}
+
+/// The address that goes with the primary: can this host take it, and is it nobody else's?
+fn address(spec: &Spec, facts: &HostFacts, found: &mut Findings) {
+    let (Some(address), Some(reading)) = (spec.proxy.address, &facts.address) else { return };
+    let Some(way) = found.read("virtual-address", "what this host knows of proxy.address", reading) else { return };
+    let (interface, before) = (&way.interface, found.0.len());
+    if let Some(own) = way.own.filter(|own| !address.is_beside(*own)) {
+        let text = format!("proxy.address = {address} is not of the network of this node's own address {own}");
+        let why = "clients beside this host do not look for the address here unless routers are told to";
+        let mend = ["take an address and a prefix of that network, or see to it that it is routed to each node's host"];
+        found.say(Severity::Advice, "virtual-address", text, why, mend);
+    }
+    if let Some(interface) = way.foreign {
+        let text = format!("this host has {address} already, on interface number {interface} and not by its agent");
+        let why = "an address that stays here is answered for by two hosts once another node is the primary";
+        let mend =
+            [format!("ip address del {address} dev NAME (ip -o address shows where), and where it is configured")];
+        found.say(Severity::Problem, "virtual-address", text, why, mend);
+    }
+    let stranger = way.answers.as_ref().filter(|answers| answers.node.is_none());
+    if let Some(stranger) = stranger {
+        let text = format!("{} answers for {address}, and that is none of this cluster's hosts", stranger.hardware);
+        let why = "clients reach whoever was heard last";
+        found.say(
+            Severity::Problem,
+            "virtual-address",
+            text,
+            why,
+            ["take an address that nobody has, or free this one".to_owned()],
+        );
+    }
+    if found.0.len() == before {
+        let has = way.answers.as_ref().and_then(|answers| answers.node.as_ref());
+        let has = has.map_or("nobody answers for it now".to_owned(), |node| format!("{node} has it now"));
+        found.fine("virtual-address", format!("{interface} can take {address}; {has}"));
     }
 }
 

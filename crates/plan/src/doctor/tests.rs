@@ -80,6 +80,7 @@ fn well() -> HostFacts {
         peers: vec![peer("db2"), peer("db3")],
         collations: Some(Ok(vec![])),
         etcd: None,
+        address: None,
         runbook: Some(Book {
             path: "runbook.html".into(),
             made_from: Ok(Some(Stamp::of(&spec(), Some(7)))),
@@ -369,4 +370,33 @@ fn an_etcd_that_is_the_store_is_looked_at() {
     assert!(one.iter().any(|finding| finding.check == "store-size" && finding.severity == Severity::Advice));
     let unread = examined(&HostFacts { etcd: Some(Err("store.endpoints names no member".into())), ..well() });
     assert!(unread.iter().any(|finding| finding.check == "store" && finding.severity == Severity::Unknown));
+}
+
+#[test]
+fn a_virtual_address_is_the_clusters_alone() {
+    let mut spec = spec();
+    spec.proxy.address = Some("10.0.0.100/24".parse().unwrap());
+    let way = || AddressWay { interface: "eth0".into(), own: Some([10, 0, 0, 1].into()), foreign: None, answers: None };
+    let said = |way: Reading<AddressWay>| {
+        let found = examine(&spec, &spec.nodes[0], &HostFacts { address: Some(way), ..well() });
+        let mut said: Vec<(Severity, String)> = found
+            .into_iter()
+            .filter(|finding| finding.check == "virtual-address")
+            .map(|finding| (finding.severity, finding.found))
+            .collect();
+        assert_eq!(said.len(), 1, "{said:?}");
+        said.remove(0)
+    };
+    assert_eq!(said(Ok(way())).0, Severity::Fine);
+    let node = |node: Option<&str>| {
+        let node = node.map(|name| name.parse().unwrap());
+        Ok(AddressWay { answers: Some(Answering { hardware: "02:00:00:00:00:09".into(), node }), ..way() })
+    };
+    let (severity, text) = said(node(Some("db2")));
+    assert!(severity == Severity::Fine && text.contains("db2 has it"), "{text}");
+    let (severity, text) = said(node(None));
+    assert!(severity == Severity::Problem && text.contains("02:00:00:00:00:09"), "{text}");
+    assert_eq!(said(Ok(AddressWay { foreign: Some(2), ..way() })).0, Severity::Problem);
+    assert_eq!(said(Ok(AddressWay { own: Some([10, 0, 1, 1].into()), ..way() })).0, Severity::Advice);
+    assert_eq!(said(Err("no interface".into())).0, Severity::Unknown);
 }

@@ -165,6 +165,7 @@ fn node(
         // Which of them is the primary no file says.
         adopt: None,
         adopt_standby: None,
+        interface: None,
         port,
         agent_port: 7420 + offset.min(1000),
         health_port: health.unwrap_or(7421 + offset.min(1000)),

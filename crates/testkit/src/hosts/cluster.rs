@@ -38,12 +38,20 @@ pub struct Shape {
     pub volume_mb: u32,
     /// Who holds the cluster's store: the nodes, or an etcd of three members on hosts of its own.
     pub store: StoreKind,
+    /// An address that goes with the primary, and a proxy on each node.
+    pub address: bool,
 }
 
 impl Shape {
     /// Three data nodes.
-    pub const THREE: Shape =
-        Shape { data: 3, witnesses: 0, durability: Durability::Strict, volume_mb: 1500, store: StoreKind::Raft };
+    pub const THREE: Shape = Shape {
+        data: 3,
+        witnesses: 0,
+        durability: Durability::Strict,
+        volume_mb: 1500,
+        store: StoreKind::Raft,
+        address: false,
+    };
     /// Two data nodes and a witness.
     pub const WITNESS: Shape = Shape { data: 2, witnesses: 1, ..Shape::THREE };
     /// Five data nodes.
@@ -286,6 +294,12 @@ impl HostCluster {
     #[must_use]
     pub fn uri(&self) -> String {
         self.secrets.uri(files::CLIENT, 6432)
+    }
+
+    /// The application's address for writes at the address that goes with the primary.
+    #[must_use]
+    pub fn virtual_uri(&self) -> String {
+        self.secrets.uri(files::ADDRESS.0, 6432)
     }
 
     /// The application's address at one node's own server.

@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 use mainstay_model::layout::{ClusterLayout, NodeLayout};
 use mainstay_model::repositories::Repositories;
 use mainstay_model::spec::{Cluster, EngineKind, Failover, Node, Postgres, Proxy, Spec};
+use mainstay_model::virtual_address::VirtualAddress;
 use mainstay_model::{ClusterName, NodeId, config};
 use mainstay_net::{Authority, Role, write_file};
 use std::collections::BTreeMap;
@@ -15,6 +16,8 @@ use std::path::Path;
 
 /// The client's host.
 pub(crate) const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 100);
+/// The address that goes with the primary, and the prefix of its network.
+pub const ADDRESS: (Ipv4Addr, u8) = (Ipv4Addr::new(10, 77, 0, 200), 24);
 /// The cluster's file on every host.
 pub(crate) const CONFIG: &str = "/etc/mainstay/mainstay.toml";
 const CLUSTER: &str = "orders";
@@ -71,6 +74,7 @@ fn node(name: String, last: u8, witness: bool) -> Result<Node> {
         dir: None,
         adopt: None,
         adopt_standby: None,
+        interface: None,
     })
 }
 
@@ -84,7 +88,12 @@ pub(crate) fn plan(shape: Shape, archived: bool) -> Result<(Spec, Secrets)> {
         nodes: data.chain(witnesses).collect::<Result<Vec<Node>>>()?,
         failover: Failover::default(),
         store: super::etcd::store(shape.store),
-        proxy: Proxy { on_nodes: false, host: Some(CLIENT.to_string()), ..Proxy::default() },
+        proxy: Proxy {
+            on_nodes: shape.address,
+            host: Some(CLIENT.to_string()),
+            address: shape.address.then_some(VirtualAddress { address: ADDRESS.0, prefix: ADDRESS.1 }),
+            ..Proxy::default()
+        },
         postgres: Postgres {
             // What is measured is the cluster, not encryption.
             hba: vec!["host all all 10.77.0.0/16 scram-sha-256".to_owned()],
@@ -158,10 +167,12 @@ pub(crate) fn lay_out_node(host: &Host, node: &NodeId, secrets: &Secrets) -> Res
     let agent = authority.issue(&Role::Node(node.clone()), std::slice::from_ref(&address))?;
     agent.write(&files.node_cert(), &files.node_key(), None, false)?;
     write_file(&files.ca_cert(), authority.cert_pem().as_bytes(), 0o644, None, false)?;
+    let proxy = authority.issue(&Role::Proxy(node.to_string()), &[])?;
+    proxy.write(&files.proxy_cert(), &files.proxy_key(), None, false)?;
     if is_witness(node) {
         return Ok(());
     }
-    let server = authority.issue(&Role::Server(node.clone()), &[address, CLIENT.to_string()])?;
+    let server = authority.issue(&Role::Server(node.clone()), &[address, CLIENT.to_string(), ADDRESS.0.to_string()])?;
     server.write(&files.server_cert(), &files.server_key(), owner, false)?;
     let replication = authority.issue(&Role::Replication(REPLICATOR.to_owned()), &[])?;
     replication.write(&files.replication_cert(), &files.replication_key(), owner, false)?;

@@ -31,3 +31,4 @@ pub(crate) mod volume;
 pub use cluster::{HostCluster, Setup, Shape};
 pub use expected::{Expected, Primary, Writes};
 pub use faults::HostFault;
+pub use files::ADDRESS;

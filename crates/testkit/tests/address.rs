@@ -1,0 +1,294 @@
+//! The address that goes with the primary, on virtual hosts (needs root): it follows every take-over, a host whose agent hangs loses it, and never
+//! do two hosts that have it both acknowledge writes.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use mainstay_model::NodeId;
+use mainstay_model::status::Status;
+use mainstay_testkit::hosts::host::Host;
+use mainstay_testkit::hosts::inside::Inside;
+use mainstay_testkit::hosts::{ADDRESS, HostCluster, Shape};
+use mainstay_testkit::processes::Pinned;
+use rustix::process::Signal;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+use tokio_postgres::NoTls;
+
+/// Whatever is waited for comes within this, on a busy machine too.
+const SOON: Duration = Duration::from_secs(60);
+/// A lease of three seconds less its margin, and what the kernel's clock of whole seconds adds, with room for a busy machine.
+const LEASE: Duration = Duration::from_millis(4500);
+
+/// Has the network of this process the address? The kernel's own table says.
+fn has(init: u32) -> bool {
+    let wanted = format!("|-- {}", ADDRESS.0);
+    let table = std::fs::read_to_string(format!("/proc/{init}/net/fib_trie")).unwrap_or_default();
+    let mut lines = table.lines().map(str::trim);
+    while let Some(line) = lines.next() {
+        if line == wanted && lines.next().is_some_and(|next| next.contains("host LOCAL")) {
+            return true;
+        }
+    }
+    false
+}
+
+/// One acknowledged write; says which server wrote.
+async fn write(uri: &str) -> Result<String, tokio_postgres::Error> {
+    let (client, connection) = tokio_postgres::connect(uri, NoTls).await?;
+    let connection = tokio::spawn(connection);
+    let sql = "insert into beats values (default) returning host(inet_server_addr())";
+    let written = client.query_one(sql, &[]).await.map(|row| row.get(0));
+    connection.abort();
+    written
+}
+
+/// A host that is looked at from inside its own network.
+struct Spot {
+    init: u32,
+    uri: String,
+    inside: Inside,
+}
+
+/// Looks all the time whether two hosts have the address, and if so, whether both of them acknowledge a write.
+fn watch(cluster: &HostCluster, stop: Arc<AtomicBool>) -> JoinHandle<(usize, Vec<String>)> {
+    let of = |host: &Host| Spot { init: host.init(), uri: cluster.server_uri(host), inside: host.inside().unwrap() };
+    let spots: Vec<Spot> = cluster.hosts.values().map(of).collect();
+    tokio::spawn(async move {
+        let (mut doubled, mut wrong) = (0, Vec::new());
+        while !stop.load(Ordering::SeqCst) {
+            let holders: Vec<&Spot> = spots.iter().filter(|spot| has(spot.init)).collect();
+            if holders.len() > 1 {
+                doubled += 1;
+                let mut writes = Vec::new();
+                for spot in holders {
+                    let uri = spot.uri.clone();
+                    let task =
+                        spot.inside.handle().spawn(async move { timeout(Duration::from_secs(1), write(&uri)).await });
+                    writes.push(task);
+                }
+                let mut acknowledged = Vec::new();
+                for task in writes {
+                    if let Ok(Ok(Ok(server))) = task.await {
+                        acknowledged.push(server);
+                    }
+                }
+                if acknowledged.len() > 1 {
+                    wrong.push(format!("{acknowledged:?} have the address and acknowledge writes"));
+                }
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+        (doubled, wrong)
+    })
+}
+
+/// A client that knows nothing but the address, and writes all the time.
+struct Beats {
+    acknowledged: Arc<AtomicU64>,
+    last: Arc<Mutex<(Instant, Duration)>>,
+    _inside: Inside,
+    task: JoinHandle<()>,
+}
+
+/// An acknowledged write; what came before it was a pause.
+fn note(seen: &Mutex<(Instant, Duration)>) {
+    let (now, mut seen) = (Instant::now(), seen.lock().unwrap());
+    *seen = (now, seen.1.max(now - seen.0));
+}
+
+impl Beats {
+    fn start(cluster: &HostCluster) -> Self {
+        let inside = cluster.client.inside().unwrap();
+        let uri = cluster.virtual_uri();
+        let acknowledged = Arc::new(AtomicU64::new(0));
+        let last = Arc::new(Mutex::new((Instant::now(), Duration::ZERO)));
+        let (count, seen) = (Arc::clone(&acknowledged), Arc::clone(&last));
+        let task = inside.handle().spawn(async move {
+            loop {
+                let Ok(Ok((client, connection))) =
+                    timeout(Duration::from_secs(1), tokio_postgres::connect(&uri, NoTls)).await
+                else {
+                    sleep(Duration::from_millis(20)).await;
+                    continue;
+                };
+                let connection = tokio::spawn(connection);
+                // What is not answered in time is asked anew by another connection, as drivers with a limit do.
+                while let Ok(Ok(_)) =
+                    timeout(Duration::from_secs(2), client.batch_execute("insert into beats values (default)")).await
+                {
+                    note(&seen);
+                    count.fetch_add(1, Ordering::SeqCst);
+                    sleep(Duration::from_millis(10)).await;
+                }
+                connection.abort();
+            }
+        });
+        Self { acknowledged, last, _inside: inside, task }
+    }
+
+    /// The longest pause since this was asked last, once writes go on.
+    async fn pause(&self) -> Duration {
+        let before = self.acknowledged.load(Ordering::SeqCst);
+        until("the client writes on", async || self.acknowledged.load(Ordering::SeqCst) > before + 5).await;
+        let mut last = self.last.lock().unwrap();
+        std::mem::take(&mut last.1)
+    }
+}
+
+async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds().await {
+        assert!(begun.elapsed() < SOON, "never: {what}");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Waits until the cluster is whole, with the address at its primary and nowhere else.
+async fn settled(cluster: &HostCluster) -> (NodeId, Status) {
+    let status = cluster.healed(SOON).await.unwrap();
+    let (primary, host) = cluster.primary(&status).unwrap();
+    until("the primary alone has the address", async || {
+        has(host.init()) && cluster.others(&primary).all(|(_, other)| !has(other.init()))
+    })
+    .await;
+    until("the status says so", async || {
+        let address = cluster.status().await.ok().and_then(|status| status.routes.address);
+        address.is_some_and(|address| address.held_by == [primary.clone()])
+    })
+    .await;
+    let status = cluster.status().await.unwrap();
+    assert_eq!(status.routes.write, format!("{}:6432", ADDRESS.0));
+    (primary, status)
+}
+
+fn agent(cluster: &HostCluster, status: &Status, node: &NodeId) -> Pinned {
+    let line = status.nodes.iter().find(|line| line.name == *node).unwrap();
+    Pinned::new(cluster.host(node).unwrap().outer(line.agent_pid.unwrap()).unwrap()).unwrap()
+}
+
+/// The host has lost the address within the lease; says how long that took.
+async fn lost(host: &Host, since: Instant) -> Duration {
+    until("the host loses the address", async || !has(host.init())).await;
+    let took = since.elapsed();
+    assert!(took < LEASE, "it had the address for {took:?}");
+    took
+}
+
+async fn hung_agent(cluster: &HostCluster) -> String {
+    let (primary, status) = settled(cluster).await;
+    let (host, agent) = (cluster.host(&primary).unwrap(), agent(cluster, &status, &primary));
+    let since = Instant::now();
+    agent.signal(Signal::STOP).unwrap();
+    let took = lost(host, since).await;
+    until("another host has it", async || cluster.others(&primary).any(|(_, other)| has(other.init()))).await;
+    agent.signal(Signal::CONT).unwrap();
+    assert_ne!(settled(cluster).await.0, primary);
+    format!("the address was gone after {} ms", took.as_millis())
+}
+
+async fn cut_cable(cluster: &HostCluster) -> String {
+    let (primary, _) = settled(cluster).await;
+    let host = cluster.host(&primary).unwrap();
+    let since = Instant::now();
+    cluster.switch.connect(host, false).unwrap();
+    let took = lost(host, since).await;
+    until("another host has it", async || cluster.others(&primary).any(|(_, other)| has(other.init()))).await;
+    cluster.switch.connect(host, true).unwrap();
+    assert_ne!(settled(cluster).await.0, primary);
+    format!("the address was gone after {} ms", took.as_millis())
+}
+
+async fn killed_agent(cluster: &HostCluster) -> String {
+    let (primary, status) = settled(cluster).await;
+    agent(cluster, &status, &primary).signal(Signal::KILL).unwrap();
+    until("the next agent answers", async || {
+        cluster.status().await.is_ok_and(|now| {
+            let of =
+                |status: &Status| status.nodes.iter().find(|line| line.name == primary).and_then(|line| line.agent_pid);
+            of(&now).is_some() && of(&now) != of(&status)
+        })
+    })
+    .await;
+    settled(cluster).await;
+    "the next agent has gone on with it".to_owned()
+}
+
+async fn switchover(cluster: &HostCluster) -> String {
+    let (primary, _) = settled(cluster).await;
+    cluster.run(&["switchover", "--yes"], SOON).await.unwrap();
+    assert_ne!(settled(cluster).await.0, primary);
+    "it went with the primary".to_owned()
+}
+
+/// An address that somebody else gave a host is nobody's to take away, and is told of.
+async fn foreign(cluster: &HostCluster) -> String {
+    let (primary, _) = settled(cluster).await;
+    let (other, host) = cluster.others(&primary).next().unwrap();
+    // Both hosts answer for it now; whichever a client reaches, the proxy there leads to the primary.
+    let by_hand = format!("{}/32", ADDRESS.0);
+    host.run(&["ip", "address", "add", &by_hand, "dev", "lo"]).await.unwrap();
+    cluster.run(&["switchover", "--to", other.as_str(), "--yes"], SOON).await.unwrap();
+    until("it is told", async || {
+        let problems = cluster.status().await.map(|status| status.problems).unwrap_or_default();
+        problems
+            .iter()
+            .any(|problem| problem.name == "address-missing" && problem.evidence.contains("not by this agent"))
+    })
+    .await;
+    assert!(has(host.init()), "it was taken away");
+    host.run(&["ip", "address", "del", &by_hand, "dev", "lo"]).await.unwrap();
+    assert_eq!(settled(cluster).await.0, *other);
+    "it was told, and left alone".to_owned()
+}
+
+/// A key that is taken back takes the address with it.
+async fn taken_back(cluster: &HostCluster) {
+    settled(cluster).await;
+    cluster.run(&["set", "--unset", "proxy.address", "--yes"], SOON).await.unwrap();
+    until("nobody has it", async || cluster.hosts.values().all(|host| !has(host.init()))).await;
+    assert!(cluster.status().await.unwrap().routes.address.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_goes_with_the_primary_whatever_happens() {
+    let cluster = HostCluster::up(Shape { address: true, ..Shape::THREE }).await.unwrap();
+    let (primary, status) = settled(&cluster).await;
+    let host = cluster.host(&primary).unwrap();
+    let shown = host.run(&["ip", "-o", "-4", "address", "show", "dev", "eth0"]).await.unwrap();
+    assert!(shown.lines().any(|line| line.contains("ms-") && line.contains("valid_lft")), "{shown}");
+    let virtual_uri = cluster.virtual_uri();
+    let inside = cluster.client.inside().unwrap();
+    let server = inside
+        .handle()
+        .spawn(async move {
+            let (client, connection) = tokio_postgres::connect(&virtual_uri, NoTls).await.unwrap();
+            tokio::spawn(connection);
+            client.batch_execute("create table beats (id bigserial primary key)").await.unwrap();
+            write(&virtual_uri).await.unwrap()
+        })
+        .await
+        .unwrap();
+    assert_eq!(server, host.address().to_string(), "{:?}", status.routes);
+    let stop = Arc::new(AtomicBool::new(false));
+    let (watched, beats) = (watch(&cluster, Arc::clone(&stop)), Beats::start(&cluster));
+    beats.pause().await;
+    for (name, said) in [
+        ("switchover", switchover(&cluster).await),
+        ("agent killed", killed_agent(&cluster).await),
+        ("agent hangs", hung_agent(&cluster).await),
+        ("cable cut", cut_cable(&cluster).await),
+        ("by hand", foreign(&cluster).await),
+    ] {
+        println!("{name}: {said}");
+    }
+    println!("the longest pause of all: {} ms", beats.pause().await.as_millis());
+    stop.store(true, Ordering::SeqCst);
+    let (doubled, wrong) = watched.await.unwrap();
+    println!("moments in which two hosts had it: {doubled}");
+    assert!(wrong.is_empty(), "{wrong:?}");
+    beats.task.abort();
+    taken_back(&cluster).await;
+}
