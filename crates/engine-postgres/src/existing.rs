@@ -28,6 +28,9 @@ const BROUGHT: Duration = Duration::from_secs(1);
 const EACH: Duration = Duration::from_millis(100);
 /// With these a server would not start as a primary.
 const STANDBY: [&str; 2] = ["standby.signal", "recovery.signal"];
+/// There from before an adopted standby's data take their place until a server starts on them: whoever was interrupted in between, and is told to
+/// clone again, has them already.
+const TAKEN: &str = "standby-taken";
 
 impl Postgres {
     /// Are the first copy's data to be an existing server's? What is noted counts also where the file has lost the line: data that wait
@@ -104,26 +107,39 @@ impl Postgres {
     ) -> Result<bool, EngineError> {
         let (ready, data, conf) = (self.options.layout.adopted(), self.data(), self.options.layout.conf());
         let empty = std::fs::read_dir(&data).map_or(true, |mut entries| entries.next().is_none());
-        if !ready.exists() || !empty {
-            return Ok(false);
-        }
-        if let Err(why) = self.fits_behind(there, &ready).await {
-            tracing::warn!(%why, data = %ready.display(), "the adopted standby's data are of no use here and stay where they are: a clone is made");
+        let place = match (ready.exists(), empty) {
+            (true, true) => &ready,
+            (false, false) if conf.join(TAKEN).exists() => &data,
+            _ => return Ok(false),
+        };
+        if let Err(why) = self.fits_behind(there, place).await {
+            tracing::warn!(%why, data = %place.display(), "the adopted standby's data are of no use here and stay where they are: a clone is made");
             return Ok(false);
         }
         // From here on its slot over there keeps what comes next.
         self.reserve_log_at(source).await?;
-        self.make_ours(&ready).await?;
+        self.make_ours(place).await?;
         self.write(None, |live| {
             live.copy = Some(copy);
             live.upstream = None;
         })
         .await?;
-        let (from, to, owner) = (ready.clone(), data.clone(), self.owner());
-        let moved = tokio::task::spawn_blocking(move || put(&from, &to, &conf, owner)).await.map_err(failed)?;
-        moved.map_err(|error| failed(format!("could not move {} to {}: {error}", ready.display(), data.display())))?;
+        if place == &ready {
+            let (from, to, owner) = (ready.clone(), data.clone(), self.owner());
+            let moved = tokio::task::spawn_blocking(move || take(&from, &to, &conf, owner)).await.map_err(failed)?;
+            moved.map_err(|error| {
+                failed(format!("could not move {} to {}: {error}", ready.display(), data.display()))
+            })?;
+        }
         tracing::info!(data = %data.display(), "the adopted standby's data are in their place: nothing was copied");
         Ok(true)
+    }
+
+    /// A server is to run on what lies here: from now on it is a copy like others, and one that is to be cloned anew is cloned.
+    pub(crate) fn forget_taken(&self) -> Result<(), EngineError> {
+        let conf = self.options.layout.conf();
+        let forgotten = files::remove(&conf, TAKEN).and_then(|was| if was { files::sync_dir(&conf) } else { Ok(()) });
+        forgotten.map_err(|error| failed(format!("{}/{TAKEN}: {error}", conf.display())))
     }
 
     /// Why not?
@@ -195,6 +211,13 @@ fn put(ready: &Path, data: &Path, conf: &Path, owner: files::Owner) -> std::io::
     std::fs::rename(ready, data)?;
     let dir = data.parent().ok_or_else(|| std::io::Error::other("no directory"))?;
     files::sync_dir(dir)
+}
+
+/// The same of a standby's.
+fn take(ready: &Path, data: &Path, conf: &Path, owner: files::Owner) -> std::io::Result<()> {
+    files::ensure_dir(conf, 0o700, owner)?;
+    files::write_atomic(conf, TAKEN, b"", 0o600, owner)?;
+    put(ready, data, conf, owner)
 }
 
 #[cfg(test)]

@@ -36,6 +36,7 @@ impl Postgres {
             self.clear_dropped_promotion().await?;
             self.put_label_aside().await?;
             self.mark_standby(&self.data())?;
+            self.forget_taken()?;
             self.launch_standby(Some(true), edit).await?
         };
         if session.in_recovery(STATEMENT).await? {

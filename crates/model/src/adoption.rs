@@ -29,16 +29,43 @@ pub struct Adoption {
     pub slots: Vec<String>,
 }
 
+/// The word in Debian's file, if it is one that it may hold. The file is the server's own user's, and root pastes what is made of it.
+fn start_word(said: &str) -> Option<&'static str> {
+    let mut lines = said.lines().map(str::trim);
+    let said = lines.find(|line| !line.starts_with('#') && !line.is_empty())?;
+    ["auto", "manual", "disabled"].into_iter().find(|known| *known == said)
+}
+
 impl Adoption {
+    /// What is to be noted by an attempt after this one, which finds the server kept as `now`. What an earlier one has switched off is not taken
+    /// for how it was before.
+    #[must_use]
+    pub fn renewed(self, now: Adoption) -> Adoption {
+        let switched_off = |before: &(PathBuf, String), now: &(PathBuf, String)| {
+            before.0 == now.0 && start_word(&now.1) == Some("disabled")
+        };
+        let start_conf = match (self.start_conf, now.start_conf) {
+            (Some(before), Some(now)) if switched_off(&before, &now) => Some(before),
+            (before, now) => now.or(before),
+        };
+        let (unit, enabled) = match (self.unit, now.unit) {
+            (Some(before), Some(unit)) if before == unit => (Some(unit), self.enabled || now.enabled),
+            (_, Some(unit)) => (Some(unit), now.enabled),
+            // It does not run, or somebody has started it by hand: how it was kept is what brings it back.
+            (before, None) => (before, self.enabled),
+        };
+        let mut slots = self.slots;
+        slots.extend(now.slots.into_iter().filter(|slot| !slots.contains(slot)).collect::<Vec<_>>());
+        let auto_conf = now.auto_conf.or(self.auto_conf);
+        Adoption { directory: self.directory, system: self.system, unit, enabled, start_conf, auto_conf, slots }
+    }
+
     /// Commands that let the server be started by its own means again, as they did before.
     #[must_use]
     pub fn undo(&self) -> Vec<String> {
         if let Some((path, said)) = &self.start_conf {
-            let mut lines = said.lines().map(str::trim);
-            let said = lines.find(|line| !line.starts_with('#') && !line.is_empty());
-            // The file is the server's own user's, and root pastes this: only the words that it may hold are taken from it.
-            let known = said.and_then(|said| ["auto", "manual", "disabled"].into_iter().find(|known| *known == said));
-            let mut ways = vec![format!("echo {} > {}", known.unwrap_or("auto"), quote(&path.display().to_string()))];
+            let word = start_word(said).unwrap_or("auto");
+            let mut ways = vec![format!("echo {word} > {}", quote(&path.display().to_string()))];
             if self.unit.is_some() {
                 ways.push("systemctl daemon-reload".into());
             }
@@ -52,6 +79,47 @@ impl Adoption {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_note_follows_how_the_server_is_kept_and_forgets_nothing_that_was_switched_off() {
+        let conf = |path: &str, said: &str| Some((PathBuf::from(path), said.to_owned()));
+        let before = Adoption {
+            directory: "/srv/main".into(),
+            system: SystemId(7),
+            unit: Some("pg.service".into()),
+            enabled: true,
+            start_conf: conf("/etc/start.conf", "manual\n"),
+            auto_conf: Some("work_mem = 1".into()),
+            slots: vec!["a".into()],
+        };
+        // An attempt has switched it off and stopped it.
+        let off = Adoption {
+            unit: None,
+            enabled: false,
+            start_conf: conf("/etc/start.conf", "disabled\n"),
+            slots: Vec::new(),
+            ..before.clone()
+        };
+        assert_eq!(before.clone().renewed(off.clone()), before);
+        // The same one was started again, and is not enabled any more because of that attempt.
+        let again = Adoption { unit: before.unit.clone(), ..off.clone() };
+        assert_eq!(before.clone().renewed(again), before);
+        // It was put back, in another way, with other settings.
+        let other = Adoption {
+            unit: Some("other.service".into()),
+            enabled: false,
+            start_conf: conf("/etc/start.conf", "auto\n"),
+            auto_conf: Some("work_mem = 2".into()),
+            slots: vec!["a".into(), "b".into()],
+            ..before.clone()
+        };
+        assert_eq!(before.clone().renewed(other.clone()), other);
+        let elsewhere = Adoption { start_conf: conf("/etc/other.conf", "disabled\n"), ..off };
+        assert_eq!(before.clone().renewed(elsewhere.clone()).start_conf, elsewhere.start_conf);
+        // What can not be read any more is not taken for nothing.
+        let unread = Adoption { auto_conf: None, start_conf: None, ..before.clone() };
+        assert_eq!(before.clone().renewed(unread), before);
+    }
 
     #[test]
     fn what_kept_a_server_before_is_what_brings_it_back() {

@@ -62,7 +62,14 @@ async fn an_adopted_standbys_data_serve_if_they_are_a_beginning_of_the_primarys_
     bring_back(second, &ready, system);
     (*second.pg).clone_from(&first.id, second.copy()).await.unwrap();
     assert!(inode(layout.data()) == was && !ready.exists());
+    // Whoever died before that was told is told to clone again, as another copy: they are here already.
+    (*second.pg).clone_from(&first.id, mainstay_model::CopyId::new(77).unwrap()).await.unwrap();
+    assert!(inode(layout.data()) == was && !layout.dir().join("data.old").exists());
     streams(second, first).await;
+    // Once a server has run on them they are a copy like others, and whoever wants a new one gets it.
+    (*second.pg).clone_from(&first.id, second.copy()).await.unwrap();
+    assert!(inode(layout.data()) != was && inode(layout.dir().join("data.old")) == was);
+    let was = inode(layout.data());
 
     // Neither a server that crashed nor one that was promoted.
     second.pg.start_standby(second.copy(), Some(&first.id)).await.unwrap();

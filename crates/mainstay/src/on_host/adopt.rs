@@ -28,6 +28,8 @@ const CHECKPOINT: Duration = Duration::from_secs(600);
 /// How long the server may take to stop.
 const STOP: Duration = Duration::from_secs(600);
 const EACH: Duration = Duration::from_millis(100);
+/// How long a unit whose server is gone may take to be stopped: clients may wait.
+const SETTLE: Duration = Duration::from_secs(5);
 /// How far behind a standby may be when its primary is told to stop, in bytes, and how long it may take to come that near.
 const BEHIND: i64 = 16 << 20;
 const FOLLOW: Duration = Duration::from_secs(120);
@@ -130,6 +132,7 @@ pub(crate) async fn bring(bring: &Bring) -> Outcome<Value> {
         return Ok(json!({ "adopted": false, "stopped": pid }));
     }
     places.rename(bring.system).await.map_err(back)?;
+    places.settle().await;
     Ok(json!({ "adopted": true, "stopped": pid }))
 }
 
@@ -210,25 +213,29 @@ impl Places {
 
     /// What is done from here on can be undone by what stands there. Was it noted only now?
     async fn note(&self, system: SystemId, slots: &[String]) -> Outcome<bool> {
-        if let Some(mut noted) = noted(&self.layout) {
-            if noted.directory != self.directory {
-                let what = format!(
-                    "the adoption of {} was begun, not that of {}",
-                    noted.directory.display(),
-                    self.directory.display()
-                );
-                return Err(Failure::failed(what)
-                    .hint("name that one, or take it back first (docs/adopt.md), and remove agent/adopted.json"));
-            }
-            // A standby that was named later.
-            if slots.iter().any(|slot| !noted.slots.contains(slot)) {
-                noted
-                    .slots
-                    .extend(slots.iter().filter(|slot| !noted.slots.contains(slot)).cloned().collect::<Vec<_>>());
-                self.keep(&noted)?;
-            }
-            return Ok(false);
+        let now = self.kept_now(system, slots).await;
+        let Some(before) = noted(&self.layout) else {
+            self.keep(&now)?;
+            return Ok(true);
+        };
+        if before.directory != self.directory {
+            let what = format!(
+                "the adoption of {} was begun, not that of {}",
+                before.directory.display(),
+                self.directory.display()
+            );
+            return Err(Failure::failed(what)
+                .hint("name that one, or take it back first (docs/adopt.md), and remove agent/adopted.json"));
         }
+        let renewed = before.clone().renewed(now);
+        if renewed != before {
+            self.keep(&renewed)?;
+        }
+        Ok(false)
+    }
+
+    /// How the server is kept.
+    async fn kept_now(&self, system: SystemId, slots: &[String]) -> Adoption {
         let start_conf = start_conf(&self.directory).and_then(|path| {
             let said = std::fs::read_to_string(&path).ok()?;
             Some((path, said))
@@ -237,7 +244,7 @@ impl Places {
             Some(pid) => unit(pid).await,
             None => None,
         };
-        let adoption = Adoption {
+        Adoption {
             directory: self.directory.clone(),
             system,
             enabled: match &unit {
@@ -248,9 +255,7 @@ impl Places {
             start_conf,
             slots: slots.to_vec(),
             auto_conf: std::fs::read_to_string(self.directory.join("postgresql.auto.conf")).ok(),
-        };
-        self.keep(&adoption)?;
-        Ok(true)
+        }
     }
 
     fn keep(&self, adoption: &Adoption) -> Outcome {
@@ -417,6 +422,18 @@ impl Places {
             File::open(dir).and_then(|dir| dir.sync_all()).map_err(wrong)?;
         }
         Ok(())
+    }
+
+    /// Its unit was told to stop, and its server has ended before the unit's own means could end it: systemd calls that a failure, and would show it
+    /// for ever.
+    async fn settle(&self) {
+        let Some(unit) = noted(&self.layout).and_then(|noted| noted.unit).filter(|_| systemd()) else { return };
+        let settled = async {
+            // The stop that was ordered comes to its end first.
+            let _ = super::service::systemctl(&["stop", &unit]).await;
+            let _ = super::service::systemctl(&["reset-failed", &unit]).await;
+        };
+        let _ = tokio::time::timeout(SETTLE, settled).await;
     }
 
     /// Says how it is undone.

@@ -1,6 +1,7 @@
 //! What this host shows of a server that exists and is to be adopted (docs/adr/0037). Changes nothing.
 
 use super::around::{mounts, strangers, working_in};
+use super::sockets::own_end;
 use crate::host::system::running;
 use crate::local::user;
 use mainstay_model::SystemId;
@@ -58,7 +59,11 @@ const ASK: &str = "set statement_timeout = '10s'; with files as materialized (se
  'slots', (select coalesce(json_agg(slot_name), '[]') from pg_replication_slots), \
  'receives', exists(select from pg_stat_wal_receiver where status = 'streaming'), \
  'slot', (select nullif(slot_name, '') from pg_stat_wal_receiver limit 1), \
- 'standbys', (select coalesce(json_agg(application_name || ' at ' || coalesce(client_addr::text, 'its socket')), '[]') from pg_stat_replication), \
+ 'source', (select concat(sender_host, ' port ', sender_port) from pg_stat_wal_receiver limit 1), \
+ 'receiver', (select json_build_array(pid, sender_port) from pg_stat_wal_receiver where sender_port is not null limit 1), \
+ 'standbys', (select coalesce(json_agg(json_build_object('name', application_name, 'at', case when client_port > 0 then \
+   case family(client_addr) when 6 then '[' || host(client_addr) || ']:' else host(client_addr) || ':' end || client_port end)), '[]') \
+   from pg_stat_replication), \
  'prepared', (select count(*) from pg_prepared_xacts), \
  'md5', (select coalesce(json_agg(rolname), '[]') from pg_authid where rolpassword like 'md5%' and rolcanlogin), \
  'app', exists(select from pg_roles where rolname = 'app'))";
@@ -350,6 +355,8 @@ struct Answer {
     #[serde(flatten)]
     told: Told,
     loaded_us: u64,
+    /// Who receives its primary's log, and the port over there.
+    receiver: Option<(u32, u16)>,
 }
 
 /// When a file was written, in microseconds since 1970.
@@ -364,6 +371,7 @@ async fn ask(spec: &Spec, directory: &Path, major: u64) -> Result<Told, String> 
         serde_json::from_str(text.trim()).map_err(|error| format!("its answer is not understood: {error}"))?;
     let mut told = answer.told;
     told.stale = changed_us(&directory.join("postgresql.auto.conf")).is_some_and(|changed| changed > answer.loaded_us);
+    told.end = answer.receiver.and_then(|(pid, port)| own_end(pid, port));
     let owned = crate::local::engine::owned_parameters();
     for setting in &mut told.settings {
         let name = setting.name.to_ascii_lowercase();

@@ -9,6 +9,7 @@ pub(crate) mod look;
 pub(crate) mod place;
 pub(crate) mod proof;
 pub(crate) mod service;
+mod sockets;
 
 use crate::failure::{Failure, Outcome};
 use crate::local::engine::owned_parameters;

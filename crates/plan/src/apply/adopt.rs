@@ -22,6 +22,7 @@ use mainstay_model::config::quoted as toml;
 use mainstay_model::spec::{Node, Spec};
 use mainstay_model::{Durability, NodeId, SystemId};
 use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
 
 /// The pace at which a copy is made, as a guess that is told as one.
 const COPY_BYTES_S: u64 = 100_000_000;
@@ -141,19 +142,50 @@ pub struct Told {
     /// Replication slots.
     pub slots: Vec<String>,
     /// Standbys that stream from it.
-    pub standbys: Vec<String>,
+    pub standbys: Vec<Stream>,
     /// It is a standby, and receives its primary's log.
     #[serde(default)]
     pub receives: bool,
     /// The slot through which it does so.
     #[serde(default)]
     pub slot: Option<String>,
+    /// Where it asks for that, in words.
+    #[serde(default)]
+    pub source: Option<String>,
+    /// Its own end of the connection: whom it follows sees a standby there.
+    #[serde(default)]
+    pub end: Option<SocketAddr>,
     /// Transactions that are prepared.
     pub prepared: u64,
     /// Roles whose passwords are MD5 hashes.
     pub md5: Vec<String>,
     /// There is a role `app`.
     pub app: bool,
+}
+
+/// A standby as the server sees it from which it streams.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stream {
+    /// What it calls itself.
+    pub name: String,
+    /// Where its connection comes from; without: the server's own socket.
+    pub at: Option<SocketAddr>,
+}
+
+impl Stream {
+    /// Is it this one?
+    fn is(&self, standby: &Told) -> bool {
+        self.at.is_some() && self.at == standby.end
+    }
+}
+
+impl std::fmt::Display for Stream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.at {
+            Some(at) => write!(f, "{} at {}", self.name, at.ip()),
+            None => write!(f, "{} at its socket", self.name),
+        }
+    }
 }
 
 /// A parameter that somebody has set.
@@ -320,7 +352,7 @@ fn as_told(
     say: &mut impl FnMut(String, String),
 ) {
     let (spec, dir) = (wanted.spec, &existing.directory);
-    let followers = standbys::followers(wanted, inventory, existing.system);
+    let followers = standbys::followers(wanted, inventory, existing);
     if !told.superuser {
         say(
             format!("the server of {dir} has no superuser called postgres that may log in"),
@@ -346,7 +378,7 @@ fn as_told(
     carried::files(told, dir, say);
     carried::automatic(spec, told, dir, say);
     carried::habits(told, dir, say);
-    access(spec, told, dir, say);
+    access(spec, &told.access, dir, say);
     if !told.md5.is_empty() && !spec.postgres.hba.iter().any(|line| line.split_whitespace().any(|word| word == "md5")) {
         say(
             format!("roles have passwords of the kind MD5, with which the usual access lines let nobody in: {}", told.md5.join(", ")),
@@ -367,9 +399,9 @@ fn as_told(
     }
 }
 
-fn access(spec: &Spec, told: &Told, dir: &str, say: &mut impl FnMut(String, String)) {
+fn access(spec: &Spec, lines: &[(String, String)], dir: &str, say: &mut impl FnMut(String, String)) {
     let strange: Vec<&str> =
-        told.access.iter().filter(|(_, method)| !by_password(method)).map(|(line, _)| line.as_str()).collect();
+        lines.iter().filter(|(_, method)| !by_password(method)).map(|(line, _)| line.as_str()).collect();
     if strange.is_empty() || !spec.postgres.hba.is_empty() {
         return;
     }

@@ -52,10 +52,15 @@ pub struct Host {
     name: String,
     address: Ipv4Addr,
     dir: PathBuf,
-    outer: Child,
+    pub(super) outer: Child,
     init: u32,
-    orders: Mutex<Option<(ChildStdin, BufReader<ChildStdout>)>>,
+    pub(super) orders: Mutex<Option<Orders>>,
+    /// Its group of processes, where systemd is its first one.
+    group: Option<PathBuf>,
 }
+
+/// The pipes to its first process.
+type Orders = (ChildStdin, BufReader<ChildStdout>);
 
 /// What a host is made of.
 #[derive(Clone, Debug)]
@@ -101,10 +106,20 @@ impl Host {
             let _ = outer.kill();
             bail!("host {} did not start: its first process said {line:?}", blueprint.name);
         }
+        Host::of(blueprint, outer, (orders, said), None)
+    }
+
+    pub(super) fn of(blueprint: &Blueprint, outer: Child, orders: Orders, group: Option<PathBuf>) -> Result<Host> {
         let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", outer.id()))?;
         let init = children.split_whitespace().next().context("the host's first process is not found")?.parse()?;
         let (name, address, dir) = (blueprint.name.clone(), blueprint.address, blueprint.dir.clone());
-        Ok(Host { name, address, dir, outer, init, orders: Mutex::new(Some((orders, said))) })
+        Ok(Host { name, address, dir, outer, init, orders: Mutex::new(Some(orders)), group })
+    }
+
+    /// Is systemd its first process?
+    #[must_use]
+    pub fn has_systemd(&self) -> bool {
+        self.group.is_some()
     }
 
     /// Its name.
@@ -286,11 +301,18 @@ impl Drop for Host {
         if let Ok(mut orders) = self.orders.lock() {
             drop(orders.take());
         }
-        let gone = Pinned::new(self.outer.id()).is_ok_and(|outer| outer.ended_within(Duration::from_secs(5)));
-        if !gone {
+        let outer = Pinned::new(self.outer.id());
+        let ended = |seconds| outer.as_ref().is_ok_and(|outer| outer.ended_within(Duration::from_secs(seconds)));
+        if !ended(if self.has_systemd() { 0 } else { 5 }) {
             let _ = Pinned::new(self.init).and_then(|init| init.signal(rustix::process::Signal::KILL));
-            let _ = self.outer.kill();
+            // Once its first process is gone nothing is left in its group.
+            if !(self.has_systemd() && ended(10)) {
+                let _ = self.outer.kill();
+            }
         }
         let _ = self.outer.wait();
+        if let Some(group) = &self.group {
+            super::booted::remove_group(group);
+        }
     }
 }

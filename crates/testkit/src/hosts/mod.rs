@@ -4,6 +4,7 @@
 //! Everything of a run ends with the program that made it, also when that is killed: each host's first process ends when the pipe from its
 //! maker closes, and the kernel ends what else is in the host, unmounts its volume and frees its loop device.
 
+pub mod booted;
 pub(crate) mod checks;
 pub mod cluster;
 pub(crate) mod command;

@@ -5,12 +5,13 @@
 pub(crate) mod existing;
 
 use mainstay_testkit::cluster::program;
+use mainstay_testkit::hosts::booted::system;
 use mainstay_testkit::hosts::host::{Blueprint, Host};
 use mainstay_testkit::hosts::network::Switch;
 use mainstay_testkit::hosts::sshd::Admin;
 use serde_json::Value;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -24,8 +25,10 @@ pub(crate) struct Bed {
     pub(crate) hosts: Vec<Host>,
     pub(crate) program: PathBuf,
     pub(crate) switch: Switch,
+    /// Of what hosts with systemd are made.
+    system: Option<PathBuf>,
     // Removed last.
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 /// What a run of apply came to.
@@ -67,7 +70,45 @@ impl Bed {
         hosts.iter().for_each(|host| admin.let_in(host).unwrap());
         std::fs::create_dir(admin.home("orders")).unwrap();
         let program = program().unwrap().canonicalize().unwrap();
-        Bed { admin, hosts, program, switch, _dir: dir }
+        Bed { admin, hosts, program, switch, system: None, dir }
+    }
+
+    /// The same with hosts whose first process is a systemd, with a Debian of their own. `place`: where that is kept.
+    pub(crate) fn booted(hosts: u8, place: &Path) -> Bed {
+        let mut bed = Bed::new(0);
+        bed.system = Some(system(place).unwrap());
+        bed.hosts = (1..=hosts).map(|number| bed.built(number)).collect();
+        bed.hosts.iter().for_each(|host| bed.switched_on(host));
+        bed
+    }
+
+    fn built(&self, number: u8) -> Host {
+        let (name, program) = (format!("db{number}"), env!("CARGO_BIN_EXE_testkit").into());
+        let dir = self.dir.path().join(&name);
+        let blueprint = Blueprint { name, address: address(number), dir, volume_mb: 0, program };
+        let host = Host::built(&blueprint, self.system.as_ref().unwrap()).unwrap();
+        // Where it was on before, its cable goes a moment after it.
+        let begun = Instant::now();
+        while let Err(error) = self.switch.plug(&host) {
+            assert!(begun.elapsed() < Duration::from_secs(10), "{error:?}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        host
+    }
+
+    fn switched_on(&self, host: &Host) {
+        let failed = host.power_on().unwrap();
+        assert_eq!(failed, "", "units of {} failed", host.name());
+        self.admin.let_in(host).unwrap();
+    }
+
+    /// Shuts a host down in order, and switches it on again.
+    pub(crate) fn reboot(&mut self, number: u8) {
+        let index = usize::from(number) - 1;
+        self.hosts.remove(index).power_off().unwrap();
+        let host = self.built(number);
+        self.switched_on(&host);
+        self.hosts.insert(index, host);
     }
 
     pub(crate) fn host(&self, number: u8) -> &Host {

@@ -2,12 +2,12 @@
 //! old server to its end, so that they have all of its log; only then they are stopped.
 
 use super::either::{answers, first, not_there, on_disk, places, runs_again};
-use super::{Adopt, Existing, Told, carried, has_data, pending, slots, toml};
+use super::{Adopt, Existing, Fate, Setting, Stream, Told, access, carried, has_data, of, pending, slots, toml, words};
 use crate::apply::facts::{Inventory, Wanted};
 use crate::apply::obstacles::Obstacle;
+use mainstay_model::NodeId;
 use mainstay_model::shell::quote;
 use mainstay_model::spec::Node;
-use mainstay_model::{NodeId, SystemId};
 use std::collections::BTreeMap;
 
 /// The standbys whose data are still to be brought: to which node, and what is known of each.
@@ -34,17 +34,26 @@ fn comes_along(primary: &Existing, existing: &Existing) -> bool {
     fits && (existing.pid.is_some() || existing.state == "shut down in recovery")
 }
 
-/// Those of them that follow the adopted server now.
-pub(super) fn followers<'a>(wanted: &Wanted<'_>, inventory: &'a Inventory, system: Option<SystemId>) -> Vec<&'a Told> {
-    let all = standbys(wanted, inventory).into_iter().filter(|(_, existing)| existing.system == system);
-    all.filter_map(|(_, existing)| existing.told.as_ref()?.as_ref().ok()).filter(|told| told.receives).collect()
+/// Those of them that follow the adopted server now, itself: one behind another standby is none of those that it sees.
+pub(super) fn followers<'a>(wanted: &Wanted<'_>, inventory: &'a Inventory, primary: &Existing) -> Vec<&'a Told> {
+    let all = standbys(wanted, inventory).into_iter().filter(|(_, existing)| existing.system == primary.system);
+    let told = all.filter_map(|(_, existing)| existing.told.as_ref()?.as_ref().ok());
+    told.filter(|told| told.receives && follows(told, primary)).collect()
+}
+
+/// Does the adopted server see this standby? One that can not be asked has said nothing against it.
+fn follows(told: &Told, primary: &Existing) -> bool {
+    match &primary.told {
+        Some(Ok(theirs)) => theirs.standbys.iter().any(|stream| stream.is(told)),
+        _ => true,
+    }
 }
 
 /// The slots through which they do so.
 #[must_use]
 pub fn slots_of_standbys(wanted: &Wanted<'_>, inventory: &Inventory) -> Vec<String> {
     let Some((_, primary)) = pending(wanted, inventory) else { return Vec::new() };
-    followers(wanted, inventory, primary.system).into_iter().filter_map(|told| told.slot.clone()).collect()
+    followers(wanted, inventory, primary).into_iter().filter_map(|told| told.slot.clone()).collect()
 }
 
 /// What stands in the way of one.
@@ -88,8 +97,30 @@ pub(super) fn obstacles(wanted: &Wanted<'_>, inventory: &Inventory, node: &Node,
     );
     let Some(told) = answers(existing, stopped, &mut say) else { return };
     as_told(wanted, existing, told, &mut say);
+    beside(wanted, existing, told, primary, &mut say);
+}
+
+/// What shows only where both are looked at.
+fn beside(
+    wanted: &Wanted<'_>,
+    existing: &Existing,
+    told: &Told,
+    primary: &Existing,
+    say: &mut impl FnMut(String, String),
+) {
+    let dir = &existing.directory;
+    if told.receives && existing.system == primary.system && !follows(told, primary) {
+        let from = told.source.as_deref().unwrap_or("somewhere");
+        say(
+            format!("the standby of {dir} does not follow the adopted server itself: its log comes from {from}, over a connection that the adopted server does not see"),
+            "let it follow that server directly (primary_conninfo): not another standby, nor through what translates addresses; or take the line out: the node \
+             then becomes a copy by a clone"
+                .into(),
+        );
+    }
     if let Some(Ok(theirs)) = &primary.told {
-        otherwise(dir, told, theirs, &mut say);
+        otherwise(dir, told, theirs, say);
+        of_its_own(wanted, dir, told, theirs, say);
     }
 }
 
@@ -105,7 +136,7 @@ fn as_told(wanted: &Wanted<'_>, existing: &Existing, told: &Told, say: &mut impl
             "see in its log why; or take the line out: the node then becomes a copy by a clone".into(),
         );
     }
-    let delay = |setting: &&super::Setting| setting.name.eq_ignore_ascii_case("recovery_min_apply_delay");
+    let delay = |setting: &&Setting| setting.name.eq_ignore_ascii_case("recovery_min_apply_delay");
     if let Some(delay) = told.settings.iter().find(delay).filter(|setting| setting.value != "0") {
         say(
             format!("the standby of {dir} applies its log late (recovery_min_apply_delay = {}): as a node it would not any more", delay.value),
@@ -141,18 +172,46 @@ fn otherwise(dir: &str, told: &Told, primary: &Told, say: &mut impl FnMut(String
     }
 }
 
+/// What stands in its own files and nobody was asked about with its primary: as a node it has what the file says, as all have.
+fn of_its_own(wanted: &Wanted<'_>, dir: &str, told: &Told, primary: &Told, say: &mut impl FnMut(String, String)) {
+    let theirs = |one: &Setting| {
+        let mut open = of(&primary.settings, wanted.spec, Fate::Open).into_iter();
+        open.find(|theirs| theirs.name.eq_ignore_ascii_case(&one.name))
+    };
+    let (mut shown, mut lines) = (Vec::new(), Vec::new());
+    for one in of(&told.settings, wanted.spec, Fate::Open) {
+        match theirs(one) {
+            Some(theirs) if theirs.value == one.value => {}
+            // Which line could be pasted is told with the primary: one value is to be decided on.
+            Some(_) => shown.push(format!("{} (another value than its primary's)", words::setting(one))),
+            None => {
+                shown.push(words::setting(one));
+                lines.push(words::line(one, wanted.spec));
+            }
+        }
+    }
+    if !shown.is_empty() {
+        let lines =
+            if lines.is_empty() { String::new() } else { format!("; as they are there:\n{}", lines.join("\n")) };
+        say(
+            format!("the standby of {dir} has parameters that the file does not mention: {}", shown.join(", ")),
+            format!("every node has what the file says: write under [postgres.parameters] what each is to be{lines}"),
+        );
+    }
+    let lines: Vec<_> = told.access.iter().filter(|line| !primary.access.contains(line)).cloned().collect();
+    access(wanted.spec, &lines, dir, say);
+}
+
 /// Standbys of the adopted server that would be left behind.
 pub(super) fn left_behind(existing: &Existing, told: &Told, followers: &[&Told], say: &mut impl FnMut(String, String)) {
-    if told.standbys.len() <= followers.len() {
+    let named = |stream: &&Stream| followers.iter().any(|known| stream.is(known));
+    let left: Vec<String> = told.standbys.iter().filter(|stream| !named(stream)).map(ToString::to_string).collect();
+    if left.is_empty() {
         return;
     }
     let dir = &existing.directory;
-    let known = match followers.len() {
-        0 => String::new(),
-        some => format!(" ({some} of them named in the file)"),
-    };
     say(
-        format!("standbys stream from the server of {dir}: {}{known}", told.standbys.join(", ")),
+        format!("standbys stream from the server of {dir} that the file does not name: {}", left.join(", ")),
         format!(
             "name each one's data directory in the [[node]] on its host, and it is taken over without a copy: adopt_standby = {}; or stop it, and drop \
              its slot: nodes of the file are cloned anew, and others can not follow any more",

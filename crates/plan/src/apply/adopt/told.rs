@@ -32,7 +32,7 @@ pub fn told(wanted: &Wanted<'_>, inventory: &Inventory) -> Vec<String> {
                 "clients are away for the time of that stop and {AWAY}; then they come to port {} of any node",
                 proxy.write_port
             ));
-            let followers = standbys::followers(wanted, inventory, existing.system).len();
+            let followers = standbys::followers(wanted, inventory, existing).len();
             if blocks(wanted.spec, followers) {
                 let wait = copy_s(told.bytes).max(1);
                 say(format!(

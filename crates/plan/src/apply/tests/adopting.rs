@@ -1,6 +1,6 @@
 //! Adopting an existing server, in the same small world.
 
-use super::super::adopt::{self, Adopt, Existing, Habit, Setting, Told};
+use super::super::adopt::{self, Adopt, Existing, Habit, Setting, Stream, Told};
 use super::*;
 
 /// A file by which the second node's server is adopted, and hosts where it runs.
@@ -94,7 +94,10 @@ fn what_keeps_a_server_from_being_adopted_is_told_before_it_is_stopped() {
             existing(world).noted = Some(SystemId(77));
             (existing(world).pid, existing(world).told) = (None, None);
         }),
-        ("standbys stream from", &|world| asked(world).standbys = vec!["walreceiver at 10.0.0.7".into()]),
+        (
+            "standbys stream from the server of /srv/main that the file does not name: walreceiver at 10.0.0.7",
+            &|world| asked(world).standbys = vec![stream("10.0.0.7:4000")],
+        ),
         ("pg_drop_replication_slot('it''s')", &|world| asked(world).slots = vec!["it's".into()]),
         ("prepared transactions", &|world| asked(world).prepared = 2),
         ("mounted at /srv/main/pg_wal", &|world| existing(world).mounts = vec!["/srv/main/pg_wal".into()]),
@@ -311,13 +314,25 @@ fn a_line_that_comes_after_the_start_is_in_force_before_the_server_is_stopped() 
     }
 }
 
+/// A standby as its primary sees it.
+fn stream(at: &str) -> Stream {
+    Stream { name: "walreceiver".into(), at: Some(at.parse().unwrap()) }
+}
+
 /// The same, and the third node's server is a standby of it.
 fn pair() -> (World, String) {
     let (mut world, text) = adopting();
     let text = text.replace("host = \"10.0.0.3\"\n", "host = \"10.0.0.3\"\nadopt_standby = \"/srv/copy\"\n");
-    asked(&mut world).standbys = vec!["walreceiver at 10.0.0.3".into()];
+    asked(&mut world).standbys = vec![stream("10.0.0.3:4000")];
     asked(&mut world).slots = vec!["theirs".into()];
-    let told = Told { in_recovery: true, receives: true, slot: Some("theirs".into()), ..asked(&mut world).clone() };
+    let told = Told {
+        in_recovery: true,
+        receives: true,
+        slot: Some("theirs".into()),
+        source: Some("10.0.0.2 port 5432".into()),
+        end: Some("10.0.0.3:4000".parse().unwrap()),
+        ..asked(&mut world).clone()
+    };
     let standby = Existing {
         directory: "/srv/copy".into(),
         standby: true,
@@ -368,7 +383,7 @@ fn what_keeps_a_standby_from_being_taken_over_is_told_before_its_primary_is_stop
     let told = |world: &mut World, change: &dyn Fn(&mut Told)| {
         change(standby(world).told.as_mut().unwrap().as_mut().unwrap());
     };
-    let cases: [Change<'_>; 15] = [
+    let cases: [Change<'_>; 16] = [
         ("applies its log late", &|world| {
             let one = setting("recovery_min_apply_delay", "3600000");
             told(world, &|told| told.settings.push(one.clone()));
@@ -381,16 +396,17 @@ fn what_keeps_a_standby_from_being_taken_over_is_told_before_its_primary_is_stop
         ("no standby of the adopted server", &|world| standby(world).system = Some(SystemId(78))),
         ("takes writes of its own", &|world| told(world, &|told| told.in_recovery = false)),
         ("receives nothing from its primary", &|world| told(world, &|told| told.receives = false)),
-        ("follows the standby of /srv/copy", &|world| told(world, &|told| told.standbys = vec!["b".into()])),
+        ("follows the standby of /srv/copy", &|world| told(world, &|told| told.standbys = vec![stream("10.0.0.8:1")])),
         ("replication slot mine", &|world| told(world, &|told| told.slots = vec!["mine".into()])),
         ("postgresql.auto.conf", &|world| told(world, &|told| told.stale = true)),
         ("does not run: it must follow", &|world| (standby(world).pid, standby(world).told) = (None, None)),
         ("can not be moved into", &|world| standby(world).elsewhere = Some("another file system".into())),
         ("pg_wal in /srv/copy leads to", &|world| standby(world).links = vec![("pg_wal".into(), "/wal".into())]),
         ("patroni runs there", &|world| standby(world).managers = vec!["patroni".into()]),
+        ("mode 777", &|world| standby(world).mode = Some(0o777)),
         // Of the primary's.
-        ("walreceiver at 10.0.0.9 (1 of them named", &|world| {
-            asked(world).standbys.push("walreceiver at 10.0.0.9".into())
+        ("that the file does not name: walreceiver at 10.0.0.9: name", &|world| {
+            asked(world).standbys.push(stream("10.0.0.9:4000"))
         }),
         ("replication slot other", &|world| asked(world).slots.push("other".into())),
     ];
@@ -423,6 +439,76 @@ fn what_keeps_a_standby_from_being_taken_over_is_told_before_its_primary_is_stop
     let without = text.replace("adopt_standby = \"/srv/copy\"\n", "");
     let said = said(&|world| world.host(&name(3)).adopt = None, &without);
     assert!(said.contains("standbys stream from") && said.contains("adopt_standby = "), "{said}");
+}
+
+#[test]
+fn a_standby_behind_another_one_hides_none_that_follows_the_primary() {
+    let (bare, text) = pair();
+    let asked_of_standby = |world: &mut World| standby(world).told.clone().unwrap().unwrap();
+    let found = |change: &dyn Fn(&mut Told, &mut Told)| {
+        let mut world = bare.clone();
+        let (mut primary, mut second) = (asked(&mut world).clone(), asked_of_standby(&mut world));
+        change(&mut primary, &mut second);
+        (*asked(&mut world), standby(&mut world).told) = (primary, Some(Ok(second)));
+        world.decide(&text, false).err().unwrap_or_default()
+    };
+    let said = |found: &[Obstacle]| found.iter().map(|each| format!("{}\n", each.what)).collect::<String>();
+    assert_eq!(found(&|_, _| {}), []);
+    // As many as are named stream from it; the named one follows through the one that is not.
+    let behind = found(&|primary, second| {
+        primary.standbys = vec![stream("10.0.0.9:4000")];
+        second.source = Some("10.0.0.9 port 5432".into());
+    });
+    let words = said(&behind);
+    assert!(words.contains("does not name: walreceiver at 10.0.0.9"), "{words}");
+    assert!(
+        words.contains("/srv/copy does not follow the adopted server itself: its log comes from 10.0.0.9 port 5432")
+    );
+    // Its slot is nobody's that comes along.
+    assert!(words.contains("replication slot theirs"), "{words}");
+    // The same host, another connection.
+    let other = said(&found(&|primary, _| primary.standbys = vec![stream("10.0.0.3:4001")]));
+    assert!(other.contains("does not follow the adopted server itself") && other.contains("walreceiver at 10.0.0.3"));
+    // Over the server's own socket nobody of another host comes.
+    let local = said(&found(&|primary, second| {
+        (primary.standbys, second.end) = (vec![Stream { name: "receivewal".into(), at: None }], None)
+    }));
+    assert!(local.contains("receivewal at its socket") && local.contains("itself"), "{local}");
+}
+
+#[test]
+fn what_stands_in_a_standbys_own_files_is_asked_about() {
+    let (bare, text) = pair();
+    let told = |own: &[Setting], primarys: &[Setting], text: &str| {
+        let mut world = bare.clone();
+        asked(&mut world).settings = primarys.to_vec();
+        let Some(Ok(told)) = &mut standby(&mut world).told else { panic!("it does not answer") };
+        told.settings = own.to_vec();
+        let found = world.decide(text, false).err().unwrap_or_default();
+        let of_it = found.iter().filter(|each| each.node == Some(name(3)));
+        of_it.map(|each| format!("{}: {}\n", each.what, each.mend)).collect::<String>()
+    };
+    let delay = setting("max_standby_streaming_delay", "15min");
+    let said = told(std::slice::from_ref(&delay), &[], &text);
+    assert!(said.contains("does not mention: max_standby_streaming_delay = \"15min\""), "{said}");
+    assert!(said.ends_with("as they are there:\nmax_standby_streaming_delay = \"15min\"\n"), "{said}");
+    // Somebody has decided about it, or is asked with the primary.
+    let decided = format!("{text}[postgres.parameters]\nmax_standby_streaming_delay = \"1min\"\n");
+    assert_eq!(told(std::slice::from_ref(&delay), &[], &decided), "");
+    assert_eq!(told(std::slice::from_ref(&delay), std::slice::from_ref(&delay), &text), "");
+    let said = told(&[delay], &[setting("max_standby_streaming_delay", "30s")], &text);
+    assert!(said.contains("(another value than its primary's)") && !said.contains("as they are there"), "{said}");
+    // What a standby has as such.
+    let own = |name: &str| Setting { owned: true, ..setting(name, "x") };
+    assert_eq!(told(&[own("primary_conninfo"), setting("log_statement", "all")], &[], &text), "");
+    // Who is let in there, and not by its primary.
+    let mut world = bare.clone();
+    let Some(Ok(told)) = &mut standby(&mut world).told else { panic!("it does not answer") };
+    told.access = vec![("host all reports 10.0.0.0/8 ldap".into(), "ldap".into())];
+    let found = world.decide(&text, false).unwrap_err();
+    assert!(found[0].node == Some(name(3)) && found[0].mend.contains("hba = [\"host all reports"), "{found:?}");
+    asked(&mut world).access = vec![("host all reports 10.0.0.0/8 ldap".into(), "ldap".into())];
+    assert_eq!(world.decide(&text, false).unwrap_err().len(), 1);
 }
 
 #[test]
