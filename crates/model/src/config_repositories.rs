@@ -123,7 +123,7 @@ mod tests {
     #[test]
     fn repositories_are_added_changed_and_taken_away_by_their_names() {
         let alone = parse(&format!("{FILE}[vault]\nrepository = \"/near\"\n"), &[]).unwrap();
-        let both = set(&alone, "vault.repository.far.place=s3://b/far").unwrap();
+        let both = set(&alone, "vault.repository.far.place=s3://logs/far").unwrap();
         let names: Vec<String> = both.vault.names().iter().map(ToString::to_string).collect();
         assert_eq!(names, ["main", "far"]);
         let both = set(&both, "vault.repository.far.optional=true").unwrap();
@@ -133,7 +133,7 @@ mod tests {
             [
                 "vault.repository: /near → (not set)",
                 "vault.repository.far.optional: (not set) → true",
-                "vault.repository.far.place: (not set) → s3://b/far",
+                "vault.repository.far.place: (not set) → s3://logs/far",
                 "vault.repository.main.place: (not set) → /near",
             ]
         );

@@ -1,7 +1,7 @@
 //! Golden messages: what a person sees for each mistake in `mainstay.toml`.
 
 use super::{nearest, parse, render};
-use crate::config_reference::{TABLES, keys_of};
+use crate::config_reference::{REPOSITORY, TABLES, keys_of};
 use crate::requirements::{Classification, Disk, Requirements, Workload};
 use crate::spec::{Cluster, EngineKind, Failover, Node, Postgres, Proxy, ProxyMode, Spec};
 use crate::{ClusterName, Durability, NodeId};
@@ -195,6 +195,11 @@ fn known_keys_are_those_of_the_types() {
                 all.extend(value["node"][1].as_table().unwrap().clone());
                 all.extend(value["node"][2].as_table().unwrap().clone());
                 all
+            }
+            REPOSITORY => {
+                let text = "{\"name\":\"far\",\"place\":\"/f\",\"key_file\":\"/k\",\"optional\":true,\"keep\":1,\"keep_days\":1}";
+                let table: crate::repositories::RepositoryPlace = serde_json::from_str(text).unwrap();
+                toml::Table::try_from(table).unwrap()
             }
             path => value[path].as_table().unwrap().clone(),
         };

@@ -192,7 +192,7 @@ mod tests {
     fn each_of_several_has_what_it_says_and_else_what_the_vault_says() {
         let text = r#"{"key_file":"/k","keep":5,"keep_days":7,"repository":[
             {"name":"near","place":"/n"},
-            {"name":"far","place":"s3://b/far","key_file":"/far","optional":true,"keep":2,"keep_days":0}]}"#;
+            {"name":"far","place":"s3://logs/far","key_file":"/far","optional":true,"keep":2,"keep_days":0}]}"#;
         let vault: Vault = serde_json::from_str(text).unwrap();
         assert_eq!(serde_json::from_str::<Vault>(&serde_json::to_string(&vault).unwrap()).unwrap(), vault);
         assert_eq!(vault.names(), [name("near"), name("far")]);
@@ -201,7 +201,7 @@ mod tests {
         assert_eq!((near.place(), near.keep), (Some(Path::new("/n")), 5));
         assert_eq!(near.key_file, Some("/k".into()));
         let far = vault.only(&name("far")).unwrap();
-        assert_eq!((far.bucket(), far.keep, far.keep_days), (Some("s3://b/far"), 2, 0));
+        assert_eq!((far.bucket(), far.keep, far.keep_days), (Some("s3://logs/far"), 2, 0));
         assert_eq!(far.key_file, Some("/far".into()));
         for (wrong, says) in [
             (r#"{"repository":5}"#, "tables [[vault.repository]]"),
