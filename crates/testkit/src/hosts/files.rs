@@ -167,7 +167,7 @@ pub(crate) fn lay_out_node(host: &Host, node: &NodeId, secrets: &Secrets) -> Res
     let agent = authority.issue(&Role::Node(node.clone()), std::slice::from_ref(&address))?;
     agent.write(&files.node_cert(), &files.node_key(), None, false)?;
     write_file(&files.ca_cert(), authority.cert_pem().as_bytes(), 0o644, None, false)?;
-    let proxy = authority.issue(&Role::Proxy(node.to_string()), &[])?;
+    let proxy = authority.issue(&Role::Proxy(node.to_string()), std::slice::from_ref(&address))?;
     proxy.write(&files.proxy_cert(), &files.proxy_key(), None, false)?;
     if is_witness(node) {
         return Ok(());
