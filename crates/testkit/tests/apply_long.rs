@@ -178,7 +178,7 @@ fn settings_change_and_a_node_goes() {
     let bed = Bed::new(3);
     bed.write(&file(&[1, 2, 3], ""));
     bed.applied(&[]);
-    let changed = file(&[1, 2, 3], "max_connections = 120\n[failover]\nlease_ms = 3500\n");
+    let changed = file(&[1, 2, 3], "max_connections = 220\n[failover]\nlease_ms = 3500\n");
     bed.write(&changed);
     // A plan that was looked at is carried out once; then it is stale.
     let planned = bed.command(&["plan", "--config", FILE, "--json"]).output().unwrap();
@@ -193,7 +193,7 @@ fn settings_change_and_a_node_goes() {
     );
     assert!(first.said.contains("max_connections"), "{}", first.said);
     let shown = bed.command(&["connect", "--config", FILE, "--", "-Atc", "show max_connections"]).output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&shown.stdout).trim(), "120");
+    assert_eq!(String::from_utf8_lossy(&shown.stdout).trim(), "220");
     assert_eq!(bed.applied(&[]).answer["changed"], false);
 
     // An old file is not taken for a wish.
