@@ -182,11 +182,24 @@ fn what_a_dead_primary_did_not_hand_to_the_operators_command_its_successor_does(
         answer["command"]["term"].as_u64() > first["command"]["term"].as_u64()
     });
     assert!(waits["command"]["gaps"] == serde_json::json!([]) && handed_over(&folder) == before, "{waits}");
+    // Another change while nothing can be handed over: the timeline between is nobody's to hand over by itself.
+    let other = nodes
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|node| &node["name"])
+        .find(|name| **name != primary && **name != cluster.json(&["status"])["cluster"]["primary"]);
+    cluster.json(&["switchover", "--to", other.unwrap().as_str().unwrap()]);
+    let opened = waits["command"]["term"].as_u64();
+    cluster.archive_until("in the hands of the third", |answer| answer["command"]["term"].as_u64() > opened);
     std::fs::remove_file(&hold).unwrap();
     cluster.write(40);
     let after = cluster.archive_until("on the new timeline", |answer| {
-        brought(answer).0 > 1 && brought(answer).1 >= brought(&first).1 + (5 << 24)
+        brought(answer).0 > 2 && brought(answer).1 >= brought(&first).1 + (5 << 24)
     });
+    for timeline in 2..=brought(&after).0 {
+        assert!(folder.join(format!("{timeline:08X}.history")).exists(), "no history of timeline {timeline}");
+    }
     let found = handed_over(&folder);
     let (oldest, newest) = (*found.first().unwrap(), *found.last().unwrap());
     assert_eq!(found.len() as u64, newest - oldest + 1, "a hole: {found:?}");

@@ -267,8 +267,11 @@ fn postgres(spec: &Spec, owned: &[&str], found: &mut Found) {
         let key = format!("postgres.parameters.{name}");
         let lower = name.to_ascii_lowercase();
         if owned.iter().any(|own| own.eq_ignore_ascii_case(name)) {
-            let text =
-                format!("parameter {lower:?} is Mainstay's own: it would break replication or take-over; remove it");
+            let text = if lower == "archive_command" {
+                "say archive_command = \"…\" under [postgres] itself: Mainstay watches it there".to_owned()
+            } else {
+                format!("parameter {lower:?} is Mainstay's own: it would break replication or take-over; remove it")
+            };
             found.add(key, text);
         } else if !parameter_name(&lower) {
             let near = nearest(&lower, owned).map(|near| format!(" ({near:?} is Mainstay's own)")).unwrap_or_default();

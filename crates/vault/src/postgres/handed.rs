@@ -7,15 +7,17 @@
 use crate::postgres::log::{LogFile, SegmentSize, owner};
 use crate::postgres::owner::{on_path, path_to};
 use crate::repository::VaultError;
-use mainstay_model::{Lineage, Lsn, Position};
+use mainstay_model::{Lineage, Lsn, Position, Timeline};
 use rustix::fs::{AtFlags, Dir, Mode, OFlags};
 use rustix::io::Errno;
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-/// So many marks are looked at; a command that has failed for longer is in trouble enough.
+/// More marks or files are not looked at: that is an error, since what was not seen could be taken for handed over.
 const MARKS_MAX: usize = 1 << 18;
+/// A mark before it has its name; the server looks at no such one.
+const HALF: &str = "mainstay.mark";
 
 /// How the server's own archiving stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -59,7 +61,9 @@ pub fn look(
     let segment = |number: u64| LogFile::Segment(owner(size, number, end.timeline, &left), number);
     let mut handed = Handed::default();
     if anew {
-        remark(&status, size, (next..last).map(segment), end, &marks, &mut handed).map_err(wrong)?;
+        let from = reached.map_or(end.timeline, |at| at.timeline);
+        let wanted = histories(from, end.timeline, &left, &marks).into_iter().chain((next..last).map(segment));
+        remark(&status, size, wanted, end, &marks, &mut handed).map_err(wrong)?;
     }
     let marks =
         if handed.marked > 0 { Marks { files: marks.files, ..read(&status, size).map_err(wrong)? } } else { marks };
@@ -79,6 +83,15 @@ fn waits(marks: &Marks, file: &LogFile) -> bool {
     marks.ready.contains(file) || (!marks.done.contains(file) && marks.files.contains(file))
 }
 
+/// The histories of the timelines from there up to the one before this server's: those on its path, and whatever stands under the other numbers. Whoever
+/// restores asks for one number after the other and takes the last before the first that is missing for the newest timeline.
+fn histories(from: Timeline, own: Timeline, left: &Lineage, marks: &Marks) -> Vec<LogFile> {
+    let within = |timeline: Timeline| timeline.0 > 1 && timeline >= from && timeline < own;
+    let on_path = left.0.iter().map(|fork| LogFile::History(fork.timeline));
+    let all: BTreeSet<LogFile> = marks.files.iter().copied().chain(on_path).collect();
+    all.into_iter().filter(|file| matches!(file, LogFile::History(timeline) if within(*timeline))).collect()
+}
+
 /// Has what lies on an older timeline handed over by this server, and tells what is not there to be.
 fn remark(
     status: &OwnedFd,
@@ -90,12 +103,14 @@ fn remark(
 ) -> Result<(), Errno> {
     let mut missing: Option<(String, String)> = None;
     for file in wanted {
+        // Both marks are there after a failure of power between the two: the other one counts for the server.
+        let waits = marks.ready.contains(&file) && !marks.done.contains(&file);
         let own = matches!(file, LogFile::Segment(timeline, _) if timeline == end.timeline);
         let name = size.file_name(file);
-        if own || marks.ready.contains(&file) || marks.files.contains(&file) {
+        if own || waits || marks.files.contains(&file) {
             handed.gaps.extend(missing.take());
         }
-        if own || marks.ready.contains(&file) {
+        if own || waits {
             continue;
         }
         if !marks.files.contains(&file) {
@@ -112,23 +127,24 @@ fn remark(
     Ok(())
 }
 
-/// As the server itself marks a segment that was just finished: an empty file. Never through a link, and as the server's own.
+/// As the server itself marks a segment that was just finished: an empty file. The mark that it is done goes first: without any the server asks its
+/// command anew at the next checkpoint, so whatever ends between the steps, nothing counts as handed over. Never through a link, and as the server's own.
 fn mark(status: &OwnedFd, name: &str) -> Result<(), Errno> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let made = match rustix::fs::openat(status, format!("{name}.ready"), flags, Mode::from_raw_mode(0o600)) {
-        Err(Errno::EXIST) => return Ok(()),
-        made => made?,
+    let gone = |name: &str| match rustix::fs::unlinkat(status, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(error),
     };
+    gone(&format!("{name}.done"))?;
+    // What an attempt that was interrupted has left.
+    gone(HALF)?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let made = rustix::fs::openat(status, HALF, flags, Mode::from_raw_mode(0o600))?;
     let of = rustix::fs::fstat(status)?;
     if of.st_uid != rustix::process::geteuid().as_raw() {
         let (user, group) = (rustix::fs::Uid::from_raw(of.st_uid), rustix::fs::Gid::from_raw(of.st_gid));
         rustix::fs::fchown(&made, Some(user), Some(group))?;
     }
-    // The other mark comes first where the server asks whether it may remove the segment.
-    match rustix::fs::unlinkat(status, format!("{name}.done"), AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(error) => Err(error),
-    }
+    rustix::fs::renameat(status, HALF, status, format!("{name}.ready"))
 }
 
 fn open_status(pg_wal: &Path) -> Result<OwnedFd, Errno> {
@@ -139,8 +155,11 @@ fn open_status(pg_wal: &Path) -> Result<OwnedFd, Errno> {
 
 fn read(status: &OwnedFd, size: SegmentSize) -> Result<Marks, Errno> {
     let mut marks = Marks::default();
-    for entry in Dir::read_from(status)?.take(MARKS_MAX) {
+    for (count, entry) in Dir::read_from(status)?.enumerate() {
         let entry = entry?;
+        if count >= MARKS_MAX {
+            return Err(Errno::NOBUFS);
+        }
         let Ok(name) = entry.file_name().to_str() else { continue };
         if let Some(file) = name.strip_suffix(".ready").and_then(|name| size.parse(name)) {
             marks.ready.insert(file);
@@ -152,9 +171,16 @@ fn read(status: &OwnedFd, size: SegmentSize) -> Result<Marks, Errno> {
 }
 
 fn segments(pg_wal: &Path, size: SegmentSize) -> Result<BTreeSet<LogFile>, VaultError> {
-    let entries = std::fs::read_dir(pg_wal).map_err(|error| VaultError::file(pg_wal, error))?;
-    let names = entries.take(MARKS_MAX).filter_map(Result::ok).map(|entry| entry.file_name());
-    Ok(names.filter_map(|name| size.parse(name.to_str()?)).collect())
+    let wrong = |error| VaultError::file(pg_wal, error);
+    let mut found = BTreeSet::new();
+    for (count, entry) in std::fs::read_dir(pg_wal).map_err(wrong)?.enumerate() {
+        let name = entry.map_err(wrong)?.file_name();
+        if count >= MARKS_MAX {
+            return Err(wrong(Errno::NOBUFS.into()));
+        }
+        found.extend(name.to_str().and_then(|name| size.parse(name)));
+    }
+    Ok(found)
 }
 
 fn position(size: SegmentSize, next: u64, end: Position, left: &Lineage) -> Position {
@@ -173,7 +199,6 @@ fn since(status: &OwnedFd, name: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mainstay_model::Timeline;
 
     const SIZE: SegmentSize = SegmentSize(1 << 20);
 
@@ -267,6 +292,49 @@ mod tests {
         }
         let handed = log.look(handed.reached, within(2, 8), false);
         assert_eq!((handed.reached, handed.waiting, handed.marked), (Some(at(2, 8)), None, 0));
+    }
+
+    #[test]
+    fn p22_the_histories_before_this_timeline_are_handed_over_without_a_missing_number() {
+        let log = Log::new();
+        let put = |timeline: u32, text: &str| {
+            let name = format!("{timeline:08X}.history");
+            std::fs::write(log.0.path().join(&name), text).unwrap();
+            log.mark(&name, "done");
+        };
+        // The second was opened by a primary that died before its tool was back, the fourth only reserved, the third never reached this server.
+        put(2, "1\t0/700010\tno reason\n");
+        put(4, "# reserved by mainstay for term 4\n");
+        put(5, "1\t0/700010\tno reason\n2\t0/800010\tno reason\n3\t0/900010\tno reason\n");
+        let handed = log.look(Some(at(1, 7)), within(5, 10), true);
+        let ready: Vec<String> = log.marks().into_iter().filter(|name| name.ends_with(".ready")).collect();
+        assert_eq!(ready, ["00000002.history.ready", "00000004.history.ready"]);
+        assert_eq!(handed.gaps[0], ("00000003.history".to_owned(), "00000003.history".to_owned()));
+        // What lies before the place that was reached was handed over then.
+        for name in ready {
+            std::fs::remove_file(log.0.path().join("archive_status").join(name)).unwrap();
+        }
+        put(2, "1\t0/700010\tno reason\n");
+        log.look(Some(at(4, 9)), within(5, 10), true);
+        assert!(!log.marks().contains(&"00000002.history.ready".to_owned()), "{:?}", log.marks());
+    }
+
+    #[test]
+    fn whatever_ends_between_the_two_marks_nothing_counts_as_handed_over() {
+        let log = Log::new();
+        std::fs::write(log.0.path().join("00000002.history"), "1\t0/700010\tno reason\n").unwrap();
+        let name = SIZE.name(Timeline(1), 6);
+        // The first step only; half of the second; and both marks after a failure of power.
+        log.put(1, 6, "");
+        assert_eq!(log.look(Some(at(1, 6)), within(2, 7), false).reached, Some(at(1, 6)));
+        std::fs::write(log.0.path().join("archive_status").join(HALF), b"").unwrap();
+        for marks in [&["done"][..], &["ready", "done"], &[]] {
+            marks.iter().for_each(|mark| log.mark(&name, mark));
+            let handed = log.look(Some(at(1, 6)), within(2, 7), true);
+            assert_eq!((handed.reached, handed.marked), (Some(at(1, 6)), 1), "{marks:?}");
+            assert_eq!(log.marks(), [format!("{name}.ready")], "{marks:?}");
+            std::fs::remove_file(log.0.path().join(format!("archive_status/{name}.ready"))).unwrap();
+        }
     }
 
     #[test]
