@@ -9,7 +9,7 @@ use crate::history;
 use crate::library::Library;
 use crate::lifecycle::Ending;
 use crate::lives::Lives;
-use crate::mind_loop::{Question, Snapshot, Wish};
+use crate::mind_loop::{self, Question, Snapshot, Wish};
 use crate::problems::Beside;
 use crate::restorer::Restorer;
 use crate::roles::{self, Gate, refusal};
@@ -185,7 +185,7 @@ impl Api {
         let (socket, port) = self
             .engine
             .local_address()
-            .filter(|_| summary.open && summary.primary_of.is_some())
+            .filter(|_| summary.reigns().is_some())
             .ok_or_else(|| format!("{} is not the open primary", self.me))?;
         let mut server = backup::server();
         server.host_path(socket).port(port);
@@ -211,9 +211,7 @@ impl Api {
 
     /// What the loop knows now.
     pub async fn snapshot(&self) -> Option<Snapshot> {
-        let (question, answer) = oneshot::channel();
-        self.questions.send(question).await.ok()?;
-        tokio::time::timeout(ASK_TIMEOUT, answer).await.ok()?.ok()
+        mind_loop::ask(&self.questions, ASK_TIMEOUT).await
     }
 
     /// This node's own status; `None` while the loop does not answer.

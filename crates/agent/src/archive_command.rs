@@ -4,12 +4,11 @@
 
 use crate::archiver;
 use crate::generations::Generations;
-use crate::mind_loop::Question;
+use crate::mind_loop::{self, Question};
 use crate::shelves;
-use mainstay_decide::Summary;
 use mainstay_model::spec::Spec;
 use mainstay_model::vault::{ArchiveState, COMMAND_KEY, PROBLEMS_MAX};
-use mainstay_model::{Lsn, NodeId, Position, ServerObservation, ServerState, SystemId, Term, Timeline};
+use mainstay_model::{Lsn, NodeId, ServerObservation, ServerState, SystemId, Term, Timeline};
 use mainstay_ports::clock::{boot_now, wall_now_ms};
 use mainstay_ports::store::{CasOutcome, Store, Versioned};
 use mainstay_vault::postgres::handed::{Handed, look};
@@ -19,7 +18,7 @@ use mainstay_vault::repository::VaultError;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
@@ -99,19 +98,14 @@ impl ArchiveCommand {
         if self.observed.borrow().state != ServerState::Primary {
             return None;
         }
-        let (question, answer) = oneshot::channel();
-        self.questions.send(question).await.ok()?;
-        let summary: Summary = answer.await.ok()?.summary;
-        let term = summary.primary_of.filter(|_| summary.open)?;
+        let summary = mind_loop::ask(&self.questions, mind_loop::ANSWER).await?.summary;
+        let term = summary.reigns()?;
         Some((summary.record?.1.system?, term))
     }
 
     /// Looks at the marks; the state after it. `None`: nothing could be seen, and the next look comes soon.
     async fn round(&self, (system, term): (SystemId, Term), before: &ArchiveState) -> Option<ArchiveState> {
-        let end = {
-            let seen = self.observed.borrow();
-            seen.timeline.zip(seen.end).map(|(timeline, lsn)| Position { timeline, lsn })
-        }?;
+        let end = self.observed.borrow().position()?;
         let thread = Arc::clone(&self.looks).try_acquire_owned().ok()?;
         let ours = before.system == Some(system);
         let (reached, anew) = (before.archived.filter(|_| ours), before.term != term);
@@ -186,6 +180,7 @@ fn speak(before: &ArchiveState, after: &ArchiveState) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mainstay_model::Position;
     use mainstay_store::MemoryStore;
 
     fn at(timeline: u32, lsn: u64) -> Position {

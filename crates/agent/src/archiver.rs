@@ -6,7 +6,7 @@
 
 use crate::backups;
 use crate::generations::Generations;
-use crate::mind_loop::Question;
+use crate::mind_loop::{self, Question};
 use crate::shelves::place;
 use mainstay_decide::Summary;
 use mainstay_model::spec::Vault;
@@ -27,7 +27,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
@@ -226,16 +226,14 @@ impl Archiver {
             return None;
         }
         let summary = self.summary().await?;
-        let term = summary.primary_of.filter(|_| summary.open)?;
+        let term = summary.reigns()?;
         Some((summary.record?.1.system?, term))
     }
 
     /// What the loop knows. The data's identity is taken from there too: this runs on the thread that renews the lease, and must not read a
     /// volume that may have stalled.
     async fn summary(&self) -> Option<Summary> {
-        let (question, answer) = oneshot::channel();
-        self.questions.send(question).await.ok()?;
-        Some(answer.await.ok()?.summary)
+        Some(mind_loop::ask(&self.questions, mind_loop::ANSWER).await?.summary)
     }
 
     /// On a replica of the owner, while that misses something: brings it. Returns when to look again.
@@ -273,11 +271,7 @@ impl Archiver {
 
     /// `false`: it failed.
     async fn round(&self, vault: &Vault, (system, term): (SystemId, Term), hold: &mut Hold) -> bool {
-        let end = {
-            let seen = self.observed.borrow();
-            seen.timeline.zip(seen.end).map(|(timeline, lsn)| Position { timeline, lsn })
-        };
-        let Some(end) = end else { return true };
+        let Some(end) = self.observed.borrow().position() else { return true };
         let shown = self.store.watch(&self.key).borrow().clone();
         let before = parse(shown.as_ref()).unwrap_or_default();
         if before.term > term {

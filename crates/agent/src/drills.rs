@@ -220,7 +220,7 @@ impl Api {
         if let Some(paused) = &self.generations.now().paused {
             return Err(not_now(format!("the cluster is paused (by {}): nothing would take over", paused.by)));
         }
-        let primary = summary.open && summary.primary_of == Some(term);
+        let primary = summary.reigns() == Some(term);
         if primary != wish.primary || !wish.primary && summary.role == Role::Primary {
             let is = if primary { "the open primary" } else { "not the open primary" };
             return Err(not_now(format!("{} is {is} by now: look again", self.me)));

@@ -3,7 +3,7 @@
 use crate::door::{AskDoor, StoreReply, ask_all_stores};
 use crate::founding::{Begin, Part, found_or_join};
 use crate::generations::Generations;
-use crate::mind_loop::Question;
+use crate::mind_loop::{self, Question};
 use crate::record::RECORD_KEY;
 use crate::setup::{AgentOptions, entropy};
 use anyhow::{Context, Result, anyhow, bail};
@@ -16,8 +16,8 @@ use mainstay_store::etcd::{self, EtcdOptions, EtcdStore, Found};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 const LOOK: Duration = Duration::from_secs(2);
@@ -254,9 +254,7 @@ fn heard(reply: &StoreReply, group: u64) -> Option<Option<String>> {
 }
 
 async fn summary(questions: &mpsc::Sender<Question>) -> Option<Summary> {
-    let (question, answer) = oneshot::channel();
-    questions.send(question).await.ok()?;
-    Some(timeout(LOOK, answer).await.ok()?.ok()?.summary)
+    Some(mind_loop::ask(questions, LOOK).await?.summary)
 }
 
 /// The highest promise that this node knows, and whose it is.

@@ -3,7 +3,7 @@
 
 use crate::evidence::Ports;
 use crate::generations::Generations;
-use crate::mind_loop::Question;
+use crate::mind_loop::{self, Question};
 use crate::routes::Routes;
 use anyhow::{Context, Result};
 use mainstay_decide::Plant;
@@ -22,7 +22,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::lookup_host;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, interval, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
@@ -283,9 +283,8 @@ impl Configure {
 
     /// `None`: taken. Else: after how long to try again.
     async fn give(&self, settings: &EngineSettings) -> Option<Duration> {
-        let (question, answer) = oneshot::channel();
-        self.questions.send(question).await.ok()?;
-        if !answer.await.is_ok_and(|snapshot| snapshot.summary.order.is_none()) {
+        let snapshot = mind_loop::ask(&self.questions, mind_loop::ANSWER).await;
+        if snapshot.is_none_or(|snapshot| snapshot.summary.order.is_some()) {
             return Some(CONFIGURE_AGAIN);
         }
         let result = tokio::select! {

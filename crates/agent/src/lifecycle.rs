@@ -1,7 +1,7 @@
 //! How an agent ends: in order with its server, handing the primary's role over first; or replaced by the program on disk, with server
 //! and guard untouched; or because its node was removed.
 
-use crate::mind_loop::{Question, Snapshot, Wish};
+use crate::mind_loop::{self, Question, Snapshot, Wish};
 use mainstay_model::{ClaimState, Command, NodeId};
 use mainstay_ports::peer::Peers;
 use mainstay_store::{ClusterStore, RaftStore};
@@ -138,9 +138,7 @@ impl Lifecycle {
     }
 
     async fn snapshot(&self) -> Option<Snapshot> {
-        let (question, answer) = oneshot::channel();
-        self.questions.send(question).await.ok()?;
-        timeout(ANSWER, answer).await.ok()?.ok()
+        mind_loop::ask(&self.questions, ANSWER).await
     }
 
     /// Gives the primary's role to a replica, if this node has it and one can take it. Bounded.

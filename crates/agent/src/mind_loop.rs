@@ -19,6 +19,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 /// How many inputs may wait. When it is full the senders wait, which slows probes and peers down, never decisions.
@@ -50,6 +51,19 @@ pub struct Parts {
 
 /// A question to the loop.
 pub type Question = oneshot::Sender<Snapshot>;
+
+/// What the loop knows now; `None` if it has ended, or does not answer within that time.
+pub async fn ask(questions: &mpsc::Sender<Question>, within: Duration) -> Option<Snapshot> {
+    let (question, answer) = oneshot::channel();
+    let asked = async {
+        questions.send(question).await.ok()?;
+        answer.await.ok()
+    };
+    timeout(within, asked).await.ok()?
+}
+
+/// How long tasks that have time wait for that answer.
+pub const ANSWER: Duration = Duration::from_secs(5);
 
 /// An operator's command to the loop; the answer comes at once.
 #[derive(Debug)]

@@ -5,7 +5,7 @@
 
 use crate::generations::Generations;
 use crate::handed_over::{copies, hindered, in_use, mark, marked, unmark};
-use crate::mind_loop::{Question, Wish};
+use crate::mind_loop::{self, Question, Wish};
 use crate::restore_checks::{check_room, check_version, checked, own_dir};
 use crate::setup::{AgentOptions, entropy};
 use crate::shelves::{self, Shelf};
@@ -31,8 +31,6 @@ use tracing::{info, warn};
 /// What nobody asks about for so long is dropped.
 const FORGOTTEN: Duration = Duration::from_secs(90);
 const LOOK: Duration = Duration::from_secs(5);
-/// How long the decisions may take to answer.
-const ANSWER: Duration = Duration::from_secs(5);
 /// Where the copy's server is reached, in the node's directory.
 const SOCKETS: &str = "back";
 /// The copy's timeline is this far above the newest number: take-overs meanwhile do not make it void at once.
@@ -209,9 +207,7 @@ impl Restorer {
     }
 
     async fn record(&self) -> Option<Record> {
-        let (question, answer) = oneshot::channel();
-        self.questions.send(question).await.ok()?;
-        let snapshot = timeout(ANSWER, answer).await.ok()?.ok()?;
+        let snapshot = mind_loop::ask(&self.questions, mind_loop::ANSWER).await?;
         snapshot.summary.record.map(|(_, record)| record)
     }
 
@@ -446,7 +442,7 @@ impl Restorer {
         let (reply, answer) = oneshot::channel();
         let wish = Wish { by, command: Command::Restore(Box::new(wanted)), reply };
         self.wishes.send(wish).await.map_err(|_| silent())?;
-        match timeout(ANSWER, answer).await.map_err(|_| silent())?.map_err(|_| silent())? {
+        match timeout(mind_loop::ANSWER, answer).await.map_err(|_| silent())?.map_err(|_| silent())? {
             Ok(text) => info!(%text, "a restored copy was handed over"),
             Err(why) => {
                 self.take_back(copy).await;

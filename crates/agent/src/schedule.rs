@@ -5,7 +5,7 @@
 use crate::api::AgentQuestion;
 use crate::backups::{self, Order, parse};
 use crate::generations::Generations;
-use crate::mind_loop::Question;
+use crate::mind_loop::{self, Question};
 use crate::shelves::{self, Shelf};
 use mainstay_model::cron::Cron;
 use mainstay_model::spec::Vault;
@@ -17,7 +17,7 @@ use mainstay_ports::store::Store;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
@@ -166,11 +166,10 @@ impl Schedule {
 
     /// Who confirms commits, if this node is the open primary.
     async fn reigns(&self) -> Option<BTreeSet<NodeId>> {
-        let (question, answer) = oneshot::channel();
-        self.questions.send(question).await.ok()?;
-        let summary = answer.await.ok()?.summary;
+        let summary = mind_loop::ask(&self.questions, mind_loop::ANSWER).await?.summary;
+        summary.reigns()?;
         let confirming = summary.setting.map(|setting| setting.copies.into_keys().collect()).unwrap_or_default();
-        (summary.open && summary.primary_of.is_some()).then_some(confirming)
+        Some(confirming)
     }
 
     /// On a replica that streams, one that no commit waits for if there is one; on this node if none takes it up. One that took it up

@@ -1,13 +1,13 @@
 //! Keeps a slot for every other data node, on the primary and on replicas alike, moved forward as those nodes advance, so that a node
 //! that was away finds the log it needs at whoever is primary then.
 
-use crate::mind_loop::{Question, Snapshot};
+use crate::mind_loop::{self, Question, Snapshot};
 use mainstay_model::{Lsn, NodeId, ServerObservation, ServerState, Timeline};
 use mainstay_ports::engine::{Configured, Engine};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
@@ -41,11 +41,10 @@ impl Slots {
             if !serves(self.observed.borrow().state) {
                 continue;
             }
-            let (question, answer) = oneshot::channel();
-            if self.questions.send(question).await.is_err() {
+            if self.questions.is_closed() {
                 return;
             }
-            let Ok(snapshot) = answer.await else { continue };
+            let Some(snapshot) = mind_loop::ask(&self.questions, mind_loop::ANSWER).await else { continue };
             if snapshot.summary.order.is_some() {
                 pause = SOON;
                 continue;

@@ -87,6 +87,14 @@ pub struct Summary {
     pub reasons: Vec<Reason>,
 }
 
+impl Summary {
+    /// The term of which this node is the primary now, open to clients.
+    #[must_use]
+    pub fn reigns(&self) -> Option<Term> {
+        self.primary_of.filter(|_| self.open)
+    }
+}
+
 impl Mind {
     /// What the machine thinks now.
     #[must_use]

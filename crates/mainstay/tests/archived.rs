@@ -5,14 +5,16 @@
 
 #[path = "support/local.rs"]
 mod local;
+#[path = "support/lost_primary.rs"]
+mod lost_primary;
+#[path = "support/until.rs"]
+mod until;
 
 use local::Cluster;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::time::{Duration, Instant};
-
-const PATIENCE: Duration = Duration::from_secs(120);
+use until::until;
 
 impl Cluster {
     fn archive(&self) -> Value {
@@ -21,15 +23,7 @@ impl Cluster {
 
     /// The answer, once it is as wanted.
     fn archive_until(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-        let begun = Instant::now();
-        loop {
-            let answer = self.archive();
-            if wanted(&answer) {
-                return answer;
-            }
-            assert!(begun.elapsed() < PATIENCE, "not {what}: {answer}");
-            std::thread::sleep(Duration::from_millis(300));
-        }
+        until(what, || Some(self.archive()).filter(&wanted))
     }
 
     /// Writes about this many megabytes of log through the address for writes.
@@ -69,22 +63,7 @@ fn the_log_is_archived_over_a_take_over_and_after_the_repository_was_away() {
     assert!(!vault.exists(), "no new repository was made in its place");
 
     // The primary dies with what it could not archive; the next one brings it.
-    let primary = cluster.json(&["status"])["cluster"]["primary"].clone();
-    let nodes = cluster.json(&["status"])["nodes"].clone();
-    let pid = |key: &str| {
-        let node = nodes.as_array().unwrap().iter().find(|node| node["name"] == primary).unwrap();
-        node[key].as_u64().unwrap().to_string()
-    };
-    for key in ["agent_pid", "guard_pid", "server_pid"] {
-        let killed = std::process::Command::new("kill").args(["-9", &pid(key)]).status().unwrap();
-        assert!(killed.success(), "{key}");
-    }
-    let begun = Instant::now();
-    while cluster.json(&["status"])["cluster"]["primary"] == primary {
-        assert!(begun.elapsed() < PATIENCE, "nobody took over");
-        std::thread::sleep(Duration::from_millis(300));
-    }
-    cluster.healthy();
+    cluster.kill_primary();
     std::fs::rename(&away, &vault).unwrap();
     cluster.write(40);
     let after = cluster
@@ -165,30 +144,15 @@ fn what_a_dead_primary_did_not_hand_to_the_operators_command_its_successor_does(
     std::fs::write(&hold, "").unwrap();
     let before = handed_over(&folder);
     cluster.write(60);
-    let primary = cluster.json(&["status"])["cluster"]["primary"].clone();
-    let nodes = cluster.json(&["status"])["nodes"].clone();
-    let node = nodes.as_array().unwrap().iter().find(|node| node["name"] == primary).unwrap();
-    for key in ["agent_pid", "guard_pid", "server_pid"] {
-        let pid = node[key].as_u64().unwrap().to_string();
-        assert!(std::process::Command::new("kill").args(["-9", &pid]).status().unwrap().success(), "{key}");
-    }
-    let begun = Instant::now();
-    while cluster.json(&["status"])["cluster"]["primary"] == primary {
-        assert!(begun.elapsed() < PATIENCE, "nobody took over");
-        std::thread::sleep(Duration::from_millis(300));
-    }
-    cluster.healthy();
+    let primary = cluster.kill_primary();
     let waits = cluster.archive_until("in the hands of the next", |answer| {
         answer["command"]["term"].as_u64() > first["command"]["term"].as_u64()
     });
     assert!(waits["command"]["gaps"] == serde_json::json!([]) && handed_over(&folder) == before, "{waits}");
     // Another change while nothing can be handed over: the timeline between is nobody's to hand over by itself.
-    let other = nodes
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|node| &node["name"])
-        .find(|name| **name != primary && **name != cluster.json(&["status"])["cluster"]["primary"]);
+    let status = cluster.json(&["status"]);
+    let mut names = status["nodes"].as_array().unwrap().iter().map(|node| &node["name"]);
+    let other = names.find(|name| **name != primary && **name != status["cluster"]["primary"]);
     cluster.json(&["switchover", "--to", other.unwrap().as_str().unwrap()]);
     let opened = waits["command"]["term"].as_u64();
     cluster.archive_until("in the hands of the third", |answer| answer["command"]["term"].as_u64() > opened);

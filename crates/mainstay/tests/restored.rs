@@ -5,6 +5,8 @@
 
 #[path = "support/local.rs"]
 mod local;
+#[path = "support/lost_primary.rs"]
+mod lost_primary;
 #[path = "support/until.rs"]
 mod until;
 
@@ -58,18 +60,6 @@ impl Cluster {
         let answer = self.json(&arguments);
         let row = answer["rows"][0].as_array().unwrap_or_else(|| panic!("{answer}"));
         row.iter().map(|field| field.as_str().unwrap().to_owned()).collect()
-    }
-
-    fn kill_primary(&self) {
-        let status = self.json(&["status"]);
-        let primary = status["cluster"]["primary"].clone();
-        let node = status["nodes"].as_array().unwrap().iter().find(|node| node["name"] == primary).unwrap().clone();
-        for key in ["agent_pid", "guard_pid", "server_pid"] {
-            let pid = node[key].as_u64().unwrap().to_string();
-            assert!(Command::new("kill").args(["-9", &pid]).status().unwrap().success(), "{key}");
-        }
-        until("a take-over", || (self.json(&["status"])["cluster"]["primary"] != primary).then_some(()));
-        self.healthy();
     }
 
     /// Begins a backup, once one can be begun.

@@ -5,6 +5,8 @@
 
 #[path = "support/local.rs"]
 mod local;
+#[path = "support/sql.rs"]
+mod sql;
 #[path = "support/until.rs"]
 mod until;
 
@@ -15,15 +17,6 @@ use until::until;
 const SUM: &str = "select count(*), md5(coalesce(string_agg(id || note, ',' order by id), '')) from ledger";
 
 impl Cluster {
-    /// One statement through the address for writes, once it is taken; the last line.
-    fn sql(&self, text: &str) -> String {
-        until(text, || {
-            let output = self.run(&["connect", "--", "-X", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", text]);
-            let out = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-            output.status.success().then(|| out.lines().last().unwrap_or_default().to_owned())
-        })
-    }
-
     fn write(&self, rows: u32) -> String {
         // Not sent again when it may have been carried out: nothing else happens then.
         self.sql(&format!("insert into ledger(note) select md5(i::text) from generate_series(1, {rows}) i"));

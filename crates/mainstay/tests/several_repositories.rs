@@ -5,13 +5,16 @@
 
 #[path = "support/local.rs"]
 mod local;
+#[path = "support/lost_primary.rs"]
+mod lost_primary;
+#[path = "support/sql.rs"]
+mod sql;
 #[path = "support/until.rs"]
 mod until;
 
 use local::Cluster;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use until::until;
 
 const SUM: &str = "select count(*), md5(coalesce(string_agg(id || note, ',' order by id), '')) from ledger";
@@ -19,15 +22,6 @@ const SUM: &str = "select count(*), md5(coalesce(string_agg(id || note, ',' orde
 const SLOT: &str = "select restart_lsn from pg_replication_slots where slot_name = 'mainstay__archive'";
 
 impl Cluster {
-    /// One statement through the address for writes, once it is taken; the last line.
-    fn sql(&self, text: &str) -> String {
-        until(text, || {
-            let output = self.run(&["connect", "--", "-X", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", text]);
-            let out = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-            output.status.success().then(|| out.lines().last().unwrap_or_default().to_owned())
-        })
-    }
-
     /// Adds rows and some megabytes of log.
     fn write(&self, megabytes: u32) -> String {
         let rows = megabytes * 1000;
@@ -71,18 +65,6 @@ impl Cluster {
         let row = answer["rows"][0].as_array().unwrap_or_else(|| panic!("{answer}"));
         let row: Vec<&str> = row.iter().map(|field| field.as_str().unwrap()).collect();
         (row.join("|"), answer)
-    }
-
-    fn kill_primary(&self) {
-        let status = self.json(&["status"]);
-        let primary = status["cluster"]["primary"].clone();
-        let node = status["nodes"].as_array().unwrap().iter().find(|node| node["name"] == primary).unwrap().clone();
-        for key in ["agent_pid", "guard_pid", "server_pid"] {
-            let pid = node[key].as_u64().unwrap().to_string();
-            assert!(Command::new("kill").args(["-9", &pid]).status().unwrap().success(), "{key}");
-        }
-        until("a take-over", || (self.json(&["status"])["cluster"]["primary"] != primary).then_some(()));
-        self.healthy();
     }
 }
 

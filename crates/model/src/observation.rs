@@ -1,6 +1,6 @@
 //! What a probe of the local server saw, and when.
 
-use crate::{CopyId, Lsn, Moment, NodeId, Timeline};
+use crate::{CopyId, Lsn, Moment, NodeId, Position, Timeline};
 use serde::{Deserialize, Serialize};
 
 /// What the local server is doing.
@@ -66,6 +66,14 @@ pub struct ServerObservation {
     pub disk_size: Option<u64>,
     /// The server's process.
     pub pid: Option<u32>,
+}
+
+impl ServerObservation {
+    /// The timeline and the end of its log, if both are known.
+    #[must_use]
+    pub fn position(&self) -> Option<Position> {
+        self.timeline.zip(self.end).map(|(timeline, lsn)| Position { timeline, lsn })
+    }
 }
 
 /// How little room a data volume has.
