@@ -1,18 +1,21 @@
 //! Where a bucket is, as people write it.
 //!
 //! `s3://BUCKET/PREFIX?endpoint=https://HOST:PORT&region=REGION&path_style=true&credentials=/FILE&ca=/FILE&timeout=SECONDS`
+//! `azure://CONTAINER/PREFIX?account=NAME&endpoint=https://HOST:PORT&credentials=/FILE&ca=/FILE&timeout=SECONDS`
 //!
-//! All after the bucket may be left out. Keys never stand here: they come from a file that its owner alone can read, or from the environment.
+//! All after the bucket may be left out, but not Azure's account. Keys never stand here: they come from a file that its owner alone can read, or from
+//! the environment.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-const SCHEME: &str = "s3://";
+const S3: &str = "s3://";
+const AZURE: &str = "azure://";
 
 /// Is this the address of a bucket, and not a folder?
 #[must_use]
 pub fn is_bucket(place: &Path) -> bool {
-    place.to_str().is_some_and(|text| text.starts_with(SCHEME))
+    place.to_str().is_some_and(|text| text.starts_with(S3) || text.starts_with(AZURE))
 }
 
 /// Is it a name for objects: parts of letters, digits, `-`, `_` and `.`, joined by `/`, none empty, none that begins with a dot?
@@ -26,6 +29,25 @@ pub fn is_object_name(name: &str) -> bool {
     name.len() <= 512 && name.split('/').all(fits)
 }
 
+/// How a bucket's server is spoken to, and what only that way of speaking needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// S3, and what speaks as it does.
+    S3 {
+        /// The region that requests are signed for.
+        region: String,
+        /// The bucket stands in the path, not in the host's name.
+        path_style: bool,
+    },
+    /// Azure's Blob Storage; the bucket is a container there.
+    Azure {
+        /// Whose container it is.
+        account: String,
+        /// The account stands in the path, as emulators have it, not in the host's name.
+        in_path: bool,
+    },
+}
+
 /// A bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address {
@@ -35,16 +57,25 @@ pub struct Address {
     pub prefix: String,
     /// Without the bucket and without `/` at its end.
     pub endpoint: String,
-    /// The region that requests are signed for.
-    pub region: String,
-    /// The bucket stands in the path, not in the host's name.
-    pub path_style: bool,
+    /// How it is spoken to.
+    pub protocol: Protocol,
     /// A file of keys; `None`: the environment holds them.
     pub credentials: Option<PathBuf>,
     /// A file of authorities; `None`: those of the system.
     pub ca: Option<PathBuf>,
     /// For each request.
     pub timeout: Duration,
+}
+
+/// What stands after the `?`, as it was written.
+struct Words {
+    endpoint: String,
+    region: String,
+    path_style: Option<bool>,
+    account: String,
+    credentials: Option<PathBuf>,
+    ca: Option<PathBuf>,
+    timeout: Duration,
 }
 
 fn decoded(text: &str) -> Option<String> {
@@ -61,44 +92,17 @@ fn decoded(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-impl Address {
-    /// From its text.
-    ///
-    /// # Errors
-    /// What is wrong with it; nothing is repeated that may hold a secret.
-    pub fn parse(text: &str) -> Result<Address, String> {
-        let rest = text.strip_prefix(SCHEME);
-        let rest = rest.ok_or_else(|| "the address of a bucket begins with s3://".to_owned())?;
-        let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
-        let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
-        // The rest is not repeated: it may hold a secret.
-        let wrong = |why: &str| format!("the address of the bucket {bucket:?} is wrong: {why}");
-        if bucket.contains('@') || bucket.contains(':') {
-            // Not repeated: it may hold a secret.
-            let says = "the address of a bucket holds no keys and no port: keys come from a file (&credentials=/FILE) or the environment, the \
-                        port belongs to the endpoint (?endpoint=https://HOST:PORT)";
-            return Err(says.into());
-        }
-        let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
-        if !(3..=63).contains(&bucket.len()) || !bucket.bytes().all(fits) {
-            return Err(wrong("a bucket's name has 3 to 63 small letters, digits, - and ."));
-        }
-        let prefix = prefix.trim_end_matches('/');
-        if !prefix.is_empty() && !is_object_name(prefix) {
-            return Err(wrong("what stands after it is not a name for objects"));
-        }
-        let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
-        let mut address = Address {
-            bucket: bucket.to_owned(),
-            prefix,
+impl Words {
+    fn parse(query: &str, azure: bool, wrong: &impl Fn(&str) -> String) -> Result<Words, String> {
+        let mut words = Words {
             endpoint: String::new(),
             region: String::new(),
-            path_style: false,
+            path_style: None,
+            account: String::new(),
             credentials: None,
             ca: None,
             timeout: Duration::from_secs(60),
         };
-        let mut path_style = None;
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').ok_or_else(|| wrong("after ? stand pairs of NAME=VALUE"))?;
             let value = decoded(value).ok_or_else(|| wrong("a % without two digits"))?;
@@ -107,43 +111,82 @@ impl Address {
                 if path.is_absolute() { Ok(path) } else { Err(wrong(&format!("{name} is an absolute path"))) }
             };
             match name {
-                "endpoint" => address.endpoint = value.trim_end_matches('/').to_owned(),
-                "region" => address.region = value,
-                "path_style" => {
-                    path_style = Some(value.parse::<bool>().map_err(|_| wrong("path_style is true or false"))?);
+                "endpoint" => words.endpoint = value.trim_end_matches('/').to_owned(),
+                "region" if !azure => words.region = value,
+                "path_style" if !azure => {
+                    words.path_style = Some(value.parse::<bool>().map_err(|_| wrong("path_style is true or false"))?);
                 }
-                "credentials" => address.credentials = Some(absolute(value)?),
-                "ca" => address.ca = Some(absolute(value)?),
+                "account" if azure => words.account = value,
+                "credentials" => words.credentials = Some(absolute(value)?),
+                "ca" => words.ca = Some(absolute(value)?),
                 "timeout" => {
                     let seconds = value.parse::<u64>().ok().filter(|s| (1..=3600).contains(s));
-                    address.timeout =
-                        Duration::from_secs(seconds.ok_or_else(|| wrong("timeout is 1 to 3600 seconds"))?);
+                    words.timeout = Duration::from_secs(seconds.ok_or_else(|| wrong("timeout is 1 to 3600 seconds"))?);
                 }
+                _ if azure => return Err(wrong("after ? stand account, endpoint, credentials, ca and timeout")),
                 _ => return Err(wrong("after ? stand endpoint, region, path_style, credentials, ca and timeout")),
             }
         }
-        address.complete(path_style, wrong)
+        Ok(words)
     }
+}
 
-    fn complete(mut self, path_style: Option<bool>, wrong: impl Fn(&str) -> String) -> Result<Address, String> {
-        let word = |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-        if !word(&self.region) {
-            return Err(wrong("a region has letters, digits and -"));
+/// A container's name, by Azure's rules.
+fn is_container(name: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let ends = !name.starts_with('-') && !name.ends_with('-') && !name.contains("--");
+    (3..=63).contains(&name.len()) && name.bytes().all(fits) && ends
+}
+
+fn is_s3_bucket(name: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
+    (3..=63).contains(&name.len()) && name.bytes().all(fits)
+}
+
+impl Address {
+    /// From its text.
+    ///
+    /// # Errors
+    /// What is wrong with it; nothing is repeated that may hold a secret.
+    pub fn parse(text: &str) -> Result<Address, String> {
+        let (rest, azure) = match (text.strip_prefix(S3), text.strip_prefix(AZURE)) {
+            (Some(rest), _) => (rest, false),
+            (_, Some(rest)) => (rest, true),
+            _ => return Err("the address of a bucket begins with s3:// or azure://".to_owned()),
+        };
+        let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
+        let noun = if azure { "container" } else { "bucket" };
+        // The rest is not repeated: it may hold a secret.
+        let wrong = |why: &str| format!("the address of the {noun} {bucket:?} is wrong: {why}");
+        if bucket.contains('@') || bucket.contains(':') {
+            // Not repeated: it may hold a secret.
+            return Err(format!(
+                "the address of a {noun} holds no keys and no port: keys come from a file (&credentials=/FILE) or the environment, the port \
+                 belongs to the endpoint (?endpoint=https://HOST:PORT)"
+            ));
         }
-        // A name with dots is no part of a host that certificates name.
-        self.path_style = path_style.unwrap_or(!self.endpoint.is_empty() || self.bucket.contains('.'));
-        if self.region.is_empty() {
-            self.region = "us-east-1".into();
+        if azure && !is_container(bucket) {
+            return Err(wrong("a container's name has 3 to 63 small letters, digits and single - between them"));
         }
-        if self.endpoint.is_empty() {
-            self.endpoint = format!("https://s3.{}.amazonaws.com", self.region);
+        if !azure && !is_s3_bucket(bucket) {
+            return Err(wrong("a bucket's name has 3 to 63 small letters, digits, - and ."));
         }
-        let host = self.endpoint.strip_prefix("https://").or_else(|| self.endpoint.strip_prefix("http://"));
+        let prefix = prefix.trim_end_matches('/');
+        if !prefix.is_empty() && !is_object_name(prefix) {
+            return Err(wrong("what stands after it is not a name for objects"));
+        }
+        let words = Words::parse(query, azure, &wrong)?;
+        let (protocol, endpoint) =
+            if azure { azure_at(&words, &wrong)? } else { s3_at(&words, bucket.contains('.'), &wrong)? };
+        let host = endpoint.strip_prefix("https://").or_else(|| endpoint.strip_prefix("http://"));
         let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b':' | b'[' | b']');
         if host.is_none_or(|host| host.is_empty() || !host.bytes().all(fits)) {
             return Err(wrong("an endpoint is https://HOST or http://HOST, with :PORT where it is needed"));
         }
-        Ok(self)
+        let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
+        let Words { credentials, ca, timeout, .. } = words;
+        Ok(Address { bucket: bucket.to_owned(), prefix, endpoint, protocol, credentials, ca, timeout })
     }
 
     /// The host that is asked, as requests name it.
@@ -152,7 +195,10 @@ impl Address {
         let (scheme, host) = self.endpoint.split_once("://").unwrap_or_default();
         let standard = if scheme == "https" { ":443" } else { ":80" };
         let host = host.strip_suffix(standard).unwrap_or(host);
-        if self.path_style { host.to_owned() } else { format!("{}.{host}", self.bucket) }
+        match &self.protocol {
+            Protocol::S3 { path_style: false, .. } => format!("{}.{host}", self.bucket),
+            _ => host.to_owned(),
+        }
     }
 
     /// `https` or `http`.
@@ -164,8 +210,44 @@ impl Address {
     /// For people.
     #[must_use]
     pub fn shown(&self) -> String {
-        format!("s3://{}/{} at {}", self.bucket, self.prefix.trim_end_matches('/'), self.endpoint)
+        let place = format!("{}/{}", self.bucket, self.prefix.trim_end_matches('/'));
+        match &self.protocol {
+            Protocol::S3 { .. } => format!("{S3}{place} at {}", self.endpoint),
+            Protocol::Azure { account, .. } => format!("{AZURE}{place} of {account} at {}", self.endpoint),
+        }
     }
+}
+
+/// What is particular to S3, and where it is.
+fn s3_at(words: &Words, dotted: bool, wrong: &impl Fn(&str) -> String) -> Result<(Protocol, String), String> {
+    if !words.region.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
+        return Err(wrong("a region has letters, digits and -"));
+    }
+    let region = if words.region.is_empty() { "us-east-1".to_owned() } else { words.region.clone() };
+    // A name with dots is no part of a host that certificates name.
+    let path_style = words.path_style.unwrap_or(!words.endpoint.is_empty() || dotted);
+    let amazon = format!("https://s3.{region}.amazonaws.com");
+    let endpoint = if words.endpoint.is_empty() { amazon } else { words.endpoint.clone() };
+    Ok((Protocol::S3 { region, path_style }, endpoint))
+}
+
+/// What is particular to Azure, and where it is.
+fn azure_at(words: &Words, wrong: &impl Fn(&str) -> String) -> Result<(Protocol, String), String> {
+    let account = words.account.clone();
+    let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    if !(3..=24).contains(&account.len()) || !account.bytes().all(fits) {
+        return Err(wrong(
+            "say whose it is: ?account=NAME, the name of a storage account, 3 to 24 small letters and digits",
+        ));
+    }
+    if words.endpoint.is_empty() {
+        let endpoint = format!("https://{account}.blob.core.windows.net");
+        return Ok((Protocol::Azure { account, in_path: false }, endpoint));
+    }
+    // Other clouds of Azure have the account in the host, too; whoever has one host for all accounts has it in the path.
+    let host = words.endpoint.split_once("://").map_or("", |(_, host)| host);
+    let in_path = !host.starts_with(&format!("{account}."));
+    Ok((Protocol::Azure { account, in_path }, words.endpoint.clone()))
 }
 
 #[cfg(test)]
@@ -176,13 +258,14 @@ mod tests {
     fn addresses_are_read_and_what_is_wrong_is_said() {
         let parsed = Address::parse("s3://vault/orders/a/?endpoint=http://127.0.0.1:9000/&timeout=5").unwrap();
         assert_eq!((parsed.bucket.as_str(), parsed.prefix.as_str()), ("vault", "orders/a/"));
-        assert_eq!((parsed.host().as_str(), parsed.path_style, parsed.scheme()), ("127.0.0.1:9000", true, "http"));
+        assert_eq!((parsed.host().as_str(), parsed.scheme()), ("127.0.0.1:9000", "http"));
+        assert_eq!(parsed.protocol, Protocol::S3 { region: "us-east-1".into(), path_style: true });
         let aws = Address::parse("s3://vault?region=eu-central-1&credentials=%2Froot/s3").unwrap();
         assert_eq!((aws.host().as_str(), aws.prefix.as_str()), ("vault.s3.eu-central-1.amazonaws.com", ""));
         assert_eq!(aws.credentials, Some("/root/s3".into()));
         assert_eq!(Address::parse("s3://vault?endpoint=https://s3.example:443").unwrap().host(), "s3.example");
         for (bad, says) in [
-            ("/srv/vault", "begins with s3://"),
+            ("/srv/vault", "begins with s3:// or azure://"),
             ("s3://Vault", "small letters"),
             ("s3://vault/../x", "not a name"),
             ("s3://vault?endpoint=ftp://x", "https://HOST"),
@@ -205,5 +288,36 @@ mod tests {
         }
         let error = Address::parse("s3://AKIA:s3cret@vault").unwrap_err();
         assert!(error.contains("no keys") && !error.contains("s3cret"), "{error}");
+    }
+    #[test]
+    fn addresses_of_azure_name_the_account_and_where_it_stands() {
+        let parsed = Address::parse("azure://vault/orders?account=acme&credentials=/k&timeout=5").unwrap();
+        assert_eq!((parsed.bucket.as_str(), parsed.prefix.as_str()), ("vault", "orders/"));
+        assert_eq!((parsed.host().as_str(), parsed.scheme()), ("acme.blob.core.windows.net", "https"));
+        assert_eq!(parsed.shown(), "azure://vault/orders of acme at https://acme.blob.core.windows.net");
+        let of = |endpoint: &str| {
+            let parsed = Address::parse(&format!("azure://vault?account=acme&endpoint={endpoint}")).unwrap();
+            (parsed.host(), matches!(parsed.protocol, Protocol::Azure { in_path: true, .. }))
+        };
+        assert_eq!(of("http://127.0.0.1:10000/"), ("127.0.0.1:10000".into(), true));
+        assert_eq!(of("https://acme.blob.example:443"), ("acme.blob.example".into(), false));
+        for (bad, says) in [
+            ("azure://vault", "account=NAME"),
+            ("azure://vault?account=Acme", "account=NAME"),
+            ("azure://va?account=acme", "container's name"),
+            ("azure://my.vault?account=acme", "container's name"),
+            ("azure://my--vault?account=acme", "container's name"),
+            ("azure://vault?account=acme&region=x", "after ? stand account"),
+            ("azure://vault?account=acme&sig=s3cret", "after ? stand account"),
+            ("azure://vault?account=acme&key=s3cret", "after ? stand account"),
+            ("azure://acme:s3cret@vault?account=acme", "no keys"),
+            ("azure://vault?account=acme&endpoint=https://a:s3cret@x", "https://HOST"),
+            ("azure://vault?account=acme&credentials=s3cret", "absolute"),
+            ("s3://vault?account=acme", "after ? stand endpoint"),
+        ] {
+            let error = Address::parse(bad).unwrap_err();
+            assert!(error.contains(says) && !error.contains("s3cret"), "{bad}: {error}");
+        }
+        assert!(is_bucket(Path::new("azure://vault")) && !is_bucket(Path::new("/azure://vault")));
     }
 }

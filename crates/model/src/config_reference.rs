@@ -231,8 +231,8 @@ pub const KEYS: &[Key] = &[
         "vault",
         "repository",
         Kind::Text,
-        "a folder, an absolute path that every data node reaches, or a bucket, s3://BUCKET/PREFIX?endpoint=…; the log is archived there. Several: \
-         tables [[vault.repository]] instead",
+        "a folder, an absolute path that every data node reaches, or a bucket, s3://BUCKET/PREFIX?endpoint=… or \
+         azure://CONTAINER/PREFIX?account=…; the log is archived there. Several: tables [[vault.repository]] instead",
     )
     .or("none: nothing is archived"),
     key("vault", "key_file", Kind::Text, "the key of an encrypted repository, a file on every data node")

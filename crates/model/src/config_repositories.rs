@@ -46,7 +46,7 @@ impl Named<'_> {
     pub(crate) fn change(&self, root: &mut Table, operation: &Operation) -> Result<(), String> {
         self.key()?;
         if *operation != Operation::Unset {
-            return Err(format!("say where it is: {REPOSITORY}.{0}.place=/a/folder (or s3://…)", self.name));
+            return Err(format!("say where it is: {REPOSITORY}.{0}.place=/a/folder (or s3://…, azure://…)", self.name));
         }
         let none = || format!("there is no repository {:?}", self.name);
         let tables = tables(root).ok_or_else(none)?;

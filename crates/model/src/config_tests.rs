@@ -326,8 +326,13 @@ fn a_repository_that_could_not_hold_is_refused() {
         with("repository = \"s3://vault/orders?endpoint=https://s3.example&credentials=/k\""),
         Vec::<String>::new()
     );
+    assert_eq!(with("repository = \"azure://vault/orders?account=acme&credentials=/k\""), Vec::<String>::new());
     for bad in [
         "s3://",
+        "azure://vault",
+        "azure://acme:s3cret@vault?account=acme",
+        "azure://vault?account=acme&azure_storage_key=s3cret",
+        "azure://vault?account=acme&sig=s3cret",
         "s3://id:s3cret@vault",
         "s3://vault?secret=s3cret",
         "s3://vault?s3cret",

@@ -323,7 +323,7 @@ impl Default for Proxy {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Vault {
-    /// Where: a folder that every data node reaches under this path, the address of a bucket (`s3://…`), or tables of several.
+    /// Where: a folder that every data node reaches under this path, the address of a bucket (`s3://…`, `azure://…`), or tables of several.
     #[serde(skip_serializing_if = "Repositories::is_none")]
     pub repository: Repositories,
     /// The key of an encrypted repository, a file on every data node.

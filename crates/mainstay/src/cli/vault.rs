@@ -35,7 +35,7 @@ pub(crate) struct Backup {
 pub(crate) struct Shelf {
     #[command(flatten)]
     pub(crate) which: Which,
-    /// One of the cluster's repositories by its name; or a folder or s3://BUCKET/PREFIX?…, no cluster is needed then [default: the cluster's vault.repository, of several the first that serves]
+    /// One of the cluster's repositories by its name; or a folder, s3://BUCKET/PREFIX?… or azure://CONTAINER/PREFIX?…, no cluster is needed then [default: the cluster's vault.repository, of several the first that serves]
     #[arg(long, value_name = "NAME|PLACE")]
     pub(crate) repository: Option<PathBuf>,
     /// Its secret key [default: as the cluster's file says]

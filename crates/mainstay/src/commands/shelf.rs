@@ -125,7 +125,7 @@ impl Shelf {
         let places: Vec<Place> = vault.names().iter().filter_map(|name| of_cluster(&vault, name, &key)).collect();
         if places.is_empty() {
             return Err(Failure::usage("this cluster has no repository")
-                .hint("mainstay set vault.repository=/a/folder (or s3://…), or say --repository PLACE"));
+                .hint("mainstay set vault.repository=/a/folder (or s3://…, azure://…), or say --repository PLACE"));
         }
         Ok(Shelf { places, wanted, session, spec })
     }
@@ -237,7 +237,7 @@ fn outside(place: &Path, key: Option<PathBuf>) -> Outcome<Place> {
     let place = if is_bucket(place) {
         Address::parse(place.to_str().unwrap_or_default()).map_err(|why| {
             Failure::usage(format!("--repository: {why}"))
-                .hint("write it as s3://BUCKET/PREFIX?endpoint=https://HOST&… in quotes (docs/backup.md)")
+                .hint("write it as s3://BUCKET/PREFIX?endpoint=https://HOST&… or azure://CONTAINER/PREFIX?account=NAME&… in quotes (docs/backup.md)")
         })?;
         place.to_path_buf()
     } else {
@@ -265,7 +265,7 @@ async fn by_name(
     if !names.is_empty() && !place.place.exists() {
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
         return Err(Failure::usage(format!("this cluster has no repository {name}, and no folder here is called so"))
-            .hint(format!("its repositories: {}; a place is written as /a/folder or s3://…", names.join(", "))));
+            .hint(format!("its repositories: {}; a place is written as /a/folder, s3://… or azure://…", names.join(", "))));
     }
     Ok(Shelf { places: vec![place], wanted, session: None, spec: None })
 }

@@ -119,7 +119,7 @@ pub trait Objects: Send + Sync {
     }
 }
 
-/// Opens the store at a place: a folder that must be there already, or a bucket by its address (`s3://…`).
+/// Opens the store at a place: a folder that must be there already, or a bucket by its address (`s3://…`, `azure://…`).
 pub fn existing(place: &Path) -> Result<Arc<dyn Objects>, ObjectError> {
     Ok(if is_bucket(place) { Arc::new(Bucket::open(place)?) } else { Arc::new(Folder::existing(place)?) })
 }

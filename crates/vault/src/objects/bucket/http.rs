@@ -1,11 +1,10 @@
-//! Requests to a bucket's server: signed, bounded in time, tried again where that may help.
+//! Requests to a bucket's server: signed as its dialect has it, bounded in time, tried again where that may help.
 //!
 //! What comes out is an answer of the server, or that it could not be reached: an answer that is cut off or from something in between
 //! is never taken for one.
 
-use super::answers::{code, reason};
-use super::credentials::credentials;
-use super::sign::{Signed, encoded, sum};
+use super::answers::reason;
+use super::dialect::{Dialect, Pairs};
 use crate::objects::ObjectError;
 use mainstay_model::bucket::Address;
 use std::path::Path;
@@ -35,8 +34,8 @@ pub(super) struct Ask<'a> {
     /// The object's whole name; empty: the bucket.
     pub(super) name: String,
     /// Sorted by name.
-    pub(super) query: Vec<(&'static str, String)>,
-    pub(super) headers: Vec<(&'static str, String)>,
+    pub(super) query: Pairs,
+    pub(super) headers: Pairs,
     pub(super) body: &'a [u8],
 }
 
@@ -48,8 +47,8 @@ pub(super) struct Answer {
     pub(super) body: Vec<u8>,
     /// How often it was asked.
     pub(super) tries: u32,
-    /// It is the answer to a `POST`: one that begins well may yet tell of a failure.
-    posted: bool,
+    /// An error's code. What an object holds is none, whatever it says.
+    pub(super) code: String,
 }
 
 impl Answer {
@@ -59,19 +58,12 @@ impl Answer {
     pub(super) fn good(&self) -> bool {
         (200..300).contains(&self.status)
     }
-    /// An error's code. What an object holds is none, whatever it says.
-    pub(super) fn code(&self) -> String {
-        match self.status {
-            200 if self.posted => code(self.body.get(..CODE_MAX).unwrap_or(&self.body)),
-            200 | 206 => String::new(),
-            _ => code(&self.body),
-        }
-    }
 }
 
 /// A server, and how it is reached.
 pub(super) struct Http {
     pub(super) address: Address,
+    pub(super) dialect: Box<dyn Dialect>,
     agent: Agent,
 }
 
@@ -94,11 +86,6 @@ fn authorities(named: Option<&Path>) -> Result<Vec<Certificate<'static>>, Object
     if all.is_empty() { Err(wrong("it holds no certificate".into())) } else { Ok(all) }
 }
 
-fn now() -> String {
-    let millis = i64::try_from(mainstay_ports::clock::wall_now_ms()).unwrap_or(0);
-    jiff::Timestamp::from_millisecond(millis).map(|at| at.strftime("%Y%m%dT%H%M%SZ").to_string()).unwrap_or_default()
-}
-
 /// A part of a time, so that many who wait do not come back at once.
 fn jitter(most: Duration) -> Duration {
     let byte = crate::keys::random::<1>().map_or(128, |bytes: [u8; 1]| bytes[0]);
@@ -106,7 +93,7 @@ fn jitter(most: Duration) -> Duration {
 }
 
 impl Http {
-    pub(super) fn new(address: Address) -> Result<Http, ObjectError> {
+    pub(super) fn new(address: Address, dialect: Box<dyn Dialect>) -> Result<Http, ObjectError> {
         let mut config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
@@ -121,48 +108,21 @@ impl Http {
             let tls = TlsConfig::builder().root_certs(roots).unversioned_rustls_crypto_provider(provider);
             config = config.tls_config(tls.build()).https_only(true);
         }
-        Ok(Http { address, agent: config.build().into() })
+        Ok(Http { address, dialect, agent: config.build().into() })
     }
 
-    fn signed<'a>(&self, ask: &Ask<'a>) -> Result<Request<&'a [u8]>, ObjectError> {
-        let who = credentials(&self.address)?;
-        let (host, time, body) = (self.address.host(), now(), sum(ask.body));
-        let name = encoded(&ask.name, true);
-        let path =
-            if self.address.path_style { format!("/{}/{name}", self.address.bucket) } else { format!("/{name}") };
-        let path =
-            if ask.name.is_empty() && self.address.path_style { format!("/{}", self.address.bucket) } else { path };
-        let pairs = ask.query.iter().map(|(name, value)| format!("{name}={}", encoded(value, false)));
-        let query = pairs.collect::<Vec<_>>().join("&");
-        let mut headers =
-            vec![("host", host.clone()), ("x-amz-content-sha256", body.clone()), ("x-amz-date", time.clone())];
-        headers.extend(who.token.clone().map(|token| ("x-amz-security-token", token)));
-        headers.extend(ask.headers.iter().cloned());
-        headers.sort();
-        let signed = Signed {
-            method: ask.method,
-            path: &path,
-            query: &query,
-            headers: &headers,
-            body: &body,
-            time: &time,
-            region: &self.address.region,
-        };
-        let question = if query.is_empty() { "" } else { "?" };
-        let mut request = Request::builder()
-            .method(ask.method)
-            .uri(format!("{}://{host}{path}{question}{query}", self.address.scheme()))
-            .header("authorization", signed.authorization(&who));
-        // The host stands in the address already.
-        for (name, value) in headers.iter().filter(|(name, _)| *name != "host") {
-            request = request.header(*name, value);
+    fn request<'a>(&self, ask: &Ask<'a>) -> Result<Request<&'a [u8]>, ObjectError> {
+        let letter = self.dialect.signed(&self.address, ask)?;
+        let mut request = Request::builder().method(ask.method).uri(letter.uri);
+        for (name, value) in letter.headers {
+            request = request.header(name, value);
         }
         request.body(ask.body).map_err(|e| ObjectError::Refused(format!("a request that can not be: {e}")))
     }
 
     /// Asks once. The error is a sentence: nobody was reached.
     fn once(&self, ask: &Ask<'_>) -> Result<Result<Answer, String>, ObjectError> {
-        let request = self.signed(ask)?;
+        let request = self.request(ask)?;
         let broken = |e: ureq::Error| Ok(Err(e.to_string()));
         let answer = match self.agent.run(request) {
             Ok(answer) => answer,
@@ -181,8 +141,14 @@ impl Http {
         if ask.method != "HEAD" && length.is_some_and(|length| length != bytes.len() as u64) {
             return Ok(Err(format!("an answer of {} bytes, {length:?} were announced", bytes.len())));
         }
-        let posted = ask.method == "POST";
-        Ok(Ok(Answer { status: parts.status.as_u16(), headers: parts.headers, body: bytes, tries: 1, posted }))
+        let (status, headers) = (parts.status.as_u16(), parts.headers);
+        let code = match status {
+            // One that begins well may yet tell of a failure.
+            200 if ask.method == "POST" => self.dialect.code(&headers, bytes.get(..CODE_MAX).unwrap_or(&bytes)),
+            200..300 => String::new(),
+            _ => self.dialect.code(&headers, &bytes),
+        };
+        Ok(Ok(Answer { status, headers, body: bytes, tries: 1, code }))
     }
 
     /// Asks until there is an answer that counts, so many times at most. Whoever asks for something that may be there in part says by
@@ -197,7 +163,9 @@ impl Http {
         let mut said = String::new();
         for turn in 1..=tries.max(1) {
             match self.once(ask)? {
-                Ok(answer) if again(&answer) => said = format!("{} {}", answer.status, reason(&answer.body)),
+                Ok(answer) if self.dialect.again(&answer) => {
+                    said = format!("{} {}", answer.status, reason(&answer.code, &answer.body));
+                }
                 Ok(answer) if answer.good() && !whole(&answer) => said = "an answer that is not whole".into(),
                 Ok(answer) => return Ok(Answer { tries: turn, ..answer }),
                 Err(says) => said = says,
@@ -215,40 +183,7 @@ impl Http {
 
     /// An answer that says no, as an error.
     pub(super) fn refusal(&self, answer: &Answer) -> ObjectError {
-        let place = self.address.shown();
-        let says = format!("{place}: {} {}", answer.status, reason(&answer.body));
-        let code = answer.code();
-        match (answer.status, code.as_str()) {
-            (507, _) | (_, "XMinioStorageFull" | "QuotaExceeded" | "InsufficientStorage") => ObjectError::Full(says),
-            (_, "RequestTimeTooSkewed") => ObjectError::Refused(format!("{says}; set this host's clock")),
-            (_, "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "ExpiredToken" | "InvalidToken") => {
-                ObjectError::Refused(format!("{says}; look at the keys to the bucket"))
-            }
-            (301 | 307 | 308, _) => {
-                let region = answer.header("x-amz-bucket-region").unwrap_or("another");
-                ObjectError::Refused(format!("{says}; the bucket is in the region {region}: name it (&region=…)"))
-            }
-            (401 | 403, _) => ObjectError::Refused(format!("{says}; these keys may not do that here")),
-            (_, "NoSuchBucket") => ObjectError::Unreachable(format!("{says}; make the bucket, or look at its name")),
-            // Something in between that knows nothing of the bucket.
-            (404, _) => ObjectError::Unreachable(format!("{says}; is this the endpoint of a store of objects?")),
-            _ => ObjectError::Refused(says),
-        }
-    }
-}
-
-/// Answers that a later try may better.
-fn again(answer: &Answer) -> bool {
-    let code = answer.code();
-    match answer.status {
-        408 | 429 => true,
-        // A store that has no room says so at once.
-        501 | 507 => false,
-        500.. => code != "XMinioStorageFull",
-        400 => matches!(code.as_str(), "RequestTimeout" | "XAmzContentSHA256Mismatch" | "BadDigest" | "IncompleteBody"),
-        409 => matches!(code.as_str(), "ConditionalRequestConflict" | "OperationAborted"),
-        // A failure that is told after the answer began.
-        200 => matches!(code.as_str(), "InternalError" | "SlowDown" | "ServiceUnavailable"),
-        _ => false,
+        let says = format!("{}: {} {}", self.address.shown(), answer.status, reason(&answer.code, &answer.body));
+        self.dialect.refusal(answer, says)
     }
 }

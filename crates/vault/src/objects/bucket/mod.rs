@@ -1,4 +1,4 @@
-//! A bucket as a store: S3 and what speaks as it does (docs/adr/0033).
+//! A bucket as a store: S3 and what speaks as it does (docs/adr/0033), and Azure's Blob Storage (docs/adr/0050).
 //!
 //! An object is written by one request, or in parts that are joined by the last one; either with the condition that none of its name is
 //! there. A store that does not keep that condition is noticed before the first write, and then looked at before each: the archive's owner and a
@@ -9,27 +9,26 @@
 //! Absent: making buckets, keys and rights.
 
 mod answers;
+mod azure;
 mod credentials;
+mod dialect;
 mod http;
-mod sign;
+mod s3;
 
 use super::{Committed, Entry, Key, ObjectError, Objects, Upload};
 use crate::hex;
-use answers::{element, page};
+use answers::Page;
+use dialect::{Dialect, Pairs, Part, Parts};
 use http::{Answer, Ask, Http, TRIES};
-use mainstay_model::bucket::Address;
+use mainstay_model::bucket::{Address, Protocol};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What is longer is written in parts of this size. Stores ask for at least five megabytes.
 const PART: usize = 8 << 20;
-/// No store takes more.
-const PARTS_MAX: usize = 10_000;
 /// Pages of a listing: far more objects than a repository has.
 const PAGES_MAX: usize = 100_000;
-/// The mark of a write.
-const MARK: &str = "x-amz-meta-mainstay-write";
 /// No name of an object: with it is tried whether the store keeps conditions.
 const PROBE: &str = ".mainstay-probe";
 
@@ -49,12 +48,21 @@ fn any(_: &Answer) -> bool {
     true
 }
 
+/// That none of its name is there.
+fn condition() -> Pairs {
+    vec![("if-none-match", "*".to_owned())]
+}
+
 impl Bucket {
     /// From its address (`docs/backup.md`). Keys must be at hand; the bucket is not asked yet.
     pub fn open(place: &Path) -> Result<Bucket, ObjectError> {
         let address = Address::parse(&place.to_string_lossy()).map_err(ObjectError::Refused)?;
-        credentials::credentials(&address)?;
-        Ok(Bucket { inner: Arc::new(Inner { http: Http::new(address)?, keeps: Mutex::new(None) }) })
+        let dialect: Box<dyn Dialect> = match address.protocol.clone() {
+            Protocol::S3 { region, path_style } => Box::new(s3::S3 { region, path_style }),
+            Protocol::Azure { account, in_path } => Box::new(azure::Azure { account, in_path }),
+        };
+        dialect.signed(&address, &Ask { method: "GET", ..Ask::default() })?;
+        Ok(Bucket { inner: Arc::new(Inner { http: Http::new(address, dialect)?, keeps: Mutex::new(None) }) })
     }
 }
 
@@ -67,15 +75,22 @@ impl Inner {
         Ask { method, name: self.name(key.as_str()), ..Ask::default() }
     }
 
-    fn page(&self, prefix: &str, next: Option<&str>, most: usize) -> Result<answers::Page, ObjectError> {
-        let mut query =
-            vec![("list-type", "2".to_owned()), ("max-keys", most.to_string()), ("prefix", self.name(prefix))];
-        query.extend(next.map(|token| ("continuation-token", token.to_owned())));
-        query.sort();
+    /// The headers of a write of a whole object.
+    fn whole(&self, mut headers: Pairs) -> Pairs {
+        headers.extend(self.dialect().whole());
+        headers
+    }
+
+    fn dialect(&self) -> &dyn Dialect {
+        &*self.http.dialect
+    }
+
+    fn page(&self, prefix: &str, next: Option<&str>, most: usize) -> Result<Page, ObjectError> {
+        let query = self.dialect().listing(self.name(prefix), next, most);
         let ask = Ask { method: "GET", query, ..Ask::default() };
-        let ours = &self.http.address.prefix;
-        let answer = self.http.ask(&ask, TRIES, |answer| page(&answer.body, ours).is_some())?;
-        let read = if answer.good() { page(&answer.body, ours) } else { None };
+        let page = |answer: &Answer| self.dialect().page(&answer.body, &self.http.address.prefix);
+        let answer = self.http.ask(&ask, TRIES, |answer| page(answer).is_some())?;
+        let read = if answer.good() { page(&answer) } else { None };
         read.ok_or_else(|| self.http.refusal(&answer))
     }
 
@@ -86,15 +101,17 @@ impl Inner {
         if answer.status != 404 {
             return self.http.refusal(answer);
         }
-        if answer.code() == "NoSuchKey" {
+        if self.dialect().says_missing(answer) {
             return missing;
         }
+        let unclear = |says: &str| ObjectError::Unreachable(format!("{}: {key} {says}", self.http.address.shown()));
         match self.page(key.as_str(), None, 2) {
             Err(error) => error,
-            Ok(page) if page.entries.iter().any(|entry| entry.key == *key) => ObjectError::Unreachable(format!(
-                "{}: {key} is listed, and was said not to be there",
-                self.http.address.shown()
-            )),
+            Ok(page) if page.entries.iter().any(|entry| entry.key == *key) => {
+                unclear("is listed, and was said not to be there")
+            }
+            // A store may answer with an empty page and go on.
+            Ok(page) if page.entries.is_empty() && page.next.is_some() => unclear("is neither listed nor denied"),
             Ok(_) => missing,
         }
     }
@@ -107,7 +124,7 @@ impl Inner {
     /// Is what is there what we wrote under this mark?
     fn ours(&self, key: &Key, mark: &str) -> Result<bool, ObjectError> {
         match self.head(key) {
-            Ok(there) => Ok(there.header(MARK) == Some(mark)),
+            Ok(there) => Ok(there.header(self.dialect().mark()) == Some(mark)),
             Err(ObjectError::Missing(_)) => Ok(false),
             Err(error) => Err(error),
         }
@@ -121,14 +138,14 @@ impl Inner {
         }
         // The first may make it; the second must be refused.
         for _ in 0..2 {
-            let headers = vec![("if-none-match", "*".to_owned())];
+            let headers = self.whole(condition());
             let ask = Ask { method: "PUT", name: self.name(PROBE), headers, body: b"probe", ..Ask::default() };
             let answer = self.http.ask(&ask, TRIES, any)?;
+            if self.dialect().says_exists(&answer) {
+                *known = Some(true);
+                return Ok(true);
+            }
             match answer.status {
-                412 => {
-                    *known = Some(true);
-                    return Ok(true);
-                }
                 501 => break,
                 _ if answer.good() => {}
                 _ => return Err(self.http.refusal(&answer)),
@@ -143,9 +160,9 @@ impl Inner {
     }
 
     /// The condition that a write carries; `None`: it is there already, by a look.
-    fn condition(&self, key: &Key) -> Result<Option<Vec<(&'static str, String)>>, ObjectError> {
+    fn condition(&self, key: &Key) -> Result<Option<Pairs>, ObjectError> {
         if self.keeps()? {
-            return Ok(Some(vec![("if-none-match", "*".to_owned())]));
+            return Ok(Some(condition()));
         }
         Ok(if self.there(key)? { None } else { Some(Vec::new()) })
     }
@@ -163,14 +180,14 @@ impl Inner {
         if answer.good() {
             return Ok(Committed::Created);
         }
-        let done = answer.status == 412 || (answer.status == 404 && answer.code() == "NoSuchUpload");
-        if !done {
+        let exists = self.dialect().says_exists(answer);
+        if !exists && !self.dialect().says_gone(answer) {
             return Err(self.http.refusal(answer));
         }
         if answer.tries > 1 && self.ours(key, mark)? {
             return Ok(Committed::Created);
         }
-        if answer.status == 412 { Ok(Committed::Exists) } else { Err(self.http.refusal(answer)) }
+        if exists { Ok(Committed::Exists) } else { Err(self.http.refusal(answer)) }
     }
 }
 
@@ -186,35 +203,20 @@ struct BucketUpload {
 }
 
 impl BucketUpload {
-    fn begin(&mut self) -> Result<String, ObjectError> {
-        if let Some(id) = &self.id {
-            return Ok(id.clone());
-        }
-        let ask = Ask {
-            query: vec![("uploads", String::new())],
-            headers: vec![(MARK, self.mark.clone())],
-            ..self.bucket.ask("POST", &self.key)
-        };
-        let id = |answer: &Answer| element(&String::from_utf8_lossy(&answer.body), "UploadId").map(str::to_owned);
-        let answer = self.bucket.http.ask(&ask, TRIES, |answer| id(answer).is_some())?;
-        let id = if answer.good() { id(&answer) } else { None };
-        let id = id.ok_or_else(|| self.bucket.http.refusal(&answer))?;
-        self.id = Some(id.clone());
-        Ok(id)
-    }
-
     fn part(&mut self, length: usize) -> Result<(), ObjectError> {
-        let id = self.begin()?;
-        let number = self.parts.len() + 1;
-        if number > PARTS_MAX {
-            return Err(ObjectError::Refused(format!("{}: an object of more than {PARTS_MAX} parts", self.key)));
+        let dialect = self.bucket.dialect();
+        let id = match &self.id {
+            Some(id) => id.clone(),
+            None => dialect.begin(&self.bucket, &self.key, &self.mark)?,
+        };
+        self.id = Some(id.clone());
+        let (number, most) = (self.parts.len() + 1, dialect.parts_max());
+        if number > most {
+            return Err(ObjectError::Refused(format!("{}: an object of more than {most} parts", self.key)));
         }
-        let query = vec![("partNumber", number.to_string()), ("uploadId", id)];
-        let body = self.buffer.get(..length).unwrap_or_default();
-        let ask = Ask { query, body, ..self.bucket.ask("PUT", &self.key) };
-        let answer = self.bucket.http.ask(&ask, TRIES, |answer| answer.header("etag").is_some())?;
-        let tag = answer.header("etag").filter(|_| answer.good());
-        self.parts.push(tag.ok_or_else(|| self.bucket.http.refusal(&answer))?.to_owned());
+        let part = Part { id: &id, number, body: self.buffer.get(..length).unwrap_or_default() };
+        let tag = dialect.part(&self.bucket, &self.key, part)?;
+        self.parts.push(tag);
         self.buffer.drain(..length);
         Ok(())
     }
@@ -229,16 +231,8 @@ impl BucketUpload {
         if !headers.is_empty() && self.bucket.there(&self.key)? {
             return Ok(Committed::Exists);
         }
-        let escaped = |tag: &String| tag.replace('&', "&amp;").replace('<', "&lt;").replace('"', "&quot;");
-        let parts = self.parts.iter().enumerate();
-        let parts: String = parts
-            .map(|(at, tag)| format!("<Part><PartNumber>{}</PartNumber><ETag>{}</ETag></Part>", at + 1, escaped(tag)))
-            .collect();
-        let body = format!("<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>");
-        let ask =
-            Ask { query: vec![("uploadId", id)], headers, body: body.as_bytes(), ..self.bucket.ask("POST", &self.key) };
-        let whole = |answer: &Answer| String::from_utf8_lossy(&answer.body).contains("<CompleteMultipartUploadResult");
-        let answer = self.bucket.http.ask(&ask, TRIES, whole)?;
+        let parts = Parts { id: &id, mark: &self.mark, tags: &self.parts };
+        let answer = self.bucket.dialect().join(&self.bucket, &self.key, &parts, headers)?;
         let outcome = self.bucket.outcome(&self.key, &self.mark, &answer)?;
         if outcome == Committed::Created {
             self.id = None;
@@ -249,10 +243,8 @@ impl BucketUpload {
 
 impl Drop for BucketUpload {
     fn drop(&mut self) {
-        // What is left of it is not visible, and the bucket's own rule for unfinished parts removes it if this does not.
         if let Some(id) = self.id.take() {
-            let ask = Ask { query: vec![("uploadId", id)], ..self.bucket.ask("DELETE", &self.key) };
-            let _ = self.bucket.http.ask(&ask, 1, any);
+            self.bucket.dialect().give_up(&self.bucket, &self.key, &id);
         }
     }
 }
@@ -275,8 +267,9 @@ impl Upload for BucketUpload {
         if self.id.is_some() {
             return self.join();
         }
-        let Some(mut headers) = self.bucket.condition(&self.key)? else { return Ok(Committed::Exists) };
-        headers.push((MARK, self.mark.clone()));
+        let Some(condition) = self.bucket.condition(&self.key)? else { return Ok(Committed::Exists) };
+        let mut headers = self.bucket.whole(condition);
+        headers.push((self.bucket.dialect().mark(), self.mark.clone()));
         let ask = Ask { headers, body: &self.buffer, ..self.bucket.ask("PUT", &self.key) };
         let answer = self.bucket.http.ask(&ask, TRIES, any)?;
         self.bucket.outcome(&self.key, &self.mark, &answer)

@@ -1,5 +1,10 @@
-//! A store of objects that speaks as S3 does, over real connections, and fails on demand: errors, answers that are lost, cut off, slow,
-//! of something in between, or of another question. It is strict: what is not signed, or whose body is not what its sum says, is refused.
+//! A store of objects that speaks as S3 or as Azure does, over real connections, and fails on demand: errors, answers that are lost, cut off, slow,
+//! of something in between, or of another question. It is strict: what is not signed as it must be is refused.
+
+mod azure;
+mod s3;
+
+pub(crate) use azure::TOKEN;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -7,6 +12,23 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+/// How it speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    S3,
+    Azure,
+}
+
+impl Dialect {
+    /// An error; codes are named as S3 has them.
+    fn error(self, status: u16, code: &str) -> Answer {
+        match self {
+            Dialect::S3 => s3::error(status, code),
+            Dialect::Azure => azure::error(status, code),
+        }
+    }
+}
 
 /// What goes wrong with a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,13 +57,13 @@ struct Object {
     mark: String,
 }
 
-/// The key, what becomes of it, and the parts by number.
-type Upload = (String, Object, BTreeMap<usize, Vec<u8>>);
-
-#[derive(Default)]
 struct State {
+    dialect: Dialect,
     objects: BTreeMap<String, Object>,
-    uploads: BTreeMap<String, Upload>,
+    /// What was begun in S3's way, by its name.
+    uploads: BTreeMap<String, s3::Upload>,
+    /// Blocks that are not joined yet, by the object's name and their own.
+    blocks: BTreeMap<String, BTreeMap<String, Vec<u8>>>,
     faults: VecDeque<Fault>,
     /// Every so many requests one of these, in turn.
     storm: Option<(usize, Vec<Fault>)>,
@@ -55,6 +77,7 @@ struct State {
 /// A server that ends with it.
 pub(crate) struct Server {
     pub(crate) port: u16,
+    pub(crate) dialect: Dialect,
     state: Arc<Mutex<State>>,
     keeps: Arc<AtomicBool>,
     over: Arc<AtomicBool>,
@@ -85,13 +108,6 @@ struct Answer {
 
 fn answer(status: u16, body: impl Into<Vec<u8>>) -> Answer {
     Answer { status, headers: Vec::new(), body: body.into() }
-}
-
-fn error(status: u16, code: &str) -> Answer {
-    answer(
-        status,
-        format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>as this test wants it</Message></Error>"),
-    )
 }
 
 fn decoded(text: &str) -> String {
@@ -159,131 +175,60 @@ impl State {
 
     fn store(&mut self, name: &str, object: Object, only_new: bool) -> Answer {
         if only_new && self.objects.contains_key(name) {
-            return error(412, "PreconditionFailed");
+            return match self.dialect {
+                Dialect::S3 => self.dialect.error(412, "PreconditionFailed"),
+                Dialect::Azure => self.dialect.error(409, "BlobAlreadyExists"),
+            };
         }
         let held: usize = self.objects.values().map(|object| object.bytes.len()).sum();
         if self.room.is_some_and(|room| held + object.bytes.len() > room) {
-            return error(507, "XMinioStorageFull");
+            return self.dialect.error(507, "XMinioStorageFull");
         }
         self.objects.insert(name.to_owned(), object);
-        Answer { headers: vec![("etag", "\"tag\"".into())], ..answer(200, "") }
-    }
-
-    fn list(&self, query: &BTreeMap<String, String>) -> Answer {
-        let prefix = &query["prefix"];
-        let after = query.get("continuation-token").cloned().unwrap_or_default();
-        // Small pages: there are many.
-        let most = query["max-keys"].parse::<usize>().unwrap().min(3);
-        let all: Vec<_> =
-            self.objects.iter().filter(|(name, _)| name.starts_with(prefix.as_str()) && **name > after).collect();
-        let shown = &all[..all.len().min(most)];
-        let contents: String = shown
-            .iter()
-            .map(|(name, object)| format!("<Contents><Key>{name}</Key><Size>{}</Size></Contents>", object.bytes.len()))
-            .collect();
-        let next = if all.len() > most {
-            format!("<NextContinuationToken>{}</NextContinuationToken>", shown[most - 1].0)
-        } else {
-            String::new()
-        };
-        let cut = all.len() > most;
-        answer(200, format!("<ListBucketResult><IsTruncated>{cut}</IsTruncated>{next}{contents}</ListBucketResult>"))
+        let status = if self.dialect == Dialect::S3 { 200 } else { 201 };
+        Answer { headers: vec![("etag", "\"tag\"".into())], ..answer(status, "") }
     }
 
     fn get(&self, name: &str, request: &Request) -> Answer {
-        let Some(object) = self.objects.get(name) else { return error(404, "NoSuchKey") };
+        let Some(object) = self.objects.get(name) else { return self.dialect.error(404, "NoSuchKey") };
         let size = object.bytes.len();
-        let headers = vec![("x-size", size.to_string()), ("x-amz-meta-mainstay-write", object.mark.clone())];
+        let mark = match self.dialect {
+            Dialect::S3 => s3::MARK,
+            Dialect::Azure => azure::MARK,
+        };
+        let headers = vec![("x-size", size.to_string()), (mark, object.mark.clone())];
         let Some(range) = request.headers.get("range") else {
             return Answer { status: 200, headers, body: object.bytes.clone() };
         };
         let (from, to) = range.strip_prefix("bytes=").unwrap().split_once('-').unwrap();
         let (from, to): (usize, usize) = (from.parse().unwrap(), to.parse().unwrap());
         if from >= size {
-            return error(416, "InvalidRange");
+            return self.dialect.error(416, "InvalidRange");
         }
         let end = (to + 1).min(size);
         let headers = vec![("content-range", format!("bytes {from}-{}/{size}", end - 1))];
         Answer { status: 206, headers, body: object.bytes[from..end].to_vec() }
     }
-
-    fn act(&mut self, request: &Request, keeps: bool) -> Answer {
-        let Some(rest) = request.path.strip_prefix("/vault") else { return error(404, "NoSuchBucket") };
-        let name = rest.trim_start_matches('/').to_owned();
-        let keeps = keeps && !(self.joins_blindly && request.method == "POST");
-        let only_new = keeps && request.headers.get("if-none-match").is_some_and(|value| value == "*");
-        let mark = request.headers.get("x-amz-meta-mainstay-write").cloned().unwrap_or_default();
-        let upload = request.query.get("uploadId").cloned();
-        match (request.method.as_str(), upload) {
-            ("GET", _) if name.is_empty() => self.list(&request.query),
-            ("GET" | "HEAD", _) => self.get(&name, request),
-            ("POST", None) => {
-                let id = format!("upload-{}", self.counted);
-                self.uploads.insert(id.clone(), (name, Object { mark, ..Object::default() }, BTreeMap::new()));
-                answer(
-                    200,
-                    format!("<InitiateMultipartUploadResult><UploadId>{id}</UploadId></InitiateMultipartUploadResult>"),
-                )
-            }
-            ("PUT", Some(id)) => {
-                let Some((_, _, parts)) = self.uploads.get_mut(&id) else { return error(404, "NoSuchUpload") };
-                parts.insert(request.query["partNumber"].parse().unwrap(), request.body.clone());
-                Answer { headers: vec![("etag", "\"part\"".into())], ..answer(200, "") }
-            }
-            ("POST", Some(id)) => {
-                let Some((name, object, parts)) = self.uploads.get(&id).cloned() else {
-                    return error(404, "NoSuchUpload");
-                };
-                assert!(parts.values().rev().skip(1).all(|part| part.len() >= 5 << 20), "a part is too small");
-                let bytes = parts.into_values().flatten().collect();
-                let done = self.store(&name, Object { bytes, ..object }, only_new);
-                if done.status != 200 {
-                    return done;
-                }
-                self.uploads.remove(&id);
-                answer(200, "<CompleteMultipartUploadResult></CompleteMultipartUploadResult>")
-            }
-            ("PUT", None) => self.store(&name, Object { bytes: request.body.clone(), mark }, only_new),
-            ("DELETE", Some(id)) => {
-                self.uploads.remove(&id);
-                answer(204, "")
-            }
-            ("DELETE", None) => {
-                self.objects.remove(&name);
-                answer(204, "")
-            }
-            _ => error(501, "NotImplemented"),
-        }
-    }
-}
-
-/// Why it is not let in.
-fn refused(request: &Request) -> Option<Answer> {
-    let authorization = request.headers.get("authorization").map_or("", String::as_str);
-    if !authorization.starts_with("AWS4-HMAC-SHA256 Credential=id/") {
-        return Some(error(403, "InvalidAccessKeyId"));
-    }
-    let signed =
-        authorization.split("SignedHeaders=").nth(1).and_then(|rest| rest.split(',').next()).unwrap_or_default();
-    let named: Vec<&str> = signed.split(';').collect();
-    let all =
-        request.headers.keys().filter(|name| name.starts_with("x-amz-") || *name == "host" || *name == "if-none-match");
-    let sum = ring::digest::digest(&ring::digest::SHA256, &request.body);
-    let sum: String = sum.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-    let whole = request.headers.get("x-amz-content-sha256") == Some(&sum);
-    if all.into_iter().any(|name| !named.contains(&name.as_str())) || !whole {
-        return Some(error(403, "SignatureDoesNotMatch"));
-    }
-    None
 }
 
 impl Server {
-    pub(crate) fn start() -> Server {
+    pub(crate) fn start(dialect: Dialect) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let server = Server {
             port,
-            state: Arc::default(),
+            dialect,
+            state: Arc::new(Mutex::new(State {
+                dialect,
+                objects: BTreeMap::new(),
+                uploads: BTreeMap::new(),
+                blocks: BTreeMap::new(),
+                faults: VecDeque::new(),
+                storm: None,
+                room: None,
+                joins_blindly: false,
+                counted: 0,
+            })),
             keeps: Arc::new(AtomicBool::new(true)),
             over: Arc::default(),
             requests: Arc::default(),
@@ -337,19 +282,29 @@ impl Server {
         change(&mut self.state.lock().unwrap().objects.get_mut(name).unwrap().bytes);
     }
 
-    /// Uploads that were begun and neither ended nor given up.
+    /// Uploads that were begun and neither ended nor given up; names that have blocks which were not joined.
     pub(crate) fn unfinished(&self) -> usize {
-        self.state.lock().unwrap().uploads.len()
+        let state = self.state.lock().unwrap();
+        state.uploads.len() + state.blocks.len()
     }
 
     /// Its address, with keys in a file of this directory.
     pub(crate) fn address(&self, dir: &std::path::Path, prefix: &str, timeout: u64) -> std::path::PathBuf {
         use std::os::unix::fs::PermissionsExt;
         let keys = dir.join("keys");
-        std::fs::write(&keys, "aws_access_key_id = id\naws_secret_access_key = secret\n").unwrap();
+        let (text, scheme, account) = match self.dialect {
+            Dialect::S3 => (s3::KEYS.to_owned(), "s3", String::new()),
+            Dialect::Azure => {
+                (format!("azure_storage_key = {}\n", azure::KEY), "azure", format!("&account={}", azure::ACCOUNT))
+            }
+        };
+        std::fs::write(&keys, text).unwrap();
         std::fs::set_permissions(&keys, std::fs::Permissions::from_mode(0o600)).unwrap();
         let (port, keys) = (self.port, keys.display());
-        format!("s3://vault/{prefix}?endpoint=http://127.0.0.1:{port}&credentials={keys}&timeout={timeout}").into()
+        format!(
+            "{scheme}://vault/{prefix}?endpoint=http://127.0.0.1:{port}&credentials={keys}&timeout={timeout}{account}"
+        )
+        .into()
     }
 }
 
@@ -358,12 +313,24 @@ fn serve(stream: TcpStream, state: &Mutex<State>, keeps: &AtomicBool, requests: 
     let mut reader = BufReader::new(stream);
     while let Some(request) = read(&mut reader) {
         requests.fetch_add(1, Ordering::SeqCst);
-        let fault = state.lock().unwrap().fault();
+        let (fault, dialect) = {
+            let mut state = state.lock().unwrap();
+            (state.fault(), state.dialect)
+        };
         let mut said = match &fault {
-            Some(Fault::Status(status, code)) => error(*status, code),
+            Some(Fault::Status(status, code)) => dialect.error(*status, code),
             Some(Fault::Between) => answer(404, "<html>There is no such page</html>"),
             Some(Fault::Lost) => return,
-            _ => refused(&request).unwrap_or_else(|| state.lock().unwrap().act(&request, keeps.load(Ordering::SeqCst))),
+            _ => {
+                let mut state = state.lock().unwrap();
+                let keeps = keeps.load(Ordering::SeqCst);
+                match dialect {
+                    Dialect::S3 => s3::refused(&request).unwrap_or_else(|| s3::act(&mut state, &request, keeps)),
+                    Dialect::Azure => {
+                        azure::refused(&request).unwrap_or_else(|| azure::act(&mut state, &request, keeps))
+                    }
+                }
+            }
         };
         match fault {
             Some(Fault::AnswerLost) => return,

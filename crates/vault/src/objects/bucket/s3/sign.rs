@@ -1,6 +1,6 @@
 //! The signature of a request, version 4: who asks, and that nothing of it was changed on the way.
 
-use super::credentials::Credentials;
+use super::Credentials;
 use crate::hex;
 use ring::digest::{SHA256, digest};
 use ring::hmac::{HMAC_SHA256, Key, sign};
@@ -48,19 +48,6 @@ impl Signed<'_> {
     }
 }
 
-/// A name or value, as paths and queries carry it.
-pub(super) fn encoded(text: &str, slash: bool) -> String {
-    let mut into = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~') || (slash && byte == b'/') {
-            into.push(char::from(byte));
-        } else {
-            into.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    into
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,6 +73,5 @@ mod tests {
             let signed = Signed { method: "GET", path, query, headers, body: &empty, time, region: "us-east-1" };
             assert!(signed.authorization(&who).ends_with(&format!("Signature={signature}")), "{path} {query}");
         }
-        assert_eq!(encoded("a b/ä", true), "a%20b/%C3%A4");
     }
 }
