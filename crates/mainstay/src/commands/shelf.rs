@@ -265,7 +265,10 @@ async fn by_name(
     if !names.is_empty() && !place.place.exists() {
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
         return Err(Failure::usage(format!("this cluster has no repository {name}, and no folder here is called so"))
-            .hint(format!("its repositories: {}; a place is written as /a/folder, s3://… or azure://…", names.join(", "))));
+            .hint(format!(
+                "its repositories: {}; a place is written as /a/folder, s3://… or azure://…",
+                names.join(", ")
+            )));
     }
     Ok(Shelf { places: vec![place], wanted, session: None, spec: None })
 }

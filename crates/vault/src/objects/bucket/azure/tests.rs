@@ -33,6 +33,28 @@ fn the_published_example_is_signed_as_published() {
     assert_eq!(signed.authorization("no base64!"), None);
 }
 
+/// As the emulator verified it, with its published key: the account stands in the path, and twice in what is signed.
+#[test]
+fn a_write_is_signed_as_the_emulator_verified_it() {
+    let headers = [
+        ("if-none-match", "*".to_owned()),
+        ("x-ms-blob-type", "BlockBlob".to_owned()),
+        ("x-ms-date", "Sat, 28 Nov 2026 05:43:49 GMT".to_owned()),
+        ("x-ms-version", "2021-12-02".to_owned()),
+    ];
+    let signed = Signed {
+        method: "PUT",
+        account: "devstoreaccount1",
+        path: "/devstoreaccount1/orders-vault/main/.mainstay-probe",
+        query: &[],
+        headers: &headers,
+        length: 5,
+    };
+    let key = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
+    let verified = "SharedKey devstoreaccount1:XNyT8tsI5UbRdIfgW/mbbIvgFIjtaDDrYHjIkZ9J0TY=";
+    assert_eq!(signed.authorization(key).as_deref(), Some(verified));
+}
+
 #[test]
 fn pages_are_read_and_half_of_one_is_none() {
     let text = "\u{feff}<?xml version=\"1.0\"?><EnumerationResults ServiceEndpoint=\"x\"><Prefix>p/</Prefix><Blobs>\
