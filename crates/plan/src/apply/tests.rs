@@ -118,7 +118,7 @@ impl World {
                 (host.named, host.unit) = (Some(node.to_string()), Some(UNIT.into()));
             }
             Step::Join(node) | Step::Renew(node) => {
-                let names = file.nodes.iter().map(|node| node.host.clone()).collect();
+                let names = file.client_hosts();
                 let host = self.host(node);
                 assert!(host.program.is_some() && host.config.is_some(), "{node} joins with what is not there");
                 assert_eq!(host.papers == Papers::None, matches!(step, Step::Join(_)), "{node}");
@@ -414,6 +414,23 @@ fn a_host_that_serves_another_node_by_now_is_left_alone() {
         let steps = names(change);
         assert!(steps.contains(&"remove") && !steps.contains(&"retire"), "{steps:?}");
     }
+}
+
+#[test]
+fn certificates_name_the_address_that_goes_with_the_primary() {
+    let mut world = made(&[1, 2, 3], 3);
+    let file = text(&[1, 2, 3], "[proxy]\naddress = \"10.0.0.100/24\"\n");
+    let renewed = |world: &World| {
+        let work = world.decide(&file, false).unwrap();
+        let renewed = work.steps().filter(|each| each.step.name() == "renew");
+        renewed.map(|each| each.why.clone()).collect::<Vec<_>>()
+    };
+    let why = renewed(&world);
+    assert!(why.len() == 3 && why.iter().all(|why| why.contains("10.0.0.100")), "{why:?}");
+    for number in 1..=3 {
+        world.carry_out(&Step::Renew(name(number)), &file);
+    }
+    assert_eq!(renewed(&world), [""; 0]);
 }
 
 #[test]
