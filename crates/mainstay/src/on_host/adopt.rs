@@ -227,7 +227,7 @@ impl Places {
             return Err(Failure::failed(what)
                 .hint("name that one, or take it back first (docs/adopt.md), and remove agent/adopted.json"));
         }
-        let renewed = before.clone().renewed(now);
+        let renewed = before.clone().renewed(now, mainstay_engine_postgres::without_owned);
         if renewed != before {
             self.keep(&renewed)?;
         }
