@@ -371,7 +371,7 @@ mod tests {
         };
         assert_eq!(
             said("--seed 4 --seeds 8 --minutes 2 --only disk,link-cut --durability=async --json", false),
-            "cargo xtask chaos --seed 9 --minutes 2 --only disk,link-cut --durability=async --json"
+            "cargo xtask chaos --seed 9 --minutes 2 --only 'disk,link-cut' '--durability=async' --json"
         );
         assert_eq!(
             said("--store etcd --hours=3 --previous /old/mainstay --shape five", true),
