@@ -144,7 +144,7 @@ impl World {
             }
             Step::Reload(node) | Step::Move(node) => {
                 let host = self.host(node);
-                host.agent = Some(Agent { pid: 1, current: true, elsewhere: false });
+                host.agent = Some(Agent { pid: 1, current: true, elsewhere: false, addressless: false });
                 let config = host.config.clone().unwrap();
                 self.read.insert(node.clone(), config);
             }
@@ -180,7 +180,7 @@ impl World {
         if host.agent.is_some() {
             return;
         }
-        host.agent = Some(Agent { pid: 1, current: true, elsewhere: false });
+        host.agent = Some(Agent { pid: 1, current: true, elsewhere: false, addressless: false });
         let config = host.config.clone().unwrap();
         self.read.insert(node.clone(), config);
     }
@@ -294,10 +294,11 @@ fn nothing_is_done_where_everything_is_as_it_should_be() {
     };
     assert_eq!(steps(&|world| world.host(&name(2)).program = Some("old".into())), "program db2, reload db2");
     assert_eq!(
-        steps(&|world| world.host(&name(2)).agent = Some(Agent { pid: 7, current: false, elsewhere: false })),
+        steps(&|world| world.host(&name(2)).agent =
+            Some(Agent { pid: 7, current: false, elsewhere: false, addressless: false })),
         "reload db2"
     );
-    let elsewhere = Some(Agent { pid: 7, current: false, elsewhere: true });
+    let elsewhere = Some(Agent { pid: 7, current: false, elsewhere: true, addressless: false });
     assert_eq!(steps(&|world| world.host(&name(2)).agent = elsewhere), "move db2");
     assert_eq!(steps(&|world| world.host(&name(3)).agent = None), "start db3");
     assert_eq!(steps(&|world| world.host(&name(1)).unit = None), "configure db1");
