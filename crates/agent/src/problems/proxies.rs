@@ -40,7 +40,9 @@ impl Look<'_> {
             let evidence =
                 format!("{node} is the primary and has not the address {address}{}", why.unwrap_or_default());
             let hint = format!(
-                "put that right on the host of {node}; clients reach each node's proxy by its own address meanwhile"
+                "put that right on the host of {node} (not permitted: `mainstay apply` writes the unit's drop-in, then `systemctl restart \
+                 mainstay-agent` on each node, one after the other, the primary's last); clients reach each node's proxy by its own address \
+                 meanwhile"
             );
             list.add(("address-missing", "critical"), evidence, hint);
         } else if let Some(why) =
