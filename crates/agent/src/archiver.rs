@@ -7,7 +7,7 @@
 use crate::backups;
 use crate::generations::Generations;
 use crate::mind_loop::{self, Question};
-use crate::shelves::place;
+use crate::shelves::{self, place};
 use mainstay_decide::Summary;
 use mainstay_model::spec::Vault;
 use mainstay_model::vault::{ArchiveState, BACKUP_KEY, BackupMade, PROBLEMS_MAX, archive_key};
@@ -79,7 +79,8 @@ pub fn open(vault: &Vault, known: Option<&str>) -> Result<Repository, VaultError
 }
 
 /// A repository on the data's own volume does not fill it: with little room there nothing more is brought, and the slot bounds what waits.
-fn crowded(vault: &Vault, pg_wal: &Path) -> Option<VaultError> {
+/// `key`: what names its place.
+fn crowded(vault: &Vault, key: &str, pg_wal: &Path) -> Option<VaultError> {
     let place = vault.place()?;
     let device = |path: &Path| std::fs::metadata(path).ok().map(|metadata| metadata.dev());
     if device(place)? != device(pg_wal)? {
@@ -89,7 +90,7 @@ fn crowded(vault: &Vault, pg_wal: &Path) -> Option<VaultError> {
     let (free, size) = (is.f_bavail.saturating_mul(is.f_frsize), is.f_blocks.saturating_mul(is.f_frsize));
     Room::of(free, size)?;
     Some(VaultError::Impossible(format!(
-        "{} is on the data's own volume, where {} MiB are left: free some space, or name a repository elsewhere (`mainstay set vault.repository=…`)",
+        "{} is on the data's own volume, where {} MiB are left: free some space, or name a place elsewhere (`mainstay set {key}=…`)",
         place.display(),
         free >> 20
     )))
@@ -363,22 +364,26 @@ impl Archiver {
         let reached = before.archived.filter(|_| ours);
         let gaps = if ours { before.gaps.clone() } else { Vec::new() };
         let size = SegmentSize(before.segment_size);
+        let shelves = shelves::all(&self.generations.now().spec.vault, &*self.store);
+        let (name, key) = (self.name.clone(), shelves::place_key(&self.name, shelves.len() == 1));
         let work = move || {
             let mut id = known.clone().unwrap_or_default();
             let mut claim = || {
                 let repository = open(&vault, known.as_deref())?;
+                shelves::check_apart(&shelves, &name, repository.id())?;
                 id = repository.id().to_owned();
                 let none = || VaultError::Server(format!("{} holds no log", pg_wal.display()));
                 let size = segment_size(&pg_wal)?.ok_or_else(none)?;
                 Owner::claim(repository, (system, size), (term, &by), (reached, &gaps))
             };
-            let owner = match owner {
+            let apart = known.as_deref().map_or(Ok(()), |id| shelves::check_apart(&shelves, &name, id));
+            let owner = apart.and_then(|()| match owner {
                 Some((_, owner)) => Ok(owner),
                 None => claim(),
-            };
+            });
             match owner {
                 Ok(mut owner) => {
-                    let result = match crowded(&vault, &pg_wal) {
+                    let result = match crowded(&vault, &key, &pg_wal) {
                         Some(error) => Err(error),
                         None => owner.sweep(&pg_wal, end),
                     };

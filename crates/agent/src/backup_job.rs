@@ -3,6 +3,7 @@
 use crate::archiver;
 use crate::backups::Told;
 use crate::restore_drill as drill;
+use mainstay_model::RepositoryName;
 use mainstay_model::spec::Vault;
 use mainstay_model::vault::DrillDone;
 use mainstay_ports::clock::{boot_now, wall_now_ms};
@@ -21,6 +22,8 @@ const UNFINISHED_MS: u64 = 24 * 3600 * 1000;
 
 /// What the thread works with.
 pub(crate) struct Job {
+    /// The repository.
+    pub(crate) name: RepositoryName,
     pub(crate) vault: Vault,
     pub(crate) known: String,
     pub(crate) incremental: bool,

@@ -44,13 +44,14 @@ fn turn<'a>(all: &'a [Shelf], state: &BackupState) -> Option<&'a Shelf> {
 }
 
 impl Backups {
-    /// What is to be done, if it can be; the term; and in which of several repositories.
+    /// What is to be done, if it can be; the term; and under which repository it is filed.
     pub(crate) fn job(&self, wish: &BackupWish, told: Told) -> Result<(Job, Term, Option<RepositoryName>), String> {
         let all = shelves::all(&self.generations.now().spec.vault, &*self.store);
         let state = parse(self.store.watch(BACKUP_KEY).borrow().as_ref());
         let shelf = chosen(&all, wish, &state)?;
         let none = || format!("the log is not archived to {} yet; see mainstay archive status", place(&shelf.vault));
         let archive = shelf.known().ok_or_else(none)?;
+        shelves::check_apart(&all, &shelf.name, &archive.id).map_err(|error| error.to_string())?;
         let seen = self.observed.borrow();
         let fit = seen.state == ServerState::Primary || seen.state == ServerState::Standby && seen.receiving;
         if !fit {
@@ -71,8 +72,9 @@ impl Backups {
         watch.rate.store(rate(&shelf.vault), Ordering::Relaxed);
         let drill = wish.drill.then(|| self.drill_job(archive, shelf, &wish.by)).transpose()?;
         let (vault, known, incremental) = (shelf.vault.clone(), archive.id.clone(), wish.incremental);
-        let job = Job { vault, known, incremental, options, watch, told, drill };
-        Ok((job, archive.term, shelf.called()))
+        let name = shelf.name.clone();
+        let job = Job { name, vault, known, incremental, options, watch, told, drill };
+        Ok((job, archive.term, shelf.filed()))
     }
 
     fn drill_job(&self, archive: &ArchiveState, shelf: &Shelf, by: &str) -> Result<drill::Job, String> {

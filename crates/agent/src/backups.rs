@@ -107,10 +107,27 @@ struct Own {
     token: Option<u64>,
     /// Somebody's lock that showed no sign of life at the last look, and its last one.
     silent: Option<(u64, u64)>,
-    /// Each lives as long as the threads of a backup or drill, in the repository of this name.
-    threads: Vec<(Option<RepositoryName>, Weak<Watch>)>,
+    /// What its threads are about.
+    threads: Vec<Thread>,
     /// What the primary's clock said.
     told: Told,
+}
+
+/// A backup or a drill whose threads may still run.
+struct Thread {
+    /// In the repository of this name.
+    name: RepositoryName,
+    drill: bool,
+    /// Lives as long as they do.
+    alive: Weak<Watch>,
+}
+
+impl Own {
+    /// May another begin? One that hangs in its repository keeps nothing from another one, and nothing else begins in it; drills share one directory.
+    fn has_room(&mut self, name: &RepositoryName, drill: bool) -> bool {
+        self.threads.retain(|thread| thread.alive.strong_count() > 0);
+        !self.threads.iter().any(|thread| thread.name == *name || (drill && thread.drill))
+    }
 }
 
 /// What another host's clock said last, as far as this process heard it say so.
@@ -216,9 +233,7 @@ impl Backups {
             let gone = running.clone();
             cut_off(&mut state, &gone);
         }
-        own.threads.retain(|(_, thread)| thread.strong_count() > 0);
-        // One that hangs in its repository keeps no backup from another; drills share one directory.
-        if own.threads.iter().any(|(of, _)| wish.drill || *of == to) {
+        if !own.has_room(&job.name, wish.drill) {
             return Err(LEFT.to_owned());
         }
         let token = entropy().map_err(|error| error.to_string())?;
@@ -228,7 +243,7 @@ impl Backups {
             term,
             incremental: wish.incremental,
             drill: wish.drill,
-            to: to.clone(),
+            to,
             by: wish.by.clone(),
             begun_ms: wall_now_ms(),
             total: 0,
@@ -249,7 +264,7 @@ impl Backups {
             CasOutcome::Unavailable(why) => return Err(format!("the store does not answer: {why}")),
         }
         own.token = Some(token);
-        own.threads.push((to, Arc::downgrade(&job.watch)));
+        own.threads.push(Thread { name: job.name.clone(), drill: wish.drill, alive: Arc::downgrade(&job.watch) });
         let begun = BackupBegun { token, node: self.me.clone() };
         tokio::spawn(async move { self.carry_out(job, token).await });
         Ok(begun)

@@ -36,6 +36,22 @@ fn a_clock_that_differs_from_the_primarys_tells_no_age() {
 }
 
 #[test]
+fn what_hangs_keeps_others_out_of_its_repository_and_a_drill_other_drills() {
+    let name = |text: &str| RepositoryName::new(text).unwrap();
+    let (near, far) = (name("near"), name("far"));
+    let mut own = Own::default();
+    let watch = Arc::new(Watch::default());
+    let thread = |name: &RepositoryName, drill| Thread { name: name.clone(), drill, alive: Arc::downgrade(&watch) };
+    own.threads.push(thread(&near, false));
+    assert!(!own.has_room(&near, false) && !own.has_room(&near, true));
+    assert!(own.has_room(&far, false) && own.has_room(&far, true), "a drill in the other one is not in its way");
+    own.threads.push(thread(&far, true));
+    assert!(!own.has_room(&name("third"), true) && own.has_room(&name("third"), false) && !own.has_room(&far, false));
+    drop(watch);
+    assert!(own.has_room(&near, true) && own.threads.is_empty());
+}
+
+#[test]
 fn who_takes_no_orders_says_so_at_once() {
     let wish = BackupWish::default;
     let (orders, queue) = mpsc::channel(1);

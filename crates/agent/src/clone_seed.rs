@@ -172,7 +172,7 @@ impl Job {
             standby: true,
             threads: std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2)),
             watch: Arc::clone(&self.watch),
-            elsewhere: shelves::elsewhere(&self.shelves, at),
+            elsewhere: shelves::elsewhere(&self.shelves, at, &[]),
             ..Destination::default()
         };
         restore(&repository, &made, &to)?;

@@ -19,7 +19,8 @@
 //! | `proxy-down` | warning | a node's own proxy does not stay up |
 //! | `proxy-paused` | warning | somebody at a proxy's console holds its clients' work back |
 //! | `address-missing` | critical | the primary's host has not the virtual address |
-//! | `address-doubled` | warning | several hosts have the virtual address |
+//! | `address-troubled` | warning | the primary's host has the virtual address, and can not announce it, or prolong it |
+//! | `address-doubled` | warning | several hosts have the virtual address, by their agents or by somebody else's hand |
 //! | `clock-off` | warning | a node's wall clock differs by more than two seconds |
 //! | `disk-nearly-full` | warning, critical | little room, nearly none, on a data volume (`Room`) |
 //! | `file-older`, `file-differs` | info, warning | a node's file is not what is in force |

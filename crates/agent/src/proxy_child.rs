@@ -4,11 +4,13 @@
 use crate::generations::Generations;
 use mainstay_model::NodeId;
 use mainstay_model::layout::NodeLayout;
+use mainstay_model::stored_spec::StoredSpec;
 use mainstay_ports::priority::ordinarily;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use std::fs::OpenOptions;
 use std::io::{Read as _, Seek as _, SeekFrom};
+use std::net::Ipv4Addr;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -58,6 +60,11 @@ pub(crate) fn holder(lock: &Path) -> Option<Pid> {
     Pid::from_raw(text.trim().parse().ok()?)
 }
 
+/// Is there to be one, and at which virtual address does it listen too?
+fn wish(stored: &StoredSpec) -> (bool, Option<Ipv4Addr>) {
+    (stored.spec.proxy.on_nodes, stored.spec.proxy.address.map(|address| address.address))
+}
+
 /// How long to wait before the next start, after one that ran for `ran`. One that ran for long is started again at once; each that ended
 /// soon, before or after it took its lock, doubles the pause for the next.
 fn wait_after(ran: Duration, pause: &mut Duration) -> Duration {
@@ -82,24 +89,33 @@ fn last_error(log: &Path) -> Option<String> {
 }
 
 impl ProxyChild {
-    /// Keeps it running while the specification wants one, for ever.
+    /// Keeps it running while the specification wants one, for ever. One that was started for another virtual address is started again: it listens
+    /// where it began to.
     pub async fn keep(self, generations: Arc<Generations>) {
         let mut news = generations.watch();
         let mut pause = PAUSE_FIRST;
+        // One that an earlier agent has left is taken for one that knew as much.
+        let mut begun_for = wish(&news.borrow()).1;
         loop {
-            let wanted = news.borrow_and_update().spec.proxy.on_nodes;
+            let (wanted, address) = wish(&news.borrow_and_update());
             match (wanted, holder(&self.layout.proxy_lock())) {
+                (true, Some(_)) if address != begun_for => {
+                    info!("proxy.address has changed: this node's proxy ends, and is started again");
+                    self.end().await;
+                    begun_for = address;
+                }
                 (true, Some(pid)) => {
                     let begun = Instant::now();
-                    self.watch(pid, &mut news).await;
-                    // One that is not wanted any more did not crash.
-                    if news.borrow().spec.proxy.on_nodes {
+                    self.watch(pid, address, &mut news).await;
+                    // One that is not wanted any more, or elsewhere, did not crash.
+                    if wish(&news.borrow()) == (true, address) {
                         self.ended(begun.elapsed()).await;
                         let wait = wait_after(begun.elapsed(), &mut pause);
                         sleep(wait).await;
                     }
                 }
                 (true, None) => {
+                    begun_for = address;
                     let begun = Instant::now();
                     self.start().await;
                     if holder(&self.layout.proxy_lock()).is_none() {
@@ -132,13 +148,13 @@ impl ProxyChild {
         }
     }
 
-    /// Returns when it has ended, or is not wanted any more.
-    async fn watch(&self, pid: Pid, news: &mut watch::Receiver<Arc<mainstay_model::stored_spec::StoredSpec>>) {
+    /// Returns when it has ended, or is not wanted any more as it is.
+    async fn watch(&self, pid: Pid, address: Option<Ipv4Addr>, news: &mut watch::Receiver<Arc<StoredSpec>>) {
         let begun = Instant::now();
         loop {
             tokio::select! {
                 () = sleep(LOOK) => {}
-                changed = news.changed() => if changed.is_err() || !news.borrow().spec.proxy.on_nodes { return },
+                changed = news.changed() => if changed.is_err() || wish(&news.borrow()) != (true, address) { return },
             }
             if begun.elapsed() >= LONG {
                 self.down.send_if_modified(|down| down.take().is_some());
@@ -249,6 +265,67 @@ mod tests {
         assert_eq!(waits[7], PAUSE_MOST);
         assert_eq!(wait_after(LONG, &mut pause), Duration::ZERO, "a single crash costs no pause");
         assert_eq!(pause, PAUSE_FIRST);
+    }
+
+    /// Waits for the process that holds the lock to be another one than this.
+    async fn other_than(layout: &NodeLayout, before: Option<Pid>) -> Option<Pid> {
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(20) {
+            let now = holder(&layout.proxy_lock());
+            // Between two of them there is none for a moment.
+            if now != before && (now.is_some() || before.is_none()) {
+                return now;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        panic!("nobody else than {before:?} has the lock");
+    }
+
+    #[tokio::test]
+    async fn another_virtual_address_takes_another_proxy() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let layout = NodeLayout::new(dir.path());
+        for file in [layout.proxy_cert(), layout.proxy_lock()] {
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(file, "").unwrap();
+        }
+        // Takes the lock as a proxy does, and stays.
+        let program = dir.path().join("proxy.sh");
+        let lock = layout.proxy_lock().display().to_string();
+        let script =
+            format!("#!/bin/sh\nexec 9<>'{lock}'\nflock -w 5 9 || exit 1\necho $$ >'{lock}'\nexec sleep 120\n");
+        std::fs::write(&program, script).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let text = "[cluster]\nname = \"c\"\n[[node]]\nname = \"db1\"\nhost = \"10.0.0.1\"\n";
+        let spec = mainstay_model::config::parse(text, &[]).unwrap();
+        let generations = Arc::new(Generations::load(dir.path().join("spec.json"), spec).unwrap());
+        let child = ProxyChild {
+            program,
+            config: dir.path().join("mainstay.toml"),
+            node: NodeId::new("db1").unwrap(),
+            layout: layout.clone(),
+            down: watch::Sender::new(None),
+        };
+        let change = |change: &dyn Fn(&mut mainstay_model::spec::Spec)| {
+            let now = generations.now();
+            let mut spec = now.spec.clone();
+            change(&mut spec);
+            assert!(generations.adopt(now.next(spec, "anna", "a change", 0)).unwrap());
+        };
+        let kept = tokio::spawn(child.clone().keep(Arc::clone(&generations)));
+        let first = other_than(&layout, None).await;
+        change(&|spec| spec.proxy.pool_size += 1);
+        sleep(LOOK * 2).await;
+        assert_eq!(holder(&layout.proxy_lock()), first, "what a proxy takes up while it runs costs no start");
+        change(&|spec| spec.proxy.address = Some("10.0.0.100/24".parse().unwrap()));
+        let second = other_than(&layout, first).await;
+        change(&|spec| spec.proxy.address = None);
+        other_than(&layout, second).await;
+        assert_eq!(*child.down.borrow(), None, "none of them crashed");
+        kept.abort();
+        child.end().await;
+        assert_eq!(holder(&layout.proxy_lock()), None);
     }
 
     #[test]

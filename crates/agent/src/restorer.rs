@@ -82,8 +82,10 @@ pub struct Work {
 
 /// What a thread works with.
 struct Job {
-    /// In the order of preference.
+    /// Those that may be taken, in the order of preference.
     shelves: Vec<Shelf>,
+    /// The others: what is damaged may be whole there.
+    others: Vec<Shelf>,
     system: SystemId,
     wish: RestoreWish,
     copy: CopyId,
@@ -99,11 +101,15 @@ fn planned(job: &Job) -> Result<(Chosen, Vec<String>), VaultError> {
     let target = &job.wish.target;
     let (chosen, passed) = choose(job.shelves.len(), target, |at| {
         let none = || VaultError::Impossible("there is no such repository".to_owned());
-        let repository = job.shelves.get(at).ok_or_else(none)?.open()?;
+        let shelf = job.shelves.get(at).ok_or_else(none)?;
+        let repository = shelf.open()?;
         if !repository.readable() {
-            let says = "the hosts hold the public key alone, so that they can not read what they wrote: name the file of the secret key for the time of \
-                        the restore (`mainstay set vault.key_file=FILE`, the file on every data node)";
-            return Err(VaultError::Impossible(says.to_owned()));
+            let key = shelves::key_file_key(&shelf.name, shelf.alone);
+            let says = format!(
+                "the hosts hold the public key alone, so that they can not read what they wrote: name the file of the secret key for the time of the \
+                 restore (`mainstay set {key}=FILE`, the file on every data node)"
+            );
+            return Err(VaultError::Impossible(says));
         }
         let backup = job.wish.backup.as_deref();
         let made = plan_from(&repository, job.system, target.clone(), job.wish.timeline, backup)?;
@@ -257,10 +263,8 @@ impl Restorer {
     async fn job(&self, wish: RestoreWish, prepare: bool) -> Result<Job, Refused> {
         wish.target.check().map_err(|why| refuse(why, "name the moment otherwise; nothing was changed"))?;
         let now = self.generations.now();
-        let mut shelves = shelves::all(&now.spec.vault, &*self.store);
-        if let Some(name) = &wish.repository {
-            shelves.retain(|shelf| shelf.name == *name);
-        }
+        let all = shelves::all(&now.spec.vault, &*self.store);
+        let (shelves, others) = shelves::named(all, wish.repository.as_ref());
         let first = shelves.first().ok_or_else(|| match &wish.repository {
             Some(name) => refuse(format!("there is no repository {name}"), "`mainstay archive status` names them"),
             None => refuse("no repository is named", "mainstay set vault.repository=/a/folder"),
@@ -276,7 +280,7 @@ impl Restorer {
         let number = entropy().map_err(|error| refuse(error.to_string(), "try again"))?;
         let copy = CopyId::new(number.max(1)).ok_or_else(|| refuse("no random number", "try again"))?;
         let watch = Arc::new(Watch::default());
-        Ok(Job { shelves, system, wish, copy, prepare, newest: record.timeline, bin, watch })
+        Ok(Job { shelves, others, system, wish, copy, prepare, newest: record.timeline, bin, watch })
     }
 
     fn note(&self, job: &Job, change: impl FnOnce(&mut RestoreState)) {
@@ -311,7 +315,7 @@ impl Restorer {
             owner: self.owner,
             threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             watch: Arc::clone(&job.watch),
-            elsewhere: shelves::elsewhere(&job.shelves, at),
+            elsewhere: shelves::elsewhere(&job.shelves, at, &job.others),
             ..Destination::default()
         };
         restore(&repository, &made, &to)?;

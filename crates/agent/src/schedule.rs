@@ -9,7 +9,7 @@ use crate::mind_loop::{self, Question};
 use crate::shelves::{self, Shelf};
 use mainstay_model::cron::Cron;
 use mainstay_model::spec::Vault;
-use mainstay_model::vault::{BACKUP_KEY, BackupMade, BackupState, BackupWish, BackupsOf};
+use mainstay_model::vault::{BACKUP_KEY, BackupMade, BackupRunning, BackupState, BackupWish, BackupsOf};
 use mainstay_model::{NodeId, RepositoryName, ServerObservation};
 use mainstay_ports::clock::wall_now_ms;
 use mainstay_ports::peer::{Channel, Peers};
@@ -87,6 +87,7 @@ fn cut(state: &BackupState, system_now_ms: u64) -> bool {
 
 /// The last attempt.
 struct Tried {
+    /// When it was seen to go on last.
     at: Instant,
     /// For what.
     due: (bool, u64),
@@ -109,19 +110,30 @@ fn newest(state: &BackupsOf, incremental: bool) -> Option<u64> {
     made.as_ref().map(|made| made.token)
 }
 
-/// The first repository in which one is due and was not tried a short while ago; what is due; and how backups stand there.
+/// Of the repositories in which one is due and was not tried a short while ago the one that was tried longest ago, first the first; what is due; and
+/// how backups stand there. One that always fails, and slowly, must not come before the others each time.
 fn next<'a>(
     shelves: &'a [Shelf],
     state: &BackupState,
     tried: &BTreeMap<RepositoryName, Tried>,
     system_now_ms: u64,
 ) -> Option<(&'a Shelf, (bool, u64), BackupsOf)> {
-    shelves.iter().find_map(|shelf| {
+    let ready = shelves.iter().filter_map(|shelf| {
         let of = shelf.backups(state);
         let due = due(&shelf.vault, &of, system_now_ms)?;
         let waits = tried.get(&shelf.name).is_some_and(|tried| !tried.again(due, &of));
         (!waits).then_some((shelf, due, of))
-    })
+    });
+    ready.min_by_key(|(shelf, ..)| tried.get(&shelf.name).map(|tried| tried.at))
+}
+
+/// An attempt lasts as long as what came of it runs: the pause comes after it, or there would be none after a long one, and never time for a drill.
+fn lasts(tried: &mut BTreeMap<RepositoryName, Tried>, shelves: &[Shelf], running: &BackupRunning) {
+    let here = |shelf: &&Shelf| !running.drill && running.to == shelf.filed();
+    let name = shelves.iter().find(here).map(|shelf| &shelf.name);
+    if let Some(tried) = name.and_then(|name| tried.get_mut(name)) {
+        tried.at = Instant::now();
+    }
 }
 
 impl Schedule {
@@ -136,6 +148,9 @@ impl Schedule {
             let shelves = shelves::all(&vault, &*self.store);
             let state = parse(self.store.watch(BACKUP_KEY).borrow().as_ref());
             tried.retain(|name, _| shelves.iter().any(|shelf| shelf.name == *name));
+            if let Some(running) = &state.running {
+                lasts(&mut tried, &shelves, running);
+            }
             if state.running.is_some() || shelves.is_empty() {
                 continue;
             }
@@ -303,19 +318,64 @@ pub(crate) mod tests {
         assert_eq!(drill_due(&vault, &state, now), None);
     }
 
+    fn name(text: &str) -> RepositoryName {
+        RepositoryName::new(text).unwrap()
+    }
+
+    fn shelf(called: &str) -> Shelf {
+        let vault = Vault { full_at: Some("0 2 * * *".to_owned()), repository: called.into(), ..Vault::default() };
+        let told = ArchiveState { repository: called.to_owned(), id: called.to_owned(), ..ArchiveState::default() };
+        Shelf { name: name(called), vault, optional: false, alone: false, told: Some(told) }
+    }
+
+    fn named(found: Option<(&Shelf, (bool, u64), BackupsOf)>) -> Option<String> {
+        found.map(|(shelf, ..)| shelf.name.to_string())
+    }
+
+    #[test]
+    fn one_that_fails_slowly_starves_neither_the_others_nor_drills() {
+        // 2026-11-27 09:30.
+        let now = 29_929_530 * MINUTE_MS;
+        let (all, state) = ([shelf("near"), shelf("far")], BackupState::default());
+        let due = (false, now);
+        let ago = |minutes: u64| {
+            let at = Instant::now() - Duration::from_secs(60 * minutes);
+            Tried { at, due, newest: None, before: 0 }
+        };
+        let mut tried = BTreeMap::from([(name("near"), ago(20))]);
+        assert_eq!(named(next(&all, &state, &tried, now)).as_deref(), Some("far"), "never tried");
+        tried.insert(name("far"), ago(15));
+        assert_eq!(named(next(&all, &state, &tried, now)).as_deref(), Some("near"), "tried longer ago");
+        tried.insert(name("near"), ago(11));
+        assert_eq!(named(next(&all, &state, &tried, now)).as_deref(), Some("far"));
+        // It still runs: its pause has not begun. A drill is no attempt.
+        let running = |called: &str, drill| BackupRunning {
+            token: 7,
+            node: NodeId::new("db1").unwrap(),
+            term: mainstay_model::Term(1),
+            incremental: false,
+            drill,
+            to: Some(name(called)),
+            by: BY.to_owned(),
+            begun_ms: now,
+            total: 0,
+            done: 0,
+            beat: 0,
+        };
+        lasts(&mut tried, &all, &running("far", true));
+        assert_eq!(named(next(&all, &state, &tried, now)).as_deref(), Some("far"));
+        lasts(&mut tried, &all, &running("far", false));
+        assert_eq!(named(next(&all, &state, &tried, now)).as_deref(), Some("near"));
+        lasts(&mut tried, &all, &running("near", false));
+        assert_eq!(named(next(&all, &state, &tried, now)), None, "time for a drill");
+    }
+
     #[test]
     fn a_repository_in_which_nothing_can_be_made_costs_no_other_its_backup() {
         // 2026-11-27 09:30.
         let now = 29_929_530 * MINUTE_MS;
-        let name = |text: &str| RepositoryName::new(text).unwrap();
-        let shelf = |called: &str| {
-            let vault = Vault { full_at: Some("0 2 * * *".to_owned()), repository: called.into(), ..Vault::default() };
-            let told = ArchiveState { repository: called.to_owned(), id: called.to_owned(), ..ArchiveState::default() };
-            Shelf { name: name(called), vault, optional: false, alone: false, told: Some(told) }
-        };
         let (all, mut tried) = ([shelf("near"), shelf("far")], BTreeMap::new());
         let mut state = BackupState::default();
-        let named = |found: Option<(&Shelf, (bool, u64), BackupsOf)>| found.map(|(shelf, ..)| shelf.name.to_string());
         assert_eq!(named(next(&all, &state, &tried, now)).as_deref(), Some("near"));
         let due = next(&all, &state, &tried, now).unwrap().1;
         tried.insert(name("near"), Tried { at: Instant::now(), due, newest: None, before: 0 });

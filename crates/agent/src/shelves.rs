@@ -63,6 +63,18 @@ impl Shelf {
         (!self.alone).then(|| self.name.clone())
     }
 
+    /// Under what its backups, failures and drills are filed: the only one is remembered by its name too, so that it keeps them when another comes.
+    /// `None`: as it was before there could be several.
+    #[must_use]
+    pub(crate) fn filed(&self) -> Option<RepositoryName> {
+        Some(self.name.clone()).filter(|name| !self.alone || *name != RepositoryName::main())
+    }
+
+    /// The command as it is to be typed, so that it is about this one.
+    pub(crate) fn typed(&self, command: &str) -> String {
+        self.called().map_or_else(|| command.to_owned(), |name| format!("{command} --repository {name}"))
+    }
+
     /// Before a sentence about it, where there are several.
     pub(crate) fn says(&self, text: String) -> String {
         if self.alone { text } else { format!("{}: {text}", self.name) }
@@ -77,6 +89,40 @@ impl Shelf {
         let known = self.known().ok_or_else(none)?;
         archiver::open(&self.vault, Some(&known.id))
     }
+}
+
+/// What is to be set to change the place of this one.
+#[must_use]
+pub(crate) fn place_key(name: &RepositoryName, alone: bool) -> String {
+    if alone && *name == RepositoryName::main() {
+        "vault.repository".to_owned()
+    } else {
+        format!("vault.repository.{name}.place")
+    }
+}
+
+/// What is to be set to name another key file for this one.
+#[must_use]
+pub(crate) fn key_file_key(name: &RepositoryName, alone: bool) -> String {
+    if alone && *name == RepositoryName::main() {
+        "vault.key_file".to_owned()
+    } else {
+        format!("vault.repository.{name}.key_file")
+    }
+}
+
+/// Is this the repository that another name has already? Two places may differ as texts and be one, by a link or an address written otherwise: then two
+/// would archive, remove, and be counted as two copies. Of two that are known the first one in the order goes on.
+pub(crate) fn check_apart(all: &[Shelf], name: &RepositoryName, id: &str) -> Result<(), VaultError> {
+    let has = |shelf: &Shelf| shelf.known().is_some_and(|known| known.id == id);
+    let mine = all.iter().position(|shelf| shelf.name == *name && has(shelf)).unwrap_or(all.len());
+    let others = all.iter().take(mine);
+    let Some(other) = others.into_iter().find(|shelf| shelf.name != *name && has(shelf)) else { return Ok(()) };
+    Err(VaultError::Impossible(format!(
+        "{name} and {} are one repository: give {name} another place (`mainstay set {}=…`)",
+        other.name,
+        place_key(name, false)
+    )))
 }
 
 /// Why repositories were passed over, a sentence each.
@@ -102,10 +148,15 @@ pub(crate) fn none_has_it(shelves: &[Shelf], mut passed: Vec<(usize, VaultError)
     }
 }
 
-/// The others, opened when something of this one is damaged.
-pub(crate) fn elsewhere(shelves: &[Shelf], at: usize) -> Elsewhere {
-    let others: Vec<Shelf> =
-        shelves.iter().enumerate().filter(|(other, _)| *other != at).map(|(_, shelf)| shelf.clone()).collect();
+/// Those that may be taken, and the others: one that was named is the only one to plan on, and files may come from any.
+pub(crate) fn named(all: Vec<Shelf>, name: Option<&RepositoryName>) -> (Vec<Shelf>, Vec<Shelf>) {
+    all.into_iter().partition(|shelf| name.is_none_or(|name| shelf.name == *name))
+}
+
+/// The others, opened when something of this one is damaged. `more`: those that could not be taken.
+pub(crate) fn elsewhere(shelves: &[Shelf], at: usize, more: &[Shelf]) -> Elsewhere {
+    let others = shelves.iter().enumerate().filter(|(other, _)| *other != at).map(|(_, shelf)| shelf);
+    let others: Vec<Shelf> = others.chain(more).cloned().collect();
     if others.is_empty() {
         return Elsewhere::default();
     }
@@ -151,6 +202,48 @@ pub fn archived(vault: &Vault, store: &dyn Store, timeline: Option<Timeline>) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn shelf(called: &str, id: &str) -> Shelf {
+        let place = format!("/{called}");
+        let told = ArchiveState { repository: place.clone(), id: id.to_owned(), ..ArchiveState::default() };
+        let vault = Vault { repository: place.as_str().into(), ..Vault::default() };
+        Shelf { name: name(called), vault, optional: false, alone: false, told: Some(told) }
+    }
+
+    fn name(text: &str) -> RepositoryName {
+        RepositoryName::new(text).unwrap()
+    }
+
+    #[test]
+    fn one_repository_under_two_names_is_served_under_one_of_them() {
+        let apart =
+            |all: &[Shelf], called: &str| check_apart(all, &name(called), "x").map_err(|error| error.to_string());
+        let all = [shelf("near", "x"), shelf("far", "")];
+        assert_eq!(apart(&all, "near"), Ok(()));
+        let says = "near are one repository: give far another place (`mainstay set vault.repository.far.place=…`)";
+        assert!(apart(&all, "far").unwrap_err().contains(says));
+        assert_eq!(apart(&[shelf("near", "x"), shelf("far", "y")], "near"), Ok(()));
+        // Put before the one that has it; and both at once.
+        assert!(apart(&[shelf("new", ""), shelf("near", "x")], "new").is_err());
+        let both = [shelf("near", "x"), shelf("far", "x")];
+        assert!(apart(&both, "near").is_ok() && apart(&both, "far").is_err());
+        // What stands of a place that has this name no more says nothing.
+        let mut moved = shelf("near", "x");
+        moved.vault.repository = "/other".into();
+        assert_eq!(apart(&[moved, shelf("far", "")], "far"), Ok(()));
+    }
+
+    #[test]
+    fn one_that_is_named_is_planned_on_alone_and_the_others_heal() {
+        let all = vec![shelf("near", "x"), shelf("far", "y")];
+        let any = |elsewhere: &Elsewhere| format!("{elsewhere:?}").contains("any: true");
+        let (taken, others) = named(all.clone(), Some(&name("far")));
+        assert_eq!((taken.len(), taken[0].name.as_str(), others.len()), (1, "far", 1));
+        assert!(any(&elsewhere(&taken, 0, &others)));
+        let (taken, others) = named(all.clone(), None);
+        assert!(taken.len() == 2 && others.is_empty() && any(&elsewhere(&taken, 1, &others)));
+        assert!(!any(&elsewhere(&all[..1], 0, &[])));
+    }
 
     #[test]
     fn the_servers_let_go_of_what_every_repository_that_counts_holds() {

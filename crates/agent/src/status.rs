@@ -283,7 +283,9 @@ pub fn merge(spec: &Spec, api: String, answers: &BTreeMap<NodeId, LocalStatus>, 
     let version =
         answers.values().map(|answer| answer.version.clone()).find(|text| !text.is_empty()).unwrap_or_default();
     let address = address(spec, answers);
-    let held = address.as_ref().filter(|address| !address.held_by.is_empty()).and(spec.proxy.address);
+    // Where the holder's proxy does not run, another node's own address leads in.
+    let leads_in = |answer: &LocalStatus| answer.proxy_down.is_none() && has_address(answer);
+    let held = spec.proxy.address.filter(|_| answers.values().any(leads_in));
     let own = || spec.proxy.host.clone().or_else(|| entry(spec, answers).map(|node| node.host.clone()));
     let write_host = held.map(|held| held.address.to_string()).or_else(own).unwrap_or_default();
     Status {
@@ -307,10 +309,13 @@ pub fn merge(spec: &Spec, api: String, answers: &BTreeMap<NodeId, LocalStatus>, 
     }
 }
 
+fn has_address(answer: &LocalStatus) -> bool {
+    answer.address.as_ref().is_some_and(|address| address.held)
+}
+
 /// Who has the virtual address.
 fn address(spec: &Spec, answers: &BTreeMap<NodeId, LocalStatus>) -> Option<AddressStatus> {
-    let has = |answer: &&LocalStatus| answer.address.as_ref().is_some_and(|address| address.held);
-    let held_by = answers.values().filter(has).map(|answer| answer.node.clone()).collect();
+    let held_by = answers.values().filter(|answer| has_address(answer)).map(|answer| answer.node.clone()).collect();
     spec.proxy.address.map(|address| AddressStatus { address: address.to_string(), held_by })
 }
 

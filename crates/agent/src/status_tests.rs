@@ -240,6 +240,8 @@ fn the_address_that_goes_with_the_primary_is_told_of() {
             held,
             interface: None,
             problem: problem.map(str::to_owned),
+            foreign: false,
+            unannounced: None,
         };
         let (mut primary, mut replica) = (primary(), answer("db2", "replica", "streaming"));
         primary.address = one.map(|(held, problem)| standing(held, problem));
@@ -257,6 +259,41 @@ fn the_address_that_goes_with_the_primary_is_told_of() {
         assert!(!status.routes.write.starts_with("10.0.0.100"), "nobody has it: {}", status.routes.write);
     }
     assert_eq!(names(&told(Some((true, None)), true)), ["address-doubled"]);
+}
+
+#[test]
+fn what_is_amiss_with_an_address_that_is_held_is_told_of_too() {
+    let mut spec = spec();
+    spec.proxy.address = Some("10.0.0.100/24".parse().unwrap());
+    let (mut primary, mut replica) = (primary(), answer("db2", "replica", "streaming"));
+    let standing = |held| AddressStanding {
+        address: "10.0.0.100/24".to_owned(),
+        held,
+        interface: None,
+        problem: None,
+        foreign: false,
+        unannounced: None,
+    };
+    let told = |answers: [&LocalStatus; 2]| {
+        let answers = answers.map(|answer| (answer.node.clone(), answer.clone())).into();
+        merge(&spec, String::new(), &answers, &Beside::default())
+    };
+    primary.address = Some(AddressStanding { unannounced: Some("not permitted".to_owned()), ..standing(true) });
+    replica.address = Some(standing(false));
+    let status = told([&primary, &replica]);
+    assert_eq!(names(&status), ["address-troubled"]);
+    assert!(status.problems[0].evidence.contains("not permitted") && status.routes.write.starts_with("10.0.0.100:"));
+    primary.address = Some(standing(true));
+    let by_hand = "this host has it already and not by this agent";
+    replica.address = Some(AddressStanding { foreign: true, problem: Some(by_hand.to_owned()), ..standing(false) });
+    let status = told([&primary, &replica]);
+    assert_eq!(names(&status), ["address-doubled"]);
+    assert!(status.problems[0].evidence.contains("db2") && status.problems[0].evidence.contains(by_hand));
+    replica.address = Some(standing(false));
+    primary.proxy_down = Some("port in use".to_owned());
+    let status = told([&primary, &replica]);
+    assert!(status.routes.write.starts_with("127.0.0.2:"), "its proxy does not run: {}", status.routes.write);
+    assert_eq!(status.routes.address.unwrap().held_by, [node("db1")]);
 }
 
 #[test]

@@ -193,10 +193,14 @@ impl Mind {
         let Some((leader, _)) = self.running_leader().filter(|_| record.state == ClaimState::Held) else {
             return Err("no other node runs as primary: this may be the last copy of something acknowledged".to_owned());
         };
-        let fresh = self.hears(&leader);
+        // What waited while this host stood still tells nothing of now.
+        let fresh = self.hears(&leader) && self.said_within(&leader, self.config.suspicion);
         let open =
             self.peers.get(&leader).and_then(|peer| peer.presence.as_ref()).is_some_and(|presence| presence.open);
-        if !open || !fresh {
+        if !fresh {
+            return Err(format!("{leader} was primary when it was heard last, and that was not just now: try again"));
+        }
+        if !open {
             return Err(format!("{leader} is primary but not open: it may wait for what this copy holds"));
         }
         Ok(())

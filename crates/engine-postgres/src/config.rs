@@ -288,7 +288,8 @@ pub(crate) fn pg_ident_conf(options: &PostgresOptions) -> String {
 }
 
 /// `postgresql.auto.conf` without the settings that we own; `None`: it holds none of them.
-pub(crate) fn without_owned(auto: &str) -> Option<String> {
+#[must_use]
+pub fn without_owned(auto: &str) -> Option<String> {
     let ours = |line: &&str| {
         let name = line.trim_start().split(['=', ' ', '\t']).next().unwrap_or_default();
         is_owned(name)

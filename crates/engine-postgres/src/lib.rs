@@ -37,7 +37,7 @@ mod tools;
 mod unfinished;
 mod wal;
 
-pub use config::{REPLICATOR, default_parameters};
+pub use config::{REPLICATOR, default_parameters, without_owned};
 pub use inspect::Finding;
 pub use options::{OptionsError, PostgresOptions, find_bin_dir, owned_parameters};
 pub use server::Postgres;

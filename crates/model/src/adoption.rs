@@ -38,9 +38,10 @@ fn start_word(said: &str) -> Option<&'static str> {
 
 impl Adoption {
     /// What is to be noted by an attempt after this one, which finds the server kept as `now`. What an earlier one has switched off is not taken
-    /// for how it was before.
+    /// for how it was before: nor is what a start as a node has left of `postgresql.auto.conf`, which `without_owned` takes ours out of (`None`: it held
+    /// none of them).
     #[must_use]
-    pub fn renewed(self, now: Adoption) -> Adoption {
+    pub fn renewed(self, now: Adoption, without_owned: impl Fn(&str) -> Option<String>) -> Adoption {
         let switched_off = |before: &(PathBuf, String), now: &(PathBuf, String)| {
             before.0 == now.0 && start_word(&now.1) == Some("disabled")
         };
@@ -56,7 +57,11 @@ impl Adoption {
         };
         let mut slots = self.slots;
         slots.extend(now.slots.into_iter().filter(|slot| !slots.contains(slot)).collect::<Vec<_>>());
-        let auto_conf = now.auto_conf.or(self.auto_conf);
+        let left_of = |before: &str, now: &str| without_owned(before).is_some_and(|rest| rest.lines().eq(now.lines()));
+        let auto_conf = match (self.auto_conf, now.auto_conf) {
+            (Some(before), Some(now)) if left_of(&before, &now) => Some(before),
+            (before, now) => now.or(before),
+        };
         Adoption { directory: self.directory, system: self.system, unit, enabled, start_conf, auto_conf, slots }
     }
 
@@ -80,6 +85,13 @@ impl Adoption {
 mod tests {
     use super::*;
 
+    /// The port is ours.
+    fn without_owned(text: &str) -> Option<String> {
+        let rest: String =
+            text.lines().filter(|line| !line.starts_with("port")).map(|line| format!("{line}\n")).collect();
+        (rest != text).then_some(rest)
+    }
+
     #[test]
     fn a_note_follows_how_the_server_is_kept_and_forgets_nothing_that_was_switched_off() {
         let conf = |path: &str, said: &str| Some((PathBuf::from(path), said.to_owned()));
@@ -89,7 +101,7 @@ mod tests {
             unit: Some("pg.service".into()),
             enabled: true,
             start_conf: conf("/etc/start.conf", "manual\n"),
-            auto_conf: Some("work_mem = 1".into()),
+            auto_conf: Some("work_mem = 1\nport = 5433\n".into()),
             slots: vec!["a".into()],
         };
         // An attempt has switched it off and stopped it.
@@ -100,10 +112,10 @@ mod tests {
             slots: Vec::new(),
             ..before.clone()
         };
-        assert_eq!(before.clone().renewed(off.clone()), before);
+        assert_eq!(before.clone().renewed(off.clone(), without_owned), before);
         // The same one was started again, and is not enabled any more because of that attempt.
         let again = Adoption { unit: before.unit.clone(), ..off.clone() };
-        assert_eq!(before.clone().renewed(again), before);
+        assert_eq!(before.clone().renewed(again, without_owned), before);
         // It was put back, in another way, with other settings.
         let other = Adoption {
             unit: Some("other.service".into()),
@@ -113,12 +125,20 @@ mod tests {
             slots: vec!["a".into(), "b".into()],
             ..before.clone()
         };
-        assert_eq!(before.clone().renewed(other.clone()), other);
+        assert_eq!(before.clone().renewed(other.clone(), without_owned), other);
         let elsewhere = Adoption { start_conf: conf("/etc/other.conf", "disabled\n"), ..off };
-        assert_eq!(before.clone().renewed(elsewhere.clone()).start_conf, elsewhere.start_conf);
+        assert_eq!(before.clone().renewed(elsewhere.clone(), without_owned).start_conf, elsewhere.start_conf);
+        // Started as a node once, and put back: ours are gone from it, and are still how it was before.
+        let started = Adoption { auto_conf: Some("work_mem = 1\n".into()), ..before.clone() };
+        assert_eq!(before.clone().renewed(started, without_owned), before);
+        // Somebody has changed it: that counts, with or without ours.
+        for text in ["work_mem = 3\n", "work_mem = 1\nport = 5434\n", ""] {
+            let set = Adoption { auto_conf: Some(text.into()), ..before.clone() };
+            assert_eq!(before.clone().renewed(set.clone(), without_owned), set);
+        }
         // What can not be read any more is not taken for nothing.
         let unread = Adoption { auto_conf: None, start_conf: None, ..before.clone() };
-        assert_eq!(before.clone().renewed(unread), before);
+        assert_eq!(before.clone().renewed(unread, without_owned), before);
     }
 
     #[test]

@@ -91,6 +91,7 @@ fn several(vault: &Vault, add: Add<'_>) {
         }
         let within = |other: &&RepositoryPlace| {
             other.place == table.place
+                || same_bucket(&other.place, &table.place)
                 || (!crate::bucket::is_bucket(&other.place)
                     && (table.place.starts_with(&other.place) || other.place.starts_with(&table.place)))
         };
@@ -100,6 +101,13 @@ fn several(vault: &Vault, add: Add<'_>) {
             add(format!("vault.repository.{at}.place"), says);
         }
     }
+}
+
+/// Do two addresses name one place? How it is reached, by which keys and within which time, makes no other one of it.
+fn same_bucket(one: &Path, other: &Path) -> bool {
+    let read = |place: &Path| crate::bucket::Address::parse(place.to_str().unwrap_or_default()).ok();
+    let (Some(one), Some(other)) = (read(one), read(other)) else { return false };
+    (one.endpoint, one.bucket, one.prefix) == (other.endpoint, other.bucket, other.prefix)
 }
 
 /// One repository by itself.

@@ -208,7 +208,7 @@ pub const KEYS: &[Key] = &[
         .when(PROXY),
     key("proxy", "address", Kind::Text, "an address that goes with the primary, as 10.0.0.100/24: the open primary's node has it, its proxy listens there")
         .or("none")
-        .when(PROXY),
+        .when(Effect::Soon("each node's proxy, which starts again for it")),
     key("proxy", "metrics_port", Kind::Number, "where a proxy tells its numbers, plain HTTP: /metrics, /stats")
         .within(1, 65535)
         .or("none: it does not")

@@ -165,6 +165,13 @@ mod tests {
             let error = set(spec, text).unwrap_err();
             assert!(error.contains(says), "{text}: {error}");
         }
+        let bucket = set(&both, "vault.repository.far.place=s3://logs/far?endpoint=https://minio:9000").unwrap();
+        let third = |place: &str| set(&bucket, &format!("vault.repository.third.place={place}"));
+        let same = "s3://logs/far/?endpoint=https://minio:9000/&timeout=5&credentials=/k";
+        assert!(third(same).unwrap_err().contains("lie in one place"));
+        for other in [same.replace("minio", "other"), same.replace("/far", "/third"), same.replace("logs", "more")] {
+            assert!(third(&other).is_ok(), "{other}");
+        }
         assert!(unset(&both, "vault.repository.near").unwrap_err().contains("there is no repository"));
     }
 

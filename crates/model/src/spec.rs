@@ -450,6 +450,14 @@ impl Spec {
     pub fn node(&self, name: &NodeId) -> Option<&Node> {
         self.nodes.iter().find(|node| &node.name == name)
     }
+    /// The names under which clients reach the proxies, and so a server through them: every certificate of a server or a proxy names them.
+    #[must_use]
+    pub fn client_hosts(&self) -> Vec<String> {
+        let nodes = self.nodes.iter().map(|node| node.host.clone());
+        let moving = self.proxy.address.map(|address| address.address.to_string());
+        nodes.chain(self.proxy.host.clone()).chain(moving).collect()
+    }
+
     /// Where this node keeps its files: as the file says, else `/var/lib/mainstay/<cluster>`.
     #[must_use]
     pub fn node_dir(&self, node: &Node) -> PathBuf {

@@ -69,6 +69,12 @@ pub struct AddressStanding {
     pub interface: Option<String>,
     /// Why it can not have it.
     pub problem: Option<String>,
+    /// Its host has it by somebody else's hand.
+    #[serde(default)]
+    pub foreign: bool,
+    /// It has it, and why it could not tell the network so.
+    #[serde(default)]
+    pub unannounced: Option<String>,
 }
 
 /// One node.

@@ -10,7 +10,7 @@ pub const RECORD_KEY: &str = "record";
 /// The key of the history's list of events.
 pub const HISTORY_KEY: &str = "history";
 
-/// Every key that a cluster has in its store.
+/// Every key that a cluster has in its store, but for those of repositories other than `main`: [`crate::vault::archive_key`].
 pub const STORE_KEYS: [&str; 8] = [
     RECORD_KEY,
     SPEC_KEY,

@@ -161,15 +161,17 @@ impl BackupState {
             return BackupsOf { last, last_full, failed: self.failed.clone(), drill: self.drill.clone() };
         }
         let own = self.each.get(name).cloned().unwrap_or_default();
-        // What lies in another repository than the one that has this name now can not be restored from it.
+        // What lies in another repository than the one that has this name now can not be restored from it; what lies in this one can, whatever it was
+        // called then.
         let there = |made: &&BackupMade| id.is_some_and(|id| made.repository == id);
-        let newest = |all: [&Option<BackupMade>; 2]| {
-            all.into_iter().flatten().filter(there).max_by_key(|made| made.ended_ms).cloned()
+        let newest = |of: fn(&BackupsOf) -> &Option<BackupMade>, last: &Option<BackupMade>| {
+            let all = self.each.values().filter_map(|each| of(each).as_ref()).chain(last);
+            all.filter(there).max_by_key(|made| made.ended_ms).cloned()
         };
         let ours = |to: &Option<RepositoryName>| to.as_ref().map_or(*name == RepositoryName::main(), |to| to == name);
         BackupsOf {
-            last: newest([&own.last, &self.last]),
-            last_full: newest([&own.last_full, &self.last_full]),
+            last: newest(|of| &of.last, &self.last),
+            last_full: newest(|of| &of.last_full, &self.last_full),
             failed: own.failed.or_else(|| self.failed.clone().filter(|failed| ours(&failed.to))),
             drill: own.drill.or_else(|| self.drill.clone().filter(|drill| ours(&drill.repository))),
         }
@@ -180,7 +182,9 @@ impl BackupState {
         if self.each.is_empty() {
             let (last, last_full) = (self.last.clone(), self.last_full.clone());
             let was = BackupsOf { last, last_full, failed: self.failed.clone(), drill: self.drill.clone() };
-            self.each.insert(RepositoryName::main(), was);
+            if was != BackupsOf::default() {
+                self.each.insert(RepositoryName::main(), was);
+            }
         }
         change(self.each.entry(name.clone()).or_default());
         while self.each.len() > EACH_MAX {
@@ -546,6 +550,11 @@ mod tests {
         assert_eq!(state.of(&far, Some("three"), false).last, None, "another repository stands there now");
         let text = serde_json::to_string(&state).unwrap();
         assert_eq!(serde_json::from_str::<BackupState>(&text).unwrap(), state);
+        let near = RepositoryName::new("near").unwrap();
+        assert_eq!(state.of(&near, Some("one"), false).last.unwrap().ended_ms, 5, "it was called otherwise");
+        let mut named = BackupState::default();
+        named.note(&near, |of| of.last = Some(made("one", 5)));
+        assert!(!named.each.contains_key(&main), "nothing was there before");
         for number in 0..40 {
             let name = RepositoryName::new(format!("r{number}")).unwrap();
             state.note(&name, |of| of.last = Some(made("x", number)));

@@ -148,7 +148,9 @@ impl World {
             }
             Fault::NodeAdded => self.add_node(&mut wish),
             Fault::NodeRemoved => {
-                let spare = wish.can_spare_one();
+                // The command asks for a primary, and for another one.
+                let led = (0..self.nodes.len()).any(|other| other != node && self.is_open(other));
+                let spare = wish.can_spare_one() && led;
                 self.counters.nodes_removed += u64::from(spare && wish.listed.remove(&node));
             }
             Fault::NodeReplaced => self.replace_node(node),

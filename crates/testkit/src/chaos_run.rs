@@ -2,8 +2,9 @@
 
 use anyhow::{Context as _, Result};
 use mainstay_model::Durability;
+use mainstay_model::shell::quote;
 use mainstay_model::spec::StoreKind;
-use mainstay_testkit::chaos::plan::{Wish, mixed, plan};
+use mainstay_testkit::chaos::plan::{Plan, Wish, mixed, plan};
 use mainstay_testkit::chaos::report::{Report, Verdict};
 use mainstay_testkit::chaos::scorecard::Scorecard;
 use mainstay_testkit::chaos::{Class, Kind, page, run, sabotage};
@@ -15,6 +16,8 @@ use std::time::{Duration, Instant};
 
 /// The exit status of a run that proves nothing.
 const INVALID: u8 = 3;
+/// The exit status when what was asked for can not be run.
+const WRONG: u8 = 2;
 
 /// `chaos`.
 #[derive(Debug, clap::Args)]
@@ -69,7 +72,15 @@ impl Options {
             let class = <Class as clap::ValueEnum>::from_str(name, false).ok();
             match (class, Kind::by_name(name)) {
                 (Some(class), _) => wish.classes.push(class),
-                (None, Some(kind)) => wish.kinds.push(kind),
+                (None, Some(kind)) if kind.belongs(store) || kind.on_request() => wish.kinds.push(kind),
+                // A plan without it would look like one with it that passed.
+                (None, Some(kind)) if kind.of_etcd() => anyhow::bail!("{name} happens to an etcd: add --store etcd"),
+                (None, Some(kind)) if kind.of_versions() => {
+                    anyhow::bail!("{name} belongs to two versions in one cluster: cargo xtask mixed --previous COMMIT")
+                }
+                (None, Some(_)) => {
+                    anyhow::bail!("{name} happens to a store that the nodes hold: leave out --store {}", self.store)
+                }
                 (None, None) => anyhow::bail!("{name} is no class and no kind of fault; kinds: {}", names()),
             }
         }
@@ -90,13 +101,27 @@ impl Options {
         }
         Ok(wish)
     }
+
+    /// What is to happen for this seed: something, in any case.
+    fn plan(&self, seed: u64) -> Result<Plan> {
+        let wish = self.wish(seed)?;
+        let plan = if self.previous.is_some() { mixed(&wish) } else { plan(&wish) };
+        if plan.rounds.is_empty() {
+            anyhow::bail!(
+                "seed {seed}: none of these faults can happen with {} data nodes and durability {}: name others with --only, or other hosts with --shape and --durability",
+                plan.data,
+                plan.durability
+            );
+        }
+        Ok(plan)
+    }
 }
 
 fn names() -> String {
     Kind::ALL.iter().map(|kind| kind.name()).collect::<Vec<_>>().join(", ")
 }
 
-/// Returns the exit status: 0 passed, 1 failed, 3 proves nothing.
+/// Returns the exit status: 0 passed, 1 failed, 2 can not be run as it was asked for, 3 proves nothing.
 ///
 /// # Errors
 /// When no cluster comes up.
@@ -114,8 +139,18 @@ pub(crate) async fn chaos(options: &Options) -> Result<ExitCode> {
         if over {
             break;
         }
-        let wish = options.wish(seed)?;
-        let plan = if options.previous.is_some() { mixed(&wish) } else { plan(&wish) };
+        let plan = match options.plan(seed) {
+            Ok(plan) => plan,
+            Err(error) if seed == options.seed => {
+                eprintln!("testkit: {error:#}");
+                return Ok(ExitCode::from(WRONG));
+            }
+            // Other seeds draw other hosts: what has been found so far is not lost for that.
+            Err(error) => {
+                eprintln!("left out: {error:#}");
+                continue;
+            }
+        };
         if options.plan {
             print!("{plan}");
             continue;
@@ -182,6 +217,29 @@ async fn sabotaged(which: &str, options: &Options) -> Result<ExitCode> {
     Ok(if found == chosen.len() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// What repeats one seed: all that this program was called with, but for which seeds. `mixed` wants the earlier version to come first.
+fn again(words: &[String], mixed: bool, seed: u64) -> String {
+    let (mut first, mut rest) = (Vec::new(), Vec::new());
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        let (name, joined) = word.split_once('=').map_or((word.as_str(), false), |(name, _)| (name, true));
+        let both = [Some(word), words.clone().next().filter(|_| !joined)];
+        match name {
+            "--seed" | "--seeds" | "--hours" | "--previous" if !joined => drop(words.next()),
+            _ => {}
+        }
+        match name {
+            "--seed" | "--seeds" | "--hours" => {}
+            "--previous" => first.extend(both.into_iter().flatten().map(|word| quote(word))),
+            _ => rest.push(quote(word)),
+        }
+    }
+    let command = if mixed { "mixed" } else { "chaos" };
+    let all = ["cargo", "xtask", command].map(str::to_owned).into_iter().chain(first);
+    let all = all.chain([format!("--seed {seed}")]).chain(rest);
+    all.collect::<Vec<_>>().join(" ")
+}
+
 fn show(options: &Options, report: &Report) -> Result<()> {
     for text in &report.wrong {
         eprintln!("NOT AS IT MUST BE: {text}");
@@ -190,10 +248,8 @@ fn show(options: &Options, report: &Report) -> Result<()> {
         eprintln!("PROVES NOTHING: {text}");
     }
     if report.verdict != Verdict::Passed {
-        eprintln!(
-            "again: cargo xtask chaos --seed {} --minutes {} --store {}",
-            report.plan.seed, options.minutes, options.store
-        );
+        let words: Vec<String> = std::env::args().skip(2).collect();
+        eprintln!("again: {}", again(&words, options.previous.is_some(), report.plan.seed));
     }
     if let Some(dir) = &options.out {
         std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
@@ -276,5 +332,51 @@ impl Sums {
         lines.push(format!("  writable within 10 s of healing: {soon} of {}", self.writable.len()));
         lines.push(self.card.words());
         lines.join("\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Options, again};
+    use clap::Parser as _;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    #[test]
+    fn faults_that_can_not_happen_are_not_a_plan_without_any() {
+        let of = |line: &str| Line::parse_from(["chaos"].into_iter().chain(line.split(' '))).options.plan(1);
+        let refused = |line: &str| of(line).unwrap_err().to_string();
+        assert!(refused("--only etcd-kill").ends_with("add --store etcd"));
+        assert!(refused("--only server-kill,etcd-apart").ends_with("add --store etcd"));
+        assert!(refused("--only most-wiped --store etcd").contains("leave out --store etcd"));
+        assert!(refused("--only program-new").contains("cargo xtask mixed"));
+        assert!(refused("--only node-change --shape witness --durability available").contains("--shape"));
+        assert!(refused("--only no-such-fault").contains("no kind of fault"));
+        for line in
+            ["--only etcd-kill --store etcd", "--only archive-hangs", "--only most-wiped", "--only store --store etcd"]
+        {
+            assert!(!of(line).unwrap().rounds.is_empty(), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_is_repeated_is_what_was_asked_for() {
+        let said = |line: &str, mixed| {
+            let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+            again(&words, mixed, 9)
+        };
+        assert_eq!(
+            said("--seed 4 --seeds 8 --minutes 2 --only disk,link-cut --durability=async --json", false),
+            "cargo xtask chaos --seed 9 --minutes 2 --only 'disk,link-cut' '--durability=async' --json"
+        );
+        assert_eq!(
+            said("--store etcd --hours=3 --previous /old/mainstay --shape five", true),
+            "cargo xtask mixed --previous /old/mainstay --seed 9 --store etcd --shape five"
+        );
+        assert_eq!(again(&[], false, 9), "cargo xtask chaos --seed 9");
     }
 }

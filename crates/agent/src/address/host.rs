@@ -2,7 +2,6 @@
 //! Absent: when.
 
 use super::wire::{self, Answer, Held};
-use mainstay_model::virtual_address::VirtualAddress;
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{self as packets, LinkAddr, MsgFlags, SockFlag, SockType};
 use rustix::io::Errno;
@@ -68,10 +67,57 @@ pub struct Interface {
     link: LinkAddr,
 }
 
+/// What else an interface has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Beside {
+    /// This host has the virtual address, by its agent's hand.
+    pub held: bool,
+    /// The interface's own addresses.
+    pub own: Vec<Ipv4Addr>,
+}
+
 /// The kernel, as far as addresses go.
 pub struct Kernel {
     route: OwnedFd,
     connections: OwnedFd,
+    /// What is read lies here: asked several times a second, for years.
+    buffer: Vec<u8>,
+}
+
+/// What is asked of the kernel about addresses.
+pub trait Addresses {
+    /// The interface of this name, else the one with this address.
+    ///
+    /// # Errors
+    /// When there is none, or it has no hardware address.
+    fn interface(&mut self, named: Option<&str>, own: Option<Ipv4Addr>) -> Result<Interface, AddressError>;
+
+    /// Gives the interface the address for so many seconds, or once more for so many. `label` says that it is ours.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    fn give(&mut self, address: Ipv4Addr, to: &Interface, label: &str, seconds: u32) -> Result<(), AddressError>;
+
+    /// Takes every address away that carries our label, but `keep` on the interface of that number.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    fn clear(&mut self, label: &str, keep: Option<(Ipv4Addr, u32)>) -> Result<(), AddressError>;
+
+    /// The interface that has the address by somebody else's hand.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    fn foreign(&mut self, address: Ipv4Addr, label: &str) -> Result<Option<u32>, AddressError>;
+
+    /// Ends every connection through this address, so that those who wait for an answer hear of it. Best effort: not every kernel can. Says how many.
+    fn end_connections(&mut self, address: Ipv4Addr) -> usize;
+
+    /// Tells everybody at this interface where the address is.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    fn announce(&mut self, address: Ipv4Addr, at: &Interface) -> Result<(), AddressError>;
 }
 
 impl Kernel {
@@ -85,14 +131,31 @@ impl Kernel {
         };
         let what = "ask the kernel about addresses";
         let route = open(None).map_err(wrong(what))?;
-        Ok(Self { route, connections: open(Some(netlink::SOCK_DIAG)).map_err(wrong(what))? })
+        let connections = open(Some(netlink::SOCK_DIAG)).map_err(wrong(what))?;
+        Ok(Self { route, connections, buffer: vec![0; ANSWER_BYTES] })
     }
 
-    /// The interface of this name, else the one with this address.
+    /// The addresses of this interface that are not ours, and whether one of ours is `address` (on whatever interface).
     ///
     /// # Errors
-    /// When there is none, or it has no hardware address.
-    pub fn interface(&self, named: Option<&str>, own: Option<Ipv4Addr>) -> Result<Interface, AddressError> {
+    /// When the system does not say.
+    pub fn beside(&mut self, at: &Interface, address: Ipv4Addr, label: &str) -> Result<Beside, AddressError> {
+        let all = self.addresses()?;
+        let held = all.iter().any(|held| held.address == address && held.label == label);
+        let others = all.into_iter().filter(|held| held.interface == at.index && held.label != label);
+        Ok(Beside { held, own: others.map(|held| held.address).filter(|own| *own != address).collect() })
+    }
+
+    fn addresses(&mut self) -> Result<Vec<Held>, AddressError> {
+        let mut all = Vec::new();
+        ask(&self.route, &mut self.buffer, &wire::all_addresses(), |row| all.extend(wire::held(row)))
+            .map_err(wrong("list the addresses"))?;
+        Ok(all)
+    }
+}
+
+impl Addresses for Kernel {
+    fn interface(&mut self, named: Option<&str>, own: Option<Ipv4Addr>) -> Result<Interface, AddressError> {
         let links =
             getifaddrs().map_err(|error| AddressError::System { what: "list the interfaces", error: error.into() })?;
         let links: Vec<(String, LinkAddr)> = links
@@ -125,34 +188,19 @@ impl Kernel {
         Ok(Interface { name, index, link })
     }
 
-    fn addresses(&self) -> Result<Vec<Held>, AddressError> {
-        let mut all = Vec::new();
-        ask(&self.route, &wire::all_addresses(), |row| all.extend(wire::held(row)))
-            .map_err(wrong("list the addresses"))?;
-        Ok(all)
-    }
-
-    /// Gives the interface the address for so many seconds, or once more for so many. `label` says that it is ours.
-    ///
-    /// # Errors
-    /// When the system refuses.
-    pub fn give(&self, address: VirtualAddress, to: &Interface, label: &str, seconds: u32) -> Result<(), AddressError> {
+    fn give(&mut self, address: Ipv4Addr, to: &Interface, label: &str, seconds: u32) -> Result<(), AddressError> {
         let request = wire::give(address, to.index, label, seconds);
-        ask(&self.route, &request, |_| {}).map_err(wrong("give the interface the address"))
+        ask(&self.route, &mut self.buffer, &request, |_| {}).map_err(wrong("give the interface the address"))
     }
 
-    /// Takes every address away that carries our label, but `keep`.
-    ///
-    /// # Errors
-    /// When the system refuses.
-    pub fn clear(&self, label: &str, keep: Option<(VirtualAddress, u32)>) -> Result<(), AddressError> {
+    fn clear(&mut self, label: &str, keep: Option<(Ipv4Addr, u32)>) -> Result<(), AddressError> {
         for held in self.addresses()?.iter().filter(|held| held.label == label) {
             if keep.is_some_and(|(address, index)| {
-                (held.address, held.prefix, held.interface) == (address.address, address.prefix, index)
+                (held.address, held.prefix, held.interface) == (address, wire::PREFIX, index)
             }) {
                 continue;
             }
-            match ask(&self.route, &wire::take_away(held), |_| {}) {
+            match ask(&self.route, &mut self.buffer, &wire::take_away(held), |_| {}) {
                 // Its lifetime may have ended meanwhile.
                 Ok(()) | Err(Errno::ADDRNOTAVAIL) => {}
                 Err(error) => return Err(wrong("take the address away")(error)),
@@ -161,19 +209,14 @@ impl Kernel {
         Ok(())
     }
 
-    /// The interface that has the address by somebody else's hand.
-    ///
-    /// # Errors
-    /// When the system does not say.
-    pub fn foreign(&self, address: Ipv4Addr, label: &str) -> Result<Option<u32>, AddressError> {
+    fn foreign(&mut self, address: Ipv4Addr, label: &str) -> Result<Option<u32>, AddressError> {
         let all = self.addresses()?;
         Ok(all.iter().find(|held| held.address == address && held.label != label).map(|held| held.interface))
     }
 
-    /// Ends every connection through this address, so that those who wait for an answer hear of it. Best effort: not every kernel can. Says how many.
-    pub fn end_connections(&self, address: Ipv4Addr) -> usize {
+    fn end_connections(&mut self, address: Ipv4Addr) -> usize {
         let mut ends = Vec::new();
-        let listed = ask(&self.connections, &wire::all_connections(), |row| {
+        let listed = ask(&self.connections, &mut self.buffer, &wire::all_connections(), |row| {
             if wire::own_address(row) == Some(address) {
                 ends.extend(wire::destroy(row));
             }
@@ -181,14 +224,10 @@ impl Kernel {
         if let Err(error) = listed {
             tracing::debug!(%error, "connections through the address can not be listed");
         }
-        ends.iter().filter(|end| ask(&self.connections, end, |_| {}).is_ok()).count()
+        ends.iter().filter(|end| ask(&self.connections, &mut self.buffer, end, |_| {}).is_ok()).count()
     }
 
-    /// Tells everybody at this interface where the address is.
-    ///
-    /// # Errors
-    /// When the system refuses.
-    pub fn announce(&self, address: Ipv4Addr, at: &Interface) -> Result<(), AddressError> {
+    fn announce(&mut self, address: Ipv4Addr, at: &Interface) -> Result<(), AddressError> {
         let refused = |error: nix::Error| AddressError::System { what: "announce the address", error: error.into() };
         // One without hardware addresses has nobody to tell.
         let Some(hardware) = at.link.addr().filter(|hardware| *hardware != [0; 6]) else { return Ok(()) };
@@ -203,13 +242,12 @@ impl Kernel {
 }
 
 /// Sends a request, and takes every row of the answer.
-fn ask(socket: &OwnedFd, request: &[u8], mut row: impl FnMut(&[u8])) -> Result<(), Errno> {
+fn ask(socket: &OwnedFd, buffer: &mut [u8], request: &[u8], mut row: impl FnMut(&[u8])) -> Result<(), Errno> {
     // What an earlier question left unread is no answer to this one.
-    let mut buffer = vec![0; ANSWER_BYTES];
-    while recv(socket, &mut buffer[..], RecvFlags::DONTWAIT).is_ok() {}
+    while recv(socket, &mut *buffer, RecvFlags::DONTWAIT).is_ok() {}
     send(socket, request, SendFlags::empty())?;
     for _ in 0..ANSWERS_MAX {
-        let (count, _) = match recv(socket, &mut buffer[..], RecvFlags::empty()) {
+        let (count, _) = match recv(socket, &mut *buffer, RecvFlags::empty()) {
             Err(Errno::INTR) => continue,
             other => other?,
         };

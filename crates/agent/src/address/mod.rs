@@ -6,9 +6,11 @@
 //! Absent: who is primary; that is asked of the route.
 
 mod host;
+#[cfg(test)]
+mod tests;
 mod wire;
 
-pub use host::{AddressError, Interface, Kernel};
+pub use host::{AddressError, Addresses, Beside, Interface, Kernel};
 
 use crate::generations::Generations;
 use crate::routes::{Routes, Serving};
@@ -32,6 +34,8 @@ const AGAIN: Span = Span(1000);
 const LIFETIME_MAX: u64 = 60;
 /// The kernel looks at lifetimes a little early.
 const EARLY: Span = Span(250);
+/// How often a host that has not the address is looked at for it: somebody may have given it by hand.
+const LOOK_AROUND: Span = Span(5000);
 /// The first announcements, counted from the taking up: one may be lost, and whoever had the address may still answer. Then one each `ANNOUNCE`, for
 /// those whose cable was cut meanwhile.
 const ANNOUNCEMENTS: [Span; 6] = [Span(0), Span(100), Span(300), Span(700), Span(1500), Span(3000)];
@@ -66,8 +70,15 @@ fn decide(now: Moment, serving: Option<Serving>, had: Option<Had>) -> Act {
         // In a drain the end is near: nothing is begun.
         None if serving.open => Act::Take(seconds),
         None => Act::Rest,
-        Some(had) if now >= had.lapses => Act::Take(seconds),
-        Some(had) if now.since(had.renewed) >= RENEW => Act::Renew(seconds),
+        Some(had) if now >= had.lapses => {
+            if serving.open {
+                Act::Take(seconds)
+            } else {
+                Act::GiveUp
+            }
+        }
+        // Seconds are whole: near a deadline that stands still fewer are left now than were given.
+        Some(had) if now.since(had.renewed) >= RENEW && lease(now, seconds).lapses > had.lapses => Act::Renew(seconds),
         Some(_) => Act::Rest,
     }
 }
@@ -124,7 +135,7 @@ impl Keeper {
     /// When no thread can be started.
     pub fn start(self) -> std::io::Result<()> {
         let label = label(&self.generations.now().spec.cluster.name, &self.me);
-        let mut run = Run { keeper: self, label, kernel: None, holding: None, again: Moment(0), problem: None };
+        let mut run = Run::new(self, label, Box::new(Kernel::open));
         let thread = std::thread::Builder::new().name("address".to_owned());
         thread.spawn(move || {
             while !run.keeper.standing.is_closed() {
@@ -147,49 +158,66 @@ impl Keeper {
     }
 }
 
-struct Run {
+type Open<K> = Box<dyn Fn() -> Result<K, AddressError> + Send>;
+
+struct Run<K> {
     keeper: Keeper,
     label: String,
-    kernel: Option<Kernel>,
+    open: Open<K>,
+    kernel: Option<K>,
     holding: Option<Holding>,
+    /// When this host, without the address, was last looked at for it.
+    around: Option<Moment>,
     again: Moment,
-    problem: Option<String>,
+    problem: Option<AddressError>,
+    /// Why the last announcement was not made. The address is held all the same: no reason to let it lapse.
+    unannounced: Option<String>,
 }
 
-impl Run {
+impl<K: Addresses> Run<K> {
+    fn new(keeper: Keeper, label: String, open: Open<K>) -> Self {
+        let (kernel, holding, around, problem, unannounced) = (None, None, None, None, None);
+        Self { keeper, label, open, kernel, holding, around, again: Moment(0), problem, unannounced }
+    }
+
     fn look(&mut self, now: Moment) {
         let wanted = self.keeper.wanted();
         let moved = self.holding.as_ref().is_some_and(|holding| Some(&holding.wanted) != wanted.as_ref());
         if wanted.is_none() && self.holding.is_none() {
             self.problem = None;
-            self.tell(None);
+            self.tell(None, now);
             return;
         }
         let serving = self.keeper.routes.serving(now).filter(|_| wanted.is_some() && !moved);
         let had = self.holding.as_ref().map(|holding| holding.had);
         let act = decide(now, serving, had);
-        if act != Act::GiveUp && now < self.again {
-            return;
-        }
-        match self.act(act, wanted.as_ref(), now) {
-            Ok(()) if act != Act::Rest || serving.is_none() => self.problem = None,
-            Ok(()) => {}
-            Err(error) => {
-                let text = error.to_string();
-                if self.problem.as_ref() != Some(&text) {
-                    warn!(problem = %text, "the virtual address");
+        if act == Act::GiveUp || now >= self.again {
+            match self.act(act, wanted.as_ref(), now) {
+                Ok(true) => self.problem = None,
+                Ok(false) => {}
+                Err(error) => {
+                    let text = error.to_string();
+                    if self.problem.as_ref().map(ToString::to_string).as_ref() != Some(&text) {
+                        warn!(problem = %text, "the virtual address");
+                    }
+                    (self.problem, self.again, self.kernel) = (Some(error), now + AGAIN, None);
                 }
-                (self.problem, self.again, self.kernel) = (Some(text), now + AGAIN, None);
             }
+            self.announce(now);
         }
-        self.tell(wanted.as_ref());
+        self.tell(wanted.as_ref(), now);
     }
 
-    fn act(&mut self, act: Act, wanted: Option<&Wanted>, now: Moment) -> Result<(), AddressError> {
+    /// Does it. True: the kernel was asked, and all is well.
+    fn act(&mut self, act: Act, wanted: Option<&Wanted>, now: Moment) -> Result<bool, AddressError> {
+        let looks =
+            act == Act::Rest && self.holding.is_none() && self.around.is_none_or(|at| now.since(at) >= LOOK_AROUND);
+        if act == Act::Rest && !looks {
+            return Ok(false);
+        }
         let kernel = match self.kernel.take() {
             Some(kernel) => kernel,
-            None if act == Act::Rest => return Ok(()),
-            None => Kernel::open()?,
+            None => (self.open)()?,
         };
         let kernel = self.kernel.insert(kernel);
         match (act, &mut self.holding, wanted) {
@@ -197,7 +225,7 @@ impl Run {
                 self.holding = Some(take(kernel, wanted, &self.label, seconds, now)?);
             }
             (Act::Renew(seconds), Some(holding), _) => {
-                kernel.give(holding.wanted.address, &holding.interface, &self.label, seconds)?;
+                kernel.give(holding.wanted.address.address, &holding.interface, &self.label, seconds)?;
                 holding.had = lease(now, seconds);
             }
             (Act::GiveUp, Some(holding), _) => {
@@ -207,24 +235,43 @@ impl Run {
                 kernel.clear(&self.label, None)?;
                 info!(%address, ended, "this host has given up the virtual address");
                 self.holding = None;
-                return Ok(());
+            }
+            (Act::Rest, None, Some(wanted)) => {
+                self.around = Some(now);
+                not_by_others(kernel, wanted.address.address, &self.label)?;
             }
             _ => {}
         }
-        let Some(holding) = &mut self.holding else { return Ok(()) };
-        if now.since(holding.taken) >= announcement(holding.announced) {
-            holding.announced += 1;
-            kernel.announce(holding.wanted.address.address, &holding.interface)?;
-        }
-        Ok(())
+        Ok(true)
     }
 
-    fn tell(&self, wanted: Option<&Wanted>) {
+    /// Tells the network, while this host has the address and whenever that is due.
+    fn announce(&mut self, now: Moment) {
+        let Some(holding) = self.holding.as_mut() else {
+            self.unannounced = None;
+            return;
+        };
+        if now >= holding.had.lapses || now.since(holding.taken) < announcement(holding.announced) {
+            return;
+        }
+        let Some(kernel) = self.kernel.as_mut() else { return };
+        holding.announced += 1;
+        let failed = kernel.announce(holding.wanted.address.address, &holding.interface).err();
+        let failed = failed.map(|error| error.to_string());
+        if let Some(problem) = failed.as_ref().filter(|_| failed != self.unannounced) {
+            warn!(%problem, "the virtual address is held, and not announced");
+        }
+        self.unannounced = failed;
+    }
+
+    fn tell(&self, wanted: Option<&Wanted>, now: Moment) {
         let standing = wanted.map(|wanted| AddressStanding {
             address: wanted.address.to_string(),
-            held: self.holding.as_ref().is_some_and(|holding| boot_now() < holding.had.lapses),
+            held: self.holding.as_ref().is_some_and(|holding| now < holding.had.lapses),
             interface: self.holding.as_ref().map(|holding| holding.interface.name.clone()),
-            problem: self.problem.clone(),
+            problem: self.problem.as_ref().map(ToString::to_string),
+            foreign: matches!(self.problem, Some(AddressError::Foreign { .. })),
+            unannounced: self.unannounced.clone(),
         });
         self.keeper.standing.send_if_modified(|told| {
             let changed = *told != standing;
@@ -239,54 +286,27 @@ fn lease(now: Moment, seconds: u32) -> Had {
     Had { renewed: now, lapses }
 }
 
-fn take(kernel: &Kernel, wanted: &Wanted, label: &str, seconds: u32, now: Moment) -> Result<Holding, AddressError> {
-    let interface = kernel.interface(wanted.interface.as_deref(), wanted.own)?;
-    let address = wanted.address.address;
-    if let Some(interface) = kernel.foreign(address, label)? {
-        return Err(AddressError::Foreign { address, interface });
+/// Whoever else gave this host the address: it is theirs.
+fn not_by_others(kernel: &mut impl Addresses, address: Ipv4Addr, label: &str) -> Result<(), AddressError> {
+    match kernel.foreign(address, label)? {
+        Some(interface) => Err(AddressError::Foreign { address, interface }),
+        None => Ok(()),
     }
-    // What is left of an earlier life, or of another wish.
-    kernel.clear(label, Some((wanted.address, interface.index)))?;
-    kernel.give(wanted.address, &interface, label, seconds)?;
-    info!(address = %wanted.address, interface = interface.name, "this host has the virtual address");
-    Ok(Holding { wanted: wanted.clone(), interface, had: lease(now, seconds), taken: now, announced: 0 })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn serving(open: bool, until: u64) -> Option<Serving> {
-        Some(Serving { open, until: Moment(until) })
-    }
-
-    #[test]
-    fn it_is_held_while_the_route_is_open_and_no_longer() {
-        let now = Moment(10_000);
-        let had = |renewed: u64, lapses: u64| Some(Had { renewed: Moment(renewed), lapses: Moment(lapses) });
-        assert_eq!(decide(now, None, None), Act::Rest);
-        assert_eq!(decide(now, None, had(9_900, 11_000)), Act::GiveUp);
-        assert_eq!(decide(now, serving(true, 12_400), None), Act::Take(2), "never for longer than the deadline");
-        assert_eq!(decide(now, serving(true, 10_300), None), Act::Take(1), "a second is the least");
-        assert_eq!(decide(now, serving(true, 900_000), None), Act::Take(60));
-        assert_eq!(decide(now, serving(false, 12_400), None), Act::Rest, "nothing is begun in a drain");
-        assert_eq!(decide(now, serving(false, 12_400), had(9_500, 11_000)), Act::Renew(2), "and nothing ended");
-        assert_eq!(decide(now, serving(true, 12_400), had(9_900, 11_500)), Act::Rest);
-        assert_eq!(decide(now, serving(true, 12_400), had(8_000, 9_750)), Act::Take(2), "the kernel has taken it away");
-    }
-
-    #[test]
-    fn announcements_become_rare_and_never_end() {
-        let due: Vec<u64> = (0..9).map(|count| announcement(count).0).collect();
-        assert_eq!(due, [0, 100, 300, 700, 1500, 3000, 8000, 13_000, 18_000]);
-        assert_eq!(lease(Moment(1000), 2), Had { renewed: Moment(1000), lapses: Moment(2750) });
-    }
-
-    #[test]
-    fn a_label_is_short_and_one_nodes_own() {
-        let of = |cluster: &str, node: &str| label(&ClusterName::new(cluster).unwrap(), &NodeId::new(node).unwrap());
-        assert_eq!(of("shop", "db1").len(), 11);
-        assert_eq!(of("shop", "db1"), of("shop", "db1"));
-        assert!(of("shop", "db1") != of("shop", "db2") && of("shop", "db1") != of("bank", "db1"));
-    }
+fn take(
+    kernel: &mut impl Addresses,
+    wanted: &Wanted,
+    label: &str,
+    seconds: u32,
+    now: Moment,
+) -> Result<Holding, AddressError> {
+    let interface = kernel.interface(wanted.interface.as_deref(), wanted.own)?;
+    let address = wanted.address.address;
+    not_by_others(kernel, address, label)?;
+    // What is left of an earlier life, or of another wish.
+    kernel.clear(label, Some((address, interface.index)))?;
+    kernel.give(address, &interface, label, seconds)?;
+    info!(address = %wanted.address, interface = interface.name, "this host has the virtual address");
+    Ok(Holding { wanted: wanted.clone(), interface, had: lease(now, seconds), taken: now, announced: 0 })
 }

@@ -1,6 +1,5 @@
 //! The kernel's own words for addresses and sockets (rtnetlink, sock_diag), and an ARP announcement: bytes made and read. PURE. Absent: sockets.
 
-use mainstay_model::virtual_address::VirtualAddress;
 use std::net::Ipv4Addr;
 
 /// A request; an answer even if all went well; a whole table; create, or change what is there.
@@ -28,11 +27,14 @@ const SOCKET_ID_AT: usize = 4;
 /// Every state but TIME_WAIT and LISTEN.
 const STATES: u32 = 0xfff & !(1 << 6) & !(1 << 10);
 
+/// The address alone. With its network's prefix it would bring a route to that network to an interface that has none, and take it away again when it
+/// goes; and where the interface's first address of that network goes, ours would go along.
+pub(super) const PREFIX: u8 = 32;
+
 /// Attributes of an address.
 const ATTRIBUTE_ADDRESS: u16 = 1;
 const ATTRIBUTE_LOCAL: u16 = 2;
 const ATTRIBUTE_LABEL: u16 = 3;
-const ATTRIBUTE_BROADCAST: u16 = 4;
 const ATTRIBUTE_LIFETIME: u16 = 6;
 
 /// An address as the kernel has it.
@@ -81,13 +83,10 @@ fn address_header(prefix: u8, interface: u32) -> Vec<u8> {
 }
 
 /// Gives an interface an address that the kernel takes away by itself after so many seconds.
-pub(super) fn give(address: VirtualAddress, interface: u32, label: &str, seconds: u32) -> Vec<u8> {
-    let mut body = address_header(address.prefix, interface);
-    attribute(&mut body, ATTRIBUTE_LOCAL, &address.address.octets());
-    attribute(&mut body, ATTRIBUTE_ADDRESS, &address.address.octets());
-    if address.prefix < 31 {
-        attribute(&mut body, ATTRIBUTE_BROADCAST, &address.broadcast().octets());
-    }
+pub(super) fn give(address: Ipv4Addr, interface: u32, label: &str, seconds: u32) -> Vec<u8> {
+    let mut body = address_header(PREFIX, interface);
+    attribute(&mut body, ATTRIBUTE_LOCAL, &address.octets());
+    attribute(&mut body, ATTRIBUTE_ADDRESS, &address.octets());
     attribute(&mut body, ATTRIBUTE_LABEL, &[label.as_bytes(), &[0]].concat());
     let lifetime: Vec<u8> = [seconds, seconds, 0, 0].into_iter().flat_map(u32::to_ne_bytes).collect();
     attribute(&mut body, ATTRIBUTE_LIFETIME, &lifetime);
@@ -192,11 +191,11 @@ mod tests {
 
     #[test]
     fn an_address_is_written_as_it_is_read() {
-        let address: VirtualAddress = "10.1.2.3/24".parse().unwrap();
+        let address = Ipv4Addr::new(10, 1, 2, 3);
         let given = give(address, 7, "ms-00c0ffee", 2);
         assert_eq!(number(&given, 0), Some(u32::try_from(given.len()).unwrap()));
         let read = held(&given[HEADER..]).unwrap();
-        let there = Held { interface: 7, address: address.address, prefix: 24, label: "ms-00c0ffee".into() };
+        let there = Held { interface: 7, address, prefix: 32, label: "ms-00c0ffee".into() };
         assert_eq!(read, there);
         assert_eq!(held(&take_away(&there)[HEADER..]).unwrap(), there);
     }
@@ -216,7 +215,7 @@ mod tests {
             assert!(answers(&wrong).is_empty(), "{length}");
         }
         for end in 0..40 {
-            let _ = held(&give("10.1.2.3/24".parse().unwrap(), 7, "x", 2)[HEADER..HEADER + end]);
+            let _ = held(&give(Ipv4Addr::new(10, 1, 2, 3), 7, "x", 2)[HEADER..HEADER + end]);
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::{List, Look, certificate};
 use mainstay_model::NodeId;
+use mainstay_model::status::AddressStanding;
 use std::collections::{BTreeMap, BTreeSet};
 
 impl Look<'_> {
@@ -39,22 +40,36 @@ impl Look<'_> {
             let evidence =
                 format!("{node} is the primary and has not the address {address}{}", why.unwrap_or_default());
             let hint = format!(
-                "put that right on the host of {node}; clients reach each node's proxy by its own address meanwhile"
+                "put that right on the host of {node} (not permitted: `mainstay apply` writes the unit's drop-in, then `systemctl restart \
+                 mainstay-agent` on each node, one after the other, the primary's last); clients reach each node's proxy by its own address \
+                 meanwhile"
             );
             list.add(("address-missing", "critical"), evidence, hint);
+        } else if let Some(why) =
+            standing.and_then(|standing| standing.unannounced.as_ref().or(standing.problem.as_ref()))
+        {
+            let evidence = format!("{} has the address {address}, and yet: {why}", primary.node);
+            let hint =
+                "put that right on its host; clients that knew another host for the address may not find it meanwhile";
+            list.add(("address-troubled", "warning"), evidence, hint);
         }
-        let held = |answer: &&super::LocalStatus| answer.address.as_ref().is_some_and(|standing| standing.held);
-        let others: Vec<&NodeId> = self
-            .answers
-            .values()
-            .filter(held)
-            .map(|answer| &answer.node)
-            .filter(|node| **node != primary.node)
-            .collect();
-        if let Some(other) = others.first() {
+        if let Some((other, _)) = self.others_addresses(&primary.node).find(|(_, standing)| standing.held) {
             let evidence = format!("{other} has the address {address} as well and is not the primary");
             let hint = "it ends within the lease; if it does not, restart the agent there: its kernel then takes the address away";
             list.add(("address-doubled", "warning"), evidence, hint);
         }
+        for (node, standing) in self.others_addresses(&primary.node).filter(|(_, standing)| standing.foreign) {
+            let why = standing.problem.as_deref().unwrap_or_default();
+            let evidence = format!("{node} is not the primary: {why}");
+            let hint = format!(
+                "take it away on the host of {node} (`ip -o address` shows where it is): two hosts answer for it, and {node} could not take it as primary"
+            );
+            list.add(("address-doubled", "warning"), evidence, &hint);
+        }
+    }
+
+    fn others_addresses(&self, primary: &NodeId) -> impl Iterator<Item = (&NodeId, &AddressStanding)> {
+        let others = self.answers.values().filter(move |answer| answer.node != *primary);
+        others.filter_map(|answer| Some((&answer.node, answer.address.as_ref()?)))
     }
 }

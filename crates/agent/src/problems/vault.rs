@@ -56,11 +56,10 @@ impl Look<'_> {
         for (first, last) in state.gaps.iter().chain(&state.given_up) {
             let evidence =
                 shelf.says(format!("the log from {first} to {last} is neither archived nor on the primary any more"));
-            let mut hint =
-                "moments after the hole need a backup that is newer than it; a replica that has this log fills the hole by itself".to_owned();
-            if let Some(name) = shelf.called() {
-                hint.push_str(&format!(" (`mainstay backup --repository {name}`)"));
-            }
+            let hint = format!(
+                "moments after the hole need a backup that is newer than it (`{}`); a replica that has this log fills the hole by itself",
+                shelf.typed("mainstay backup")
+            );
             list.add(("archive-gap", "critical"), evidence, hint);
         }
     }
@@ -103,14 +102,15 @@ impl Look<'_> {
             ));
             let hint = format!(
                 "no backup is removed meanwhile; `mainstay verify` names the blocks. Are they whole on another node: make that one the primary, \
-                 `mainstay reinit {}`; else restore a copy of before. Then make a full backup",
-                made.node
+                 `mainstay reinit {}`; else restore a copy of before. Then make a full backup (`{}`)",
+                made.node,
+                backup(shelf)
             );
             list.dated(("backup-corrupt", "critical"), evidence, hint, Some(made.ended_ms));
         }
         self.unbounded(shelf, of, list);
         // One that runs now is the one that was missing, unless it is a drill, or is made in another repository.
-        let here = running.filter(|running| !running.drill && running.to == shelf.and_then(Shelf::called));
+        let here = running.filter(|running| !running.drill && running.to == shelf.and_then(Shelf::filed));
         let drill = running.filter(|running| running.drill);
         let vault = shelf.map_or(&self.spec.vault, |shelf| &shelf.vault);
         let due = schedule::due(vault, of, now).filter(|_| here.is_none());
@@ -121,7 +121,7 @@ impl Look<'_> {
         let why = drill.map(|drill| format!(": a restore drill runs on {}", drill.node)).or(why);
         let evidence =
             says(format!("{kind} backup is due by the schedule and has not begun{}", why.unwrap_or_default()));
-        let hint = "mend what it says; it is tried again by itself, and `mainstay backup` makes one now";
+        let hint = format!("mend what it says; it is tried again by itself, and `{}` makes one now", backup(shelf));
         list.dated(("backup-overdue", "warning"), evidence, hint, Some(since));
     }
 
@@ -145,22 +145,30 @@ impl Look<'_> {
             "no schedule makes backups: {} GiB of log were archived {what}, and nothing is removed",
             log >> 30
         ));
-        let hint = "`mainstay set 'vault.full_at=0 2 * * 0'` (and vault.incremental_at), or `mainstay backup` now and then: vault.keep then bounds the repository";
+        let hint = format!(
+            "`mainstay set 'vault.full_at=0 2 * * 0'` (and vault.incremental_at), or `{}` now and then: vault.keep then bounds the repository",
+            shelf.typed("mainstay backup")
+        );
         list.add(("backup-unscheduled", "warning"), evidence, hint);
     }
 
     pub(super) fn drills(&self, list: &mut List) {
         let (state, now) = (&self.beside.backup, self.beside.now_ms);
+        let again = "mainstay verify --drill";
         let several = self.beside.shelves.iter().filter(|shelf| !shelf.alone);
-        let mut last: Vec<DrillDone> = several.filter_map(|shelf| shelf.backups(state).drill).collect();
+        let of_each = several.filter_map(|shelf| Some((shelf.backups(state).drill?, shelf.typed(again))));
+        let mut last: Vec<(DrillDone, String)> = of_each.collect();
         if last.is_empty() {
-            last.extend(state.drill.clone());
+            last.extend(state.drill.clone().map(|drill| (drill, again.to_owned())));
         }
-        for (drill, why) in last.iter().filter_map(|drill| Some((drill, drill.problem.as_ref()?))) {
+        for (drill, again) in &last {
+            let Some(why) = &drill.problem else { continue };
             let of = drill.repository.as_ref().map_or_else(String::new, |name| format!(" of {name}"));
             let on = drill.node.as_ref().map_or_else(String::new, |node| format!(" on {node}"));
             let evidence = format!("the last restore drill{of}{on} failed: {why}");
-            let hint = "until one passes nobody knows whether the backups can be restored: mend what it says, then `mainstay verify --drill`";
+            let hint = format!(
+                "until one passes nobody knows whether the backups can be restored: mend what it says, then `{again}`"
+            );
             list.dated(("drill-failed", "critical"), evidence, hint, Some(drill.ended_ms));
         }
         let due = schedule::drill_due(&self.spec.vault, state, now).filter(|_| state.running.is_none());
@@ -173,6 +181,11 @@ impl Look<'_> {
         let hint = "`mainstay archive status` shows what goes on; `mainstay verify --drill` holds one now";
         list.dated(("drill-overdue", "warning"), evidence, hint, Some(since));
     }
+}
+
+/// What makes a backup there.
+fn backup(shelf: Option<&Shelf>) -> String {
+    shelf.map_or_else(|| "mainstay backup".to_owned(), |shelf| shelf.typed("mainstay backup"))
 }
 
 #[cfg(test)]
@@ -231,6 +244,12 @@ mod tests {
         assert_eq!(told("drill-failed"), "the last restore drill of far failed: gone");
         let hint = |name: &str| found.iter().find(|found| found.name == name).unwrap().hint.clone();
         assert!(hint("archive-lagging").contains("it is optional") && hint("archive-gap").contains("--repository far"));
+        assert!(hint("backup-overdue").contains("`mainstay backup --repository near`"), "{}", hint("backup-overdue"));
+        assert!(
+            hint("drill-failed").ends_with("`mainstay verify --drill --repository far`"),
+            "{}",
+            hint("drill-failed")
+        );
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub(crate) struct Backup {
 pub(crate) struct Shelf {
     #[command(flatten)]
     pub(crate) which: Which,
-    /// One of the cluster's repositories by its name; or a folder, s3://BUCKET/PREFIX?… or azure://CONTAINER/PREFIX?…, no cluster is needed then [default: the cluster's vault.repository, of several the first that serves]
+    /// One of the cluster's repositories by its name; or a folder, s3://BUCKET/PREFIX?… or azure://CONTAINER/PREFIX?…, no cluster is needed then [default: the cluster's vault.repository; of several `restore` takes the one that serves, `backups` and `verify` read each]
     #[arg(long, value_name = "NAME|PLACE")]
     pub(crate) repository: Option<PathBuf>,
     /// Its secret key [default: as the cluster's file says]
@@ -62,7 +62,8 @@ pub(crate) struct Backups {
 /// `verify`.
 #[derive(Args, Clone, Debug)]
 #[command(
-    after_help = "Every object of the database is read and checked; nothing is believed because it was written once. Exit status 1: something is wrong.\n\
+    after_help = "Every object of the database is read and checked; nothing is believed because it was written once. Exit status 1: something is wrong,\n\
+                  or one of several repositories can not be read.\n\
                   With --drill a node restores a random moment of the past beside its data, lets a server recover it, reads all tables and indexes\n\
                   (pg_amcheck), asks vault.drill_query, measures, and removes the copy. vault.drill_at does the same by a schedule.\n\n\
                   Examples:\n  mainstay verify\n  mainstay verify --repository /mnt/vault --key-file /root/vault.key --json\n  mainstay verify --drill\n  \

@@ -9,7 +9,7 @@ use crate::output::{self, Colour, paint};
 use crate::session::Session;
 use mainstay_model::RepositoryName;
 use mainstay_model::status::{Problem, Status};
-use mainstay_model::vault::{ArchiveAnswer, ArchiveState, BackupState, BackupsOf};
+use mainstay_model::vault::{ArchiveAnswer, ArchiveState, BackupMade, BackupState, BackupsOf};
 use mainstay_ports::clock::wall_now_ms;
 use mainstay_vault::keys::SecretKey;
 use serde_json::{Value, json};
@@ -41,9 +41,12 @@ async fn status(options: ArchiveStatus, global: Global) -> Outcome {
     let problems: Vec<&Problem> = cluster.problems.iter().filter(|found| found.name.starts_with("archive-")).collect();
     let repositories: Vec<Standing> = standings(&best, &cluster);
     let mut backup = best.backup.unwrap_or_default();
-    forget(&mut backup);
     let first = repositories.first();
     let state = first.and_then(|first| first.state.as_ref());
+    if repositories.len() < 2 {
+        in_force(&mut backup, state);
+    }
+    forget(&mut backup);
     let elsewhere = if repositories.len() < 2 { elsewhere(&backup, state) } else { None };
     if global.json {
         let lag = first.and_then(|first| first.lag);
@@ -154,6 +157,19 @@ fn show(state: Option<&ArchiveState>, lag: Option<(u64, u64)>) {
     if let Some((since, why)) = &state.failing {
         let since = ago(wall_now_ms().saturating_sub(*since) / 1000);
         output::line(&paint(Colour::Yellow, &format!("not archiving for {since}: {why}")));
+    }
+}
+
+/// Of the only repository in force the newest backup, which is told also after there were several: the last one of all may lie in another one.
+fn in_force(backup: &mut BackupState, state: Option<&ArchiveState>) {
+    let Some(id) = state.map(|state| state.id.as_str()) else { return };
+    let newest = |of: fn(&BackupsOf) -> &Option<BackupMade>, last: &Option<BackupMade>| {
+        let all = backup.each.values().filter_map(|each| of(each).as_ref()).chain(last);
+        all.filter(|made| made.repository == id).max_by_key(|made| made.ended_ms).cloned()
+    };
+    let (last, last_full) = (newest(|of| &of.last, &backup.last), newest(|of| &of.last_full, &backup.last_full));
+    if last.is_some() {
+        (backup.last, backup.last_full) = (last, last_full);
     }
 }
 
@@ -269,5 +285,34 @@ mod tests {
         let mut none = BackupState { last: None, ..state(1) };
         forget(&mut none);
         assert!(none.failed.is_some() && elsewhere(&none, Some(&known("new"))).is_none());
+    }
+    #[test]
+    fn of_one_repository_that_is_left_of_several_its_own_backup_is_told() {
+        let made = |repository: &str, ended_ms: u64| -> BackupMade {
+            from_value(json!({
+                "token": 1, "label": format!("{repository}-{ended_ms}"), "system": 1, "repository": repository, "node": "db1",
+                "incremental": false, "start": { "timeline": 1, "lsn": "0/1" }, "stop": { "timeline": 1, "lsn": "0/2" }, "begun_ms": 1,
+                "ended_ms": ended_ms, "bytes": 0, "stored": 0, "corrupt": 0,
+            }))
+            .unwrap()
+        };
+        let of =
+            |made: BackupMade| BackupsOf { last_full: Some(made.clone()), last: Some(made), ..BackupsOf::default() };
+        let mut state =
+            BackupState { last: Some(made("far", 9)), last_full: Some(made("far", 9)), ..BackupState::default() };
+        for (name, of) in [("main", of(made("near", 5))), ("far", of(made("far", 9)))] {
+            state.each.insert(RepositoryName::new(name).unwrap(), of);
+        }
+        let known = |id: &str| ArchiveState { id: id.to_owned(), ..ArchiveState::default() };
+        let told = |id: &str| {
+            let mut state = state.clone();
+            in_force(&mut state, Some(&known(id)));
+            let full = state.last_full.as_ref().map(|made| made.label.clone());
+            (state.last.as_ref().map(|made| made.label.clone()), full, elsewhere(&state, Some(&known(id))))
+        };
+        let label = |text: &str| Some(text.to_owned());
+        assert_eq!(told("near"), (label("near-5"), label("near-5"), None));
+        assert_eq!(told("far"), (label("far-9"), label("far-9"), None));
+        assert_eq!(told("new"), (label("far-9"), label("far-9"), label("far")), "none in this one yet");
     }
 }

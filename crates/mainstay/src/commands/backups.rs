@@ -1,4 +1,4 @@
-//! `mainstay backups`: what the repository holds, and why; `mainstay verify`: all of it read and checked.
+//! `mainstay backups`: what the repositories hold, and why; `mainstay verify`: all of it read and checked.
 
 use super::shelf::{Book, Shelf, blocking, tell_passed_over};
 use crate::cli::{Backups, Global, Verify};
@@ -16,7 +16,7 @@ use mainstay_vault::postgres::manifest::Manifest;
 use mainstay_vault::postgres::restore::time_text;
 use mainstay_vault::repository::VaultError;
 use mainstay_vault::retention::{self, Policy, Verdict};
-use mainstay_vault::verify::verify as verify_all;
+use mainstay_vault::verify::{Report, verify as verify_all};
 use serde_json::{Value, json};
 
 /// What one repository holds.
@@ -42,14 +42,32 @@ fn held(book: Book) -> Result<Held, VaultError> {
     Ok(Held { name, place: repository.place(), system, all, verdict, unreadable })
 }
 
+/// What a look at each gives, and why some can not be read: of several one that breaks after it was opened costs the others nothing. `Err`: all do.
+fn each<T>(
+    books: Vec<Book>,
+    look: impl Fn(Book) -> Result<T, VaultError>,
+) -> Result<(Vec<T>, Vec<String>), VaultError> {
+    let (mut all, mut unread, several) = (Vec::new(), Vec::new(), books.len() > 1);
+    for book in books {
+        let name = book.name.clone().filter(|_| several);
+        match (look(book), name) {
+            (Ok(found), _) => all.push(found),
+            (Err(error), Some(name)) => unread.push(format!("{name}: {error}")),
+            (Err(error), None) => return Err(error),
+        }
+    }
+    if all.is_empty() { Err(VaultError::Server(unread.join("; "))) } else { Ok((all, unread)) }
+}
+
 /// Lists the backups.
 ///
 /// # Errors
 /// When no repository can be read.
 pub(crate) async fn list(options: Backups, global: Global) -> Outcome {
     let shelf = Shelf::open(&options.shelf).await?;
-    let (books, passed) = shelf.all().await?;
-    let all = blocking(move || books.into_iter().map(held).collect::<Result<Vec<Held>, VaultError>>()).await?;
+    let (books, mut passed) = shelf.all().await?;
+    let (all, unread) = blocking(move || each(books, held)).await?;
+    passed.extend(unread);
     tell_passed_over(&passed);
     all.iter().for_each(|held| warn(&held.unreadable));
     let drill = drilled(&shelf).await;
@@ -168,53 +186,193 @@ fn object(manifest: &Manifest, held: &Held) -> Value {
     told
 }
 
-/// Reads everything and says what can be restored.
+/// What was read of one repository.
+struct Looked {
+    name: Option<RepositoryName>,
+    place: String,
+    system: SystemId,
+    report: Report,
+}
+
+/// Reads everything in each repository and says what can be restored.
 ///
 /// # Errors
-/// When something is wrong, or the repository can not be read.
+/// When something is wrong, or one of them can not be read: that the others are whole says nothing of it.
 pub(crate) async fn verify(options: Verify, global: Global) -> Outcome {
     if options.drill {
         return super::drill_restore::run(&options, global).await;
     }
     let shelf = Shelf::open(&options.shelf).await?;
-    let (book, passed) = shelf.first().await?;
-    tell_passed_over(&passed);
+    let (books, mut unread) = shelf.all().await?;
     let drill = drilled(&shelf).await;
-    let (repository, system) = (book.repository.clone(), book.system);
-    let mut progress = Progress::new();
-    let place = book.name.as_ref().map_or_else(|| repository.place(), |name| format!("{name}: {}", repository.place()));
-    progress.step(&format!("Reading everything in {place}"));
-    let report = blocking(move || verify_all(&repository, system)).await.inspect_err(|_| progress.fail())?;
-    progress.finish(&format!("{} objects", report.objects));
-    let window = report.window.map(|(from, to)| json!({ "from": time_text(from), "to": to }));
-    if report.problems.is_empty() {
-        if global.json {
-            let good: Vec<&String> = report.good.iter().map(|(label, _)| label).collect();
-            output::object(
-                &json!({ "system": system, "good": good, "objects": report.objects, "window": window, "problems": [],
-                    "repository": book.repository.place(), "repository_name": book.name, "passed_over": passed,
-                    "drill": drill.as_ref().and_then(|state| state.drill.as_ref()) }),
-            );
-            return Ok(());
+    let (mut progress, mut all) = (Progress::new(), Vec::new());
+    for book in books {
+        match read(book, &mut progress).await {
+            Ok(looked) => all.push(looked),
+            Err((place, failure)) if shelf.several() => unread.push(format!("{place}: {}", failure.error)),
+            Err((_, failure)) => return Err(failure),
         }
-        output::line(&format!("{} backups are whole.", report.good.len()));
-        if let Some((from, to)) = report.window {
-            output::line(&format!("Every moment from {} on can be restored, up to {to} of the log.", time_text(from)));
-        }
-        drill.iter().for_each(super::drill_restore::show);
+    }
+    let wrong = wrong(&all, &unread);
+    if wrong.is_none() && global.json {
+        output::object(&verified(&all, drill.as_ref()));
         return Ok(());
     }
+    if !global.json {
+        all.iter().for_each(tell);
+    }
+    if let Some(failure) = wrong {
+        return Err(failure);
+    }
+    drill.iter().for_each(super::drill_restore::show);
+    Ok(())
+}
+
+/// Reads one; else says which.
+async fn read(book: Book, progress: &mut Progress) -> Result<Looked, (String, Failure)> {
+    let Book { repository, system, name, .. } = book;
+    let place = repository.place();
+    let shown = name.as_ref().map_or_else(|| place.clone(), |name| format!("{name}: {place}"));
+    progress.step(&format!("Reading everything in {shown}"));
+    let report = blocking(move || verify_all(&repository, system)).await.map_err(|failure| {
+        progress.fail();
+        (name.as_ref().map_or_else(|| place.clone(), ToString::to_string), failure)
+    })?;
+    progress.finish(&format!("{} objects", report.objects));
+    Ok(Looked { name, place, system, report })
+}
+
+fn tell(looked: &Looked) {
+    let (report, of) = (&looked.report, looked.name.as_ref().map(|name| format!("{name}: ")).unwrap_or_default());
+    if report.problems.is_empty() {
+        output::line(&format!("{of}{} backups are whole.", report.good.len()));
+        if let Some((from, to)) = report.window {
+            let from = time_text(from);
+            output::line(&format!("{of}Every moment from {from} on can be restored, up to {to} of the log."));
+        }
+        return;
+    }
     for problem in &report.problems {
-        output::errline(&paint(Colour::Red, problem));
+        output::errline(&paint(Colour::Red, &format!("{of}{problem}")));
     }
     for (label, ended) in &report.good {
-        output::errline(&format!("whole: {label}, ended {}", time_text(*ended)));
+        output::errline(&format!("{of}whole: {label}, ended {}", time_text(*ended)));
     }
-    Err(Failure::failed(format!(
-        "{} things are wrong in the repository{}: {}",
-        report.problems.len(),
-        book.name.as_ref().map(|name| format!(" {name}")).unwrap_or_default(),
-        report.problems.join("; ")
-    ))
-    .hint("make a new full backup now; what is damaged is named above"))
+}
+
+/// The end, unless everything in every repository is whole.
+fn wrong(all: &[Looked], unread: &[String]) -> Option<Failure> {
+    let named = |looked: &Looked| looked.name.as_ref().map(|name| format!(" {name}")).unwrap_or_default();
+    let bad: Vec<&Looked> = all.iter().filter(|looked| !looked.report.problems.is_empty()).collect();
+    let damaged = bad.iter().map(|looked| {
+        let (problems, of) = (&looked.report.problems, named(looked));
+        format!("{} things are wrong in the repository{of}: {}", problems.len(), problems.join("; "))
+    });
+    let unread = unread.iter().map(|says| format!("not everything was read: {says}"));
+    let says: Vec<String> = damaged.chain(unread).collect();
+    if says.is_empty() {
+        return None;
+    }
+    let hint = match bad.iter().find_map(|looked| looked.name.as_ref()) {
+        _ if bad.is_empty() => {
+            "mend what it says and verify again: what the others hold does not show that this one is whole".to_owned()
+        }
+        Some(name) => format!(
+            "make a new full backup in what is damaged now (`mainstay backup --repository {name}`); it is named above"
+        ),
+        None => "make a new full backup now; what is damaged is named above".to_owned(),
+    };
+    Some(Failure::failed(says.join("; ")).hint(hint))
+}
+
+/// As `--json` says it: what stands at the top is of the first one.
+fn verified(all: &[Looked], drill: Option<&BackupState>) -> Value {
+    let one = |looked: &Looked| {
+        let good: Vec<&String> = looked.report.good.iter().map(|(label, _)| label).collect();
+        let window = looked.report.window.map(|(from, to)| json!({ "from": time_text(from), "to": to }));
+        json!({
+            "system": looked.system, "good": good, "objects": looked.report.objects, "window": window, "problems": [],
+            "repository": looked.place, "repository_name": looked.name,
+        })
+    };
+    let mut told = all.first().map(one).unwrap_or_default();
+    if let Some(object) = told.as_object_mut() {
+        object.insert("passed_over".to_owned(), json!([]));
+        object.insert("drill".to_owned(), json!(drill.and_then(|state| state.drill.as_ref())));
+        if all.len() > 1 {
+            object.insert("repositories".to_owned(), all.iter().map(one).collect());
+        }
+    }
+    told
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mainstay_vault::objects;
+    use mainstay_vault::repository::Repository;
+
+    fn name(text: &str) -> RepositoryName {
+        RepositoryName::new(text).unwrap()
+    }
+
+    fn looked(called: Option<&str>, problems: &[&str]) -> Looked {
+        let problems = problems.iter().map(|says| (*says).to_owned()).collect();
+        let report = Report { problems, ..Report::default() };
+        Looked { name: called.map(name), place: "/v".to_owned(), system: SystemId(1), report }
+    }
+
+    #[test]
+    fn one_that_breaks_after_it_was_opened_costs_the_others_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let books = |names: &[Option<&str>]| -> Vec<Book> {
+            let repository = |at: usize| {
+                let objects = objects::make(&dir.path().join(at.to_string())).unwrap();
+                if Repository::is_in(&*objects).unwrap() {
+                    return Repository::open(objects, None).unwrap();
+                }
+                Repository::create(objects, &[]).unwrap()
+            };
+            let book = |(at, called): (usize, &Option<&str>)| Book {
+                repository: repository(at),
+                system: SystemId(1),
+                name: called.map(name),
+                vault: None,
+            };
+            names.iter().enumerate().map(book).collect()
+        };
+        let look = |bad: &'static str| {
+            move |book: Book| match book.name {
+                Some(name) if name.as_str() == bad || bad == "all" => Err(VaultError::Damaged("broken".into())),
+                None => Err(VaultError::Damaged("broken".into())),
+                Some(name) => Ok(name.to_string()),
+            }
+        };
+        let both = [Some("near"), Some("far")];
+        let (found, unread) = each(books(&both), look("near")).unwrap();
+        assert_eq!((found, unread.len()), (vec!["far".to_owned()], 1));
+        assert!(unread[0].starts_with("near: damaged: broken"), "{unread:?}");
+        let error = each(books(&both), look("all")).unwrap_err().to_string();
+        assert!(error.contains("near: damaged: ") && error.contains("; far: damaged: "), "{error}");
+        for one in [None, Some("near")] {
+            assert!(matches!(each(books(&[one]), look("near")), Err(VaultError::Damaged(_))), "as it is with one");
+        }
+    }
+
+    #[test]
+    fn verify_ends_well_only_if_every_repository_was_read_and_is_whole() {
+        let (near, far) = (looked(Some("near"), &[]), looked(Some("far"), &["a pack is gone"]));
+        assert_eq!(wrong(&[looked(None, &[])], &[]), None);
+        assert_eq!(wrong(&[looked(Some("near"), &[]), looked(Some("far"), &[])], &[]), None);
+        let failure = wrong(&[near], &["far: away".to_owned()]).unwrap();
+        assert_eq!((failure.status, failure.error.as_str()), (1, "not everything was read: far: away"));
+        let failure = wrong(&[looked(Some("near"), &[]), far], &[]).unwrap();
+        assert_eq!(failure.error, "1 things are wrong in the repository far: a pack is gone");
+        assert!(failure.hint.unwrap().contains("`mainstay backup --repository far`"));
+        let failure = wrong(&[looked(None, &["a", "b"])], &[]).unwrap();
+        assert_eq!(failure.error, "2 things are wrong in the repository: a; b");
+        let told = verified(&[looked(Some("near"), &[]), looked(Some("far"), &[])], None);
+        assert!(told["repository_name"] == "near" && told["repositories"][1]["repository_name"] == "far", "{told}");
+        assert!(verified(&[looked(None, &[])], None).get("repositories").is_none());
+    }
 }

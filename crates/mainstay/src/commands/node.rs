@@ -187,7 +187,7 @@ async fn remove(options: NodeRemove, global: Global) -> Outcome {
     spec.nodes.retain(|node| node.name != options.node);
     checked(&spec)?;
     let status = session.status().await?;
-    not_primary(status.cluster.primary.as_ref(), &options.node, "removed")?;
+    dispensable(status.cluster.primary.as_ref(), &options.node)?;
     super::set::first_copy(&session, &before, &spec).await?;
     session.in_force()?;
     let mut progress = Progress::new();
@@ -202,6 +202,15 @@ async fn remove(options: NodeRemove, global: Global) -> Outcome {
     let next = vec![renew_file(&session), file.to_owned()];
     report(&session, &options.node, "removed", &verified, next, global);
     Ok(())
+}
+
+/// A node goes only while another one is the primary: without one, what it holds may be what the others need to get there.
+pub(super) fn dispensable(primary: Option<&NodeId>, node: &NodeId) -> Outcome {
+    if primary.is_none() {
+        return Err(Failure::not_now(format!("no primary is known, and what {node} holds may be needed for one: it stays"))
+            .hint("`mainstay status` and `mainstay why` say what the cluster waits for; remove it once there is a primary; nothing was changed"));
+    }
+    not_primary(primary, node, "removed")
 }
 
 /// The primary hands its role over before it goes.
@@ -325,5 +334,21 @@ fn report(session: &Session, node: &NodeId, what: &str, verified: &[String], nex
     if !next.is_empty() {
         output::line("Next:");
         next.iter().for_each(|step| output::line(&format!("  {step}")));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_goes_only_while_another_one_is_the_primary() {
+        let name = |text: &str| NodeId::new(text).unwrap();
+        assert!(dispensable(Some(&name("db1")), &name("db2")).is_ok());
+        for (primary, says) in [(None, "no primary is known"), (Some(&name("db2")), "db2 is the primary")] {
+            let failure = dispensable(primary, &name("db2")).unwrap_err();
+            assert!(failure.error.contains(says) && failure.hint.is_some(), "{}", failure.error);
+            assert_eq!(failure.status, crate::failure::NOT_NOW);
+        }
     }
 }

@@ -113,7 +113,6 @@ fn later(before: &Wanted, now: &Wanted) -> Vec<&'static str> {
         ("proxy.read_port", before.read_port != now.read_port),
         ("proxy.mode", before.mode != now.mode),
         ("proxy.threads", before.threads != now.threads),
-        ("proxy.address", before.address != now.address),
         ("proxy.metrics_port", before.metrics_port != now.metrics_port),
     ];
     keys.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()

@@ -104,7 +104,7 @@ async fn plans(shelf: &Shelf, target: &Target, options: &Restore) -> Outcome<Res
     let later = matches!(target, Target::Time(at) if *at > Timestamp::now().as_microsecond());
     let (timeline, target, backup) = (options.timeline.map(Timeline), target.clone(), options.backup.clone());
     let (places, wanted) = shelf.places();
-    let others = places.clone();
+    let (mut others, more) = (places.clone(), shelf.others());
     let work = move || {
         let (chosen, passed) = choose(places.len(), &target, |at| {
             let none = || VaultError::Impossible("there is no repository".to_owned());
@@ -119,18 +119,19 @@ async fn plans(shelf: &Shelf, target: &Target, options: &Restore) -> Outcome<Res
                 error => Err(error),
             };
         };
-        let elsewhere = elsewhere(others, at, wanted);
+        others.remove(at);
+        others.extend(more);
+        let elsewhere = elsewhere(others, wanted);
         Ok(Ok(Choice { place, repository, made, elsewhere, passed: passed_over(&places, &passed) }))
     };
     blocking(work).await
 }
 
 /// The other repositories, opened only if something is damaged in the one that was taken.
-fn elsewhere(mut places: Vec<Place>, at: usize, wanted: Option<SystemId>) -> Elsewhere {
-    if places.len() < 2 || at >= places.len() {
+fn elsewhere(places: Vec<Place>, wanted: Option<SystemId>) -> Elsewhere {
+    if places.is_empty() {
         return Elsewhere::default();
     }
-    places.remove(at);
     Elsewhere::of(move || places.iter().filter_map(|place| Some(place.look(wanted).ok()?.0)).collect())
 }
 

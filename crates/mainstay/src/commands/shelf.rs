@@ -20,6 +20,8 @@ const CHARTER: &str = "vault.json";
 pub(crate) struct Shelf {
     /// In the order of preference; never empty.
     places: Vec<Place>,
+    /// The cluster's others, if one was chosen by its name: what is damaged may be whole there.
+    others: Vec<Place>,
     /// Of which database, if that was said.
     wanted: Option<SystemId>,
     /// The cluster, if its agents can be asked.
@@ -117,7 +119,7 @@ impl Shelf {
         if let Some(place) = &options.repository {
             return match bare(place) {
                 Some(name) => by_name(options, &name, (key, wanted)).await,
-                None => Ok(Shelf { places: vec![outside(place, key)?], wanted, session: None, spec: None }),
+                None => Ok(alone(outside(place, key)?, wanted)),
             };
         }
         let (session, spec) = cluster(options).await?;
@@ -127,12 +129,17 @@ impl Shelf {
             return Err(Failure::usage("this cluster has no repository")
                 .hint("mainstay set vault.repository=/a/folder (or s3://…, azure://…), or say --repository PLACE"));
         }
-        Ok(Shelf { places, wanted, session, spec })
+        Ok(Shelf { places, others: Vec::new(), wanted, session, spec })
     }
 
     /// All of them, and the database that was asked for.
     pub(crate) fn places(&self) -> (Vec<Place>, Option<SystemId>) {
         (self.places.clone(), self.wanted)
+    }
+
+    /// What else the cluster has.
+    pub(crate) fn others(&self) -> Vec<Place> {
+        self.others.clone()
     }
 
     /// Are there several?
@@ -145,27 +152,10 @@ impl Shelf {
     /// # Errors
     /// When none can be read.
     pub(crate) async fn all(&self) -> Outcome<(Vec<Book>, Vec<String>)> {
-        self.read(usize::MAX).await
-    }
-
-    /// The first one that can be read, and why those before it can not.
-    ///
-    /// # Errors
-    /// When none can be read.
-    pub(crate) async fn first(&self) -> Outcome<(Book, Vec<String>)> {
-        let (books, passed) = self.read(1).await?;
-        let book = books.into_iter().next().ok_or_else(|| Failure::failed("this cluster has no repository"))?;
-        Ok((book, passed))
-    }
-
-    async fn read(&self, most: usize) -> Outcome<(Vec<Book>, Vec<String>)> {
         let (places, wanted) = self.places();
         blocking(move || {
             let (mut books, mut passed) = (Vec::new(), Vec::new());
             for (at, place) in places.iter().enumerate() {
-                if books.len() >= most {
-                    break;
-                }
                 match place.look(wanted) {
                     Ok((repository, system)) => {
                         let (name, vault) = (place.name.clone(), place.vault.clone());
@@ -259,7 +249,10 @@ async fn by_name(
     };
     if let (true, Ok((session, Some(spec)))) = (names.contains(name), found) {
         let places: Vec<Place> = of_cluster(&spec.vault, name, &key).into_iter().collect();
-        return Ok(Shelf { places, wanted, session, spec: Some(spec) });
+        // A key that was named is this one's.
+        let others = names.iter().filter(|other| *other != name);
+        let others = others.filter_map(|other| of_cluster(&spec.vault, other, &None)).collect();
+        return Ok(Shelf { places, others, wanted, session, spec: Some(spec) });
     }
     let place = outside(Path::new(name.as_str()), key)?;
     if !names.is_empty() && !place.place.exists() {
@@ -270,7 +263,12 @@ async fn by_name(
                 names.join(", ")
             )));
     }
-    Ok(Shelf { places: vec![place], wanted, session: None, spec: None })
+    Ok(alone(place, wanted))
+}
+
+/// A place without any cluster.
+fn alone(place: Place, wanted: Option<SystemId>) -> Shelf {
+    Shelf { places: vec![place], others: Vec::new(), wanted, session: None, spec: None }
 }
 
 /// A repository of the cluster, where only its agents read it.

@@ -1,9 +1,9 @@
 //! What this host shows of the virtual address: the interface for it, who has it here, and who answers for it in the network.
 
-use super::text;
-use mainstay_agent::address::{Kernel, label};
+use super::{Seen, text};
+use mainstay_agent::address::{Addresses as _, Beside, Kernel, label};
 use mainstay_model::NodeId;
-use mainstay_model::spec::{Node, Spec};
+use mainstay_model::spec::Node;
 use mainstay_plan::doctor::facts::{AddressWay, Answering, Reading};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -17,17 +17,19 @@ const ANSWER: Duration = Duration::from_millis(1200);
 const NEIGHBOURS: &str = "/proc/net/arp";
 
 /// `None`: there is to be none, or not on a witness.
-pub(super) async fn read(spec: &Spec, node: &Node) -> Option<Reading<AddressWay>> {
+pub(super) async fn read(seen: &Seen, node: &Node) -> Option<Reading<AddressWay>> {
+    let spec = seen.spec();
     let address = spec.proxy.address.filter(|_| !node.witness)?.address;
-    let own = first(&node.host).await;
-    let known = || -> Reading<(String, Option<u32>)> {
-        let kernel = Kernel::open().map_err(|error| error.to_string())?;
-        let interface = kernel.interface(node.interface.as_deref(), own).map_err(|error| error.to_string())?;
-        let foreign =
-            kernel.foreign(address, &label(&spec.cluster.name, &node.name)).map_err(|error| error.to_string())?;
-        Ok((interface.name, foreign))
+    let of_host = first(&node.host).await;
+    let known = || -> Reading<(String, Beside, Option<u32>)> {
+        let mut kernel = Kernel::open().map_err(|error| error.to_string())?;
+        let interface = kernel.interface(node.interface.as_deref(), of_host).map_err(|error| error.to_string())?;
+        let label = label(&spec.cluster.name, &node.name);
+        let beside = kernel.beside(&interface, address, &label).map_err(|error| error.to_string())?;
+        let foreign = kernel.foreign(address, &label).map_err(|error| error.to_string())?;
+        Ok((interface.name, beside, foreign))
     };
-    let (interface, foreign) = match known() {
+    let (interface, Beside { held, own }, foreign) = match known() {
         Ok(known) => known,
         Err(why) => return Some(Err(why)),
     };
@@ -43,7 +45,11 @@ pub(super) async fn read(spec: &Spec, node: &Node) -> Option<Reading<AddressWay>
         Ok(neighbours) => neighbours,
         Err(why) => return Some(Err(why)),
     };
-    Some(Ok(AddressWay { interface, own, foreign, answers: answering(&neighbours, address, &hosts) }))
+    let answers = answering(&neighbours, address, &hosts);
+    let told = seen.status.as_ref().and_then(|status| status.routes.address.as_ref());
+    let holders = told.filter(|told| told.address.split('/').next() == Some(&address.to_string()));
+    let holders = holders.map(|told| told.held_by.clone());
+    Some(Ok(AddressWay { interface, own, held, foreign, answers, holders }))
 }
 
 async fn first(host: &str) -> Option<Ipv4Addr> {

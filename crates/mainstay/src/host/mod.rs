@@ -117,7 +117,7 @@ pub(crate) async fn gather(seen: &Seen, node: &Node, writing: bool) -> HostFacts
         peers: network::peers(seen, node, stage).await,
         collations,
         etcd: store::read(spec, node, &layout).await,
-        address: address::read(spec, node).await,
+        address: address::read(seen, node).await,
         runbook: None,
     }
 }

@@ -190,11 +190,8 @@ impl Member {
 
     /// A node of the file.
     pub(crate) fn node(spec: &Spec, node: &mainstay_model::spec::Node) -> Member {
-        let mut hosts: BTreeSet<String> = spec.nodes.iter().map(|node| node.host.clone()).collect();
+        let mut hosts: BTreeSet<String> = spec.client_hosts().into_iter().collect();
         hosts.insert(node.host.clone());
-        // Clients reach a server through proxies' addresses as well, and may compare the name.
-        hosts.extend(spec.proxy.host.clone());
-        hosts.extend(spec.proxy.address.map(|address| address.address.to_string()));
         hosts.extend(["127.0.0.1".to_owned(), "localhost".to_owned()]);
         Member {
             role: "node".to_owned(),

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -30,6 +31,8 @@ const STOP: Duration = Duration::from_secs(600);
 const EACH: Duration = Duration::from_millis(100);
 /// How long a unit whose server is gone may take to be stopped: clients may wait.
 const SETTLE: Duration = Duration::from_secs(5);
+/// The same where nobody waits for it: the unit is the first argument.
+const LATER: &str = "timeout 90 systemctl stop \"$1\"; timeout 10 systemctl reset-failed \"$1\"";
 /// How far behind a standby may be when its primary is told to stop, in bytes, and how long it may take to come that near.
 const BEHIND: i64 = 16 << 20;
 const FOLLOW: Duration = Duration::from_secs(120);
@@ -80,6 +83,12 @@ impl Part {
     }
 }
 
+/// Lets systemd forget that the old server's unit has failed. Nothing is stopped: somebody may use the unit for something else by now.
+async fn forgive(layout: &NodeLayout) {
+    let Some(unit) = noted(layout).and_then(|noted| noted.unit).filter(|_| systemd()) else { return };
+    let _ = tokio::time::timeout(SETTLE, super::service::systemctl(&["reset-failed", &unit])).await;
+}
+
 /// Where everything is.
 struct Places {
     spec: Spec,
@@ -103,6 +112,8 @@ pub(crate) async fn bring(bring: &Bring) -> Outcome<Value> {
         return Err(Failure::usage(format!("the file names no server to adopt for {}", node.name)));
     };
     if layout.adopted().exists() || (layout.data().join("PG_VERSION").exists() && no_data(&directory).is_some()) {
+        // An earlier run may have ended between the rename and this.
+        forgive(&layout).await;
         return Ok(json!({ "adopted": false, "why": "its data are there" }));
     }
     if let Some(why) = no_data(&directory) {
@@ -227,7 +238,7 @@ impl Places {
             return Err(Failure::failed(what)
                 .hint("name that one, or take it back first (docs/adopt.md), and remove agent/adopted.json"));
         }
-        let renewed = before.clone().renewed(now);
+        let renewed = before.clone().renewed(now, mainstay_engine_postgres::without_owned);
         if renewed != before {
             self.keep(&renewed)?;
         }
@@ -338,7 +349,7 @@ impl Places {
     /// While clients still work, so that the stop has little to write. A failure costs time, nothing else.
     async fn checkpoint(&self) {
         let Ok(mut psql) = psql(&self.spec, &self.directory, self.major) else { return };
-        let asked = psql.args(["-c", "checkpoint"]).stdin(std::process::Stdio::null()).kill_on_drop(true).output();
+        let asked = psql.args(["-c", "checkpoint"]).stdin(Stdio::null()).kill_on_drop(true).output();
         drop(tokio::time::timeout(CHECKPOINT, asked).await);
     }
 
@@ -352,7 +363,7 @@ impl Places {
             let sql = "select coalesce(max(pg_wal_lsn_diff(pg_current_wal_lsn(), flush_lsn)), 0)::bigint from pg_stat_replication";
             let asked = match psql(&self.spec, &self.directory, self.major) {
                 Ok(mut psql) => {
-                    let asked = psql.args(["-c", sql]).stdin(std::process::Stdio::null()).kill_on_drop(true).output();
+                    let asked = psql.args(["-c", sql]).stdin(Stdio::null()).kill_on_drop(true).output();
                     tokio::time::timeout(EACH * 100, asked).await.ok().and_then(Result::ok)
                 }
                 Err(_) => None,
@@ -428,12 +439,17 @@ impl Places {
     /// for ever.
     async fn settle(&self) {
         let Some(unit) = noted(&self.layout).and_then(|noted| noted.unit).filter(|_| systemd()) else { return };
-        let settled = async {
-            // The stop that was ordered comes to its end first.
-            let _ = super::service::systemctl(&["stop", &unit]).await;
-            let _ = super::service::systemctl(&["reset-failed", &unit]).await;
-        };
-        let _ = tokio::time::timeout(SETTLE, settled).await;
+        if self.part == Part::Standby {
+            // Clients are away until the primary's data are moved: nobody waits here, and it goes on when this has ended.
+            let mut command = std::process::Command::new("setsid");
+            command.args(["sh", "-c", LATER, "settle", &unit]).current_dir("/");
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            let _ = command.spawn();
+            return;
+        }
+        // The stop that was ordered comes to its end first.
+        let _ = tokio::time::timeout(SETTLE, super::service::systemctl(&["stop", &unit])).await;
+        forgive(&self.layout).await;
     }
 
     /// Says how it is undone.

@@ -1,6 +1,6 @@
 //! What there is of a node on this host. Changes nothing.
 
-use super::{CONFIG, PACKAGED, PROGRAM, Task, UNIT, program, systemd, target, unit_text};
+use super::{CONFIG, PACKAGED, PROGRAM, Task, UNIT, program, systemd, target, whole_unit};
 use crate::failure::{Failure, Outcome};
 use crate::host::{Seen, gather};
 use crate::local::keys::Member;
@@ -29,6 +29,7 @@ pub(crate) async fn look(task: &Task) -> Outcome<Host> {
     let systemd = systemd();
     let text = |path: &str| std::fs::read_to_string(path).ok();
     let config = text(CONFIG);
+    let address = target.spec.proxy.address.is_some();
     let papers = papers(&target, &node, &layout)?;
     // A doctor asks the other nodes' ports, too: what they answer matters once this node has joined.
     let seen = Seen::of(target).await;
@@ -59,10 +60,15 @@ pub(crate) async fn look(task: &Task) -> Outcome<Host> {
         config_of: super::config_of(),
         named: super::named(),
         systemd,
-        unit: if systemd { unit_text() } else { None },
+        unit: if systemd { whole_unit(address) } else { None },
         enabled: systemd && super::service::systemctl(&["is-enabled", "--quiet", UNIT]).await.is_ok(),
         kept: super::service::kept(&seen.target).await,
-        agent: agent.map(|pid| Agent { pid, current: is_current(pid), elsewhere: is_elsewhere(pid) }),
+        agent: agent.map(|pid| Agent {
+            pid,
+            current: is_current(pid),
+            elsewhere: is_elsewhere(pid),
+            addressless: systemd && address && !may_address(&text(&format!("/proc/{pid}/status")).unwrap_or_default()),
+        }),
         papers,
         store: layout.spec_cache().exists(),
         removed: layout.removed().exists(),
@@ -86,6 +92,14 @@ fn is_current(pid: u32) -> bool {
     let file = |path: PathBuf| std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
     let running = file(PathBuf::from(format!("/proc/{pid}/exe")));
     running.is_some() && running == file(PathBuf::from(program()))
+}
+
+/// May a process of this status give its host an address, and announce it? One that does not say it is believed: it is gone.
+fn may_address(status: &str) -> bool {
+    // CAP_NET_ADMIN and CAP_NET_RAW.
+    const BOTH: u64 = 1 << 12 | 1 << 13;
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    line.and_then(|held| u64::from_str_radix(held.trim(), 16).ok()).is_none_or(|held| held & BOTH == BOTH)
 }
 
 /// Was the process started from another place than the program's?
@@ -147,4 +161,20 @@ fn whole(layout: &NodeLayout, witness: bool) -> Result<Papers, String> {
         names = pki::hosts(&read(layout.server_cert())?).map_err(wrong)?;
     }
     Ok(Papers::Whole { authority, node: identity.role.name().to_owned(), until, names })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::may_address;
+
+    #[test]
+    fn a_process_shows_whether_it_may_give_an_address() {
+        let held = |bits: &str| {
+            may_address(&format!("Name:\tmainstay\nCapPrm:\t0000000000000000\nCapEff:\t{bits}\nCapBnd:\t{bits}\n"))
+        };
+        assert!(held("000001ffffffffff") && held("0000000000003000"));
+        // One of the two is not enough.
+        assert!(!held("0000000000001000") && !held("0000000000002000") && !held("0000000000000000"));
+        assert!(may_address(""));
+    }
 }

@@ -45,6 +45,12 @@ pub(crate) const UNIT_ADDRESS: &str = "/etc/systemd/system/mainstay-agent.servic
 pub(crate) const UNIT_ADDRESS_TEXT: &str =
     include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../packaging/mainstay-agent-address.conf"));
 
+/// Both.
+const UNIT_WITH_ADDRESS: &str = concat!(
+    include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../packaging/mainstay-agent.service")),
+    include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../packaging/mainstay-agent-address.conf"))
+);
+
 /// A node, and the cluster's file as it is to be.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Task {
@@ -64,6 +70,21 @@ pub(super) fn program() -> &'static str {
 pub(super) fn unit_text() -> Option<String> {
     let text = std::fs::read_to_string(UNIT_FILE).or_else(|_| std::fs::read_to_string(UNIT_PACKAGED)).ok()?;
     Some(as_if(&text, program()))
+}
+
+/// The same with what stands beside it for a virtual address.
+pub(super) fn whole_unit(address: bool) -> Option<String> {
+    Some(with_beside(unit_text()?, std::fs::read_to_string(UNIT_ADDRESS).ok(), address))
+}
+
+/// What somebody else has put there under that name is theirs, unless an address needs the place: no difference that can not be mended.
+fn with_beside(unit: String, beside: Option<String>, address: bool) -> String {
+    unit + &beside.filter(|text| address || text == UNIT_ADDRESS_TEXT).unwrap_or_default()
+}
+
+/// What the agent's unit is to say, with what is to stand beside it.
+pub(crate) fn unit_with(address: bool) -> &'static str {
+    if address { UNIT_WITH_ADDRESS } else { UNIT_TEXT }
 }
 
 /// The unit's text as if `program` lay where apply puts it. One that names the other place stays another text.
@@ -116,5 +137,16 @@ mod tests {
         assert_eq!(as_if(&packaged, PACKAGED), UNIT_TEXT);
         assert_ne!(as_if(UNIT_TEXT, PACKAGED), UNIT_TEXT);
         assert_ne!(as_if(&packaged, PROGRAM), UNIT_TEXT);
+    }
+
+    #[test]
+    fn what_stands_beside_the_unit_is_seen_where_an_address_needs_it_and_where_it_is_ours() {
+        let with = |beside: Option<&str>, address| with_beside(UNIT_TEXT.into(), beside.map(str::to_owned), address);
+        assert_eq!(with(None, false), unit_with(false));
+        assert_ne!(with(None, true), unit_with(true));
+        assert_eq!(with(Some(UNIT_ADDRESS_TEXT), true), unit_with(true));
+        assert_ne!(with(Some(UNIT_ADDRESS_TEXT), false), unit_with(false));
+        assert_ne!(with(Some("[Service]\n"), true), unit_with(true));
+        assert_eq!(with(Some("[Service]\n"), false), unit_with(false));
     }
 }

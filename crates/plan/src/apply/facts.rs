@@ -117,6 +117,8 @@ pub struct Agent {
     pub current: bool,
     /// It was started from another place than where the program is installed: beginning anew does not bring it there.
     pub elsewhere: bool,
+    /// It was started before its unit granted what an address that goes with the primary needs: beginning anew does not give it that.
+    pub addressless: bool,
 }
 
 /// A node's certificates.

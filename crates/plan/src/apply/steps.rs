@@ -368,8 +368,7 @@ fn certified(wanted: &Wanted<'_>, node: &NodeId, host: &Host) -> Option<Reasoned
         return Some(because(Step::Renew(node.clone()), "its certificates end within 30 days"));
     }
     let witness = wanted.spec.node(node).is_some_and(|node| node.witness);
-    let mut hosts = wanted.spec.nodes.iter().map(|other| &other.host).chain(&wanted.spec.proxy.host);
-    let missing = hosts.find(|host| !names.iter().any(|name| same_host(name, host)));
+    let missing = wanted.spec.client_hosts().into_iter().find(|host| !names.iter().any(|name| same_host(name, host)));
     missing.filter(|_| !witness).map(|other| {
         because(
             Step::Renew(node.clone()),

@@ -118,7 +118,7 @@ impl World {
                 (host.named, host.unit) = (Some(node.to_string()), Some(UNIT.into()));
             }
             Step::Join(node) | Step::Renew(node) => {
-                let names = file.nodes.iter().map(|node| node.host.clone()).collect();
+                let names = file.client_hosts();
                 let host = self.host(node);
                 assert!(host.program.is_some() && host.config.is_some(), "{node} joins with what is not there");
                 assert_eq!(host.papers == Papers::None, matches!(step, Step::Join(_)), "{node}");
@@ -144,7 +144,7 @@ impl World {
             }
             Step::Reload(node) | Step::Move(node) => {
                 let host = self.host(node);
-                host.agent = Some(Agent { pid: 1, current: true, elsewhere: false });
+                host.agent = Some(Agent { pid: 1, current: true, elsewhere: false, addressless: false });
                 let config = host.config.clone().unwrap();
                 self.read.insert(node.clone(), config);
             }
@@ -180,7 +180,7 @@ impl World {
         if host.agent.is_some() {
             return;
         }
-        host.agent = Some(Agent { pid: 1, current: true, elsewhere: false });
+        host.agent = Some(Agent { pid: 1, current: true, elsewhere: false, addressless: false });
         let config = host.config.clone().unwrap();
         self.read.insert(node.clone(), config);
     }
@@ -294,10 +294,11 @@ fn nothing_is_done_where_everything_is_as_it_should_be() {
     };
     assert_eq!(steps(&|world| world.host(&name(2)).program = Some("old".into())), "program db2, reload db2");
     assert_eq!(
-        steps(&|world| world.host(&name(2)).agent = Some(Agent { pid: 7, current: false, elsewhere: false })),
+        steps(&|world| world.host(&name(2)).agent =
+            Some(Agent { pid: 7, current: false, elsewhere: false, addressless: false })),
         "reload db2"
     );
-    let elsewhere = Some(Agent { pid: 7, current: false, elsewhere: true });
+    let elsewhere = Some(Agent { pid: 7, current: false, elsewhere: true, addressless: false });
     assert_eq!(steps(&|world| world.host(&name(2)).agent = elsewhere), "move db2");
     assert_eq!(steps(&|world| world.host(&name(3)).agent = None), "start db3");
     assert_eq!(steps(&|world| world.host(&name(1)).unit = None), "configure db1");
@@ -414,6 +415,23 @@ fn a_host_that_serves_another_node_by_now_is_left_alone() {
         let steps = names(change);
         assert!(steps.contains(&"remove") && !steps.contains(&"retire"), "{steps:?}");
     }
+}
+
+#[test]
+fn certificates_name_the_address_that_goes_with_the_primary() {
+    let mut world = made(&[1, 2, 3], 3);
+    let file = text(&[1, 2, 3], "[proxy]\naddress = \"10.0.0.100/24\"\n");
+    let renewed = |world: &World| {
+        let work = world.decide(&file, false).unwrap();
+        let renewed = work.steps().filter(|each| each.step.name() == "renew");
+        renewed.map(|each| each.why.clone()).collect::<Vec<_>>()
+    };
+    let why = renewed(&world);
+    assert!(why.len() == 3 && why.iter().all(|why| why.contains("10.0.0.100")), "{why:?}");
+    for number in 1..=3 {
+        world.carry_out(&Step::Renew(name(number)), &file);
+    }
+    assert_eq!(renewed(&world), [""; 0]);
 }
 
 #[test]

@@ -68,12 +68,16 @@ pub struct HostFacts {
 pub struct AddressWay {
     /// The interface that would take it.
     pub interface: String,
-    /// This node's own address, if that is an IPv4 address.
-    pub own: Option<std::net::Ipv4Addr>,
+    /// That interface's other addresses.
+    pub own: Vec<std::net::Ipv4Addr>,
+    /// This host has the address, by its agent's hand.
+    pub held: bool,
     /// This host has the address, and not by its agent's hand: on the interface of this number.
     pub foreign: Option<u32>,
-    /// Who answers for it in the network.
+    /// Who answers for it in the network. Nobody does on the host that has it.
     pub answers: Option<Answering>,
+    /// Who has it, as agents say; `None`: none was asked, or they go by another address.
+    pub holders: Option<Vec<NodeId>>,
 }
 
 /// Who answers for an address.

@@ -1,7 +1,8 @@
 //! The way to the other nodes, their clocks and libraries.
 
-use super::facts::{HostFacts, Knock, Peer, Stage, Told};
+use super::facts::{AddressWay, HostFacts, Knock, Peer, Stage, Told};
 use super::{Findings, Severity};
+use mainstay_model::NodeId;
 use mainstay_model::spec::Spec;
 
 /// Clocks that differ by more confuse whoever reads logs.
@@ -55,9 +56,12 @@ fn address(spec: &Spec, facts: &HostFacts, found: &mut Findings) {
     let (Some(address), Some(reading)) = (spec.proxy.address, &facts.address) else { return };
     let Some(way) = found.read("virtual-address", "what this host knows of proxy.address", reading) else { return };
     let (interface, before) = (&way.interface, found.0.len());
-    if let Some(own) = way.own.filter(|own| !address.is_beside(*own)) {
-        let text = format!("proxy.address = {address} is not of the network of this node's own address {own}");
-        let why = "clients beside this host do not look for the address here unless routers are told to";
+    if !way.own.iter().any(|own| address.is_beside(*own)) {
+        let has: Vec<String> = way.own.iter().map(ToString::to_string).collect();
+        let has = if has.is_empty() { "nothing".to_owned() } else { has.join(", ") };
+        let text =
+            format!("proxy.address = {address} is of no network in which {interface} has an address (it has {has})");
+        let why = "clients beside this host do not look for the address here unless routers are told to, and answers may leave by another way";
         let mend = ["take an address and a prefix of that network, or see to it that it is routed to each node's host"];
         found.say(Severity::Advice, "virtual-address", text, why, mend);
     }
@@ -68,23 +72,43 @@ fn address(spec: &Spec, facts: &HostFacts, found: &mut Findings) {
             [format!("ip address del {address} dev NAME (ip -o address shows where), and where it is configured")];
         found.say(Severity::Problem, "virtual-address", text, why, mend);
     }
-    let stranger = way.answers.as_ref().filter(|answers| answers.node.is_none());
-    if let Some(stranger) = stranger {
-        let text = format!("{} answers for {address}, and that is none of this cluster's hosts", stranger.hardware);
-        let why = "clients reach whoever was heard last";
-        found.say(
-            Severity::Problem,
-            "virtual-address",
-            text,
-            why,
-            ["take an address that nobody has, or free this one".to_owned()],
-        );
+    // What is remembered of before is of no use on the host that has it.
+    let answers = way.answers.as_ref().filter(|_| !way.held);
+    if let Some(stranger) = answers.filter(|answers| answers.node.is_none()) {
+        self::stranger(spec, way, &stranger.hardware, found);
     }
     if found.0.len() == before {
-        let has = way.answers.as_ref().and_then(|answers| answers.node.as_ref());
-        let has = has.map_or("nobody answers for it now".to_owned(), |node| format!("{node} has it now"));
+        let told = way.holders.as_ref().and_then(|holders| holders.first());
+        let has = match answers.and_then(|answers| answers.node.as_ref()).or(told) {
+            _ if way.held => "this host has it now".to_owned(),
+            Some(node) => format!("{node} has it now"),
+            None => "nobody answers for it now".to_owned(),
+        };
         found.fine("virtual-address", format!("{interface} can take {address}; {has}"));
     }
+}
+
+/// Somebody answers for the address by a hardware address that no node's own address has. On another interface of its host a node does so too.
+fn stranger(spec: &Spec, way: &AddressWay, hardware: &str, found: &mut Findings) {
+    let Some(address) = spec.proxy.address else { return };
+    let elsewhere = spec.nodes.iter().any(|node| node.interface.is_some());
+    let (severity, mend) = match &way.holders {
+        Some(holders) if !holders.is_empty() => {
+            let holders: Vec<&str> = holders.iter().map(NodeId::as_str).collect();
+            let mend = format!(
+                "agents say that {} has it: see whether this is an interface there (ip link)",
+                holders.join(", ")
+            );
+            (Severity::Advice, mend)
+        }
+        None if elsewhere => {
+            let mend = "no agent says who has it: see whether this is an interface of a node's host (ip link there)";
+            (Severity::Advice, mend.to_owned())
+        }
+        _ => (Severity::Problem, "take an address that nobody has, or free this one".to_owned()),
+    };
+    let text = format!("{hardware} answers for {address}, and no node's own address is there");
+    found.say(severity, "virtual-address", text, "clients reach whoever was heard last", [mend]);
 }
 
 fn reach(facts: &HostFacts, peer: &Peer, found: &mut Findings) {

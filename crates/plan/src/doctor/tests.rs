@@ -376,9 +376,16 @@ fn an_etcd_that_is_the_store_is_looked_at() {
 fn a_virtual_address_is_the_clusters_alone() {
     let mut spec = spec();
     spec.proxy.address = Some("10.0.0.100/24".parse().unwrap());
-    let way = || AddressWay { interface: "eth0".into(), own: Some([10, 0, 0, 1].into()), foreign: None, answers: None };
-    let said = |way: Reading<AddressWay>| {
-        let found = examine(&spec, &spec.nodes[0], &HostFacts { address: Some(way), ..well() });
+    let way = || AddressWay {
+        interface: "eth0".into(),
+        own: vec![[192, 168, 0, 1].into(), [10, 0, 0, 1].into()],
+        held: false,
+        foreign: None,
+        answers: None,
+        holders: None,
+    };
+    let said_of = |spec: &Spec, way: Reading<AddressWay>| {
+        let found = examine(spec, &spec.nodes[0], &HostFacts { address: Some(way), ..well() });
         let mut said: Vec<(Severity, String)> = found
             .into_iter()
             .filter(|finding| finding.check == "virtual-address")
@@ -387,6 +394,7 @@ fn a_virtual_address_is_the_clusters_alone() {
         assert_eq!(said.len(), 1, "{said:?}");
         said.remove(0)
     };
+    let said = |way: Reading<AddressWay>| said_of(&spec, way);
     assert_eq!(said(Ok(way())).0, Severity::Fine);
     let node = |node: Option<&str>| {
         let node = node.map(|name| name.parse().unwrap());
@@ -397,6 +405,19 @@ fn a_virtual_address_is_the_clusters_alone() {
     let (severity, text) = said(node(None));
     assert!(severity == Severity::Problem && text.contains("02:00:00:00:00:09"), "{text}");
     assert_eq!(said(Ok(AddressWay { foreign: Some(2), ..way() })).0, Severity::Problem);
-    assert_eq!(said(Ok(AddressWay { own: Some([10, 0, 1, 1].into()), ..way() })).0, Severity::Advice);
+    assert_eq!(said(Ok(AddressWay { own: vec![[10, 0, 1, 1].into()], ..way() })).0, Severity::Advice);
+    assert_eq!(said(Ok(AddressWay { own: Vec::new(), ..way() })).0, Severity::Advice);
+    let db2 = || vec!["db2".parse().unwrap()];
+    let with = |holders| node(None).map(|way: AddressWay| AddressWay { holders, ..way });
+    let (severity, text) = said(with(Some(db2())));
+    assert!(severity == Severity::Advice, "its other interface, perhaps: {text}");
+    assert_eq!(said(with(Some(Vec::new()))).0, Severity::Problem, "nobody of the cluster has it");
+    let mut elsewhere = spec.clone();
+    elsewhere.nodes[1].interface = Some("eth1".into());
+    assert_eq!(said_of(&elsewhere, with(None)).0, Severity::Advice, "nobody says");
+    let (severity, text) = said(node(None).map(|way| AddressWay { held: true, ..way }));
+    assert!(severity == Severity::Fine && text.contains("this host has it"), "{text}");
+    let (severity, text) = said(Ok(AddressWay { holders: Some(db2()), ..way() }));
+    assert!(severity == Severity::Fine && text.contains("db2 has it"), "{text}");
     assert_eq!(said(Err("no interface".into())).0, Severity::Unknown);
 }

@@ -124,6 +124,20 @@ fn what_others_put_there_may_go_again() {
 }
 
 #[test]
+fn how_far_each_repository_is_may_not_go_back() {
+    let mut kept = kept();
+    for name in ["archive", "archive-far", "archived-by-command"] {
+        assert!(kept.note(name, &pair(name, 30, 3)) && kept.seen.contains_key(name), "{name}");
+        assert!(!kept.note(name, &pair(name, 40, 3)), "{name}: it was written again, and yet as often");
+        let all = keys(&[("record", 10, 4), ("spec", 6, 1)]);
+        let older = Shown { all, marked: marked(4, 0, "ours"), record: Range::default() };
+        let seen = Kept { seen: BTreeMap::from([(name.to_owned(), kept.seen[name].clone())]), ..kept.clone() };
+        assert!(matches!(judge(&options(), &seen, &older), Some(Refused::Distrusted(_))), "{name} is gone");
+    }
+    assert!(kept.note("archives", &pair("archives", 30, 1)) && !kept.seen.contains_key("archives"));
+}
+
+#[test]
 fn another_origin_is_this_clusters_only_in_a_later_incarnation() {
     let all = [("record", 10, 4), ("spec", 6, 1)];
     assert_eq!(verdict(&all, &marked(40, 1, "ours")), Some(Refused::Anew));

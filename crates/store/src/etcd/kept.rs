@@ -3,6 +3,7 @@
 use super::wire::Pair;
 use mainstay_model::Revision;
 use mainstay_model::stored_spec::{HISTORY_KEY, RECORD_KEY, SPEC_KEY, STORE_KEYS};
+use mainstay_model::vault::ARCHIVE_KEY;
 use mainstay_ports::store::Versioned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -13,8 +14,12 @@ use std::path::Path;
 /// The key under a cluster's prefix that says which cluster's keys these are. It is no key of the store's users.
 pub(crate) const ORIGIN_KEY: &str = "origin";
 
-/// The keys that may never go back. What else stands there is not this program's: whoever put it there may take it away.
-const FLOORS: [&str; STORE_KEYS.len()] = STORE_KEYS;
+/// May this key never go back? Those of repositories have their names in them. What else stands there is not this program's: whoever put it there
+/// may take it away.
+fn has_floor(name: &str) -> bool {
+    let of_repository = || name.strip_prefix(ARCHIVE_KEY).is_some_and(|rest| rest.starts_with('-'));
+    STORE_KEYS.contains(&name) || of_repository()
+}
 
 /// What a store is made anew from is kept with its value: etcd may have lost it, and the agent may have been started since.
 const VALUES: [&str; 3] = [RECORD_KEY, SPEC_KEY, HISTORY_KEY];
@@ -125,7 +130,7 @@ impl Kept {
 
     /// Notes what was seen of a key. False: etcd can not have come there from what was seen before.
     pub(crate) fn note(&mut self, name: &str, pair: &Pair) -> bool {
-        if !FLOORS.contains(&name) {
+        if !has_floor(name) {
             return true;
         }
         match self.seen.get(name) {
@@ -143,7 +148,7 @@ impl Kept {
 
     /// Notes what another node has seen of a key. True: that is newer. `Err`: what this node has seen, if neither state can have come from the other.
     pub(crate) fn hear(&mut self, name: &str, theirs: &Floor) -> Result<bool, Floor> {
-        if !FLOORS.contains(&name) {
+        if !has_floor(name) {
             return Ok(false);
         }
         match self.seen.get(name) {

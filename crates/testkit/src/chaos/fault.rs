@@ -219,13 +219,13 @@ impl Kind {
 
     /// The next host gets another version of the program.
     #[must_use]
-    pub(crate) fn of_versions(self) -> bool {
+    pub fn of_versions(self) -> bool {
         matches!(self, Kind::ProgramNew | Kind::ProgramBack)
     }
 
     /// It happens only where it was asked for by its name: plans of earlier seeds do not know it.
     #[must_use]
-    pub(crate) fn on_request(self) -> bool {
+    pub fn on_request(self) -> bool {
         matches!(self, Kind::LogFull | Kind::ArchiveHangs)
     }
 

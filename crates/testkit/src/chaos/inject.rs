@@ -106,7 +106,7 @@ pub(crate) async fn inject(scene: &Scene<'_>, step: &Step) -> Result<Happened> {
         Kind::RestartNode => command(scene, &["restart", node.as_str(), "--yes"]).await,
         Kind::Reinit => reinit(scene, &node, host).await,
         Kind::LogFull => log::full(scene, &node, host).await,
-        Kind::ArchiveHangs => log::repository_hangs(scene),
+        Kind::ArchiveHangs => log::repository_hangs(scene).await,
         Kind::SettingChange => {
             let value = format!("postgres.parameters.work_mem={}MB", 4 + step.lasts_ms % 13);
             command(scene, &["set", &value, "--yes"]).await

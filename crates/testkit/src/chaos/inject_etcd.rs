@@ -13,8 +13,11 @@ use crate::hosts::etcd;
 use crate::hosts::host::Host;
 use crate::hosts::inject::kill_hosts;
 use crate::hosts::volume::Freeze;
+use crate::ledger;
 use anyhow::{Context as _, Result, bail};
 use mainstay_model::NodeId;
+use mainstay_model::status::Problem;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// The port for etcd's clients, and the one for its members.
@@ -29,6 +32,8 @@ const NOTICED: Duration = Duration::from_secs(30);
 /// How long making the store anew may take, and how often one of the nodes may be asked for it.
 const RECOVERED: Duration = Duration::from_secs(90);
 const ROUNDS: usize = 5;
+/// A write that is not acknowledged within this time is not.
+const WRITE_WAITS: Duration = Duration::from_secs(2);
 
 pub(crate) async fn inject(scene: &Scene<'_>, step: &Step) -> Result<Happened> {
     let cluster = scene.cluster;
@@ -78,8 +83,8 @@ fn stop((name, host): &(&NodeId, &Host), what: &str) -> Result<Happened> {
     Ok(Happened { at, evidence: format!("{what} of the etcd, {name}, is stopped"), undo: Undo::Continue(stopped) })
 }
 
-/// A copy is made, the primary changes, clients write; then the etcd is what the copy is. All nodes must notice it, say so, and let nobody
-/// write.
+/// A copy is made, the primary changes, clients write; then the etcd is what the copy is. Every node with data must notice it by itself and say so,
+/// and no server take a write.
 async fn restored(cluster: &HostCluster) -> Result<Happened> {
     let copy = cluster.dir().join("etcd-copy.db");
     etcd::save(cluster, &copy).await?;
@@ -93,24 +98,70 @@ async fn restored(cluster: &HostCluster) -> Result<Happened> {
     let begun = Instant::now();
     loop {
         let status = cluster.status().await?;
-        let named = status.problems.iter().find(|problem| problem.name == "store-distrusted");
-        if let (Some(problem), false) = (named, status.cluster.writable) {
-            let evidence =
-                format!("{ended} processes of the etcd ended and began with an older copy: {}", problem.evidence);
+        let (named, trusting) = distrust(&status.problems, cluster.data_nodes().map(|(node, _)| node));
+        let writable = status.cluster.writable;
+        if let (Some(first), true, false) = (named.first(), trusting.is_empty(), writable)
+            && write_taken(cluster).await?.is_none()
+        {
+            let evidence = format!(
+                "{ended} processes of the etcd ended and began with an older copy, which all {} nodes with data say, and no server takes a write: {first}",
+                named.len()
+            );
             return Ok(Happened { at, evidence: evidence.chars().take(300).collect(), undo: Undo::Recover });
         }
         if begun.elapsed() > NOTICED {
-            let names: Vec<&str> = status.problems.iter().map(|problem| problem.name.as_str()).collect();
-            let writable = status.cluster.writable;
-            let text = format!("an etcd that was restored is believed: writable {writable}, problems {names:?}");
+            let taken = write_taken(cluster).await?;
+            let text = format!(
+                "an etcd that was restored is believed: by {trusting:?}, writable {writable}, a write is acknowledged by {taken:?}; those that do not believe it say {named:?}"
+            );
             return Err(Breach(text).into());
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
 
-/// As a person does it: one node after the other is asked, without accepting any loss. Whoever does not have most refuses.
+/// What nodes say of a store that they do not believe, and the nodes of these that do not say so.
+fn distrust<'a>(problems: &'a [Problem], nodes: impl Iterator<Item = &'a NodeId>) -> (Vec<&'a str>, Vec<&'a NodeId>) {
+    let named: Vec<&str> = problems
+        .iter()
+        .filter(|problem| problem.name == "store-distrusted")
+        .map(|problem| &*problem.evidence)
+        .collect();
+    let says = |node: &NodeId| named.iter().any(|said| said.split(':').next() == Some(node.as_str()));
+    let trusting = nodes.filter(|node| !says(node)).collect();
+    (named, trusting)
+}
+
+/// Which node's own server acknowledges a write, past the proxy, if one does.
+async fn write_taken(cluster: &HostCluster) -> Result<Option<NodeId>> {
+    // The samplers' table; their runs have other numbers.
+    const WRITE: &str =
+        "INSERT INTO mainstay_samples (run, node, sequence, timeline) VALUES (0, 'etcd-restored', 0, 0)";
+    let inside = cluster.client.inside()?;
+    for (node, host) in cluster.data_nodes() {
+        let config = ledger::config(&cluster.server_uri(host))?;
+        let acknowledged = inside.run(async move {
+            let asked = async {
+                let (session, warnings) = ledger::connect(&config).await.ok()?;
+                session.execute(WRITE, &[]).await.ok()?;
+                // A wait that was cancelled promises nothing.
+                (warnings.load(Ordering::SeqCst) == 0).then_some(())
+            };
+            matches!(tokio::time::timeout(WRITE_WAITS, asked).await, Ok(Some(())))
+        });
+        if acknowledged.await? {
+            return Ok(Some(node.clone()));
+        }
+    }
+    Ok(None)
+}
+
+/// As a person does it: one node after the other is asked, without accepting any loss. Whoever does not have most refuses. Until then nobody has
+/// gone back to taking writes.
 pub(crate) async fn recover(cluster: &HostCluster) -> Result<()> {
+    if let Some(node) = write_taken(cluster).await? {
+        return Err(Breach(format!("the server of {node} acknowledges a write before anybody has said recover")).into());
+    }
     let mut last = None;
     for _ in 0..ROUNDS {
         for (node, _) in cluster.data_nodes() {
@@ -124,4 +175,30 @@ pub(crate) async fn recover(cluster: &HostCluster) -> Result<()> {
     }
     let last = last.context("there is no node to recover from")?;
     Err(Breach(format!("no node is taken to recover from: {last:#}")).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_says_nothing_believes_what_the_others_do_not() {
+        let nodes = ["db1", "db10", "db2"].map(|name| NodeId::new(name).unwrap());
+        let said = |name: &str, evidence: &str| Problem {
+            name: name.into(),
+            severity: "critical".into(),
+            evidence: evidence.into(),
+            hint: String::new(),
+            since: None,
+        };
+        let mut problems = vec![
+            said("store-distrusted", "db10: it went back"),
+            said("node-unreachable", "db2: nothing"),
+            said("store-distrusted", "db1: it went back"),
+        ];
+        let (named, trusting) = distrust(&problems, nodes.iter());
+        assert_eq!((named.len(), trusting), (2, vec![&nodes[2]]));
+        problems.remove(2);
+        assert_eq!(distrust(&problems, nodes.iter()).1, [&nodes[0], &nodes[2]]);
+    }
 }

@@ -9,7 +9,7 @@ mod cgroup;
 pub mod check;
 pub mod dice;
 pub mod fault;
-mod inject;
+pub(crate) mod inject;
 mod inject_database;
 mod inject_disk;
 mod inject_etcd;

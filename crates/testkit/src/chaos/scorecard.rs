@@ -22,6 +22,8 @@ const PLANNED: u64 = 2_000;
 #[derive(Clone, Debug, Default)]
 pub struct Scorecard {
     runs: u64,
+    /// Runs that prove nothing: only their number counts.
+    invalid: u64,
     red: u64,
     took_ms: u64,
     faults: u64,
@@ -75,8 +77,12 @@ fn is_silence(kind: Kind) -> bool {
 }
 
 impl Scorecard {
-    /// Adds a run.
+    /// Adds a run. What proves nothing proves no hours, faults or writes either.
     pub fn add(&mut self, report: &Report) {
+        if report.verdict == Verdict::Invalid {
+            self.invalid += 1;
+            return;
+        }
         let asynchronous = report.plan.durability == "async";
         self.runs += 1;
         self.red += u64::from(report.verdict == Verdict::Failed);
@@ -131,7 +137,8 @@ impl Scorecard {
             held: here == 0,
             enough: self.runs > 0,
         };
-        let back = self.rounds.saturating_sub(self.not_back);
+        // A round after which a node did not come back ends its run, and is not among those that were told.
+        let back = self.rounds;
         let mut rows = vec![
             row(6, "faults that happened, no acknowledged write lost", self.faults, FAULTS, self.lost == 0),
             row(7, "hours without a red run", self.took_ms / HOUR, HOURS, self.red == 0),
@@ -205,7 +212,11 @@ impl Scorecard {
         let mut rows = self.counts();
         rows.extend(self.times());
         rows.sort_by_key(|row| row.number);
-        let mut text = format!("scorecard of {} runs, {:.1} h\n", self.runs, self.took_ms as f64 / HOUR as f64);
+        let mut text = format!("scorecard of {} runs, {:.1} h", self.runs, self.took_ms as f64 / HOUR as f64);
+        if self.invalid > 0 {
+            let _ = write!(text, "; {} more proved nothing and are not counted", self.invalid);
+        }
+        text.push('\n');
         for row in rows {
             let verdict = match (row.held, row.enough) {
                 (false, _) => "MISSED",
@@ -269,6 +280,31 @@ mod tests {
             assert!(line(&card, word).ends_with("MISSED"), "{word}");
         }
         assert!(line(&card, "half of them").contains("900 ms of 3"));
+    }
+
+    #[test]
+    fn a_run_that_proves_nothing_counts_for_nothing() {
+        let mut card = Scorecard::default();
+        card.add(&report(Kind::ServerKill, 900));
+        let before = card.words();
+        let mut invalid = report(Kind::ServerKill, 90_000);
+        (invalid.verdict, invalid.unrecovered, invalid.lost) = (Verdict::Invalid, 1, 1);
+        card.add(&invalid);
+        let words = card.words();
+        assert!(words.lines().next().is_some_and(|line| line.contains("of 1 runs") && line.contains("1 more proved")));
+        assert_eq!(words.lines().skip(1).collect::<Vec<_>>(), before.lines().skip(1).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_round_that_did_not_come_back_is_one_more_and_takes_none_away() {
+        let mut card = Scorecard::default();
+        (0..3).for_each(|_| card.add(&report(Kind::ServerKill, 900)));
+        let mut stuck = report(Kind::ServerKill, 900);
+        stuck.rounds.clear();
+        (stuck.unrecovered, stuck.verdict) = (1, Verdict::Failed);
+        card.add(&stuck);
+        let line = line(&card, "came back unattended");
+        assert!(line.contains(" 3 of 4 ") && line.ends_with("MISSED"), "{line}");
     }
 
     #[test]

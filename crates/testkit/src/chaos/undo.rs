@@ -36,7 +36,7 @@ pub(crate) enum Undo {
     /// The log lies on the node's volume again.
     Log(NodeId),
     /// The repository answers again, and what was written meanwhile is archived.
-    Repository(Freeze),
+    Repository(super::inject_log::Hanging),
     /// The store is made anew in the etcd, from the node that has most.
     Recover,
     /// Connections end.
@@ -83,7 +83,7 @@ impl Undo {
             }
             Undo::Member(name, old) => etcd::replace(cluster, &name, old).await?,
             Undo::Log(node) => super::inject_log::put_back(cluster, &node).await?,
-            Undo::Repository(freeze) => super::inject_log::answers_again(cluster, freeze).await?,
+            Undo::Repository(hanging) => super::inject_log::answers_again(cluster, hanging).await?,
             Undo::Recover => super::inject_etcd::recover(cluster).await?,
             Undo::Connections(connections) => drop(connections),
         }

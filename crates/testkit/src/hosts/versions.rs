@@ -3,6 +3,7 @@
 
 use super::cluster::HostCluster;
 use super::host::{Host, program};
+use crate::chaos::inject::Breach;
 use crate::processes::{Pinned, kill_all};
 use anyhow::{Context as _, Result, bail};
 use rustix::process::Signal;
@@ -64,6 +65,18 @@ fn runs(pid: u32, wanted: &Path) -> bool {
     same_file(Path::new(&format!("/proc/{pid}/exe")), wanted)
 }
 
+/// The daemon was told already: that it does not become the other program is the cluster's failure, not that of the fault.
+async fn until_runs(what: &str, patience: Duration, runs: impl Fn() -> bool) -> Result<(), Breach> {
+    let begun = Instant::now();
+    while !runs() {
+        if begun.elapsed() > patience {
+            return Err(Breach(format!("{what} after {} s", patience.as_secs())));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}
+
 /// The next host that has the other version gets this one: the new program, or the previous one. The nodes come first, the clients' host last. An
 /// agent is told to replace itself; a proxy is ended and started again.
 ///
@@ -84,12 +97,8 @@ pub(crate) async fn change_next(cluster: &HostCluster, newer: bool) -> Result<(I
     } else {
         kill_all(&[pid], &[])?;
     }
-    while !program(host, word).is_some_and(|pid| runs(pid, wanted)) {
-        if at.elapsed() > REPLACED {
-            bail!("the {word} of {} does not run {} after {} s", host.name(), wanted.display(), REPLACED.as_secs());
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let what = format!("the {word} of {} does not run {}", host.name(), wanted.display());
+    until_runs(&what, REPLACED, || program(host, word).is_some_and(|pid| runs(pid, wanted))).await?;
     if let Ok(mut changed) = versions.changed.lock() {
         match newer {
             true => changed.insert(host.name().to_owned()),
@@ -98,4 +107,17 @@ pub(crate) async fn change_next(cluster: &HostCluster, newer: bool) -> Result<(I
     }
     let which = if newer { "new" } else { "previous" };
     Ok((at, format!("the {word} of {} is the {which} version now", host.name())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_daemon_that_was_told_and_stays_as_it_is_is_a_breach() {
+        let stays: anyhow::Error =
+            until_runs("the agent of db1 does not", Duration::ZERO, || false).await.unwrap_err().into();
+        assert!(stays.is::<Breach>(), "{stays:#}");
+        assert!(until_runs("it does not", Duration::ZERO, || true).await.is_ok());
+    }
 }

@@ -22,14 +22,14 @@ pub struct Chosen {
 }
 
 /// Looks at so many repositories in the order of preference, and takes the first one whose plan meets the target. Where a plan can not tell whether
-/// the target is met, the one whose log goes furthest: one that was away for long must not pass for the latest moment. Also says why others were
-/// passed over.
+/// the target is met, the one whose log goes furthest: one that was away for long must not pass for the latest moment. Nor can it for a time: a plan
+/// knows when a segment was brought, and one that catches up brings old ones late. Also says why others were passed over.
 pub fn choose(
     count: usize,
     target: &Target,
     look: impl Fn(usize) -> Result<(Repository, Plan), VaultError>,
 ) -> (Option<Chosen>, Vec<(usize, VaultError)>) {
-    let furthest = matches!(target, Target::Latest | Target::Name(_) | Target::Transaction(_));
+    let furthest = matches!(target, Target::Latest | Target::Time(_) | Target::Name(_) | Target::Transaction(_));
     let (mut chosen, mut passed): (Option<Chosen>, Vec<(usize, VaultError)>) = (None, Vec::new());
     for at in 0..count {
         let (repository, plan) = match look(at) {
@@ -187,8 +187,12 @@ mod tests {
 
     #[test]
     fn the_first_that_has_the_moment_is_taken_and_of_the_latest_the_one_that_goes_furthest() {
+        // The first may have brought late what is older than the moment.
         let time = Target::Time(5);
-        assert_eq!(taken(&[Some((1, 5)), Some((1, 9))], &time), (Some(0), vec![]));
+        assert_eq!(taken(&[Some((1, 5)), Some((1, 9))], &time), (Some(1), vec![0]));
+        assert_eq!(taken(&[Some((1, 9)), Some((1, 9))], &time), (Some(0), vec![]));
+        let position = Target::Position(Lsn(5));
+        assert_eq!(taken(&[Some((1, 5)), Some((1, 9))], &position), (Some(0), vec![]));
         assert_eq!(taken(&[None, Some((1, 9))], &time), (Some(1), vec![0]));
         assert_eq!(taken(&[None, None], &time), (None, vec![0, 1]));
         assert_eq!(taken(&[Some((1, 5)), Some((1, 5))], &Target::Latest), (Some(0), vec![]));

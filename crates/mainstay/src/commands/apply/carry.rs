@@ -244,12 +244,11 @@ impl Run {
                         primary => break primary,
                     }
                 };
-                if primary.is_none() {
-                    return Err(Failure::not_now(format!("no primary is known: {name} stays"))
-                        .hint("mainstay status and mainstay why say what the cluster waits for; then apply again"));
-                }
-                node::not_primary(primary.as_ref(), name, "removed").map_err(|failure| {
-                    failure.hint("hand its role over first: `mainstay switchover` (or `--to NODE`); then apply again")
+                node::dispensable(primary.as_ref(), name).map_err(|failure| match primary {
+                    None => failure
+                        .hint("`mainstay status` and `mainstay why` say what the cluster waits for; then apply again"),
+                    Some(_) => failure
+                        .hint("hand its role over first: `mainstay switchover` (or `--to NODE`); then apply again"),
                 })?;
                 let mut spec = session.spec().clone();
                 spec.nodes.retain(|node| node.name != *name);

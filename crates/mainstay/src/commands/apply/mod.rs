@@ -22,6 +22,7 @@ use crate::target::{Target, absolute};
 use fleet::{Fleet, Program};
 use mainstay_model::NodeId;
 use mainstay_model::status::Status;
+use mainstay_plan::apply::facts::Host;
 use mainstay_plan::apply::{Obstacle, Reasoned, Step, Work, adopt, notes, work};
 use mainstay_ports::clock::boot_now;
 use serde_json::json;
@@ -48,6 +49,8 @@ pub(super) struct Run {
     verified: Vec<String>,
     /// Nodes whose hosts start no agent by themselves.
     unkept: Vec<NodeId>,
+    /// Nodes whose agents may not give their hosts the virtual address before their units start anew.
+    addressless: Vec<NodeId>,
     /// Nodes that are taken out, or may be, and whose agents were not ended: what is to be known of each. The next run knows nothing of them.
     left: Mutex<BTreeMap<NodeId, String>>,
     /// Nodes to be taken out whose hosts serve somebody else by now.
@@ -85,6 +88,7 @@ pub(crate) async fn run(options: Apply, global: Global) -> Outcome {
         done: Vec::new(),
         plan,
         unkept: Vec::new(),
+        addressless: Vec::new(),
         left: Mutex::default(),
         elsewhere: Vec::new(),
         verified: Vec::new(),
@@ -124,6 +128,18 @@ fn interrupted(run: Run) -> ! {
     std::process::exit(i32::from(failure.status))
 }
 
+/// Not done by apply: such a restart ends the node's server, and the primary hands its role over.
+fn no_right_to_address(nodes: &[NodeId]) -> Option<String> {
+    let names: Vec<&str> = nodes.iter().map(NodeId::as_str).collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "the agent of {} was started before its unit let it give its host the address (proxy.address). There, one node after the other, the primary's last: \
+             systemctl restart mainstay-agent. It restarts the node's server too, and a primary hands its role over first",
+            names.join(", ")
+        )
+    })
+}
+
 /// A step for programs.
 fn shown(Reasoned { step, why }: &Reasoned) -> serde_json::Value {
     json!({ "step": step.name(), "node": step.node(), "what": step.words(), "why": why })
@@ -151,7 +167,11 @@ impl Run {
                     .nodes
                     .iter()
                     .filter_map(|node| Some((&node.name, looked.inventory.host(&node.name)?)));
-                self.unkept = hosts.filter(|(_, host)| !host.systemd).map(|(node, _)| node.clone()).collect();
+                let addressless = |host: &Host| host.agent.is_some_and(|agent| agent.addressless);
+                (self.unkept, self.addressless) = (
+                    hosts.clone().filter(|(_, host)| !host.systemd).map(|(node, _)| node.clone()).collect(),
+                    hosts.filter(|(_, host)| addressless(host)).map(|(node, _)| node.clone()).collect(),
+                );
                 return self.verify(pass > 0).await;
             }
             self.check_changes(&looked)?;
@@ -260,7 +280,7 @@ impl Run {
                 "cluster": self.target.spec.cluster.name, "changed": !self.done.is_empty(),
                 "steps": self.done.iter().map(shown).collect::<Vec<_>>(),
                 "primary": status.cluster.primary, "write": status.routes.write, "read": status.routes.read,
-                "problems": status.problems, "not_started_by_the_host": self.unkept, "not_ended": &*self.left(), "verified": self.verified,
+                "problems": status.problems, "not_started_by_the_host": self.unkept, "without_right_to_address": self.addressless, "not_ended": &*self.left(), "verified": self.verified,
                 "seconds": super::wait::seconds(took_ms),
             }));
             return;
@@ -277,6 +297,9 @@ impl Run {
                  {PROGRAM} supervise --config {CONFIG} --node {node} --detach"
             ));
         }
+        if let Some(note) = no_right_to_address(&self.addressless) {
+            output::line(&format!("Note: {note}"));
+        }
         for (node, what) in &*self.left() {
             output::line(&format!("Note: {node} is taken out: {what}"));
         }
@@ -288,5 +311,17 @@ impl Run {
     /// The file of this run.
     fn file(&self) -> PathBuf {
         self.target.config.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn agents_without_the_right_to_the_address_are_named_with_what_gives_it_to_them() {
+        assert!(no_right_to_address(&[]).is_none());
+        let note = no_right_to_address(&["db1", "db2"].map(|name| NodeId::new(name).unwrap())).unwrap();
+        assert!(note.contains("db1, db2") && note.contains("systemctl restart mainstay-agent"), "{note}");
     }
 }

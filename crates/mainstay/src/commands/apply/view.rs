@@ -3,7 +3,7 @@
 use super::Run;
 use crate::failure::{Failure, Outcome};
 use crate::local::keys::Keys;
-use crate::on_host::{Task, UNIT_TEXT};
+use crate::on_host::{Task, unit_with};
 use crate::plan::in_store::is_in;
 use crate::plan::settings::{notes as said_of, refuse};
 use crate::session::Session;
@@ -37,7 +37,7 @@ impl Run {
             spec: &self.target.spec,
             text: &self.text,
             program: &self.fleet.program.sha,
-            unit: UNIT_TEXT,
+            unit: unit_with(self.target.spec.proxy.address.is_some()),
             authority,
             now: i64::try_from(wall_now_ms() / 1000).unwrap_or(i64::MAX),
             packages: self.options.packages,

@@ -113,8 +113,8 @@ fn beside(
         let from = told.source.as_deref().unwrap_or("somewhere");
         say(
             format!("the standby of {dir} does not follow the adopted server itself: its log comes from {from}, over a connection that the adopted server does not see"),
-            "let it follow that server directly (primary_conninfo): not another standby, nor through what translates addresses; or take the line out: the node \
-             then becomes a copy by a clone"
+            "let it follow that server directly (primary_conninfo): not another standby, nor through what translates addresses; or it has just connected anew: \
+             apply again; or take the line out: the node then becomes a copy by a clone"
                 .into(),
         );
     }
