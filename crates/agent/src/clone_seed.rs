@@ -13,6 +13,7 @@ use mainstay_ports::seed::{Seed, SeedWish};
 use mainstay_ports::store::Store;
 use mainstay_vault::postgres::backup::Watch;
 use mainstay_vault::postgres::restore::{Destination, Plan, Target, plan, restore};
+use mainstay_vault::postgres::several::{LOOK_MOST, within};
 use mainstay_vault::repository::{Repository, VaultError};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -194,7 +195,7 @@ impl Job {
         loop {
             let (mut passed, mut soon) = (Vec::new(), false);
             for (at, shelf) in self.shelves.iter().enumerate() {
-                match self.look(shelf) {
+                match self.ask(shelf) {
                     Ok((repository, made)) => return Ok((at, repository, made)),
                     Err(error) => {
                         // Only this may be another one in a moment.
@@ -210,41 +211,13 @@ impl Job {
         }
     }
 
-    /// What can be had of one repository now, if it serves better than the primary.
-    fn look(&self, shelf: &Shelf) -> Result<(Repository, Plan), VaultError> {
-        let repository = shelf.open()?;
-        if !repository.readable() {
-            return impossible("this host can write to the repository and not read it");
+    /// The same; one of several that hangs is given up, so that another one can serve.
+    fn ask(&self, shelf: &Shelf) -> Result<(Repository, Plan), VaultError> {
+        if self.shelves.len() < 2 {
+            return look(&self.wish, shelf);
         }
-        let made = plan(&repository, self.wish.system, Target::Latest, Some(self.wish.timeline))?;
-        if made.path != self.wish.lineage {
-            return impossible("the repository knows another way to the primary's timeline than the primary");
-        }
-        if !made.base.corrupt.is_empty() {
-            // The primary may have them whole.
-            return impossible(format!("the backup {} holds damaged blocks", made.base.label));
-        }
-        check_version(&self.wish.programs, made.base.server.version / 10_000)?;
-        let (files, log) = (made.files(), made.log_bytes());
-        if log > files.saturating_add(LOG_BYTES) {
-            let (label, log, files) = (&made.base.label, log >> 20, files >> 20);
-            return impossible(format!(
-                "{log} MiB of log lie after the backup {label} of {files} MiB: a newer backup serves better"
-            ));
-        }
-        let dir = self.wish.into.parent().unwrap_or(Path::new("/"));
-        if let Some(free) = too_little(made.needs(), dir) {
-            let (needs, free) = (made.needs() >> 20, free >> 20);
-            return impossible(format!("{needs} MiB are needed and {free} MiB are free in {}", dir.display()));
-        }
-        let segment = made.base.server.segment_size.max(1);
-        // The server asks for whole segments.
-        if made.reaches.0 < self.wish.kept_from.0 / segment * segment {
-            let (reaches, from) = (made.reaches, self.wish.kept_from);
-            let says = format!("the archive reaches {reaches} and the primary keeps its log from {from} on");
-            return Err(VaultError::NotArchived(says));
-        }
-        Ok((repository, made))
+        let (wish, own) = (self.wish.clone(), shelf.clone());
+        within(LOOK_MOST, Path::new(&shelves::place(&shelf.vault)), move || look(&wish, &own))
     }
 
     fn spaces(&self, made: &Plan) -> Result<BTreeMap<u32, PathBuf>, VaultError> {
@@ -257,6 +230,43 @@ impl Job {
         }
         Ok(made.base.tablespaces.keys().map(|number| (*number, place.join(number.to_string()))).collect())
     }
+}
+
+/// What can be had of one repository now, if it serves better than the primary.
+fn look(wish: &SeedWish, shelf: &Shelf) -> Result<(Repository, Plan), VaultError> {
+    let repository = shelf.open()?;
+    if !repository.readable() {
+        return impossible("this host can write to the repository and not read it");
+    }
+    let made = plan(&repository, wish.system, Target::Latest, Some(wish.timeline))?;
+    if made.path != wish.lineage {
+        return impossible("the repository knows another way to the primary's timeline than the primary");
+    }
+    if !made.base.corrupt.is_empty() {
+        // The primary may have them whole.
+        return impossible(format!("the backup {} holds damaged blocks", made.base.label));
+    }
+    check_version(&wish.programs, made.base.server.version / 10_000)?;
+    let (files, log) = (made.files(), made.log_bytes());
+    if log > files.saturating_add(LOG_BYTES) {
+        let (label, log, files) = (&made.base.label, log >> 20, files >> 20);
+        return impossible(format!(
+            "{log} MiB of log lie after the backup {label} of {files} MiB: a newer backup serves better"
+        ));
+    }
+    let dir = wish.into.parent().unwrap_or(Path::new("/"));
+    if let Some(free) = too_little(made.needs(), dir) {
+        let (needs, free) = (made.needs() >> 20, free >> 20);
+        return impossible(format!("{needs} MiB are needed and {free} MiB are free in {}", dir.display()));
+    }
+    let segment = made.base.server.segment_size.max(1);
+    // The server asks for whole segments.
+    if made.reaches.0 < wish.kept_from.0 / segment * segment {
+        let (reaches, from) = (made.reaches, wish.kept_from);
+        let says = format!("the archive reaches {reaches} and the primary keeps its log from {from} on");
+        return Err(VaultError::NotArchived(says));
+    }
+    Ok((repository, made))
 }
 
 fn impossible<T>(why: impl Into<String>) -> Result<T, VaultError> {

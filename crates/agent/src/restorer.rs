@@ -17,8 +17,8 @@ use mainstay_ports::store::Store;
 use mainstay_vault::postgres::backup::Watch;
 use mainstay_vault::postgres::restore::{Destination, Plan, Target, plan_from, restore, time_text};
 use mainstay_vault::postgres::scratch::{self, Scratch};
-use mainstay_vault::postgres::several::{Chosen, choose};
-use mainstay_vault::repository::VaultError;
+use mainstay_vault::postgres::several::{Chosen, LOOK_MOST, choose, within};
+use mainstay_vault::repository::{Repository, VaultError};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -102,21 +102,28 @@ fn planned(job: &Job) -> Result<(Chosen, Vec<String>), VaultError> {
     let (chosen, passed) = choose(job.shelves.len(), target, |at| {
         let none = || VaultError::Impossible("there is no such repository".to_owned());
         let shelf = job.shelves.get(at).ok_or_else(none)?;
-        let repository = shelf.open()?;
-        if !repository.readable() {
-            let key = shelves::key_file_key(&shelf.name, shelf.alone);
-            let says = format!(
-                "the hosts hold the public key alone, so that they can not read what they wrote: name the file of the secret key for the time of the \
-                 restore (`mainstay set {key}=FILE`, the file on every data node)"
-            );
-            return Err(VaultError::Impossible(says));
+        if job.shelves.len() < 2 {
+            return planned_on(shelf, job.system, &job.wish);
         }
-        let backup = job.wish.backup.as_deref();
-        let made = plan_from(&repository, job.system, target.clone(), job.wish.timeline, backup)?;
-        Ok((repository, made))
+        let (own, system, wish) = (shelf.clone(), job.system, job.wish.clone());
+        within(LOOK_MOST, Path::new(&shelves::place(&shelf.vault)), move || planned_on(&own, system, &wish))
     });
     let Some(chosen) = chosen else { return Err(shelves::none_has_it(&job.shelves, passed)) };
     Ok((chosen, shelves::passed_over(&job.shelves, &passed)))
+}
+
+fn planned_on(shelf: &Shelf, system: SystemId, wish: &RestoreWish) -> Result<(Repository, Plan), VaultError> {
+    let repository = shelf.open()?;
+    if !repository.readable() {
+        let key = shelves::key_file_key(&shelf.name, shelf.alone);
+        let says = format!(
+            "the hosts hold the public key alone, so that they can not read what they wrote: name the file of the secret key for the time of the \
+             restore (`mainstay set {key}=FILE`, the file on every data node)"
+        );
+        return Err(VaultError::Impossible(says));
+    }
+    let made = plan_from(&repository, system, wish.target.clone(), wish.timeline, wish.backup.as_deref())?;
+    Ok((repository, made))
 }
 
 fn words(target: &Target) -> String {

@@ -108,9 +108,11 @@ async fn plans(shelf: &Shelf, target: &Target, options: &Restore) -> Outcome<Res
     let work = move || {
         let (chosen, passed) = choose(places.len(), &target, |at| {
             let none = || VaultError::Impossible("there is no repository".to_owned());
-            let (repository, system) = places.get(at).ok_or_else(none)?.look(wanted)?;
-            let made = plan_from(&repository, system, target.clone(), timeline, backup.as_deref())?;
-            Ok((repository, made))
+            let (target, backup) = (target.clone(), backup.clone());
+            places.get(at).ok_or_else(none)?.ask(places.len() > 1, wanted, move |(repository, system)| {
+                let made = plan_from(&repository, system, target, timeline, backup.as_deref())?;
+                Ok((repository, made))
+            })
         });
         let chosen = chosen.and_then(|chosen| Some((places.get(chosen.at)?.clone(), chosen)));
         let Some((place, Chosen { at, repository, plan: made })) = chosen else {

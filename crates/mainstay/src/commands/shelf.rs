@@ -10,6 +10,7 @@ use mainstay_model::bucket::{Address, is_bucket};
 use mainstay_model::spec::{Spec, Vault};
 use mainstay_model::{RepositoryName, SystemId};
 use mainstay_vault::objects::ObjectError;
+use mainstay_vault::postgres::several::{LOOK_MOST, within};
 use mainstay_vault::repository::{Repository, VaultError};
 use std::path::{Path, PathBuf};
 
@@ -66,6 +67,23 @@ impl Place {
     /// When it can not be reached or read, or holds no database, or several.
     pub(crate) fn look(&self, wanted: Option<SystemId>) -> Result<(Repository, SystemId), VaultError> {
         look(&self.place, self.key.as_deref(), wanted)
+    }
+
+    /// The same, and what is asked of it then. One of several that hangs is given up, so that another one can serve. This blocks.
+    ///
+    /// # Errors
+    /// The same, and those of `then`.
+    pub(crate) fn ask<T: Send + 'static>(
+        &self,
+        several: bool,
+        wanted: Option<SystemId>,
+        then: impl FnOnce((Repository, SystemId)) -> Result<T, VaultError> + Send + 'static,
+    ) -> Result<T, VaultError> {
+        if !several {
+            return then(self.look(wanted)?);
+        }
+        let place = self.clone();
+        within(LOOK_MOST, &self.place, move || then(place.look(wanted)?))
     }
 }
 
@@ -156,7 +174,7 @@ impl Shelf {
         blocking(move || {
             let (mut books, mut passed) = (Vec::new(), Vec::new());
             for (at, place) in places.iter().enumerate() {
-                match place.look(wanted) {
+                match place.ask(places.len() > 1, wanted, Ok) {
                     Ok((repository, system)) => {
                         let (name, vault) = (place.name.clone(), place.vault.clone());
                         books.push(Book { repository, system, name, vault });

@@ -8,8 +8,50 @@ use crate::objects::Key;
 use crate::postgres::restore::{Plan, Target};
 use crate::repository::{Repository, VaultError};
 use std::fmt;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 use tracing::warn;
+
+/// A look at one of several repositories may take so long: one that hangs (a mount whose server is gone) is then passed over.
+pub const LOOK_MOST: Duration = Duration::from_secs(120);
+/// So many looks may hang in one process: each keeps a thread until its repository answers.
+const HANGING_MAX: usize = 16;
+static HANGING: AtomicUsize = AtomicUsize::new(0);
+
+/// A look at the repository there, in a thread of its own, which is given up after `most`.
+///
+/// # Errors
+/// The look's own, and when it does not end in time.
+pub fn within<T: Send + 'static>(
+    most: Duration,
+    place: &Path,
+    look: impl FnOnce() -> Result<T, VaultError> + Send + 'static,
+) -> Result<T, VaultError> {
+    if HANGING.load(Ordering::Relaxed) >= HANGING_MAX {
+        let says = format!("{}: {HANGING_MAX} earlier looks at repositories have not ended", place.display());
+        return Err(VaultError::Server(says));
+    }
+    let (tell, told) = sync_channel(1);
+    HANGING.fetch_add(1, Ordering::Relaxed);
+    let work = move || {
+        let result = look();
+        HANGING.fetch_sub(1, Ordering::Relaxed);
+        let _ = tell.send(result);
+    };
+    let started = std::thread::Builder::new().name("look".to_owned()).spawn(work);
+    started.map_err(|error| VaultError::Server(format!("no thread: {error}")))?;
+    told.recv_timeout(most).unwrap_or_else(|end| {
+        Err(VaultError::Server(match end {
+            RecvTimeoutError::Timeout => format!("{} has not answered for {} s", place.display(), most.as_secs()),
+            RecvTimeoutError::Disconnected => {
+                format!("the look at {} ended without a word, which is a bug", place.display())
+            }
+        }))
+    })
+}
 
 /// The one that is taken.
 pub struct Chosen {
@@ -183,6 +225,24 @@ mod tests {
         };
         let (chosen, passed) = choose(all.len(), target, look);
         (chosen.map(|chosen| chosen.at), passed.into_iter().map(|(at, _)| at).collect())
+    }
+
+    #[test]
+    fn one_that_hangs_is_passed_over() {
+        let place = Path::new("/gone");
+        let (end, ends) = std::sync::mpsc::channel::<()>();
+        let hangs = within(Duration::from_millis(50), place, move || {
+            let _ = ends.recv();
+            Ok(())
+        });
+        assert_eq!(
+            hangs.unwrap_err().to_string(),
+            VaultError::Server("/gone has not answered for 0 s".into()).to_string()
+        );
+        drop(end);
+        assert_eq!(within(LOOK_MOST, place, || Ok(7)).unwrap(), 7);
+        assert!(within(LOOK_MOST, place, || Err::<(), _>(VaultError::Impossible("no".into()))).is_err());
+        assert!(within(LOOK_MOST, place, || -> Result<(), VaultError> { panic!("on purpose") }).is_err());
     }
 
     #[test]
