@@ -150,7 +150,8 @@ impl Mind {
             return;
         }
         if self.now >= give_up && !raising {
-            self.give_up("too few recruits answered in time", None);
+            let why = self.too_late(&stage);
+            self.give_up(&why, None);
             return;
         }
         self.until(give_up);
@@ -160,6 +161,14 @@ impl Mind {
             Stage::Catching { from, end, follow } => self.catch_up(&from, end, follow),
             Stage::Claiming => self.claim(),
         }
+    }
+
+    /// What did not come in time.
+    fn too_late(&self, stage: &Stage) -> String {
+        let Stage::Catching { from, .. } = stage else { return "too few recruits answered in time".to_owned() };
+        let gone = self.server.seen.as_ref().is_some_and(|seen| seen.log_gone);
+        let gone = if gone { ": it has removed log that this copy needs" } else { "" };
+        format!("{from}'s log reaches further, and did not come in time{gone}")
     }
 
     /// Ends the candidacy without a release: somebody else has a newer term.
