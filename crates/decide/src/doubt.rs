@@ -154,6 +154,12 @@ impl Mind {
             (ClaimState::Founding, _) => {}
             (ClaimState::Free, _) => self.stand_when_free(&record),
             (_, None) => self.stand("the record names no holder", "the record named no holder"),
+            // Its agent lives, so that nobody doubts it, and it would hold the term for ever.
+            (_, Some(_)) if mine && self.server.unstartable.is_some() => {
+                if !self.is_superseded() && !self.orders.busy() {
+                    self.abdicate("this node holds the term and its copy can not be started", None);
+                }
+            }
             (_, Some(_)) if mine => {
                 let why = self.fenced.as_ref().filter(|(term, _)| *term == record.term).map(|(_, why)| why.as_str());
                 let why = why.unwrap_or("its agent or server was restarted");
