@@ -89,7 +89,7 @@ fn unit(root: &Path) -> Result<String> {
 /// The tests that drive the built program. One at a time: they measure.
 fn end_to_end(root: &Path) -> Result<String> {
     build(root)?;
-    let which = ["--lib", "--test", "end_to_end"];
+    let which = ["--lib", "--bin", "testkit", "--test", "end_to_end"];
     let counted = count(&run_kept("end to end", &mut tests_of_built(root, &which)?)?);
     closing_line("end to end", counted)
 }

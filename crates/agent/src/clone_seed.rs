@@ -12,8 +12,8 @@ use mainstay_ports::priority::ordinarily;
 use mainstay_ports::seed::{Seed, SeedWish};
 use mainstay_ports::store::Store;
 use mainstay_vault::postgres::backup::Watch;
+use mainstay_vault::postgres::look::look_at;
 use mainstay_vault::postgres::restore::{Destination, Plan, Target, plan, restore};
-use mainstay_vault::postgres::several::{LOOK_MOST, within};
 use mainstay_vault::repository::{Repository, VaultError};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -191,7 +191,7 @@ impl Job {
     /// The first repository that serves, once its log reaches to what the primary keeps: whole segments are archived, so that the last one may take
     /// its time.
     fn reaching(&self) -> Result<(usize, Repository, Plan), VaultError> {
-        let begun = std::time::Instant::now();
+        let mut begun = None;
         loop {
             let (mut passed, mut soon) = (Vec::new(), false);
             for (at, shelf) in self.shelves.iter().enumerate() {
@@ -204,6 +204,8 @@ impl Job {
                     }
                 }
             }
+            // Counted from the first round on, which may have waited for one that hangs.
+            let begun = begun.get_or_insert_with(std::time::Instant::now);
             if !soon || begun.elapsed() > REACH || self.watch.stop.load(Ordering::Relaxed) {
                 return Err(shelves::none_has_it(&self.shelves, passed));
             }
@@ -213,11 +215,9 @@ impl Job {
 
     /// The same; one of several that hangs is given up, so that another one can serve.
     fn ask(&self, shelf: &Shelf) -> Result<(Repository, Plan), VaultError> {
-        if self.shelves.len() < 2 {
-            return look(&self.wish, shelf);
-        }
         let (wish, own) = (self.wish.clone(), shelf.clone());
-        within(LOOK_MOST, Path::new(&shelves::place(&shelf.vault)), move || look(&wish, &own))
+        let place = shelves::place(&shelf.vault);
+        look_at(self.shelves.len() > 1, Path::new(&place), move || look(&wish, &own))
     }
 
     fn spaces(&self, made: &Plan) -> Result<BTreeMap<u32, PathBuf>, VaultError> {

@@ -60,6 +60,21 @@ pub(crate) fn holder(lock: &Path) -> Option<Pid> {
     Pid::from_raw(text.trim().parse().ok()?)
 }
 
+/// In a proxy's environment: the virtual address for which its agent started it. Another agent can read there what this one knew.
+const BEGUN_FOR: &str = "MAINSTAY_PROXY_ADDRESS";
+
+fn shown(address: Option<Ipv4Addr>) -> String {
+    address.map(|address| address.to_string()).unwrap_or_default()
+}
+
+/// For which virtual address it was started: none where its agent was of a version that did not say so. `None`: it can not be told.
+fn begun_for(pid: Pid) -> Option<String> {
+    let all = std::fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())).ok().filter(|all| !all.is_empty())?;
+    let name = format!("{BEGUN_FOR}=");
+    let mut pairs = all.split(|byte| *byte == 0).filter_map(|pair| std::str::from_utf8(pair).ok());
+    Some(pairs.find_map(|pair| pair.strip_prefix(name.as_str())).unwrap_or_default().to_owned())
+}
+
 /// Is there to be one, and at which virtual address does it listen too?
 fn wish(stored: &StoredSpec) -> (bool, Option<Ipv4Addr>) {
     (stored.spec.proxy.on_nodes, stored.spec.proxy.address.map(|address| address.address))
@@ -89,20 +104,17 @@ fn last_error(log: &Path) -> Option<String> {
 }
 
 impl ProxyChild {
-    /// Keeps it running while the specification wants one, for ever. One that was started for another virtual address is started again: it listens
-    /// where it began to.
+    /// Keeps it running while the specification wants one, for ever. One that was started for another virtual address, also by an earlier agent, is
+    /// started again: it listens where it began to.
     pub async fn keep(self, generations: Arc<Generations>) {
         let mut news = generations.watch();
         let mut pause = PAUSE_FIRST;
-        // One that an earlier agent has left is taken for one that knew as much.
-        let mut begun_for = wish(&news.borrow()).1;
         loop {
             let (wanted, address) = wish(&news.borrow_and_update());
             match (wanted, holder(&self.layout.proxy_lock())) {
-                (true, Some(_)) if address != begun_for => {
+                (true, Some(pid)) if begun_for(pid).is_some_and(|begun| begun != shown(address)) => {
                     info!("proxy.address has changed: this node's proxy ends, and is started again");
                     self.end().await;
-                    begun_for = address;
                 }
                 (true, Some(pid)) => {
                     let begun = Instant::now();
@@ -115,9 +127,8 @@ impl ProxyChild {
                     }
                 }
                 (true, None) => {
-                    begun_for = address;
                     let begun = Instant::now();
-                    self.start().await;
+                    self.start(address).await;
                     if holder(&self.layout.proxy_lock()).is_none() {
                         self.ended(Duration::ZERO).await;
                         let wait = wait_after(begun.elapsed().min(COME_UP), &mut pause);
@@ -167,7 +178,7 @@ impl ProxyChild {
         }
     }
 
-    async fn start(&self) {
+    async fn start(&self, address: Option<Ipv4Addr>) {
         if !self.layout.proxy_cert().is_file() {
             error!(
                 path = %self.layout.proxy_cert().display(),
@@ -175,7 +186,7 @@ impl ProxyChild {
             );
             return sleep(PAUSE_MOST).await;
         }
-        let started = self.spawn();
+        let started = self.spawn(address);
         let pid = match started {
             Ok(pid) => pid,
             Err(problem) => return error!(%problem, "this node's proxy can not be started"),
@@ -193,12 +204,13 @@ impl ProxyChild {
         warn!("this node's proxy does not come up");
     }
 
-    fn spawn(&self) -> std::io::Result<Pid> {
+    fn spawn(&self, address: Option<Ipv4Addr>) -> std::io::Result<Pid> {
         std::fs::create_dir_all(self.layout.log())?;
         let log = OpenOptions::new().create(true).append(true).open(self.layout.proxy_log())?;
         let mut command = Command::new(&self.program);
         command.arg0("mainstay").arg("proxy").arg("--config").arg(&self.config);
         command.arg("--node").arg(self.node.as_str()).current_dir(self.layout.dir());
+        command.env(BEGUN_FOR, shown(address));
         // A group of its own: what is typed at a terminal, or sent to the agent's group, is not for it.
         command.process_group(0).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         Ok(Pid::from_child(&ordinarily(|| command.spawn())?))
@@ -320,7 +332,10 @@ mod tests {
         assert_eq!(holder(&layout.proxy_lock()), first, "what a proxy takes up while it runs costs no start");
         change(&|spec| spec.proxy.address = Some("10.0.0.100/24".parse().unwrap()));
         let second = other_than(&layout, first).await;
+        // The agent misses the next change: whoever comes after it sees for what the proxy was started.
+        kept.abort();
         change(&|spec| spec.proxy.address = None);
+        let kept = tokio::spawn(child.clone().keep(Arc::clone(&generations)));
         other_than(&layout, second).await;
         assert_eq!(*child.down.borrow(), None, "none of them crashed");
         kept.abort();

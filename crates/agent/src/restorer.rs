@@ -15,9 +15,10 @@ use mainstay_model::{Command, CopyId, Record, Restoration, SystemId, Timeline};
 use mainstay_ports::priority::ordinarily;
 use mainstay_ports::store::Store;
 use mainstay_vault::postgres::backup::Watch;
+use mainstay_vault::postgres::look::look_at;
 use mainstay_vault::postgres::restore::{Destination, Plan, Target, plan_from, restore, time_text};
 use mainstay_vault::postgres::scratch::{self, Scratch};
-use mainstay_vault::postgres::several::{Chosen, LOOK_MOST, choose, within};
+use mainstay_vault::postgres::several::{Chosen, choose};
 use mainstay_vault::repository::{Repository, VaultError};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -102,11 +103,9 @@ fn planned(job: &Job) -> Result<(Chosen, Vec<String>), VaultError> {
     let (chosen, passed) = choose(job.shelves.len(), target, |at| {
         let none = || VaultError::Impossible("there is no such repository".to_owned());
         let shelf = job.shelves.get(at).ok_or_else(none)?;
-        if job.shelves.len() < 2 {
-            return planned_on(shelf, job.system, &job.wish);
-        }
         let (own, system, wish) = (shelf.clone(), job.system, job.wish.clone());
-        within(LOOK_MOST, Path::new(&shelves::place(&shelf.vault)), move || planned_on(&own, system, &wish))
+        let place = shelves::place(&shelf.vault);
+        look_at(job.shelves.len() > 1, Path::new(&place), move || planned_on(&own, system, &wish))
     });
     let Some(chosen) = chosen else { return Err(shelves::none_has_it(&job.shelves, passed)) };
     Ok((chosen, shelves::passed_over(&job.shelves, &passed)))

@@ -7,7 +7,7 @@ use mainstay_model::{Lsn, Position, RepositoryName, Timeline};
 use mainstay_ports::store::Store;
 use mainstay_vault::postgres::several::Elsewhere;
 use mainstay_vault::repository::{Repository, VaultError};
-use tracing::warn;
+use std::path::Path;
 
 /// One repository.
 #[derive(Clone, Debug)]
@@ -156,16 +156,8 @@ pub(crate) fn named(all: Vec<Shelf>, name: Option<&RepositoryName>) -> (Vec<Shel
 /// The others, opened when something of this one is damaged. `more`: those that could not be taken.
 pub(crate) fn elsewhere(shelves: &[Shelf], at: usize, more: &[Shelf]) -> Elsewhere {
     let others = shelves.iter().enumerate().filter(|(other, _)| *other != at).map(|(_, shelf)| shelf);
-    let others: Vec<Shelf> = others.chain(more).cloned().collect();
-    if others.is_empty() {
-        return Elsewhere::default();
-    }
-    Elsewhere::of(move || {
-        let opened = |shelf: &Shelf| {
-            shelf.open().inspect_err(|error| warn!(repository = %shelf.name, %error, "it can not help")).ok()
-        };
-        others.iter().filter_map(opened).collect()
-    })
+    let one = |all: Elsewhere, shelf: Shelf| all.and(Path::new(&place(&shelf.vault)), move || shelf.open());
+    others.chain(more).cloned().fold(Elsewhere::default(), one)
 }
 
 /// How they stand, for commands; nothing where there is at most one.
@@ -236,7 +228,7 @@ mod tests {
     #[test]
     fn one_that_is_named_is_planned_on_alone_and_the_others_heal() {
         let all = vec![shelf("near", "x"), shelf("far", "y")];
-        let any = |elsewhere: &Elsewhere| format!("{elsewhere:?}").contains("any: true");
+        let any = |elsewhere: &Elsewhere| format!("{elsewhere:?}").contains("others: [\"/");
         let (taken, others) = named(all.clone(), Some(&name("far")));
         assert_eq!((taken.len(), taken[0].name.as_str(), others.len()), (1, "far", 1));
         assert!(any(&elsewhere(&taken, 0, &others)));

@@ -3,6 +3,7 @@
 use crate::io::Evidence;
 use crate::mind::Mind;
 use crate::plant::Plant;
+use crate::server::UNSTARTABLE_MS;
 use mainstay_model::{ClaimState, Message, Moment, NodeId, Position, Record, ServerState, Span, Term};
 use std::collections::BTreeMap;
 
@@ -116,12 +117,8 @@ impl Mind {
         let mine = self.is_me(record.holder.as_ref());
         if !self.may_ever_stand() {
             self.failover_failed("this node can not become primary any more");
-            if mine
-                && !self.is_superseded()
-                && matches!(record.state, ClaimState::Held | ClaimState::Electing)
-                && !self.orders.busy()
-            {
-                self.abdicate("this node holds the term and can not become primary", None);
+            if mine && matches!(record.state, ClaimState::Held | ClaimState::Electing) {
+                self.give_back("can not become primary");
             }
             return;
         }
@@ -154,11 +151,16 @@ impl Mind {
             (ClaimState::Founding, _) => {}
             (ClaimState::Free, _) => self.stand_when_free(&record),
             (_, None) => self.stand("the record names no holder", "the record named no holder"),
-            // Its agent lives, so that nobody doubts it, and it would hold the term for ever.
-            (_, Some(_)) if mine && self.server.unstartable.is_some() => {
-                if !self.is_superseded() && !self.orders.busy() {
-                    self.abdicate("this node holds the term and its copy can not be started", None);
+            (state, Some(_)) if mine && self.server.unstartable.is_some() => {
+                // Its agent lives, so that nobody doubts it, and it would hold the term for ever. What it led with may be more than what others have, and
+                // one failure to start proves little: that is tried for a while.
+                let patience = Span(if *state == ClaimState::Held { UNSTARTABLE_MS } else { 0 });
+                let at = self.server.unstartable.as_ref().map_or(self.now, |(since, _)| *since) + patience;
+                if self.now < at {
+                    self.until(at);
+                    return;
                 }
+                self.give_back("has a copy that can not be started");
             }
             (_, Some(_)) if mine => {
                 let why = self.fenced.as_ref().filter(|(term, _)| *term == record.term).map(|(_, why)| why.as_str());
@@ -167,6 +169,13 @@ impl Mind {
                 self.stand("this node holds the term and is not primary", &cause);
             }
             (_, Some(holder)) => self.stand_when_silent(&record, &holder.clone()),
+        }
+    }
+
+    /// A term that this node holds and can not use.
+    fn give_back(&mut self, why: &str) {
+        if !self.is_superseded() && !self.orders.busy() {
+            self.abdicate(&format!("this node holds the term and {why}"), None);
         }
     }
 

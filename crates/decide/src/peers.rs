@@ -10,8 +10,6 @@ use std::collections::BTreeSet;
 const PEERS_MAX: usize = 64;
 /// Later than this no message arrives.
 const LATE_MS: u64 = 3_000;
-/// Two clocks run apart by less than one part in so many.
-const RATES: u64 = 64;
 /// A node that is neither listed nor a member is forgotten after this silence.
 const FORGET_MS: u64 = 10_000;
 
@@ -25,30 +23,9 @@ pub(crate) struct Peer {
     pub(crate) evidence: Option<Evidence>,
     /// The term of which it said that its server runs as primary.
     pub(crate) primary_of: Option<Term>,
-    /// The presence that was on its way for the shortest time: how far its sender's clock was behind ours when it came (or before it: then negative),
-    /// and when that was.
-    quickest: Option<(i128, Moment)>,
-    /// For so much longer than that one the last presence was on its way.
-    late: Span,
 }
 
 impl Peer {
-    /// Notes for how long a presence was on its way. One that waited, because this host stood still or the network did, says what was true when it was
-    /// sent, which may be long ago.
-    fn time(&mut self, now: Moment, presence: &Presence) {
-        if self.presence.as_ref().is_none_or(|last| last.life != presence.life) {
-            self.quickest = None;
-        }
-        let behind = i128::from(now.0) - i128::from(presence.sent.0);
-        // Its clock may be the slower one: what was the quickest then may have been less quick than it seems now.
-        let quickest = self.quickest.map(|(behind, at)| behind + i128::from(now.since(at).0 / RATES));
-        let late = quickest.map_or(0, |quickest| behind - quickest);
-        self.late = Span(u64::try_from(late).unwrap_or(0));
-        if late <= 0 {
-            self.quickest = Some((behind, now));
-        }
-    }
-
     /// Was this overtaken on its way by a newer presence of its sender, maybe of a later life of its agent? A sender that was silent
     /// for long may have a clock that began anew.
     fn overtaken(&self, now: Moment, presence: &Presence) -> bool {
@@ -88,7 +65,6 @@ impl Mind {
         if peer.overtaken(now, &presence) {
             return;
         }
-        peer.time(now, &presence);
         peer.heard = Some(now);
         peer.evidence = None;
         peer.primary_of = presence.primary_of;
@@ -127,10 +103,13 @@ impl Mind {
         self.peers.get(node).and_then(|peer| peer.heard).is_some_and(|heard| self.now.since(heard) <= span)
     }
 
-    /// Was what this node said last also sent within this time, as far as clocks can tell? For what can not be taken back.
-    pub(crate) fn said_within(&self, node: &NodeId, span: Span) -> bool {
-        let Some(peer) = self.peers.get(node) else { return false };
-        peer.heard.is_some_and(|heard| self.now.since(heard).0.saturating_add(peer.late.0) <= span.0)
+    /// Did this node say what it said last after it had read words of this node from within this time? For what can not be taken back: words that
+    /// waited while a host or the network stood still are read late, and say what was true when they were sent.
+    pub(crate) fn answers_within(&self, node: &NodeId, span: Span) -> bool {
+        let presence = self.peers.get(node).and_then(|peer| peer.presence.as_ref());
+        // One that lies ahead is of a clock that began anew.
+        let echo = presence.and_then(|presence| presence.echo).filter(|echo| *echo <= self.now);
+        echo.is_some_and(|echo| self.now.since(echo) <= span)
     }
 
     /// Is this node heard now, as far as nothing says otherwise?
@@ -229,7 +208,9 @@ impl Mind {
         let presence = self.presence();
         let peers: Vec<NodeId> = self.peers.keys().cloned().collect();
         for peer in peers {
-            self.send(peer, Message::Presence(presence.clone()));
+            let read = self.peers.get(&peer).and_then(|peer| peer.presence.as_ref());
+            let echo = read.map(|presence| presence.sent);
+            self.send(peer, Message::Presence(Presence { echo, ..presence.clone() }));
         }
     }
 
@@ -248,6 +229,7 @@ impl Mind {
             position: self.position_hint(),
             holder_heard: heard.map(|at| self.now.since(at)),
             sent: self.now,
+            echo: None,
         }
     }
 }

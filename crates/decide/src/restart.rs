@@ -9,6 +9,22 @@ use std::collections::BTreeSet;
 /// A removed primary looks so often for somebody to hand over to.
 const HAND_AGAIN_MS: u64 = 1_000;
 
+/// Why a copy is kept.
+pub(crate) enum Needed {
+    /// It may be the last one of something acknowledged.
+    Maybe(String),
+    /// A primary that answers does not serve yet, and may wait for what this copy holds.
+    NotOpen(String),
+}
+
+impl Needed {
+    pub(crate) fn why(self) -> String {
+        match self {
+            Needed::Maybe(why) | Needed::NotOpen(why) => why,
+        }
+    }
+}
+
 impl Mind {
     // ---- restart -----------------------------------------------------------------------------------------------------
 
@@ -175,7 +191,7 @@ impl Mind {
             return Err(format!("{me} is no data node"));
         }
         if !self.planted(Plant::ReinitOfLastCopy) {
-            self.copy_spare()?;
+            self.copy_spare().map_err(Needed::why)?;
         }
         self.give_up_copy(&format!("{by} ordered a new clone"));
         self.server.ordered = true;
@@ -184,24 +200,35 @@ impl Mind {
     }
 
     /// Nothing acknowledged is lost with this copy: another node runs as primary, open, by the newest record.
-    pub(crate) fn copy_spare(&self) -> Result<(), String> {
+    pub(crate) fn copy_spare(&self) -> Result<(), Needed> {
         let me = &self.config.me;
-        let Some(record) = self.record() else { return Err("the record has not been read yet: try again".to_owned()) };
+        let maybe = |why: String| Err(Needed::Maybe(why));
+        let Some(record) = self.record() else {
+            return maybe("the record has not been read yet: try again".to_owned());
+        };
         if self.is_me(record.leader.as_ref()) {
-            return Err(format!("{me} was the last primary: its copy is the one that counts"));
+            return maybe(format!("{me} was the last primary: its copy is the one that counts"));
         }
         let Some((leader, _)) = self.running_leader().filter(|_| record.state == ClaimState::Held) else {
-            return Err("no other node runs as primary: this may be the last copy of something acknowledged".to_owned());
+            return maybe(
+                "no other node runs as primary: this may be the last copy of something acknowledged".to_owned(),
+            );
         };
-        // What waited while this host stood still tells nothing of now.
-        let fresh = self.hears(&leader) && self.said_within(&leader, self.config.suspicion);
+        if !self.hears(&leader) {
+            return maybe(format!("{leader} was primary when it was heard last, and is not heard now"));
+        }
+        // Heard is what was read just now, however long it was on its way.
+        if !self.answers_within(&leader, self.config.suspicion) {
+            return maybe(format!(
+                "{leader} was primary when it spoke last, and has not answered this node since: try again"
+            ));
+        }
         let open =
             self.peers.get(&leader).and_then(|peer| peer.presence.as_ref()).is_some_and(|presence| presence.open);
-        if !fresh {
-            return Err(format!("{leader} was primary when it was heard last, and that was not just now: try again"));
-        }
         if !open {
-            return Err(format!("{leader} is primary but not open: it may wait for what this copy holds"));
+            return Err(Needed::NotOpen(format!(
+                "{leader} is primary but not open: it may wait for what this copy holds"
+            )));
         }
         Ok(())
     }

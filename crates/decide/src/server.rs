@@ -3,6 +3,7 @@
 
 use crate::mind::Mind;
 use crate::plant::Plant;
+use crate::restart::Needed;
 use mainstay_model::record::Upstream;
 use mainstay_model::{LogEnd, Moment, NodeId, Order, ServerObservation, ServerState, Span, Term};
 
@@ -16,7 +17,7 @@ const RECORD_WAIT_MS: u64 = 3_000;
 const CLONE_AGAIN_MS: u64 = 500;
 const CLONE_AGAIN_MAX_MS: u64 = 30_000;
 /// A copy that can not be started waits so long for a primary that is not open yet, before it is given up.
-const UNSTARTABLE_MS: u64 = 3_000;
+pub(crate) const UNSTARTABLE_MS: u64 = 3_000;
 
 /// The local server as this machine knows it.
 #[derive(Clone, Debug, Default)]
@@ -98,6 +99,10 @@ impl Mind {
             // While an order runs, its outcome says what the state is; probes give positions only.
             self.server.state = Some(seen.state);
             self.server.known |= first;
+            if matches!(seen.state, ServerState::Standby | ServerState::Primary) {
+                // It came up after all, from an attempt that was said not to have ended.
+                self.server.unstartable = None;
+            }
         }
         match seen.state {
             ServerState::Starting if !busy => {
@@ -276,14 +281,14 @@ impl Mind {
     fn plan_unstartable(&mut self) -> bool {
         let Some((since, why)) = self.server.unstartable.clone() else { return false };
         if !self.planted(Plant::UnstartableGivenUp)
-            && let Err(kept) = self.copy_spare()
+            && let Err(needed) = self.copy_spare()
         {
             // A primary that waits for confirmations can not open before this node has a copy that streams. It was elected, so its log has
             // everything acknowledged; this copy can confirm nothing, and a clone moves its files aside.
-            let waited = self.now.since(since).0 >= UNSTARTABLE_MS;
-            let mine = self.record().is_none_or(|record| self.is_me(record.leader.as_ref()));
-            if !waited || mine || self.running_leader().is_none() {
+            let waits = matches!(needed, Needed::NotOpen(_)) && self.now.since(since).0 >= UNSTARTABLE_MS;
+            if !waits {
                 self.until(since + Span(UNSTARTABLE_MS));
+                let kept = needed.why();
                 self.reason("start", format!("this copy can not be started ({why}), and is kept: {kept}"));
                 return false;
             }

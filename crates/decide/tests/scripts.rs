@@ -157,6 +157,8 @@ fn presence(now: u64, words: &Words) -> Presence {
         position: words.get("pos").map(position),
         holder_heard: None,
         sent: Moment(words.get("sent").map_or(now, |text| text.parse().unwrap())),
+        // As a rule it has read what this node said a moment ago.
+        echo: words.get("echo").map_or(Some(Moment(now)), |text| text.parse().ok().map(Moment)),
     }
 }
 

@@ -192,13 +192,41 @@ impl Address {
     /// The host that is asked, as requests name it.
     #[must_use]
     pub fn host(&self) -> String {
-        let (scheme, host) = self.endpoint.split_once("://").unwrap_or_default();
-        let standard = if scheme == "https" { ":443" } else { ":80" };
-        let host = host.strip_suffix(standard).unwrap_or(host);
+        let host = self.server();
         match &self.protocol {
             Protocol::S3 { path_style: false, .. } => format!("{}.{host}", self.bucket),
             _ => host.to_owned(),
         }
+    }
+
+    /// Do both name the same objects? How they are reached, by which keys and within which time, makes no other place of one.
+    #[must_use]
+    pub fn is_where(&self, other: &Address) -> bool {
+        self.whole() == other.whole()
+    }
+
+    fn whole(&self) -> (&str, Option<&str>, &str, &str) {
+        let account = match &self.protocol {
+            Protocol::S3 { .. } => None,
+            Protocol::Azure { account, .. } => Some(account.as_str()),
+        };
+        (self.server(), account, &self.bucket, &self.prefix)
+    }
+
+    /// The server without what names the bucket, and without the port that goes without saying.
+    fn server(&self) -> &str {
+        let (scheme, host) = self.endpoint.split_once("://").unwrap_or_default();
+        host.strip_suffix(if scheme == "https" { ":443" } else { ":80" }).unwrap_or(host)
+    }
+
+    /// Does what is sent there cross a network without being encrypted?
+    #[must_use]
+    pub fn in_clear(&self) -> bool {
+        let server = self.server();
+        let name = server.strip_prefix('[').and_then(|rest| rest.split(']').next());
+        let name = name.unwrap_or_else(|| server.split(':').next().unwrap_or_default());
+        let here = name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+        self.scheme() != "https" && !here
     }
 
     /// `https` or `http`.

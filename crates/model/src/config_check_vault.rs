@@ -107,7 +107,7 @@ fn several(vault: &Vault, add: Add<'_>) {
 fn same_bucket(one: &Path, other: &Path) -> bool {
     let read = |place: &Path| crate::bucket::Address::parse(place.to_str().unwrap_or_default()).ok();
     let (Some(one), Some(other)) = (read(one), read(other)) else { return false };
-    (one.endpoint, one.bucket, one.prefix) == (other.endpoint, other.bucket, other.prefix)
+    one.is_where(&other)
 }
 
 /// One repository by itself.

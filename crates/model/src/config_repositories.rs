@@ -169,6 +169,17 @@ mod tests {
         let third = |place: &str| set(&bucket, &format!("vault.repository.third.place={place}"));
         let same = "s3://logs/far/?endpoint=https://minio:9000/&timeout=5&credentials=/k";
         assert!(third(same).unwrap_err().contains("lie in one place"));
+        let azure =
+            |account: &str| format!("azure://logs?account={account}&endpoint=https://stack.example&credentials=/k");
+        let near = set(&both, &format!("vault.repository.far.place={}", azure("near"))).unwrap();
+        let third = |place: &str| set(&near, &format!("vault.repository.third.place={place}"));
+        assert!(third(&azure("faraway")).is_ok(), "another account's container");
+        assert!(third("s3://logs?endpoint=https://stack.example").is_ok(), "another protocol");
+        assert!(
+            third(&azure("near").replace("stack.example", "stack.example:443"))
+                .unwrap_err()
+                .contains("lie in one place")
+        );
         for other in [same.replace("minio", "other"), same.replace("/far", "/third"), same.replace("logs", "more")] {
             assert!(third(&other).is_ok(), "{other}");
         }

@@ -24,8 +24,12 @@ pub struct Presence {
     pub position: Option<Position>,
     /// How long ago it last heard the record's holder; `None` = never.
     pub holder_heard: Option<Span>,
-    /// Echo of the sender's clock, for round trips.
+    /// By the sender's clock.
     pub sent: Moment,
+    /// The newest presence of the receiver that the sender has read was sent then, by the receiver's own clock: what comes back to whoever sent it
+    /// proves when this was said, whatever clocks do. Versions before this have none.
+    #[serde(default)]
+    pub echo: Option<Moment>,
 }
 
 /// A recruit's answer: "I follow no older term, my stream is cut, and here my log ends."

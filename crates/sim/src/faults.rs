@@ -263,7 +263,7 @@ impl World {
     }
 
     /// An open primary that others can clone from: one of a lost store has its server open until it hears, and is none.
-    fn serving(&self) -> Option<Node> {
+    pub(crate) fn serving(&self) -> Option<Node> {
         (0..self.nodes.len()).find(|node| self.is_open(*node) && !self.orphaned(self.nodes[*node].server.term))
     }
 

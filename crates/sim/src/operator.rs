@@ -148,9 +148,8 @@ impl World {
             }
             Fault::NodeAdded => self.add_node(&mut wish),
             Fault::NodeRemoved => {
-                // The command asks for a primary, and for another one.
-                let led = (0..self.nodes.len()).any(|other| other != node && self.is_open(other));
-                let spare = wish.can_spare_one() && led;
+                // The command asks for a primary, and for another one; that it is another one may be over by the time the wish is written.
+                let spare = wish.can_spare_one() && self.serving().is_some();
                 self.counters.nodes_removed += u64::from(spare && wish.listed.remove(&node));
             }
             Fault::NodeReplaced => self.replace_node(node),

@@ -281,6 +281,7 @@ fn serving() -> Presence {
         position: None,
         holder_heard: None,
         sent: Moment(0),
+        echo: None,
     }
 }
 

@@ -9,7 +9,7 @@ use crate::output::{self, Colour, paint};
 use crate::session::Session;
 use mainstay_model::RepositoryName;
 use mainstay_model::status::{Problem, Status};
-use mainstay_model::vault::{ArchiveAnswer, ArchiveState, BackupMade, BackupState, BackupsOf};
+use mainstay_model::vault::{ArchiveAnswer, ArchiveState, BackupState, BackupsOf};
 use mainstay_ports::clock::wall_now_ms;
 use mainstay_vault::keys::SecretKey;
 use serde_json::{Value, json};
@@ -163,13 +163,10 @@ fn show(state: Option<&ArchiveState>, lag: Option<(u64, u64)>) {
 /// Of the only repository in force the newest backup, which is told also after there were several: the last one of all may lie in another one.
 fn in_force(backup: &mut BackupState, state: Option<&ArchiveState>) {
     let Some(id) = state.map(|state| state.id.as_str()) else { return };
-    let newest = |of: fn(&BackupsOf) -> &Option<BackupMade>, last: &Option<BackupMade>| {
-        let all = backup.each.values().filter_map(|each| of(each).as_ref()).chain(last);
-        all.filter(|made| made.repository == id).max_by_key(|made| made.ended_ms).cloned()
-    };
-    let (last, last_full) = (newest(|of| &of.last, &backup.last), newest(|of| &of.last_full, &backup.last_full));
-    if last.is_some() {
-        (backup.last, backup.last_full) = (last, last_full);
+    // Backups are found by the repository, whatever it was called.
+    let own = backup.of(&RepositoryName::main(), Some(id), false);
+    if own.last.is_some() {
+        (backup.last, backup.last_full) = (own.last, own.last_full);
     }
 }
 
@@ -258,6 +255,7 @@ fn write(path: &Path, text: &str, mode: u32) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mainstay_model::vault::BackupMade;
     use serde_json::from_value;
 
     #[test]

@@ -45,9 +45,10 @@ fn held(book: Book) -> Result<Held, VaultError> {
 /// What a look at each gives, and why some can not be read: of several one that breaks after it was opened costs the others nothing. `Err`: all do.
 fn each<T>(
     books: Vec<Book>,
+    several: bool,
     look: impl Fn(Book) -> Result<T, VaultError>,
 ) -> Result<(Vec<T>, Vec<String>), VaultError> {
-    let (mut all, mut unread, several) = (Vec::new(), Vec::new(), books.len() > 1);
+    let (mut all, mut unread) = (Vec::new(), Vec::new());
     for book in books {
         let name = book.name.clone().filter(|_| several);
         match (look(book), name) {
@@ -66,9 +67,11 @@ fn each<T>(
 pub(crate) async fn list(options: Backups, global: Global) -> Outcome {
     let shelf = Shelf::open(&options.shelf).await?;
     let (books, mut passed) = shelf.all().await?;
-    let (all, unread) = blocking(move || each(books, held)).await?;
-    passed.extend(unread);
     tell_passed_over(&passed);
+    let several = shelf.several();
+    let (all, unread) = blocking(move || each(books, several, held)).await?;
+    tell_passed_over(&unread);
+    passed.extend(unread);
     all.iter().for_each(|held| warn(&held.unreadable));
     let drill = drilled(&shelf).await;
     if global.json {
@@ -349,14 +352,20 @@ mod tests {
             }
         };
         let both = [Some("near"), Some("far")];
-        let (found, unread) = each(books(&both), look("near")).unwrap();
+        let (found, unread) = each(books(&both), true, look("near")).unwrap();
         assert_eq!((found, unread.len()), (vec!["far".to_owned()], 1));
         assert!(unread[0].starts_with("near: damaged: broken"), "{unread:?}");
-        let error = each(books(&both), look("all")).unwrap_err().to_string();
+        let error = each(books(&both), true, look("all")).unwrap_err().to_string();
         assert!(error.contains("near: damaged: ") && error.contains("; far: damaged: "), "{error}");
         for one in [None, Some("near")] {
-            assert!(matches!(each(books(&[one]), look("near")), Err(VaultError::Damaged(_))), "as it is with one");
+            assert!(
+                matches!(each(books(&[one]), false, look("near")), Err(VaultError::Damaged(_))),
+                "as it is with one"
+            );
         }
+        // The only one that could be opened of several is named, too.
+        let error = each(books(&[Some("far")]), true, look("far")).unwrap_err().to_string();
+        assert!(error.contains("far: damaged: broken"), "{error}");
     }
 
     #[test]

@@ -131,10 +131,10 @@ async fn plans(shelf: &Shelf, target: &Target, options: &Restore) -> Outcome<Res
 
 /// The other repositories, opened only if something is damaged in the one that was taken.
 fn elsewhere(places: Vec<Place>, wanted: Option<SystemId>) -> Elsewhere {
-    if places.is_empty() {
-        return Elsewhere::default();
-    }
-    Elsewhere::of(move || places.iter().filter_map(|place| Some(place.look(wanted).ok()?.0)).collect())
+    places.into_iter().fold(Elsewhere::default(), |all, place| {
+        let at = place.place.clone();
+        all.and(&at, move || Ok(place.look(wanted)?.0))
+    })
 }
 
 /// The plan with all that was committed up to now in the archive, for which there is room; and whether that is certain. `old`: of which database the

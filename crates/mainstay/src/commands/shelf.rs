@@ -10,7 +10,7 @@ use mainstay_model::bucket::{Address, is_bucket};
 use mainstay_model::spec::{Spec, Vault};
 use mainstay_model::{RepositoryName, SystemId};
 use mainstay_vault::objects::ObjectError;
-use mainstay_vault::postgres::several::{LOOK_MOST, within};
+use mainstay_vault::postgres::look::look_at;
 use mainstay_vault::repository::{Repository, VaultError};
 use std::path::{Path, PathBuf};
 
@@ -79,11 +79,8 @@ impl Place {
         wanted: Option<SystemId>,
         then: impl FnOnce((Repository, SystemId)) -> Result<T, VaultError> + Send + 'static,
     ) -> Result<T, VaultError> {
-        if !several {
-            return then(self.look(wanted)?);
-        }
         let place = self.clone();
-        within(LOOK_MOST, &self.place, move || then(place.look(wanted)?))
+        look_at(several, &self.place, move || then(place.look(wanted)?))
     }
 }
 

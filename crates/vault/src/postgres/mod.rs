@@ -10,6 +10,7 @@ mod fill;
 mod hand;
 pub mod handed;
 pub mod log;
+pub mod look;
 pub mod manifest;
 pub mod owner;
 pub(crate) mod pages;

@@ -5,53 +5,13 @@
 //! still tells its checksum, the other one must have the same.
 
 use crate::objects::Key;
+use crate::postgres::look::look_at;
 use crate::postgres::restore::{Plan, Target};
 use crate::repository::{Repository, VaultError};
 use std::fmt;
-use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 use tracing::warn;
-
-/// A look at one of several repositories may take so long: one that hangs (a mount whose server is gone) is then passed over.
-pub const LOOK_MOST: Duration = Duration::from_secs(120);
-/// So many looks may hang in one process: each keeps a thread until its repository answers.
-const HANGING_MAX: usize = 16;
-static HANGING: AtomicUsize = AtomicUsize::new(0);
-
-/// A look at the repository there, in a thread of its own, which is given up after `most`.
-///
-/// # Errors
-/// The look's own, and when it does not end in time.
-pub fn within<T: Send + 'static>(
-    most: Duration,
-    place: &Path,
-    look: impl FnOnce() -> Result<T, VaultError> + Send + 'static,
-) -> Result<T, VaultError> {
-    if HANGING.load(Ordering::Relaxed) >= HANGING_MAX {
-        let says = format!("{}: {HANGING_MAX} earlier looks at repositories have not ended", place.display());
-        return Err(VaultError::Server(says));
-    }
-    let (tell, told) = sync_channel(1);
-    HANGING.fetch_add(1, Ordering::Relaxed);
-    let work = move || {
-        let result = look();
-        HANGING.fetch_sub(1, Ordering::Relaxed);
-        let _ = tell.send(result);
-    };
-    let started = std::thread::Builder::new().name("look".to_owned()).spawn(work);
-    started.map_err(|error| VaultError::Server(format!("no thread: {error}")))?;
-    told.recv_timeout(most).unwrap_or_else(|end| {
-        Err(VaultError::Server(match end {
-            RecvTimeoutError::Timeout => format!("{} has not answered for {} s", place.display(), most.as_secs()),
-            RecvTimeoutError::Disconnected => {
-                format!("the look at {} ended without a word, which is a bug", place.display())
-            }
-        }))
-    })
-}
 
 /// The one that is taken.
 pub struct Chosen {
@@ -102,26 +62,60 @@ fn reach(plan: &Plan) -> (mainstay_model::Timeline, mainstay_model::Lsn) {
     (plan.timeline, plan.reaches)
 }
 
-/// What opens the other repositories, those that can be reached.
-type Open = dyn Fn() -> Vec<Repository> + Send + Sync;
+/// What opens another repository.
+type Open = dyn Fn() -> Result<Repository, VaultError> + Send + Sync;
 
-/// The other repositories, opened when one is needed for the first time.
+/// Another repository.
+#[derive(Clone)]
+struct Other {
+    place: PathBuf,
+    open: Arc<Open>,
+    /// `None`: it could not be opened, and is not tried again.
+    opened: Arc<OnceLock<Option<Repository>>>,
+}
+
+impl Other {
+    fn repository(&self) -> Option<Repository> {
+        let open = Arc::clone(&self.open);
+        let opened = || look_at(true, &self.place, move || open());
+        let told = |error: &VaultError| warn!(place = %self.place.display(), %error, "another repository can not help");
+        self.opened.get_or_init(|| opened().inspect_err(told).ok()).clone()
+    }
+
+    /// The file there, its checksum, and whether it is disputed.
+    fn get(&self, key: &Key) -> Result<(Vec<u8>, Option<String>, bool), VaultError> {
+        let none = || VaultError::Server(format!("{} can not be opened", self.place.display()));
+        let (repository, key) = (self.repository().ok_or_else(none)?, key.clone());
+        look_at(true, &self.place, move || {
+            let (header, content) = repository.get(&key)?;
+            Ok((content, header.sum, disputed(&repository, &key)))
+        })
+    }
+}
+
+/// The other repositories, each opened when it is needed for the first time.
 #[derive(Clone, Default)]
 pub struct Elsewhere {
-    open: Option<Arc<Open>>,
-    opened: Arc<OnceLock<Vec<Repository>>>,
+    others: Vec<Other>,
 }
 
 impl fmt::Debug for Elsewhere {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Elsewhere").field("any", &self.open.is_some()).finish_non_exhaustive()
+        let places: Vec<&Path> = self.others.iter().map(|other| other.place.as_path()).collect();
+        f.debug_struct("Elsewhere").field("others", &places).finish()
     }
 }
 
 impl Elsewhere {
-    /// These.
-    pub fn of(open: impl Fn() -> Vec<Repository> + Send + Sync + 'static) -> Elsewhere {
-        Elsewhere { open: Some(Arc::new(open)), opened: Arc::default() }
+    /// One more, at this place.
+    #[must_use]
+    pub fn and(
+        mut self,
+        place: &Path,
+        open: impl Fn() -> Result<Repository, VaultError> + Send + Sync + 'static,
+    ) -> Elsewhere {
+        self.others.push(Other { place: place.to_owned(), open: Arc::new(open), opened: Arc::default() });
+        self
     }
 
     /// A file of the log that passes `check`, from the first repository or another one; and whether it is another one's.
@@ -131,25 +125,22 @@ impl Elsewhere {
         key: &Key,
         check: impl Fn(&[u8]) -> Result<(), VaultError>,
     ) -> Result<(Vec<u8>, bool), VaultError> {
-        let whole = |repository: &Repository| {
-            let (header, content) = repository.get(key)?;
-            check(&content).map(|()| (header, content))
-        };
-        let error = match whole(first) {
-            Ok((_, content)) => return Ok((content, false)),
+        let whole = first.get(key).and_then(|(_, content)| check(&content).map(|()| content));
+        let error = match whole {
+            Ok(content) => return Ok((content, false)),
+            Err(error) if self.others.is_empty() => return Err(error),
             Err(error) => error,
         };
-        let Some(open) = &self.open else { return Err(error) };
         let said = said(first, key);
-        for other in self.opened.get_or_init(|| open()) {
-            let found = whole(other);
-            let same = |sum: &Option<String>| said.is_none() || *sum == said;
+        for other in &self.others {
+            let place = other.place.display();
+            let found = other.get(key).and_then(|found| check(&found.0).map(|()| found));
             match found {
-                Ok((header, content)) if same(&header.sum) && !disputed(other, key) => {
-                    warn!(%key, %error, from = %other.place(), "a file of the log is taken from another repository");
+                Ok((content, sum, false)) if said.is_none() || sum == said => {
+                    warn!(%key, %error, from = %place, "a file of the log is taken from another repository");
                     return Ok((content, true));
                 }
-                Ok(_) => warn!(%key, other = %other.place(), "another repository holds something else under this name"),
+                Ok(_) => warn!(%key, other = %place, "another repository holds something else under this name"),
                 Err(other) => warn!(%key, error = %other, "another repository does not have it either"),
             }
         }
@@ -174,6 +165,7 @@ fn disputed(repository: &Repository, key: &Key) -> bool {
 mod tests {
     use super::*;
     use crate::objects::Memory;
+    use crate::postgres::look::tests::hang;
     use crate::postgres::manifest::{Manifest, Server};
     use crate::seal::Header;
     use mainstay_model::{Lineage, Lsn, SystemId, Timeline};
@@ -228,24 +220,6 @@ mod tests {
     }
 
     #[test]
-    fn one_that_hangs_is_passed_over() {
-        let place = Path::new("/gone");
-        let (end, ends) = std::sync::mpsc::channel::<()>();
-        let hangs = within(Duration::from_millis(50), place, move || {
-            let _ = ends.recv();
-            Ok(())
-        });
-        assert_eq!(
-            hangs.unwrap_err().to_string(),
-            VaultError::Server("/gone has not answered for 0 s".into()).to_string()
-        );
-        drop(end);
-        assert_eq!(within(LOOK_MOST, place, || Ok(7)).unwrap(), 7);
-        assert!(within(LOOK_MOST, place, || Err::<(), _>(VaultError::Impossible("no".into()))).is_err());
-        assert!(within(LOOK_MOST, place, || -> Result<(), VaultError> { panic!("on purpose") }).is_err());
-    }
-
-    #[test]
     fn the_first_that_has_the_moment_is_taken_and_of_the_latest_the_one_that_goes_furthest() {
         // The first may have brought late what is older than the moment.
         let time = Target::Time(5);
@@ -267,7 +241,12 @@ mod tests {
         let key = Key::new("log/1/00000001/000000010000000000000003").unwrap();
         let ((near, first), (_, second), (_, third)) = (repository(), repository(), repository());
         let put = |shelf: &Repository, content: &[u8]| shelf.put(&key, Header::default(), content).unwrap();
-        let elsewhere = |others: Vec<Repository>| Elsewhere::of(move || others.clone());
+        let elsewhere = |others: Vec<Repository>| {
+            let each = others.into_iter().enumerate();
+            each.fold(Elsewhere::default(), |all, (at, other)| {
+                all.and(Path::new(&format!("/{at}")), move || Ok(other.clone()))
+            })
+        };
         let good = |_: &[u8]| Ok(());
         // Missing in the first, then in both.
         put(&second, b"the log");
@@ -277,7 +256,7 @@ mod tests {
         assert!(Elsewhere::default().get(&first, &key, good).unwrap_err().is_missing());
         // Whole: nobody else is asked.
         put(&first, b"the log");
-        let nobody = Elsewhere::of(|| panic!("the first one has it"));
+        let nobody = Elsewhere::default().and(Path::new("/0"), || panic!("the first one has it"));
         assert_eq!(nobody.get(&first, &key, good).unwrap(), (b"the log".to_vec(), false));
         // Damaged: only the same content counts.
         near.tamper(&key, |bytes| *bytes.last_mut().unwrap() ^= 1);
@@ -291,5 +270,21 @@ mod tests {
         let kept = Key::new("conflicts/1/000000010000000000000003-abc").unwrap();
         second.put(&kept, Header::default(), b"x").unwrap();
         assert!(elsewhere(vec![second]).get(&first, &key, good).is_err());
+    }
+
+    #[test]
+    fn one_that_hangs_or_can_not_be_opened_keeps_no_file_from_another() {
+        let key = Key::new("log/1/00000001/000000010000000000000003").unwrap();
+        let ((_, first), (_, whole)) = (repository(), repository());
+        whole.put(&key, Header::default(), b"the log").unwrap();
+        let place = Path::new("/hangs-elsewhere");
+        let _end = hang(place);
+        let elsewhere = Elsewhere::default()
+            .and(place, || panic!("nobody waits there again"))
+            .and(Path::new("/away"), || Err(VaultError::Server("away".into())))
+            .and(Path::new("/whole"), move || Ok(whole.clone()));
+        for _ in 0..2 {
+            assert_eq!(elsewhere.get(&first, &key, |_| Ok(())).unwrap(), (b"the log".to_vec(), true));
+        }
     }
 }

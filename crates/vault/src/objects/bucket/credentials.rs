@@ -59,9 +59,10 @@ impl Secrets {
     }
 
     /// Something of these is not there.
-    pub(super) fn missing(&self, names: &[&str]) -> ObjectError {
+    pub(super) fn missing(&self, names: &[&str], instead: Option<&str>) -> ObjectError {
         let lines: Vec<String> = names.iter().map(|name| format!("{name} = …")).collect();
-        let lines = format!("the line{} {}", if names.len() == 1 { "" } else { "s" }, lines.join(" and "));
+        let other = instead.map(|name| format!(" (or {name} = …)")).unwrap_or_default();
+        let lines = format!("the line{} {}{other}", if names.len() == 1 { "" } else { "s" }, lines.join(" and "));
         refused(match self {
             Secrets::File(_, file) => format!("{file} needs {lines}"),
             Secrets::Environment => format!(

@@ -56,7 +56,15 @@ impl Azure {
                 ))),
             };
         }
-        let token = secrets.value(SAS).ok_or_else(|| secrets.missing(&[KEY]))?;
+        let token = secrets.value(SAS).ok_or_else(|| secrets.missing(&[KEY], Some(SAS)))?;
+        if address.in_clear() {
+            // A key signs and stays here; a token is what it opens.
+            return Err(ObjectError::Refused(format!(
+                "{} would be sent in clear to {}: name an endpoint of https://, or use the account's key ({KEY})",
+                secrets.shown(SAS),
+                address.host()
+            )));
+        }
         let token = token.trim_start_matches('?').to_owned();
         let fits = |b: u8| b.is_ascii_alphanumeric() || b"-_.~%=&:+/,".contains(&b);
         if token.bytes().all(fits) && token.split('&').any(|pair| pair.starts_with("sig=")) {

@@ -112,3 +112,29 @@ fn blocks_of_all_writers_are_named_alike_in_length_and_in_order() {
     assert!(first.len() == last.len() && STANDARD.decode(&first).unwrap().len() <= 64, "{first} {last}");
     assert_ne!(block("a", 1), block("a", 2));
 }
+
+#[test]
+fn a_token_is_not_sent_in_clear_and_a_missing_one_is_named() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("keys");
+    let write = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    };
+    let credentials = |endpoint: &str| {
+        let text = format!("azure://logs?account=acme&endpoint={endpoint}&credentials={}", file.display());
+        azure().credentials(&Address::parse(&text).unwrap()).map(drop).map_err(|error| error.to_string())
+    };
+    write("azure_storage_sas_token = sv=1&sig=secret\n");
+    let refused = credentials("http://stack.example").unwrap_err();
+    assert!(refused.contains("in clear") && refused.contains("https://") && !refused.contains("secret"), "{refused}");
+    for fits in ["https://stack.example", "http://127.0.0.1:10421", "http://localhost:1", "http://[::1]:1"] {
+        assert_eq!(credentials(fits), Ok(()), "{fits}");
+    }
+    write("azure_storage_key = c2VjcmV0\n");
+    assert_eq!(credentials("http://stack.example"), Ok(()), "a key signs, and is not sent");
+    write("\n");
+    let missing = credentials("https://stack.example").unwrap_err();
+    assert!(missing.contains(KEY) && missing.contains(SAS), "{missing}");
+}

@@ -34,8 +34,9 @@ impl std::fmt::Debug for Credentials {
 
 fn credentials(address: &Address) -> Result<Credentials, ObjectError> {
     let secrets = Secrets::of(address)?;
-    let needed =
-        |name| secrets.value(name).ok_or_else(|| secrets.missing(&["aws_access_key_id", "aws_secret_access_key"]));
+    let needed = |name| {
+        secrets.value(name).ok_or_else(|| secrets.missing(&["aws_access_key_id", "aws_secret_access_key"], None))
+    };
     Ok(Credentials {
         id: needed("aws_access_key_id")?,
         secret: needed("aws_secret_access_key")?,
