@@ -94,21 +94,19 @@ impl Shelf {
 /// What is to be set to change the place of this one.
 #[must_use]
 pub(crate) fn place_key(name: &RepositoryName, alone: bool) -> String {
-    if alone && *name == RepositoryName::main() {
-        "vault.repository".to_owned()
-    } else {
-        format!("vault.repository.{name}.place")
-    }
+    own_key(name, alone, "vault.repository", "place")
 }
 
 /// What is to be set to name another key file for this one.
 #[must_use]
 pub(crate) fn key_file_key(name: &RepositoryName, alone: bool) -> String {
-    if alone && *name == RepositoryName::main() {
-        "vault.key_file".to_owned()
-    } else {
-        format!("vault.repository.{name}.key_file")
-    }
+    own_key(name, alone, "vault.key_file", "key_file")
+}
+
+/// By `of_vault` where it is the only one and has no name of its own.
+fn own_key(name: &RepositoryName, alone: bool, of_vault: &str, field: &str) -> String {
+    let nameless = alone && *name == RepositoryName::main();
+    if nameless { of_vault.to_owned() } else { format!("vault.repository.{name}.{field}") }
 }
 
 /// Is this the repository that another name has already? Two places may differ as texts and be one, by a link or an address written otherwise: then two

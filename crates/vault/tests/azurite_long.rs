@@ -129,12 +129,7 @@ async fn azurite_holds_a_repository() {
     // Noise that no compression makes small: a pack of several blocks.
     oracle.run("CREATE TABLE noise AS SELECT gen_random_uuid() AS a, gen_random_uuid() AS b FROM generate_series(1, 700000)").await;
     oracle.write(50).await;
-    let mut labels = Vec::new();
-    for _ in 0..2 {
-        labels.push(backup(&repository, &server, &server, &mut archive).await.unwrap().label);
-        oracle.write(20).await;
-    }
-    oracle.switch().await;
+    let labels = two_backups(&repository, &server, &mut archive, &mut oracle).await;
     sweep(&mut archive, &server).await.unwrap();
     let system = server.system().await;
     let made = plan(&repository, system, Target::Latest, None).unwrap();

@@ -46,12 +46,7 @@ async fn holds_what_a_folder_would(dialect: Dialect) {
     let mut archive = claim(&repository, &server, 1).await;
     let mut oracle = Oracle::new(&server).await;
     oracle.write(50).await;
-    let mut labels = Vec::new();
-    for _ in 0..2 {
-        labels.push(backup(&repository, &server, &server, &mut archive).await.unwrap().label);
-        oracle.write(20).await;
-    }
-    oracle.switch().await;
+    let labels = two_backups(&repository, &server, &mut archive, &mut oracle).await;
     while_archiving(&mut archive, &server, tokio::time::sleep(std::time::Duration::from_secs(1))).await;
     sweep(&mut archive, &server).await.unwrap();
     let system = server.system().await;

@@ -351,3 +351,19 @@ pub(crate) async fn ticks_at(repository: &Repository, plan: &Plan, data: &Path, 
     scratch.stop().await.unwrap();
     text.split(',').filter(|n| !n.is_empty()).map(|n| n.parse().unwrap()).collect()
 }
+
+/// Two backups of a server with rows after each, and the segment that holds the last of them ended; their labels, oldest first.
+pub(crate) async fn two_backups(
+    repository: &Repository,
+    server: &Server,
+    archive: &mut Archive,
+    oracle: &mut Oracle,
+) -> Vec<String> {
+    let mut labels = Vec::new();
+    for _ in 0..2 {
+        labels.push(backup(repository, server, server, archive).await.unwrap().label);
+        oracle.write(20).await;
+    }
+    oracle.switch().await;
+    labels
+}
