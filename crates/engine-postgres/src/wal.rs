@@ -16,8 +16,6 @@ const LONG_HEADER: u64 = 40;
 const RECORD_HEADER: usize = 24;
 const FLAG_CONTINUES: u16 = 1;
 const FLAG_LONG: u16 = 2;
-/// First words of a placeholder that keeps a timeline number from being used.
-pub(crate) const RESERVED: &str = "# reserved by mainstay";
 
 /// Name of a timeline's history file.
 pub(crate) fn history_name(timeline: Timeline) -> String {

@@ -163,6 +163,15 @@ fn the_cluster_goes_back_to_a_moment_under_writes_and_on_from_there() {
     // And a take-over is an ordinary one.
     cluster.json(&["switchover"]);
     cluster.healthy();
+
+    // Back to the latest moment: a node whose log does not go beyond it can follow the new timeline, over all numbers between.
+    let last = cluster.sql(SUM);
+    let (status, answer) = cluster.answer(&["restore", "--in-place"]);
+    assert_eq!(status, Some(0), "{answer}");
+    cluster.healthy();
+    assert_eq!(cluster.sql(SUM), last);
+    let history = cluster.json(&["history", "--all"]).to_string();
+    assert!(!history.contains("can not be had from the primary"), "{history}");
 }
 
 #[test]

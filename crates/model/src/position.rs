@@ -25,6 +25,9 @@ pub struct Position {
     pub lsn: Lsn,
 }
 
+/// First words of a history file that only keeps a timeline's number from being taken.
+pub const RESERVED: &str = "# reserved by mainstay";
+
 /// The past of one timeline: where each earlier timeline on its path was left, oldest first.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]

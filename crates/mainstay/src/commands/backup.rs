@@ -23,6 +23,7 @@ const LOOK: Duration = Duration::from_millis(500);
 /// When nobody can make one, one runs already, or it does not come to count in time.
 pub(crate) async fn run(options: Backup, global: Global) -> Outcome {
     let session = Session::open_for(&options.which, options.from.iter()).await?;
+    super::shelf::check_known(session.spec(), options.repository.as_ref())?;
     let status = session.status().await?;
     let node = match &options.from {
         Some(node) => node.clone(),

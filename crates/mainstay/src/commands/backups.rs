@@ -248,7 +248,8 @@ async fn read(book: Book, progress: &mut Progress) -> Result<Looked, (String, Fa
 fn tell(looked: &Looked) {
     let (report, of) = (&looked.report, looked.name.as_ref().map(|name| format!("{name}: ")).unwrap_or_default());
     if report.problems.is_empty() {
-        output::line(&format!("{of}{} backups are whole.", report.good.len()));
+        let whole = if report.good.len() == 1 { "backup is" } else { "backups are" };
+        output::line(&format!("{of}{} {whole} whole.", report.good.len()));
         if let Some((from, to)) = report.window {
             let from = time_text(from);
             output::line(&format!("{of}Every moment from {from} on can be restored, up to {to} of the log."));

@@ -21,8 +21,8 @@ const LOOK: Duration = Duration::from_millis(500);
 /// # Errors
 /// When it can not begin, fails, or does not end in time.
 pub(crate) async fn run(options: &Verify, global: Global) -> Outcome {
-    let repository = of_agents(&options.shelf, "a drill")?;
     let session = Session::open_for(&options.shelf.which, options.on.iter()).await?;
+    let repository = of_agents(&options.shelf, session.spec(), "a drill")?;
     let status = session.status().await?;
     let nobody =
         || Failure::not_now("no node has a server that is well").hint("see `mainstay status`; nothing was changed");

@@ -137,6 +137,20 @@ fn elsewhere(places: Vec<Place>, wanted: Option<SystemId>) -> Elsewhere {
     })
 }
 
+/// Shows that it is looked for in several repositories, of which one may take its time.
+async fn looking<T>(shelf: &Shelf, progress: &mut Progress, plans: impl Future<Output = Outcome<T>>) -> Outcome<T> {
+    if !shelf.several() {
+        return plans.await;
+    }
+    progress.step("Looking for the moment in the repositories");
+    let found = plans.await;
+    match &found {
+        Ok(_) => progress.finish("done"),
+        Err(_) => progress.fail(),
+    }
+    found
+}
+
 /// The plan with all that was committed up to now in the archive, for which there is room; and whether that is certain. `old`: of which database the
 /// copy is that lies there.
 async fn planned(
@@ -152,11 +166,11 @@ async fn planned(
     };
     let not_yet = |says: String| failure(&VaultError::NotArchived(says));
     let Some(session) = shelf.session.as_ref().filter(|_| *target != Target::Immediate) else {
-        let choice = plans(shelf, target, options).await?.map_err(not_yet)?;
+        let choice = looking(shelf, progress, plans(shelf, target, options)).await?.map_err(not_yet)?;
         return fits(&choice).map(|()| (choice, Known::default()));
     };
     // Before the primary ends a segment for nothing.
-    if let Ok(choice) = plans(shelf, target, options).await? {
+    if let Ok(choice) = looking(shelf, progress, plans(shelf, target, options)).await? {
         if !options.files_only {
             programs(shelf, &choice.made)?;
         }

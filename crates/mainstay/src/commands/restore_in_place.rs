@@ -14,6 +14,7 @@ use crate::output::table::{ago, bytes};
 use crate::output::{self, confirm};
 use crate::plan::failover::list;
 use crate::session::Session;
+use mainstay_model::spec::Spec;
 use mainstay_model::status::Status;
 use mainstay_model::vault::{RestoreAsk, RestorePhase, RestorePlan, RestoreState, RestoreWish};
 use mainstay_model::{Command, Durability, Event, Lsn, Moment, NodeId, Term, Timeline};
@@ -53,6 +54,7 @@ struct Mine {
 /// When the moment can not be had, there is no room, or something fails before the hand-over: nothing was changed then.
 pub(crate) async fn run(options: Restore, target: Target, global: Global) -> Outcome {
     let session = Session::open_for(&options.shelf.which, options.on.as_ref()).await?;
+    let mut wish = wish(&target, &options, session.spec())?;
     let before = session.status().await?;
     let node = choose(&session, &before, options.on.as_ref()).await?;
     let mut progress = Progress::new();
@@ -61,7 +63,6 @@ pub(crate) async fn run(options: Restore, target: Target, global: Global) -> Out
     if recent && before.cluster.primary.is_some() {
         end_segment(&session, &mut progress).await;
     }
-    let mut wish = wish(&target, &options)?;
     progress.step(&format!("Asking {node} whether it can be had"));
     let asked = ask(&session, &node, RestoreAsk::Plan(wish.clone())).await?;
     let planned = follow(&session, &node, asked.token, PLAN, &mut progress).await?;
@@ -180,12 +181,12 @@ async fn written(
     }
 }
 
-fn wish(target: &Target, options: &Restore) -> Outcome<RestoreWish> {
+fn wish(target: &Target, options: &Restore, spec: &Spec) -> Outcome<RestoreWish> {
     Ok(RestoreWish {
         target: target.clone(),
         timeline: options.timeline.map(Timeline),
         backup: options.backup.clone(),
-        repository: of_agents(&options.shelf, "a restore in place")?,
+        repository: of_agents(&options.shelf, spec, "a restore in place")?,
         complete: false,
         complete_to: None,
         wait_s: options.wait,

@@ -3,6 +3,7 @@
 use crate::cli::Shelf as Options;
 use crate::failure::{Failure, Outcome};
 use crate::given;
+use crate::output::progress::Progress;
 use crate::output::{self, Colour, paint};
 use crate::session::Session;
 use crate::target::{Target, absolute};
@@ -168,7 +169,12 @@ impl Shelf {
     /// When none can be read.
     pub(crate) async fn all(&self) -> Outcome<(Vec<Book>, Vec<String>)> {
         let (places, wanted) = self.places();
-        blocking(move || {
+        // One of several may take its time.
+        let mut progress = self.several().then(Progress::new);
+        if let Some(progress) = &mut progress {
+            progress.step(&format!("Opening {} repositories", places.len()));
+        }
+        let opened = blocking(move || {
             let (mut books, mut passed) = (Vec::new(), Vec::new());
             for (at, place) in places.iter().enumerate() {
                 match place.ask(places.len() > 1, wanted, Ok) {
@@ -185,7 +191,13 @@ impl Shelf {
                 Ok((books, passed_over(&places, &passed)))
             }
         })
-        .await
+        .await;
+        match (&opened, &mut progress) {
+            (Ok((books, _)), Some(progress)) => progress.finish(&format!("{} answer", books.len())),
+            (Err(_), Some(progress)) => progress.fail(),
+            _ => {}
+        }
+        opened
     }
 }
 
@@ -271,12 +283,12 @@ async fn by_name(
     }
     let place = outside(Path::new(name.as_str()), key)?;
     if !names.is_empty() && !place.place.exists() {
+        let failure = unknown(name, &names, ", and no folder here is called so");
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
-        return Err(Failure::usage(format!("this cluster has no repository {name}, and no folder here is called so"))
-            .hint(format!(
-                "its repositories: {}; a place is written as /a/folder, s3://… or azure://…",
-                names.join(", ")
-            )));
+        return Err(failure.hint(format!(
+            "its repositories: {}; a place is written as /a/folder, s3://… or azure://…",
+            names.join(", ")
+        )));
     }
     Ok(alone(place, wanted))
 }
@@ -290,13 +302,36 @@ fn alone(place: Place, wanted: Option<SystemId>) -> Shelf {
 ///
 /// # Errors
 /// When a place is named instead.
-pub(crate) fn of_agents(options: &Options, what: &str) -> Outcome<Option<RepositoryName>> {
+pub(crate) fn of_agents(options: &Options, spec: &Spec, what: &str) -> Outcome<Option<RepositoryName>> {
     let Some(place) = &options.repository else { return Ok(None) };
     let wrong = || {
         Failure::usage(format!("--repository {}: {what} reads one of the cluster's repositories", place.display()))
             .hint("say it by its name (`mainstay archive status` shows them); nothing was changed")
     };
-    bare(place).map(Some).ok_or_else(wrong)
+    let name = bare(place).ok_or_else(wrong)?;
+    check_known(spec, Some(&name))?;
+    Ok(Some(name))
+}
+
+/// Has the cluster a repository that is called so?
+///
+/// # Errors
+/// When it has none: the command is wrong, and nobody is asked.
+pub(crate) fn check_known(spec: &Spec, name: Option<&RepositoryName>) -> Outcome {
+    let names = spec.vault.names();
+    match name.filter(|name| !names.contains(name)) {
+        Some(name) => Err(unknown(name, &names, "")),
+        None => Ok(()),
+    }
+}
+
+fn unknown(name: &RepositoryName, names: &[RepositoryName], besides: &str) -> Failure {
+    let failure = Failure::usage(format!("this cluster has no repository {name}{besides}"));
+    let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+    match names.as_slice() {
+        [] => failure.hint("mainstay set vault.repository=/a/folder (or s3://…) makes one; nothing was changed"),
+        names => failure.hint(format!("its repositories: {}; nothing was changed", names.join(", "))),
+    }
 }
 
 /// The cluster, as its agents say, or its file alone.

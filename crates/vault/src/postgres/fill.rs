@@ -301,7 +301,11 @@ impl Work<'_> {
         let all = plan.path.0.iter().map(|fork| fork.timeline).chain([plan.timeline]);
         for timeline in all.filter(|timeline| timeline.0 > 1) {
             let key = size.key(self.base.system, LogFile::History(timeline))?;
-            let content = self.log_file(&key, |_| Ok(()))?;
+            let content = match self.log_file(&key, |_| Ok(())) {
+                // Recovery reads the history of its own timeline, which tells the whole path. A primary that was cloned has no earlier ones to bring.
+                Err(error) if error.is_missing() && timeline != plan.timeline => continue,
+                found => found?,
+            };
             self.write_new(&format!("{}/{}", self.log_dir(), key.last()), &content)?;
         }
         Ok(())

@@ -2,11 +2,10 @@
 
 use crate::objects::Key;
 use crate::repository::VaultError;
+use mainstay_model::position::RESERVED;
 use mainstay_model::{Lineage, Lsn, Position, SystemId, Timeline};
 use std::fmt;
 
-/// First words of a placeholder that the engine puts where a timeline's number must not be used: it is no history.
-const RESERVED: &str = "# reserved by mainstay";
 /// The first page of a segment has the long header.
 const FLAG_LONG: u16 = 2;
 

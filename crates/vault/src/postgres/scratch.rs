@@ -5,6 +5,7 @@ use crate::postgres::log::parse_history;
 use crate::postgres::restore::{LOG_DIR, Plan, Target};
 use crate::postgres::way;
 use crate::repository::VaultError;
+use mainstay_model::position::RESERVED;
 use mainstay_model::{Lineage, Lsn, Timeline};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -209,10 +210,12 @@ pub fn reserve(plan: &Plan, data: &Path, next: Timeline, user: Option<(u32, u32)
     if next <= plan.timeline || next.0 - plan.timeline.0 > MOST {
         return Err(VaultError::Impossible(format!("timeline {next} can not follow {}", plan.timeline)));
     }
-    let log = data.join(LOG_DIR);
+    // In its own log and not where recovery reads from: a standby that follows asks its primary for the history of each number between, and would never
+    // come up where one is missing.
+    let log = data.join("pg_wal");
     let place = Place::open(&log, user)?;
     for number in plan.timeline.0 + 1..next.0 {
-        place.file(&format!("{number:08X}.history"), "# reserved: this number was handed out\n")?;
+        place.file(&format!("{number:08X}.history"), &format!("{RESERVED}: timeline {next} was handed out\n"))?;
     }
     Ok(())
 }

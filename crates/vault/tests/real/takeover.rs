@@ -69,6 +69,39 @@ async fn p19_the_log_that_a_dead_primary_did_not_archive_is_brought_by_the_next_
     assert!(unknown.contains("knows no timeline 9; it holds 1, 2"), "{unknown}");
 }
 
+/// A node that was cloned has the history of the timeline that it was cloned on, and none before: with it as the primary a new repository gets no others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repository_that_begins_late_needs_no_history_but_the_last() {
+    let dir = place();
+    let (first, mut servers) = (Server::new(dir.path(), "first").await, Vec::new());
+    let mut oracle = Oracle::new(&first).await;
+    oracle.write(10).await;
+    servers.push(first);
+    for name in ["second", "third"] {
+        let mut old = servers.pop().unwrap();
+        let new = old.replica(dir.path(), name).await;
+        oracle.replayed_by(&new).await;
+        old.kill();
+        new.promote().await;
+        oracle = Oracle::again(&new, oracle.ticks).await;
+        servers.push(new);
+    }
+    let primary = servers.pop().unwrap();
+    std::fs::remove_file(primary.data.join("pg_wal/00000002.history")).unwrap();
+    let (_, repository) = sealed();
+    let mut owner = claim(&repository, &primary, 3).await;
+    let made = backup(&repository, &primary, &primary, &mut owner).await.unwrap();
+    assert_eq!(made.stop.timeline, Timeline(3));
+    oracle.write(10).await;
+    oracle.switch().await;
+    let done = sweep(&mut owner, &primary).await.unwrap();
+    assert!(done.problems.is_empty(), "{done:?}");
+    let made = plan(&repository, made.system, Target::Latest, None).unwrap();
+    assert!(made.timeline == Timeline(3) && made.path.0.len() == 2, "{made:?}");
+    let copied = ticks_at(&repository, &made, &dir.path().join("copy"), false).await;
+    assert_eq!(copied.len(), oracle.ticks.len());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p13_a_promotion_in_mid_backup_fails_it() {
     let dir = place();
