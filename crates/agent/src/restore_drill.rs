@@ -250,8 +250,8 @@ async fn look(vault: &Vault, job: &Job, made: &Plan, data: &Path, done: &mut Dri
     // The archived log, if it has no hole and holds no commit since, is tried to its end in place of that moment.
     let started = Scratch::start_or_latest(&job.bin, made, data, job.place.owner, within, true).await;
     let (server, instead) = started.map_err(|error| match (error, &made.hole) {
-        (VaultError::NothingLater(says), Some(name)) => {
-            VaultError::Server(format!("{says}; the segment {name} is missing, and the log goes on after it"))
+        (VaultError::NothingLater(says), Some(hole)) => {
+            VaultError::Server(format!("{says}; the segment {} is missing, and the log goes on after it", hole.segment))
         }
         (VaultError::NothingLater(says), None) => VaultError::Server(says),
         (error, _) => error,

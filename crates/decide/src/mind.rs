@@ -150,7 +150,11 @@ impl Mind {
     /// Every rule, the most urgent first. Order matters: what ends service goes before what prolongs it.
     fn plan(&mut self) {
         self.plan_read();
-        if !self.lost {
+        if self.lost {
+            // It acts on nothing, and yet a server that it found must not go on beside a rebuilt store.
+            self.plan_kill();
+            self.plan_superseded();
+        } else {
             self.check_system();
             self.plan_kill();
             self.plan_superseded();

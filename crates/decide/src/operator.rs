@@ -24,6 +24,8 @@ impl Mind {
 
     pub(crate) fn on_command(&mut self, id: u64, by: &str, command: Command) {
         let reply = match command {
+            // The way out for a node that was left behind, also without its promise.
+            Command::Reinit if self.is_superseded() => self.on_reinit(by),
             _ if self.lost => Err("this node is just starting and has not read the record yet: try again".to_owned()),
             Command::Switchover { to } => self.on_switchover(by, to),
             Command::Failover { accept_data_loss } => self.on_failover(by, accept_data_loss),

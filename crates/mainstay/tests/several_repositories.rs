@@ -162,7 +162,7 @@ fn a_repository_that_is_away_loses_nothing_over_a_take_over_and_each_stands_in_f
         listed["backups"].as_array().unwrap().iter().map(|one| (&one["repository"], &one["label"])).collect();
     assert_eq!(told, [(&Value::from("main"), &first["label"]), (&Value::from("far"), &second["label"])], "{listed}");
     let (status, answer) = cluster.answer(&["backup", "--repository", "fax"]);
-    assert!(status != Some(0) && answer["error"].as_str().unwrap().contains("there is no repository fax"), "{answer}");
+    assert!(status == Some(2) && answer["error"].as_str().unwrap().contains("has no repository fax"), "{answer}");
 
     damage(&cluster, &near, &first);
 

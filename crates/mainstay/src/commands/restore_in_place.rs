@@ -58,8 +58,9 @@ pub(crate) async fn run(options: Restore, target: Target, global: Global) -> Out
     let before = session.status().await?;
     let node = choose(&session, &before, options.on.as_ref()).await?;
     let mut progress = Progress::new();
-    // Only whether these can be had may depend on it; the others end it once clients are out.
-    let recent = matches!(target, Target::Time(_) | Target::Position(_));
+    // Only whether these can be had may depend on it; the others end it once clients are out. Of the latest moment the log that a switchover or a
+    // take-over left behind may be on its way.
+    let recent = matches!(target, Target::Time(_) | Target::Position(_) | Target::Latest);
     if recent && before.cluster.primary.is_some() {
         end_segment(&session, &mut progress).await;
     }

@@ -4,7 +4,7 @@
 //! restore that broke off can not be started. All log that the recovery may ask for is fetched before the server starts: what is not
 //! there is then known not to be in the repository, and a repository that goes out of reach can not end a recovery early.
 
-use crate::postgres::archive::{Held, lineage};
+use crate::postgres::archive::{Held, SWEEP_MAX, lineage};
 use crate::postgres::backup::{self, Watch};
 use crate::postgres::log::{LogFile, SegmentSize, owner};
 use crate::postgres::manifest::Manifest;
@@ -39,10 +39,19 @@ pub struct Plan {
     pub log: Vec<(Timeline, u64)>,
     /// The log without a hole ends here.
     pub reaches: Lsn,
-    /// The first segment that is missing although later ones are there.
-    pub hole: Option<String>,
+    /// Where the log stops although it goes on later.
+    pub hole: Option<Hole>,
     /// Why other backups could not be considered.
     pub unreadable: Vec<String>,
+}
+
+/// The first segment that is missing although later ones, or the history of a later timeline, are there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hole {
+    /// Its name.
+    pub segment: String,
+    /// Files are brought side by side, and histories first: so near to the end it may be on its way.
+    pub on_its_way: bool,
 }
 
 /// Where a restore goes.
@@ -172,25 +181,27 @@ pub fn plan_from(
     Ok(plan)
 }
 
-/// The log from a backup on, as far as there is no hole; and the first segment that is missing although later ones are there.
+/// The log from a backup on, as far as there is no hole; and the hole.
 fn reach(
     held: &Held,
     size: SegmentSize,
     base: &Manifest,
     timeline: Timeline,
     path: &Lineage,
-) -> (Vec<(Timeline, u64)>, Option<String>) {
-    let last = held.last(timeline);
+) -> (Vec<(Timeline, u64)>, Option<Hole>) {
+    let of = |number| owner(size, number, timeline, path);
     let mut log = Vec::new();
     for number in size.holding(base.start.lsn).. {
-        let segment = (owner(size, number, timeline, path), number);
+        let segment = (of(number), number);
         if held.files.contains(&LogFile::Segment(segment.0, number)) {
             log.push(segment);
             continue;
         }
-        let hole = last.is_some_and(|last| last > number)
-            || path.0.iter().any(|fork| fork.lsn.0 > number * size.0 && segment.0 < timeline);
-        return (log, hole.then(|| size.name(segment.0, number)));
+        let later = |file: &&LogFile| matches!(**file, LogFile::Segment(is, at) if at > number && is == of(at));
+        let later = held.files.iter().filter(later).count();
+        let goes_on = later > 0 || path.0.iter().any(|fork| fork.lsn.0 > number * size.0 && segment.0 < timeline);
+        let hole = Hole { segment: size.name(segment.0, number), on_its_way: later <= SWEEP_MAX };
+        return (log, goes_on.then_some(hole));
     }
     (log, None)
 }
@@ -210,7 +221,7 @@ impl Plan {
             return refuse(format!(
                 "the log of the backup {} is not whole: {}",
                 self.base.label,
-                self.hole.clone().unwrap_or_default()
+                self.hole.as_ref().map(|hole| hole.segment.clone()).unwrap_or_default()
             ));
         }
         let written = match self.log.last() {
@@ -223,11 +234,14 @@ impl Plan {
         let latest = i64::try_from(written).unwrap_or(i64::MAX).saturating_mul(1000);
         let nearest =
             format!("the latest position that can be had is {}, archived at {}", self.reaches, time_text(latest));
-        let gap =
-            self.hole.as_ref().map(|name| format!("the segment {name} is missing, and the log goes on after it; "));
+        let gap = self
+            .hole
+            .as_ref()
+            .map(|hole| format!("the segment {} is missing, and the log goes on after it; ", hole.segment));
         let gap = gap.unwrap_or_default();
-        // What is archived later fills no hole.
-        let refuse_end = |says| if self.hole.is_some() { refuse(says) } else { Err(VaultError::NotArchived(says)) };
+        // What is archived later fills no old hole.
+        let never = self.hole.as_ref().is_some_and(|hole| !hole.on_its_way);
+        let refuse_end = |says| if never { refuse(says) } else { Err(VaultError::NotArchived(says)) };
         match self.target {
             Target::Time(time) if time > latest => {
                 refuse_end(format!("{gap}that moment is not in the archive: {nearest}"))
@@ -237,7 +251,7 @@ impl Plan {
             }
             // What lies behind the hole would be left out silently.
             Target::Latest if self.hole.is_some() => {
-                refuse(format!("{gap}{nearest}; ask for that position, if it is enough"))
+                refuse_end(format!("{gap}{nearest}; ask for that position, if it is enough"))
             }
             _ => Ok(()),
         }

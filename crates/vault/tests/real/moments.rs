@@ -1,9 +1,12 @@
 //! Restores to random moments are exact; impossible ones are refused.
 
 use crate::support::*;
+use mainstay_vault::objects::{Key, Objects};
+use mainstay_vault::postgres::archive::SWEEP_MAX;
 use mainstay_vault::postgres::delta::copy_at;
 use mainstay_vault::postgres::restore::{Destination, Target, plan, plan_from, restore};
 use mainstay_vault::postgres::scratch::Scratch;
+use mainstay_vault::repository::VaultError;
 use std::fs::Permissions;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -91,11 +94,18 @@ async fn p23_impossible_targets_are_refused_with_the_nearest_possible_ones() {
     let reaches = plan(&repository, manifest.system, Target::Latest, None).unwrap().reaches;
     assert!(refused(Target::Position(mainstay_model::Lsn(reaches.0 + 1))).contains("not in the archive"));
     // A hole: what lies before it can be had, what lies after it is refused, and nothing is left out silently.
-    use mainstay_vault::objects::Objects;
     let hole = memory.list(&format!("log/{}/", manifest.system)).unwrap();
     let second_last = &hole[hole.len() - 2].key;
     memory.delete(second_last).unwrap();
-    let latest = refused(Target::Latest);
+    let latest = plan(&repository, manifest.system, Target::Latest, None).unwrap_err();
+    assert!(matches!(latest, VaultError::NotArchived(_)), "it may be on its way: {latest:?}");
+    for more in 0..=SWEEP_MAX {
+        let key = format!("log/{}/0000000100000000000000{:02X}", manifest.system, 0x40 + more);
+        memory.create(&Key::new(key).unwrap()).unwrap().commit().unwrap();
+    }
+    let latest = plan(&repository, manifest.system, Target::Latest, None).unwrap_err();
+    assert!(matches!(latest, VaultError::Impossible(_)), "so much later nothing fills it: {latest:?}");
+    let latest = latest.to_string();
     assert!(latest.contains(second_last.last()) && latest.contains("missing"), "{latest}");
     let before = plan(&repository, manifest.system, Target::Position(oracle.ticks[3].lsn), None).unwrap();
     assert_eq!(ticks_at(&repository, &before, &dir.path().join("copy"), false).await, [1, 2, 3, 4]);
@@ -280,7 +290,6 @@ async fn p32_a_backup_on_top_of_another_restores_exactly_and_holds_only_what_cha
 }
 
 fn memory_bytes(memory: &mainstay_vault::objects::Memory, label: &str) -> u64 {
-    use mainstay_vault::objects::Objects;
     let all = memory.list("backups/").unwrap();
     all.iter()
         .filter(|entry| entry.key.as_str().contains(label) && entry.key.last() != "manifest")

@@ -41,8 +41,12 @@ async fn p19_the_log_that_a_dead_primary_did_not_archive_is_brought_by_the_next_
     );
     assert!(!before.unwrap().is_empty(), "the dead primary left a gap");
     let mut owner = claim(&repository, &new, 2).await;
+    // The history comes first: what the log lacks up to there is on its way, and not lost.
+    owner.push("00000002.history", &std::fs::read(new.data.join("pg_wal/00000002.history")).unwrap()).unwrap();
+    let soon = plan(&repository, manifest.system, Target::Latest, None).unwrap_err();
+    assert!(matches!(soon, VaultError::NotArchived(_)) && soon.to_string().contains("is missing"), "{soon:?}");
     let done = sweep(&mut owner, &new).await.unwrap();
-    assert!(done.problems.is_empty() && done.pushed.iter().any(|name| name == "00000002.history"), "{done:?}");
+    assert!(done.problems.is_empty() && done.pushed.len() > 2, "{done:?}");
     assert!(done.pushed.iter().any(|name| name.ends_with(".partial")), "{done:?}");
     assert!(matches!(archive.push("00000002.history", b"1\t0/3000000\tx\n"), Err(VaultError::Deposed { .. })));
     let end = Position { timeline: Timeline(2), lsn: oracle.ticks.last().unwrap().lsn };
