@@ -238,7 +238,13 @@ fn look(wish: &SeedWish, shelf: &Shelf) -> Result<(Repository, Plan), VaultError
     if !repository.readable() {
         return impossible("this host can write to the repository and not read it");
     }
-    let made = plan(&repository, wish.system, Target::Latest, Some(wish.timeline))?;
+    let made = plan(&repository, wish.system, Target::Latest, Some(wish.timeline)).map_err(|error| match error {
+        // What is known to be missing does not come while it is waited for.
+        VaultError::NotArchived(says) if shelf.told.as_ref().is_some_and(|told| !told.gaps.is_empty()) => {
+            VaultError::Impossible(says)
+        }
+        error => error,
+    })?;
     if made.path != wish.lineage {
         return impossible("the repository knows another way to the primary's timeline than the primary");
     }

@@ -67,12 +67,13 @@ fn shown(address: Option<Ipv4Addr>) -> String {
     address.map(|address| address.to_string()).unwrap_or_default()
 }
 
-/// For which virtual address it was started: none where its agent was of a version that did not say so. `None`: it can not be told.
+/// For which virtual address it was started. `None`: it can not be told, also where its agent was of a version that did not say so: clients of a proxy
+/// that is right are not to be cut off by an update.
 fn begun_for(pid: Pid) -> Option<String> {
     let all = std::fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())).ok().filter(|all| !all.is_empty())?;
     let name = format!("{BEGUN_FOR}=");
     let mut pairs = all.split(|byte| *byte == 0).filter_map(|pair| std::str::from_utf8(pair).ok());
-    Some(pairs.find_map(|pair| pair.strip_prefix(name.as_str())).unwrap_or_default().to_owned())
+    pairs.find_map(|pair| pair.strip_prefix(name.as_str())).map(str::to_owned)
 }
 
 /// Is there to be one, and at which virtual address does it listen too?
@@ -109,10 +110,14 @@ impl ProxyChild {
     pub async fn keep(self, generations: Arc<Generations>) {
         let mut news = generations.watch();
         let mut pause = PAUSE_FIRST;
+        // Which proxy was first seen here with which address in force: what it does not tell itself is taken from that.
+        let mut met: Option<(Pid, Option<Ipv4Addr>)> = None;
         loop {
             let (wanted, address) = wish(&news.borrow_and_update());
-            match (wanted, holder(&self.layout.proxy_lock())) {
-                (true, Some(pid)) if begun_for(pid).is_some_and(|begun| begun != shown(address)) => {
+            let running = holder(&self.layout.proxy_lock());
+            met = met.filter(|(pid, _)| Some(*pid) == running).or(running.map(|pid| (pid, address)));
+            match (wanted, running) {
+                (true, Some(pid)) if begun_for(pid).or(met.map(|(_, then)| shown(then))) != Some(shown(address)) => {
                     info!("proxy.address has changed: this node's proxy ends, and is started again");
                     self.end().await;
                 }

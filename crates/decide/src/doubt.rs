@@ -151,17 +151,7 @@ impl Mind {
             (ClaimState::Founding, _) => {}
             (ClaimState::Free, _) => self.stand_when_free(&record),
             (_, None) => self.stand("the record names no holder", "the record named no holder"),
-            (state, Some(_)) if mine && self.server.unstartable.is_some() => {
-                // Its agent lives, so that nobody doubts it, and it would hold the term for ever. What it led with may be more than what others have, and
-                // one failure to start proves little: that is tried for a while.
-                let patience = Span(if *state == ClaimState::Held { UNSTARTABLE_MS } else { 0 });
-                let at = self.server.unstartable.as_ref().map_or(self.now, |(since, _)| *since) + patience;
-                if self.now < at {
-                    self.until(at);
-                    return;
-                }
-                self.give_back("has a copy that can not be started");
-            }
+            (_, Some(_)) if mine && self.server.unstartable.is_some() => self.give_back_unstartable(&record),
             (_, Some(_)) if mine => {
                 let why = self.fenced.as_ref().filter(|(term, _)| *term == record.term).map(|(_, why)| why.as_str());
                 let why = why.unwrap_or("its agent or server was restarted");
@@ -170,6 +160,38 @@ impl Mind {
             }
             (_, Some(holder)) => self.stand_when_silent(&record, &holder.clone()),
         }
+    }
+
+    /// A term that this node holds with a copy that can not be started. Its agent lives, so that nobody doubts it, and it would hold the term for ever.
+    fn give_back_unstartable(&mut self, record: &Record) {
+        // What it led with may be more than what others have, and one failure to start proves little: that is tried for a while.
+        let patience = Span(if self.is_me(record.leader.as_ref()) { UNSTARTABLE_MS } else { 0 });
+        let at = self.server.unstartable.as_ref().map_or(self.now, |(since, _)| *since) + patience;
+        if self.now < at {
+            self.until(at);
+            return;
+        }
+        let fit = |node: &NodeId| !self.is_me(Some(node)) && self.hears(node) && self.shows_copy_of(record, node);
+        let count = record.members.keys().filter(|node| fit(node)).count();
+        // Where nobody could become primary, term after term would be raised and given back.
+        if !record.asynchronous && !enough(record, count, fit) {
+            self.reason(
+                "hold-back",
+                format!(
+                    "this node holds the term and its copy can not be started; it keeps the term, since too few others are heard whose copies count: \
+                     {count} of {}",
+                    need(record)
+                ),
+            );
+            return;
+        }
+        self.give_back("has a copy that can not be started");
+    }
+
+    /// Does this node say that it has the copy which the record counts?
+    fn shows_copy_of(&self, record: &Record, node: &NodeId) -> bool {
+        let shown = self.peers.get(node).and_then(|peer| peer.presence.as_ref()).and_then(|presence| presence.copy);
+        shown.is_some() && shown == record.members.get(node).copied()
     }
 
     /// A term that this node holds and can not use.

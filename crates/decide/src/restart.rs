@@ -220,7 +220,8 @@ impl Mind {
         // Heard is what was read just now, however long it was on its way.
         if !self.answers_within(&leader, self.config.suspicion) {
             return maybe(format!(
-                "{leader} was primary when it spoke last, and has not answered this node since: try again"
+                "{leader} was primary when it spoke last, and has not answered this node since: try again; an agent of an earlier version never does, \
+                 and is to be updated first"
             ));
         }
         let open =

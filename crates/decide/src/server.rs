@@ -287,7 +287,10 @@ impl Mind {
             // everything acknowledged; this copy can confirm nothing, and a clone moves its files aside.
             let waits = matches!(needed, Needed::NotOpen(_)) && self.now.since(since).0 >= UNSTARTABLE_MS;
             if !waits {
-                self.until(since + Span(UNSTARTABLE_MS));
+                let at = since + Span(UNSTARTABLE_MS);
+                if self.now < at {
+                    self.until(at);
+                }
                 let kept = needed.why();
                 self.reason("start", format!("this copy can not be started ({why}), and is kept: {kept}"));
                 return false;

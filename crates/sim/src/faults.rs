@@ -267,18 +267,19 @@ impl World {
         (0..self.nodes.len()).find(|node| self.is_open(*node) && !self.orphaned(self.nodes[*node].server.term))
     }
 
-    /// One replica's copy at a time, while a primary serves: a cluster that lost more copies than its mode allows can not be asked to heal.
+    /// One copy at a time, a replica's or the primary's own, while a primary serves: a cluster that lost more copies than its mode allows can not be
+    /// asked to heal.
     fn spoil_copy(&mut self, fault: Fault, node: Node) {
         let spoilt = self.nodes.iter().any(|host| host.server.unstartable || host.server.gone_at.is_some());
-        let primary = self.serving();
-        let server = &self.nodes[node].server;
-        let replica = matches!(server.process, Process::Standby | Process::Starting(false));
-        let Some(primary) = primary.filter(|primary| *primary != node && !spoilt && replica) else { return };
-        if fault == Fault::Unstartable {
+        let Some(primary) = self.serving().filter(|_| !spoilt) else { return };
+        let replica =
+            |node: Node| matches!(self.nodes[node].server.process, Process::Standby | Process::Starting(false));
+        let another = (0..self.nodes.len()).any(|other| other != primary && replica(other));
+        if fault == Fault::Unstartable && (replica(node) || (node == primary && another)) {
             self.nodes[node].server.unstartable = true;
             self.counters.unstartable += 1;
             self.server_ends(node, "its control file broke");
-        } else {
+        } else if fault != Fault::Unstartable && node != primary && replica(node) {
             self.nodes[node].server.gone_at = Some(primary);
             self.counters.log_gone += 1;
             self.lose_connection(node);

@@ -80,6 +80,8 @@ pub(crate) async fn run(options: Restore, target: Target, global: Global) -> Out
         repository: None,
         passed_over: Vec::new(),
     });
+    // What is confirmed is done: not one of a repository that is behind, should this one go away meanwhile.
+    wish.repository = wish.repository.take().or_else(|| plan.repository.clone());
     super::backups::warn(&plan.unreadable);
     super::shelf::tell_passed_over(&plan.passed_over);
     tell(&progress, &session, &node, &target, &plan, &before);

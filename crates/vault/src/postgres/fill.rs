@@ -302,8 +302,9 @@ impl Work<'_> {
         for timeline in all.filter(|timeline| timeline.0 > 1) {
             let key = size.key(self.base.system, LogFile::History(timeline))?;
             let content = match self.log_file(&key, |_| Ok(())) {
-                // Recovery reads the history of its own timeline, which tells the whole path. A primary that was cloned has no earlier ones to bring.
-                Err(error) if error.is_missing() && timeline != plan.timeline => continue,
+                // Recovery reads the history of its own timeline, which tells the whole path, and where it ends it goes on with the history of the timeline
+                // that it is on then. A primary that was cloned has no earlier ones to bring than that of its backup.
+                Err(error) if error.is_missing() && timeline < self.base.start.timeline => continue,
                 found => found?,
             };
             self.write_new(&format!("{}/{}", self.log_dir(), key.last()), &content)?;

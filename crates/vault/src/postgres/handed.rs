@@ -86,10 +86,14 @@ fn waits(marks: &Marks, file: &LogFile) -> bool {
 /// The histories of the timelines from there up to the one before this server's: those on its path, and whatever stands under the other numbers. Whoever
 /// restores asks for one number after the other and takes the last before the first that is missing for the newest timeline.
 fn histories(from: Timeline, own: Timeline, left: &Lineage, marks: &Marks) -> Vec<LogFile> {
-    let within = |timeline: Timeline| timeline.0 > 1 && timeline >= from && timeline < own;
-    let on_path = left.0.iter().map(|fork| LogFile::History(fork.timeline));
-    let all: BTreeSet<LogFile> = marks.files.iter().copied().chain(on_path).collect();
-    all.into_iter().filter(|file| matches!(file, LogFile::History(timeline) if within(*timeline))).collect()
+    let on_path = |timeline: Timeline| left.0.iter().any(|fork| fork.timeline == timeline);
+    // Of a timeline that this path has left behind the real history was handed over long ago: what stands there now keeps the number.
+    let wanted = |timeline: Timeline| {
+        timeline.0 > 1 && timeline < own && (timeline > from || (timeline == from && on_path(timeline)))
+    };
+    let path = left.0.iter().map(|fork| LogFile::History(fork.timeline));
+    let all: BTreeSet<LogFile> = marks.files.iter().copied().chain(path).collect();
+    all.into_iter().filter(|file| matches!(file, LogFile::History(timeline) if wanted(*timeline))).collect()
 }
 
 /// Has what lies on an older timeline handed over by this server, and tells what is not there to be.
@@ -317,6 +321,8 @@ mod tests {
         put(2, "1\t0/700010\tno reason\n");
         log.look(Some(at(4, 9)), within(5, 10), true);
         assert!(!log.marks().contains(&"00000002.history.ready".to_owned()), "{:?}", log.marks());
+        // Nor does what only keeps a number now go out under the name of a history that was.
+        assert!(!log.marks().contains(&"00000004.history.ready".to_owned()), "{:?}", log.marks());
     }
 
     #[test]

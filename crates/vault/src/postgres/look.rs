@@ -5,18 +5,30 @@
 
 use crate::objects::ObjectError;
 use crate::repository::VaultError;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// One look may take so long.
 const MOST: Duration = Duration::from_secs(120);
-/// Where a look did not end in time, and goes on.
-static HUNG: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+/// After this one more look may try: its mount may have been made anew, while the thread before waits in the old one for good.
+const AGAIN: Duration = Duration::from_secs(600);
+/// So many threads may wait at one place.
+const WAITING: usize = 4;
 
-fn hung() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+/// Looks that did not end in time, and go on.
+#[derive(Clone, Copy)]
+struct Hung {
+    since: Instant,
+    waiting: usize,
+}
+
+/// Where looks did not end in time.
+static HUNG: Mutex<BTreeMap<PathBuf, Hung>> = Mutex::new(BTreeMap::new());
+
+fn hung() -> MutexGuard<'static, BTreeMap<PathBuf, Hung>> {
     HUNG.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -52,8 +64,10 @@ pub(crate) fn within<T: Send + 'static>(
     look: impl FnOnce() -> Result<T, VaultError> + Send + 'static,
 ) -> Result<T, VaultError> {
     let silent = |says: String| VaultError::Object(ObjectError::Unreachable(format!("{}: {says}", place.display())));
-    if hung().contains(place) {
-        return Err(silent("an earlier look has not been answered yet".to_owned()));
+    let tries = |hung: &Hung| hung.since.elapsed() >= AGAIN && hung.waiting < WAITING;
+    if hung().get(place).is_some_and(|hung| !tries(hung)) {
+        let says = "an earlier look has not been answered yet; if it answers again elsewhere on this host, start this program anew";
+        return Err(silent(says.to_owned()));
     }
     let (tell, told) = sync_channel(1);
     let ended = Arc::new(Mutex::new(false));
@@ -73,7 +87,9 @@ pub(crate) fn within<T: Send + 'static>(
             // Held until it is noted: one that ends just now takes its note away afterwards.
             let ended = ended.lock().unwrap_or_else(PoisonError::into_inner);
             if !*ended {
-                hung().insert(place.to_owned());
+                let mut all = hung();
+                let waiting = all.get(place).map_or(0, |hung| hung.waiting) + 1;
+                all.insert(place.to_owned(), Hung { since: Instant::now(), waiting });
             }
             Err(silent(format!("no answer within {} s", most.as_secs())))
         }
@@ -96,6 +112,32 @@ pub(crate) mod tests {
         end
     }
 
+    /// Waits until nothing hangs there any more.
+    fn ends(place: &Path) {
+        let until = Instant::now() + Duration::from_secs(10);
+        while hung().contains_key(place) {
+            assert!(Instant::now() < until, "{} is still noted", place.display());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    #[test]
+    fn after_a_while_one_more_look_tries_and_not_without_bound() {
+        let place = Path::new("/mounted-anew");
+        let end = hang(place);
+        let later = |waiting| {
+            let since = Instant::now().checked_sub(AGAIN).unwrap();
+            hung().insert(place.to_owned(), Hung { since, waiting });
+        };
+        later(WAITING);
+        assert!(look_at(true, place, || Ok(7)).is_err());
+        later(1);
+        assert_eq!(look_at(true, place, || Ok(7)).unwrap(), 7, "made anew");
+        assert_eq!(look_at(true, place, || Ok(7)).unwrap(), 7, "and known to answer");
+        drop(end);
+        ends(place);
+    }
+
     #[test]
     fn one_that_hangs_is_known_until_it_answers_and_costs_no_other() {
         let (place, other) = (Path::new("/gone"), Path::new("/here"));
@@ -108,9 +150,7 @@ pub(crate) mod tests {
         assert_eq!(look_at(true, other, || Ok(7)).unwrap(), 7);
         assert_eq!(look_at(false, place, || Ok(7)).unwrap(), 7, "a sole one is waited for");
         drop(end);
-        while hung().contains(place) {
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        ends(place);
         assert_eq!(look_at(true, place, || Ok(7)).unwrap(), 7);
     }
 
@@ -120,7 +160,15 @@ pub(crate) mod tests {
         assert!(look_at(true, place, || Err::<(), _>(VaultError::Impossible("no".into()))).is_err());
         let broke = look_at(true, place, || -> Result<(), VaultError> { panic!("on purpose") });
         assert!(broke.unwrap_err().to_string().contains("a bug"));
-        assert!(!hung().contains(place));
+        // Also after it was given up.
+        let (end, ends_when) = std::sync::mpsc::channel::<()>();
+        let late = move || -> Result<(), VaultError> {
+            let _ = ends_when.recv();
+            panic!("on purpose")
+        };
+        assert!(within(Duration::from_millis(20), place, late).is_err() && hung().contains_key(place));
+        drop(end);
+        ends(place);
         assert_eq!(look_at(true, place, || Ok(7)).unwrap(), 7);
     }
 }

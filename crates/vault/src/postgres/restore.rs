@@ -135,7 +135,9 @@ pub fn plan_from(
     if timeline != newest && !timelines.contains(&timeline) {
         let known: Vec<String> = timelines.iter().map(ToString::to_string).collect();
         let says = format!("the archive knows no timeline {timeline}; it holds {}", known.join(", "));
-        return Err(VaultError::Impossible(says));
+        // A take-over's history may be on its way.
+        let newer = timeline > newest;
+        return Err(if newer { VaultError::NotArchived(says) } else { VaultError::Impossible(says) });
     }
     let path = lineage(repository, system, size, timeline)?;
     let on_path: Vec<&Manifest> =
