@@ -2,7 +2,7 @@
 //!
 //! The etcd is real; of each cluster there are the three nodes' doors to the store, which poll, watch and ask for the members' state as in an agent,
 //! and one holder that renews its claim as a primary does. No servers and no agents: what they take is not the etcd's. Rows of more and more
-//! clusters, as long as renewals come in time. `MAINSTAY_MEMBERS` (3): members of the etcd; `MAINSTAY_CLUSTERS` (`10,50,100,200,400`): the rows;
+//! clusters, until one is without a renewal for as long as a lease. `MAINSTAY_MEMBERS` (3): members of the etcd; `MAINSTAY_CLUSTERS` (`10,50,100,200,400`): the rows;
 //! `MAINSTAY_SECONDS` (20): how long each is measured.
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests, too; a table is what it is for")]
@@ -112,8 +112,16 @@ fn quantile(sorted: &[Duration], of: usize) -> f64 {
         .map_or(0.0, |time| time.as_secs_f64() * 1e3)
 }
 
-/// One row; `false`: a primary would have stood down.
-async fn measure(clusters: &mut [Cluster], members: &[u32], seconds: u64) -> bool {
+/// How a row went.
+struct Row {
+    /// Renewals that did not come in time.
+    late: u32,
+    /// The longest that one cluster went without a renewal.
+    longest: Duration,
+}
+
+/// Measures and prints one row.
+async fn measure(clusters: &mut [Cluster], members: &[u32], seconds: u64) -> Row {
     let (end, late) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
     let own = [std::process::id()];
     let (before, before_own, begun) = (processor(members), processor(&own), Instant::now());
@@ -142,7 +150,7 @@ async fn measure(clusters: &mut [Cluster], members: &[u32], seconds: u64) -> boo
         (processor(members) - before) / wall,
         (processor(&own) - before_own) / wall,
     );
-    longest < LEASE
+    Row { late: late.load(Ordering::Relaxed), longest }
 }
 
 /// All renew at once, each in a task of its own.
@@ -189,11 +197,15 @@ async fn one_etcd_carries_many_clusters() {
             let number = u64::try_from(clusters.len()).unwrap();
             clusters.push(Cluster::open(&endpoints, dir.path(), number).await);
         }
-        if !measure(&mut clusters, &pids, seconds).await {
+        let measured = measure(&mut clusters, &pids, seconds).await;
+        if measured.late == 0 {
+            carried = row;
+        }
+        // A primary would have stood down.
+        if measured.longest >= LEASE {
             break;
         }
-        carried = row;
     }
-    println!("carried: {carried} clusters");
+    println!("carried: {carried} clusters, each renewal in time");
     assert!(carried > 0, "not even the first row");
 }
