@@ -246,7 +246,8 @@ pub(super) fn break_program(host: &Host, broken: bool) -> Result<()> {
     let script = if broken {
         "for p in /usr/lib/postgresql/*/bin/postgres; do mount --bind /bin/false \"$p\" || exit 1; done"
     } else {
-        "for p in /usr/lib/postgresql/*/bin/postgres; do umount \"$p\" || exit 1; done"
+        // At once, also while it is being run: else the nodes after this one would stay without their servers.
+        "for p in /usr/lib/postgresql/*/bin/postgres; do umount -l \"$p\" || exit 1; done"
     };
     host.run_now(&["sh", "-c", script]).map(drop)
 }
