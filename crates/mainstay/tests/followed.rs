@@ -158,8 +158,7 @@ fn a_copy_follows_the_repository_alone_and_is_promoted_with_what_was_archived() 
     until("a switchover", || (cluster.answer(&["switchover"]).0 == Some(0)).then_some(()));
     let rows = cluster.write(500);
     copy.shows(&rows);
-    let after = copy.status(&[]).1;
-    assert!(after["timeline"].as_u64() > status["timeline"].as_u64(), "{status} {after}");
+    until("told", || (copy.status(&[]).1["timeline"].as_u64() > status["timeline"].as_u64()).then_some(()));
 
     // Killed, with its server left behind.
     copy.end("-KILL");
@@ -186,11 +185,11 @@ fn a_copy_follows_the_repository_alone_and_is_promoted_with_what_was_archived() 
     copy.shows(&unseen);
     until("told", || copy.status(&[]).1["unread"].is_null().then_some(()));
 
-    // Ended in order, and started again.
+    // Ended in order, and made anew where it lies.
     assert_eq!(copy.end("-TERM"), Some(0));
     assert!(copy.server().is_none());
     let rows = cluster.write(500);
-    copy.start(&[]);
+    copy.start(&["--again", "--yes"]);
     copy.shows(&rows);
 
     // The place is lost: nothing of what comes now is archived.
