@@ -22,6 +22,8 @@ const ENDS: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_millis(500);
 /// So many looks that show the same are believed.
 const LOOKS: u32 = 4;
+/// It is waited so long until all is replayed.
+const MOST: Duration = Duration::from_secs(86_400);
 /// How long a round that is under way is waited for.
 const ROUND: Duration = Duration::from_secs(180);
 
@@ -65,7 +67,7 @@ pub(super) async fn run(options: Follow, global: Global) -> Outcome {
     let follower = Follower::new(bin.clone(), mark, &here, Listen { addresses: None, port: 5432 })?;
     let work = async {
         progress.step("Bringing in what is archived");
-        let end = all_that_is_there(&follower, Duration::from_secs(options.wait)).await;
+        let end = all_that_is_there(&follower, Duration::from_secs(options.wait)).await?;
         progress.finish(&format!("up to {}", end.state.replayed));
         for line in reached(&end) {
             progress.say(&line);
@@ -143,12 +145,20 @@ fn is_ours(pid: Pid) -> bool {
 }
 
 /// Waits until the copy has replayed what the repository holds, or, if that can not be read, what lies here.
-async fn all_that_is_there(follower: &Follower, patience: Duration) -> End {
+async fn all_that_is_there(follower: &Follower, patience: Duration) -> Outcome<End> {
     let (begun, begun_ms) = (boot_now(), wall_now_ms());
     let (mut same, mut last) = (0, Lsn::default());
     loop {
         sleep(LOOK).await;
         let (look, fed, state, _) = follower.now();
+        if u128::from(boot_now().since(begun).0) > MOST.as_millis() {
+            let why = state.server.or(state.trouble).or(state.unread).unwrap_or_else(|| "it replays still".to_owned());
+            return Err(Failure::failed(format!(
+                "the copy has not replayed all within {} h: {why}",
+                MOST.as_secs() / 3600
+            ))
+            .hint("mend what it says, and start this again; the copy stays as it is"));
+        }
         let Some((look, _)) = look else {
             same = 0;
             continue;
@@ -165,7 +175,7 @@ async fn all_that_is_there(follower: &Follower, patience: Duration) -> End {
         let given_up = fed.is_none() && u128::from(boot_now().since(begun).0) > patience.as_millis();
         if whole || stopped || given_up {
             let newest = state.newest.max(state.timeline);
-            return End { whole, read: fed.is_some(), state, newest };
+            return Ok(End { whole, read: fed.is_some(), state, newest });
         }
     }
 }

@@ -250,8 +250,9 @@ impl Follower {
         if state.unread.take().is_some() {
             info!("the repository can be read");
         }
-        if fed.timeline > state.timeline {
-            info!(timeline = %fed.timeline, "the cluster has a new primary");
+        let timeline = self.mark.borrow().timeline;
+        if timeline > state.timeline {
+            info!(%timeline, "the cluster has a new primary");
         }
         if fed.trouble != state.trouble {
             match &fed.trouble {
@@ -260,7 +261,7 @@ impl Follower {
             }
         }
         (state.reaches, state.newest, state.read_ms) = (fed.reaches, fed.newest, fed.listed_ms);
-        state.timeline = self.mark.borrow().timeline;
+        state.timeline = timeline;
         (state.trouble, state.left) = (fed.trouble.clone(), fed.left);
         let pause = if fed.fetched > 0 { Duration::ZERO } else { POLL };
         drop(state);

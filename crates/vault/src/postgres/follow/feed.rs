@@ -100,6 +100,8 @@ pub struct Feed {
     withdrawn: Option<Instant>,
     /// How often the bound was doubled, and when it was looked last whether that is needed.
     stretch: (u32, Instant),
+    /// The histories after this timeline are not all offered yet, although it was noted.
+    owed: Option<Timeline>,
 }
 
 impl Feed {
@@ -115,6 +117,7 @@ impl Feed {
             hole: None,
             withdrawn: None,
             stretch: (0, Instant::now()),
+            owed: None,
         }
     }
 
@@ -167,6 +170,7 @@ impl Feed {
         };
         let log = self.log.clone();
         let place = Place::open(&log, self.user)?;
+        self.pay(&place)?;
         let offered = self.offered(&place)?;
         let path = self.mark.path()?;
         let size = self.mark.size();
@@ -274,13 +278,22 @@ impl Feed {
     /// From now on the copy follows this timeline. It is noted first: a server that has gone there must never be taken for one that has not.
     fn turn(&mut self, place: &Place<'_>, timeline: Timeline, path: Option<&Lineage>) -> Result<(), VaultError> {
         let Some(path) = path else { return Ok(()) };
-        let before = self.mark.timeline;
         // The lines of the newest history up to this timeline are its own.
         let left = path.0.iter().take_while(|left| left.timeline < timeline);
         let history = left.map(|left| format!("{}\t{}\tfrom the repository\n", left.timeline, left.lsn)).collect();
-        self.mark = Mark { timeline, history, ..self.mark.clone() };
-        self.mark.write(&self.data, self.user)?;
-        self.offer_histories(place, before, |_| true)
+        let next = Mark { timeline, history, ..self.mark.clone() };
+        next.write(&self.data, self.user)?;
+        self.owed = Some(std::mem::replace(&mut self.mark, next).timeline);
+        self.pay(place)
+    }
+
+    /// Offers the histories that are owed. Without room, say, that is done again in the next round.
+    fn pay(&mut self, place: &Place<'_>) -> Result<(), VaultError> {
+        if let Some(after) = self.owed {
+            self.offer_histories(place, after, |_| true)?;
+        }
+        self.owed = None;
+        Ok(())
     }
 
     /// Fetches some; how many, and whether there is no room.

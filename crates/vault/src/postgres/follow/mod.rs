@@ -21,6 +21,7 @@ use crate::repository::{Repository, VaultError};
 use mainstay_model::{Lineage, Lsn, Position, SystemId, Timeline};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 /// Says that a directory is such a copy, and what it is fed from.
@@ -163,6 +164,11 @@ pub fn found(data: &Path, user: Option<(u32, u32)>) -> Result<Found, VaultError>
     if data.join(MARK).symlink_metadata().is_err() {
         return Ok(Found::Other);
     }
+    let is = data.metadata().map_err(|e| VaultError::file(data, e))?.uid();
+    if user.is_some_and(|(uid, _)| uid != is) && is == rustix::process::geteuid().as_raw() {
+        // Whole, and not handed over to its user.
+        return Ok(Found::Begun);
+    }
     let place = Place::open(data, user)?;
     let text = place.read(MARK, MARK_MAX)?.unwrap_or_default();
     let wrong = |e| VaultError::Damaged(format!("{}: {e}", data.join(MARK).display()));
@@ -251,6 +257,8 @@ mod tests {
         std::fs::write(data.join(SIGNAL), "").unwrap();
         assert_eq!(found(&data, None).unwrap(), Found::Follows(Box::new(mark.clone())));
         assert_eq!(needed(&data, &mark, Some(&Control { redo: Lsn(9), ..Control::default() })), Lsn(9));
+        let another = rustix::process::geteuid().as_raw() + 1;
+        assert_eq!(found(&data, Some((another, another))).unwrap(), Found::Begun, "not handed over");
         std::fs::write(data.join("backup_label"), "").unwrap();
         assert_eq!(needed(&data, &mark, Some(&Control { redo: Lsn(9), ..Control::default() })), mark.start.lsn);
         std::fs::write(data.join("mainstay_unfinished"), "").unwrap();
