@@ -146,8 +146,9 @@ fn a_copy_follows_the_repository_alone_and_is_promoted_with_what_was_archived() 
     let rows = cluster.write(500);
     copy.start(&["--repository", &vault]);
     copy.shows(&rows);
-    let (code, status) = copy.status(&["--most-age", "600"]);
-    assert!(code == Some(0) && status["runs"] == true && status["serves"] == true, "{status}");
+    let well = || Some(copy.status(&["--most-age", "600"])).filter(|(code, _)| *code == Some(0));
+    let (_, status) = until("well", well);
+    assert!(status["runs"] == true && status["serves"] == true, "{status}");
     let old = copy.status(&["--most-age", "0"]);
     assert!(old.0 == Some(1) && old.1["problems"][0].as_str().unwrap().contains("may be 0 s old"), "{old:?}");
     assert!(copy.ask("create table x()").is_none(), "it takes no writes");

@@ -199,6 +199,8 @@ impl Follower {
         let mut state = self.state.borrow_mut();
         if !state.serves {
             info!(%replayed, "the copy can be read");
+            // Told at once.
+            state.written_ms = 0;
         }
         if state.replayed != replayed || !state.serves {
             (state.replayed, state.replayed_ms) = (replayed, wall_now_ms());
