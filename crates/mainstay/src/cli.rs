@@ -108,6 +108,8 @@ pub(crate) enum Command {
     Verify(Verify),
     /// Make a copy of the database as it was at a moment, beside the cluster
     Restore(Restore),
+    /// Keep a copy that follows the repository, in a place to which nothing else leads (daemon)
+    Follow(Follow),
     /// Open psql on the cluster, or print its address
     Connect(Connect),
     /// Make the cluster's authority, and issue certificates from it

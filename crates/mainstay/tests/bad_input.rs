@@ -95,6 +95,11 @@ const LINES: &[Row] = &[
     row("a wait that is none", nothing, "restart --wait 0", 2, &["0 is not in 1..=86400"]),
     row("keys and a file at once", nothing, "set a=1 --file f", 2, &["cannot be used with"]),
     row("too many nodes for up", nothing, "up --nodes 10 --dir {}/c", 2, &["10 is not in 1..=9"]),
+    row("a copy that follows nowhere", nothing, "follow --repository {}/vault", 2, &["--to <DIR>"]),
+    row("a copy that is none", nothing, "follow --status --to {}/none", 2, &["none is no copy that follows"]),
+    row("an address without a port", nothing, "follow --to {}/c --listen 10.0.0.1", 2, &["--port <NUMBER>"]),
+    row("an age that is not asked for", nothing, "follow --to {}/c --most-age 5", 2, &["--status"]),
+    row("to follow and to promote", nothing, "follow --to {}/c --promote --again", 2, &["cannot be used with"]),
     row("an unknown engine", nothing, "up --engine oracle --dir {}/c", 2, &["oracle", "postgres"]),
     row("an unknown durability", nothing, "up --durability none --dir {}/c", 2, &["strict, available, async"]),
 ];

@@ -1,4 +1,4 @@
-//! Options of `backup`, `backups`, `verify` and `restore`.
+//! Options of `backup`, `backups`, `verify`, `restore` and `follow`.
 
 use super::Which;
 use clap::builder::NonEmptyStringValueParser;
@@ -153,5 +153,61 @@ pub(crate) struct Restore {
     pub(crate) files_only: bool,
     /// How many seconds the recovery may take
     #[arg(long, value_name = "SECONDS", default_value_t = 86_400, value_parser = clap::value_parser!(u64).range(1..=604_800))]
+    pub(crate) wait: u64,
+}
+
+/// `follow`.
+#[derive(Args, Clone, Debug)]
+#[command(
+    group = ArgGroup::new("what").args(["status", "promote", "again"]),
+    after_help = "Makes a copy like `restore --to`, of the newest backup, and keeps a server on it that replays the log as it arrives in the repository and can be read:\n\
+                  a standby in a place to which nothing leads but the repository. It stays in the foreground, for a service manager; ended and started again it\n\
+                  goes on, whatever ended it. A repository that is away is tried again for ever. Nothing is written to the repository.\n\
+                  --promote brings in what is archived, says up to which commit, and makes a database of its own of the copy, on a new timeline. THE OLD CLUSTER\n\
+                  IS NOT STOPPED BY THAT: see to it first that nobody writes there.\n\
+                  Exit status of --status: 0 it follows, 1 it stands still or is older than --most-age.\n\n\
+                  Examples:\n  mainstay follow --repository 's3://orders-vault/main?region=eu-central-1' --key-file /etc/mainstay/vault.key --to /srv/follow\n  \
+                  mainstay follow --to /srv/follow\n  mainstay follow --status --to /srv/follow --most-age 300 --json\n  mainstay follow --promote --to /srv/follow\n  \
+                  mainstay follow --again --to /srv/follow --yes"
+)]
+pub(crate) struct Follow {
+    /// A folder, s3://BUCKET/PREFIX?… or azure://CONTAINER/PREFIX?… [default: the one from which the copy was made]
+    #[arg(long, value_name = "PLACE")]
+    pub(crate) repository: Option<PathBuf>,
+    /// Its secret key [default: as before]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key_file: Option<PathBuf>,
+    /// The database's system identifier, if the repository holds several
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) system: Option<u64>,
+    /// The directory of the copy: not there yet, or empty, or one that follows already
+    #[arg(long, value_name = "DIR")]
+    pub(crate) to: PathBuf,
+    /// From this backup (`mainstay backups`) [default: the newest]
+    #[arg(long, value_name = "LABEL", value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) backup: Option<String>,
+    /// Clients may come over the network, by password, on this port [default: the Unix socket in DIR/mainstay_run only]
+    #[arg(long, value_name = "NUMBER", conflicts_with_all = ["status", "promote"], value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) port: Option<u16>,
+    /// At these addresses of this host, as in listen_addresses
+    #[arg(long, value_name = "ADDRESSES", requires = "port", default_value = "localhost", value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) listen: String,
+    /// The directory of the server's programs [default: the distribution's, of the backup's version]
+    #[arg(long, value_name = "DIR", conflicts_with = "status")]
+    pub(crate) bin_dir: Option<PathBuf>,
+    /// Make the copy anew where it lies, of the newest backup: what it holds else is lost
+    #[arg(long)]
+    pub(crate) again: bool,
+    /// Say how it stands
+    #[arg(long, conflicts_with_all = ["repository", "key_file", "system", "backup"])]
+    pub(crate) status: bool,
+    /// With --status: its last commit may be so many seconds old
+    #[arg(long, value_name = "SECONDS", requires = "status")]
+    pub(crate) most_age: Option<u64>,
+    /// Make a database of its own of it
+    #[arg(long, conflicts_with_all = ["system", "backup"])]
+    pub(crate) promote: bool,
+    /// With --promote: how many seconds a repository that can not be read is tried
+    #[arg(long, value_name = "SECONDS", requires = "promote", default_value_t = 60, value_parser = clap::value_parser!(u64).range(0..=86_400))]
     pub(crate) wait: u64,
 }

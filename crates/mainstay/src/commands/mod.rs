@@ -13,6 +13,10 @@ mod drill;
 mod drill_course;
 mod drill_restore;
 mod failover;
+mod follow;
+mod follow_promote;
+mod follow_run;
+mod follow_status;
 mod guard;
 mod history;
 mod host;
@@ -84,6 +88,7 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Backups(options) => one_thread(backups::list(options, global)),
         Command::Verify(options) => one_thread(backups::verify(options, global)),
         Command::Restore(options) => one_thread(restore::run(options, global)),
+        Command::Follow(options) => follow::run(options, global),
         Command::Connect(options) => connect::run(&options, global),
         Command::Pki(options) => pki::run(options, global),
         Command::Join(options) => join::run(options, global),

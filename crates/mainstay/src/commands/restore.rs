@@ -4,9 +4,9 @@ use super::backup::going;
 use super::backups::warn;
 use super::restore_room::Room;
 use super::shelf::{Place, Shelf, blocking, failure, none_serves, passed_over, tell_passed_over};
-use crate::cli::{Global, Restore};
+use crate::cli::{self, Global, Restore};
 use crate::client::decode;
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Failure, NOT_NOW, Outcome};
 use crate::local::{
     engine, place,
     user::{self, User},
@@ -53,7 +53,7 @@ pub(crate) async fn run(options: Restore, global: Global) -> Outcome {
         check_server(&data, owner.as_ref())?;
     }
     let shelf = Shelf::open(&options.shelf).await?;
-    check_apart(&data, &taken(&shelf, &options)?, options.delta)?;
+    check_apart(&data, &taken(&shelf, &options.shelf)?, options.delta)?;
     let mut progress = Progress::new();
     let (choice, known) = planned(&shelf, (&target, &options), (&data, old), &mut progress).await?;
     let made = &choice.made;
@@ -236,10 +236,10 @@ fn check_copy(data: &Path, is: SystemId, system: SystemId) -> Outcome {
 }
 
 /// The directories that belong to the repository and to the cluster's nodes.
-fn taken(shelf: &Shelf, options: &Restore) -> Outcome<Vec<PathBuf>> {
-    let named = options.shelf.repository.as_deref().map(absolute).transpose()?;
+pub(super) fn taken(shelf: &Shelf, options: &cli::Shelf) -> Outcome<Vec<PathBuf>> {
+    let named = options.repository.as_deref().map(absolute).transpose()?;
     // With a repository that is named no cluster is needed, and yet one may be on this host.
-    let found = target::Target::find(&options.shelf.which).ok();
+    let found = target::Target::find(&options.which).ok();
     let spec = shelf.spec.clone().or_else(|| found.as_ref().map(|found| found.spec.clone()));
     let nodes = spec.iter().flat_map(|spec| spec.nodes.iter().map(|node| spec.node_dir(node)));
     // What lies beside the file of a cluster on this machine goes with it.
@@ -255,7 +255,7 @@ fn settled(path: &Path) -> PathBuf {
 }
 
 /// A copy inside the cluster or the repository would be taken for a part of it: backed up, archived, or removed with it.
-fn check_apart(data: &Path, taken: &[PathBuf], delta: bool) -> Outcome {
+pub(super) fn check_apart(data: &Path, taken: &[PathBuf], delta: bool) -> Outcome {
     let refuse = |says: String| {
         Err(Failure::usage(says)
             .hint("name a directory outside of clusters and repositories, for example below /srv; nothing was changed"))
@@ -277,7 +277,7 @@ fn check_apart(data: &Path, taken: &[PathBuf], delta: bool) -> Outcome {
 }
 
 /// A server must get there, and its socket must have room.
-fn check_server(data: &Path, owner: Option<&User>) -> Outcome {
+pub(super) fn check_server(data: &Path, owner: Option<&User>) -> Outcome {
     place::check_reachable(data, owner).map_err(|failure| {
         failure.hint("name another directory with --to, for example below /srv; nothing was changed")
     })?;
@@ -342,8 +342,16 @@ fn states(answer: ArchiveAnswer) -> Vec<ArchiveState> {
 
 /// The server's programs, of the version that the backup is of.
 fn programs(shelf: &Shelf, made: &Plan) -> Outcome<PathBuf> {
-    let major = made.base.server.version / 10_000;
     let wanted = shelf.spec.as_ref().and_then(|spec| spec.postgres.bin_dir.clone());
+    let major = made.base.server.version / 10_000;
+    programs_of(major, wanted).map_err(|failure| match failure.status {
+        NOT_NOW => failure.hint(format!("install PostgreSQL {major} here, or write the files only: --files-only")),
+        _ => failure,
+    })
+}
+
+/// The same for a major version, in this directory if one is named.
+pub(super) fn programs_of(major: u32, wanted: Option<PathBuf>) -> Outcome<PathBuf> {
     let standard = PathBuf::from(format!("/usr/lib/postgresql/{major}/bin"));
     let standard = standard.join("postgres").is_file().then_some(standard);
     let found = engine::find(wanted.or(standard).as_deref())?;
@@ -351,7 +359,7 @@ fn programs(shelf: &Shelf, made: &Plan) -> Outcome<PathBuf> {
         return Ok(found.bin_dir);
     }
     Err(Failure::not_now(format!("the backup is of PostgreSQL {major}, and this host has {}", found.major))
-        .hint(format!("install PostgreSQL {major} here, or write the files only: --files-only")))
+        .hint(format!("install PostgreSQL {major} here")))
 }
 
 /// A moment as people name it.

@@ -263,6 +263,14 @@ fn outside(place: &Path, key: Option<PathBuf>) -> Outcome<Place> {
     Ok(Place { name: None, place, key, vault: None })
 }
 
+/// The place of a repository that no cluster is needed for, as it is opened.
+///
+/// # Errors
+/// When it is no address.
+pub(crate) fn settled(place: &Path) -> Outcome<PathBuf> {
+    Ok(outside(place, None)?.place)
+}
+
 /// The cluster's repository of this name; else a folder that is called so.
 async fn by_name(
     options: &Options,

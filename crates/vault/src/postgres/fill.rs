@@ -7,6 +7,7 @@ use crate::hex;
 use crate::objects::Key;
 use crate::postgres::delta::{self, Mark, copy_at};
 use crate::postgres::fetch::{Packs, fetch};
+use crate::postgres::follow;
 use crate::postgres::hand::{Taken, hand_over, take_below};
 use crate::postgres::log::{LogFile, SegmentSize, check_segment};
 use crate::postgres::manifest::{Extent, Manifest, NO_FILE};
@@ -150,8 +151,13 @@ impl Work<'_> {
         self.cut()?;
         let label = hex::decode(&self.base.backup_label).unwrap_or_default();
         self.write_new("backup_label", &label)?;
-        if !self.to.standby {
-            self.write_new("recovery.signal", b"")?;
+        match &self.to.follows {
+            Some(mark) => {
+                self.write_new(follow::MARK, mark)?;
+                self.write_new(follow::SIGNAL, b"")?;
+            }
+            None if !self.to.standby => self.write_new("recovery.signal", b"")?,
+            None => {}
         }
         self.sync()?;
         for extent in last {

@@ -67,6 +67,8 @@ pub struct Destination {
     pub delta: bool,
     /// It goes on as a standby: the log lies where the server reads its own, and no end of the recovery is asked for.
     pub standby: bool,
+    /// It goes on as a standby that is fed through its folder of the log (docs/adr/0051): what its mark says.
+    pub follows: Option<Vec<u8>>,
     /// Threads.
     pub threads: usize,
     /// How far it is, and how it is ended.
@@ -94,6 +96,12 @@ pub fn tablespace_beside(data: &Path, number: u32) -> PathBuf {
     let mut name = data.as_os_str().to_owned();
     name.push(format!(".tablespace-{number}"));
     PathBuf::from(name)
+}
+
+/// The command by which a copy's server takes its log from the folder there.
+pub(crate) fn takes(data: &Path) -> String {
+    // Found but not readable must stop recovery, and only an exit status above 125 does.
+    format!("test -e '{0}/%f' || exit 1; cp '{0}/%f' '%p' || exit 200", data.join(LOG_DIR).display())
 }
 
 /// A time as people write it.
@@ -286,11 +294,8 @@ impl Plan {
     /// The settings with which a server recovers to the target. It ends recovery there by itself and opens a new timeline.
     #[must_use]
     pub fn settings(&self, data: &Path) -> Vec<(String, String)> {
-        let log = data.join(LOG_DIR);
-        // Found but not readable must stop recovery, and only an exit status above 125 does.
-        let command = format!("test -e '{0}/%f' || exit 1; cp '{0}/%f' '%p' || exit 200", log.display());
         let mut all = vec![
-            ("restore_command".to_owned(), command),
+            ("restore_command".to_owned(), takes(data)),
             ("recovery_target_timeline".to_owned(), self.timeline.to_string()),
             ("recovery_target_action".to_owned(), "promote".to_owned()),
         ];

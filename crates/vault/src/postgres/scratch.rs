@@ -2,20 +2,19 @@
 
 use crate::postgres::backup::{AT_LEAST, Session};
 use crate::postgres::log::parse_history;
+use crate::postgres::place::Place;
 use crate::postgres::restore::{LOG_DIR, Plan, Target};
 use crate::postgres::way;
 use crate::repository::VaultError;
 use mainstay_model::position::RESERVED;
 use mainstay_model::{Lineage, Lsn, Timeline};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
-use rustix::io::Errno;
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::process::Pid;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs::File;
-use std::io::{ErrorKind, Read as _, Write as _};
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileExt, fchown};
+use std::io::{ErrorKind, Read as _};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -24,10 +23,15 @@ use tokio_postgres::Config;
 /// A history file is much smaller.
 const HISTORY_MAX: u64 = 1 << 20;
 
+/// So many numbers of timelines are kept from being taken, at most.
+pub(crate) const RESERVED_MOST: u32 = 10_000;
+
 /// A running copy; it ends with this.
 pub struct Scratch {
     child: tokio::process::Child,
     socket: PathBuf,
+    /// The number in its socket's name.
+    pub(crate) port: u16,
     log: File,
     /// Recovery took so long.
     pub recovery: Duration,
@@ -39,13 +43,13 @@ impl Drop for Scratch {
     }
 }
 
-fn quoted(value: &str) -> String {
+pub(crate) fn quoted(value: &str) -> String {
     value.replace('\\', "\\\\").replace('\'', "''")
 }
 
 /// What a backup may say of the copy's settings: numbers that must not be undercut, and nothing else. A manifest is only as trustworthy as
 /// whoever could seal one, and other settings run programs.
-fn at_least(settings: &BTreeMap<String, String>) -> Vec<(String, String)> {
+pub(crate) fn at_least(settings: &BTreeMap<String, String>) -> Vec<(String, String)> {
     let number = |(name, value): &(&String, &String)| AT_LEAST.contains(&name.as_str()) && value.parse::<u32>().is_ok();
     settings.iter().filter(number).map(|(name, value)| (name.clone(), value.clone())).collect()
 }
@@ -130,94 +134,34 @@ fn nowhere(error: VaultError, plan: &Plan) -> VaultError {
     ))
 }
 
-/// The restored directory. It belongs to the server's user, who may have put a link wherever the superuser is about to write: so
-/// nothing in it is opened by its path, no link is followed, and every file is a new one.
-struct Place<'a> {
-    dir: OwnedFd,
-    path: &'a Path,
-    user: Option<(u32, u32)>,
-}
-
-impl Place<'_> {
-    fn open(path: &Path, user: Option<(u32, u32)>) -> Result<Place<'_>, VaultError> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let wrong = |e: Errno| VaultError::file(path, e.into());
-        let dir = rustix::fs::open(path, flags, Mode::empty()).map_err(wrong)?;
-        let is = rustix::fs::fstat(&dir).map_err(wrong)?;
-        // What lies there may be another's by now. In that user's own directory nothing is done that the user could not do.
-        if user.is_some_and(|(uid, _)| is.st_uid != uid) {
-            let says = format!("{} is not the servers' user's any more: nothing was changed there", path.display());
-            return Err(VaultError::Impossible(says));
-        }
-        Ok(Place { dir, path, user })
-    }
-
-    fn wrong(&self, name: &str, error: std::io::Error) -> VaultError {
-        VaultError::file(&self.path.join(name), error)
-    }
-
-    fn own(&self, name: &str, file: &OwnedFd) -> Result<(), VaultError> {
-        let Some((uid, gid)) = self.user else { return Ok(()) };
-        fchown(file, Some(uid), Some(gid)).map_err(|e| self.wrong(name, e))
-    }
-
-    /// A new file in the place of what was there. What is written to it later goes to its end.
-    fn file(&self, name: &str, text: &str) -> Result<File, VaultError> {
-        match rustix::fs::unlinkat(&self.dir, name, AtFlags::empty()) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(self.wrong(name, error.into())),
-            _ => {}
-        }
-        let new = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let opened =
-            rustix::fs::openat(&self.dir, name, OFlags::RDWR | OFlags::APPEND | new, Mode::from_raw_mode(0o600));
-        let opened = opened.map_err(|e| self.wrong(name, e.into()))?;
-        self.own(name, &opened)?;
-        let mut file = File::from(opened);
-        file.write_all(text.as_bytes()).map_err(|e| self.wrong(name, e))?;
-        Ok(file)
-    }
-
-    fn directory(&self, name: &str) -> Result<(), VaultError> {
-        match rustix::fs::mkdirat(&self.dir, name, Mode::from_raw_mode(0o700)) {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(self.wrong(name, error.into())),
-            _ => {}
-        }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let opened = rustix::fs::openat(&self.dir, name, flags, Mode::empty());
-        self.own(name, &opened.map_err(|e| self.wrong(name, e.into()))?)
-    }
-
-    /// What was set on the source with ALTER SYSTEM overrides the configuration with which the copy starts: it is put aside.
-    fn disarm(&self) -> Result<(), VaultError> {
-        const SET: &str = "postgresql.auto.conf";
-        let armed = match rustix::fs::statat(&self.dir, SET, AtFlags::SYMLINK_NOFOLLOW) {
-            // Empty: put aside by an earlier start.
-            Ok(found) => found.st_size > 0 || FileType::from_raw_mode(found.st_mode) != FileType::RegularFile,
-            Err(error) if error.kind() == ErrorKind::NotFound => false,
-            Err(error) => return Err(self.wrong(SET, error.into())),
-        };
-        if armed {
-            let aside = format!("{SET}.restored");
-            rustix::fs::renameat(&self.dir, SET, &self.dir, aside).map_err(|e| self.wrong(SET, e.into()))?;
-        }
-        self.file(SET, "").map(drop)
-    }
-}
-
 /// Keeps timeline numbers below `next` from being taken: the copy then ends its recovery on `next` itself. Before [`Scratch::start`].
 pub fn reserve(plan: &Plan, data: &Path, next: Timeline, user: Option<(u32, u32)>) -> Result<(), VaultError> {
-    const MOST: u32 = 10_000;
-    if next <= plan.timeline || next.0 - plan.timeline.0 > MOST {
-        return Err(VaultError::Impossible(format!("timeline {next} can not follow {}", plan.timeline)));
+    reserve_after(plan.timeline, data, next, user)
+}
+
+/// The same behind a timeline.
+pub(crate) fn reserve_after(
+    last: Timeline,
+    data: &Path,
+    next: Timeline,
+    user: Option<(u32, u32)>,
+) -> Result<(), VaultError> {
+    if next <= last || next.0 - last.0 > RESERVED_MOST {
+        return Err(VaultError::Impossible(format!("timeline {next} can not follow {last}")));
     }
     // In its own log and not where recovery reads from: a standby that follows asks its primary for the history of each number between, and would never
     // come up where one is missing.
     let log = data.join("pg_wal");
     let place = Place::open(&log, user)?;
-    for number in plan.timeline.0 + 1..next.0 {
-        place.file(&format!("{number:08X}.history"), &format!("{RESERVED}: timeline {next} was handed out\n"))?;
+    for number in last.0 + 1..next.0 {
+        place.file(&format!("{number:08X}.history"), &placeholder(next))?;
     }
     Ok(())
+}
+
+/// A history that only keeps a number below `next` from being taken.
+pub(crate) fn placeholder(next: Timeline) -> String {
+    format!("{RESERVED}: timeline {next} was handed out\n")
 }
 
 /// After [`Scratch::stop`]: takes out what made the directory a copy beside the cluster, so that it can become a node's data. Returns where its
@@ -282,6 +226,11 @@ fn server_on(data: &Path) -> Result<Option<Pid>, VaultError> {
     Ok(at.is_ok_and(|at| (at.st_dev, at.st_ino) == (dir.st_dev, dir.st_ino)).then_some(pid))
 }
 
+/// Does a server run on a copy?
+pub fn runs_on(data: &Path) -> Result<bool, VaultError> {
+    Ok(server_on(data)?.is_some())
+}
+
 /// Tells the server on a copy to stop in order: whoever waits for it sees it end.
 pub fn tell_to_stop(data: &Path) {
     if let Ok(Some(pid)) = server_on(data) {
@@ -326,9 +275,24 @@ impl Scratch {
         user: Option<(u32, u32)>,
         (patience, socket): (Duration, &Path),
     ) -> Result<Scratch, VaultError> {
+        let begun = Instant::now();
+        let config = config(plan, data, socket);
+        let mut scratch = Self::launch(bin, (data, socket), user, (&config, "local all all trust\n"))?;
+        scratch.recovered(begun, patience).await.map_err(|error| nowhere(error, plan))?;
+        scratch.recovery = begun.elapsed();
+        Ok(scratch)
+    }
+
+    /// Starts a server with this configuration, which lets in whom these lines say.
+    pub(crate) fn launch(
+        bin: &Path,
+        (data, socket): (&Path, &Path),
+        user: Option<(u32, u32)>,
+        (config, access): (&str, &str),
+    ) -> Result<Scratch, VaultError> {
         let place = Place::open(data, user)?;
-        place.file("mainstay_scratch.conf", &config(plan, data, socket))?;
-        place.file("mainstay_scratch_hba.conf", "local all all trust\n")?;
+        place.file("mainstay_scratch.conf", config)?;
+        place.file("mainstay_scratch_hba.conf", access)?;
         place.disarm()?;
         let log = place.file("mainstay_scratch.log", "")?;
         let gone = |e| VaultError::file(&data.join("mainstay_scratch.log"), e);
@@ -344,12 +308,8 @@ impl Scratch {
         if let Some((uid, gid)) = user {
             command.uid(uid).gid(gid);
         }
-        let begun = Instant::now();
         let child = command.spawn().map_err(|e| VaultError::Server(format!("{}/postgres: {e}", bin.display())))?;
-        let mut scratch = Scratch { child, socket: socket.to_owned(), log, recovery: Duration::ZERO };
-        scratch.recovered(begun, patience).await.map_err(|error| nowhere(error, plan))?;
-        scratch.recovery = begun.elapsed();
-        Ok(scratch)
+        Ok(Scratch { child, socket: socket.to_owned(), port: 5432, log, recovery: Duration::ZERO })
     }
 
     /// Starts it as [`Scratch::start`] (no socket named) or [`Scratch::start_at`] does. When the log turns out to hold no commit after the moment, and it is
@@ -384,7 +344,7 @@ impl Scratch {
     #[must_use]
     pub fn connect(&self) -> Config {
         let mut config = Config::new();
-        config.host_path(&self.socket).port(5432).user("postgres").dbname("postgres");
+        config.host_path(&self.socket).port(self.port).user("postgres").dbname("postgres");
         config
     }
 
@@ -420,6 +380,22 @@ impl Scratch {
         let mut config = self.connect();
         config.dbname(database);
         Session::open(&config).await?.rows(query).await
+    }
+
+    /// Why it ended by itself, if it did.
+    pub(crate) fn ended(&mut self) -> Option<String> {
+        let status = self.child.try_wait().ok().flatten()?;
+        let says = tail(&self.log);
+        let says = if says.is_empty() { "mainstay_scratch.log says no reason".to_owned() } else { says };
+        Some(format!("the server of the copy ended ({status}): {says}"))
+    }
+
+    /// Keeps what it says of itself within bounds.
+    pub(crate) fn trim_log(&self) {
+        const MOST: u64 = 16 << 20;
+        if self.log.metadata().is_ok_and(|found| found.len() > MOST) {
+            let _ = self.log.set_len(0);
+        }
     }
 
     /// Ends the copy in order.
