@@ -193,7 +193,12 @@ fn a_copy_follows_the_repository_alone_and_is_promoted_with_what_was_archived() 
     copy.start(&["--again", "--yes"]);
     copy.shows(&rows);
 
-    // The place is lost: nothing of what comes now is archived.
+    promoted_with_what_was_archived(&cluster, copy, &rows);
+}
+
+/// The place is lost: nothing of what comes now is archived.
+fn promoted_with_what_was_archived(cluster: &Cluster, mut copy: Copy, rows: &str) {
+    let away = cluster.dir.join("away");
     std::fs::rename(&copy.vault, &away).unwrap();
     let lost = cluster.write(500);
     assert_ne!(lost, rows);
@@ -211,7 +216,7 @@ fn a_copy_follows_the_repository_alone_and_is_promoted_with_what_was_archived() 
     // A database of its own, with exactly that.
     let mut server = started(&copy, &programs(&copy));
     until("the promoted copy", || copy.ask("select 1"));
-    assert_eq!(copy.ask(SUM).as_deref(), Some(rows.as_str()));
+    assert_eq!(copy.ask(SUM).as_deref(), Some(rows));
     assert_eq!(
         copy.ask("insert into ledger(note) values ('own') returning note").as_deref().map(|text| &text[..3]),
         Some("own")
