@@ -202,12 +202,13 @@ pub(crate) struct Follow {
     #[arg(long, conflicts_with_all = ["repository", "key_file", "system", "backup"])]
     pub(crate) status: bool,
     /// With --status: its last commit may be so many seconds old
-    #[arg(long, value_name = "SECONDS", requires = "status")]
+    // What is needed counts for nothing beside an option that it conflicts with: so each of these is named here, too.
+    #[arg(long, value_name = "SECONDS", requires = "status", conflicts_with_all = ["repository", "key_file", "system", "backup", "port", "bin_dir"])]
     pub(crate) most_age: Option<u64>,
     /// Make a database of its own of it
     #[arg(long, conflicts_with_all = ["system", "backup"])]
     pub(crate) promote: bool,
     /// With --promote: how many seconds a repository that can not be read is tried
-    #[arg(long, value_name = "SECONDS", requires = "promote", default_value_t = 60, value_parser = clap::value_parser!(u64).range(0..=86_400))]
+    #[arg(long, value_name = "SECONDS", requires = "promote", conflicts_with_all = ["system", "backup", "port"], default_value_t = 60, value_parser = clap::value_parser!(u64).range(0..=86_400))]
     pub(crate) wait: u64,
 }

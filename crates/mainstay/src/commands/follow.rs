@@ -1,7 +1,7 @@
 //! `mainstay follow`: a copy that is fed from the repository alone (docs/adr/0051). Here: what the directory is, and the copy made; `follow_run.rs` keeps
 //! it going, `follow_status.rs` says how it stands, `follow_promote.rs` makes a database of its own of it.
 
-use super::backup::going;
+use super::copy_files::write;
 use super::follow_run::Follower;
 use super::restore::{check_apart, check_server, programs_of, taken};
 use super::restore_room::Room;
@@ -16,17 +16,13 @@ use crate::output::progress::Progress;
 use crate::output::table::bytes;
 use crate::target::absolute;
 use mainstay_ports::clock::boot_now;
-use mainstay_vault::postgres::backup::Watch;
 use mainstay_vault::postgres::delta::is_begun;
 use mainstay_vault::postgres::follow::{Found, Listen, Mark, begin, found};
-use mainstay_vault::postgres::restore::{Destination, Plan, Restored, restore, time_text};
+use mainstay_vault::postgres::restore::{Destination, Plan, Restored, time_text};
 use mainstay_vault::repository::{Repository, VaultError};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-const LOOK: Duration = Duration::from_millis(300);
 /// Whoever only looks has the directory for a moment.
 const LOCK: Duration = Duration::from_secs(3);
 
@@ -71,7 +67,11 @@ impl Here {
     pub(super) fn of(options: &Follow) -> Outcome<Here> {
         let data = absolute(&options.to)?;
         let owner = user::server_user()?;
-        check_server(&data, owner.as_ref())?;
+        check_server(&data, owner.as_ref()).map_err(|failure| {
+            failure.hint(
+                "name another directory with --to, with a short path, for example below /srv; nothing was changed",
+            )
+        })?;
         Ok(Here { data, owner: owner.map(|user| (user.uid, user.gid)) })
     }
 
@@ -236,30 +236,14 @@ async fn files(
     delta: bool,
     progress: &mut Progress,
 ) -> Outcome<Restored> {
-    progress.step("Writing the files");
-    let watch = Arc::new(Watch::default());
     let to = Destination {
         data: here.data.clone(),
         owner: here.owner,
         delta,
         follows: Some(mark.to_bytes().map_err(|error| failure(&error))?),
-        threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-        watch: Arc::clone(&watch),
         ..Destination::default()
     };
-    let begun = boot_now();
-    let work = blocking(move || restore(&repository, &plan, &to));
-    tokio::pin!(work);
-    let done = loop {
-        tokio::select! {
-            done = &mut work => break done.inspect_err(|_| progress.fail()),
-            () = tokio::time::sleep(LOOK) => {
-                let (done, total) = (watch.done.load(Ordering::Relaxed), watch.total.load(Ordering::Relaxed));
-                progress.detail(&going(done, total, boot_now().since(begun).0));
-            }
-        }
-    };
-    done.map_err(|failure| {
+    write(repository, plan, to, progress).await.map_err(|failure| {
         if !is_begun(&here.data) {
             return failure;
         }

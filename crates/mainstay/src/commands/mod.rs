@@ -7,6 +7,7 @@ mod backup;
 mod backups;
 mod completions;
 mod connect;
+mod copy_files;
 mod doctor;
 mod down;
 mod drill;

@@ -1,7 +1,7 @@
 //! `mainstay restore`: a copy of the database as it was at a moment, in a new directory beside the cluster, recovered and checked.
 
-use super::backup::going;
 use super::backups::warn;
+use super::copy_files::write;
 use super::restore_room::Room;
 use super::shelf::{Place, Shelf, blocking, failure, none_serves, passed_over, tell_passed_over};
 use crate::cli::{self, Global, Restore};
@@ -21,16 +21,13 @@ use jiff::Timestamp;
 use mainstay_model::vault::{ArchiveAnswer, ArchiveState, SegmentEnded};
 use mainstay_model::{Lsn, Position, SystemId, Timeline};
 use mainstay_ports::clock::boot_now;
-use mainstay_vault::postgres::backup::Watch;
 use mainstay_vault::postgres::delta::{copy_at, is_begun};
-use mainstay_vault::postgres::restore::{Destination, Plan, Restored, Target, plan_from, restore, time_text};
+use mainstay_vault::postgres::restore::{Destination, Plan, Restored, Target, plan_from, time_text};
 use mainstay_vault::postgres::scratch::{Scratch, tell_to_stop};
 use mainstay_vault::postgres::several::{Chosen, Elsewhere, choose};
 use mainstay_vault::repository::{Repository, VaultError};
 use serde_json::json;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// How long the open segment may take to come to the archive.
@@ -394,26 +391,15 @@ async fn files(
     progress: &mut Progress,
 ) -> Outcome<Restored> {
     let made = &choice.made;
-    progress.step("Writing the files");
     let owner = user::server_user()?.map(|user| (user.uid, user.gid));
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let watch = Arc::new(Watch::default());
-    let watched = Arc::clone(&watch);
-    let (data_too, elsewhere) = (data.to_owned(), choice.elsewhere.clone());
-    let to = Destination { data: data_too, owner, threads, delta, watch: watched, elsewhere, ..Destination::default() };
-    let (repository, plan, begun) = (choice.repository.clone(), made.clone(), boot_now());
-    let work = blocking(move || restore(&repository, &plan, &to));
-    tokio::pin!(work);
-    let done = loop {
-        tokio::select! {
-            done = &mut work => break done.inspect_err(|_| progress.fail()),
-            () = tokio::time::sleep(LOOK) => {
-                let (done, total) = (watch.done.load(Ordering::Relaxed), watch.total.load(Ordering::Relaxed));
-                progress.detail(&going(done, total, boot_now().since(begun).0));
-            }
-        }
+    let to = Destination {
+        data: data.to_owned(),
+        owner,
+        delta,
+        elsewhere: choice.elsewhere.clone(),
+        ..Destination::default()
     };
-    let done = done.map_err(|failure| {
+    let done = write(choice.repository.clone(), made.clone(), to, progress).await.map_err(|failure| {
         if !is_begun(data) {
             return failure;
         }

@@ -212,10 +212,10 @@ pub fn needed(data: &Path, mark: &Mark, control: Option<&Control>) -> Lsn {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn mark(timeline: u32, history: &str) -> Mark {
+    pub(crate) fn mark(timeline: u32, history: &str) -> Mark {
         Mark {
             system: SystemId(7),
             repository: "/r".into(),

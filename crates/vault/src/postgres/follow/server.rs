@@ -316,22 +316,10 @@ pub fn settle(mark: &Mark, data: &Path, user: Option<(u32, u32)>, floors: &Contr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mainstay_model::SystemId;
 
     fn mark() -> Mark {
-        Mark {
-            system: SystemId(7),
-            repository: "/r".into(),
-            key_file: None,
-            backup: "b".into(),
-            start: Position::default(),
-            ended: 0,
-            version: 150_000,
-            segment_size: 1 << 24,
-            settings: BTreeMap::from([("max_connections".to_owned(), "200".to_owned())]),
-            timeline: Timeline(1),
-            history: String::new(),
-        }
+        let settings = BTreeMap::from([("max_connections".to_owned(), "200".to_owned())]);
+        Mark { settings, ..super::super::tests::mark(1, "") }
     }
 
     #[test]
