@@ -190,8 +190,17 @@ fn a_copy_follows_the_repository_alone_and_is_promoted_with_what_was_archived() 
     assert_eq!(copy.end("-TERM"), Some(0));
     assert!(copy.server().is_none());
     let rows = cluster.write(500);
+    let backup = || {
+        let mark: Value =
+            serde_json::from_slice(&std::fs::read(copy.to.join("mainstay_follow.json")).unwrap()).unwrap();
+        mark["backup"].as_str().unwrap().to_owned()
+    };
+    let before = backup();
+    until("a newer backup", || (cluster.answer(&["backup"]).0 == Some(0)).then_some(()));
     copy.start(&["--again", "--yes"]);
     copy.shows(&rows);
+    let mark = std::fs::read_to_string(copy.to.join("mainstay_follow.json")).unwrap();
+    assert!(!mark.contains(&before), "made of the newest backup: {mark}");
 
     promoted_with_what_was_archived(&cluster, copy, &rows);
 }

@@ -17,7 +17,7 @@ use crate::output::table::bytes;
 use crate::target::absolute;
 use mainstay_ports::clock::boot_now;
 use mainstay_vault::postgres::delta::is_begun;
-use mainstay_vault::postgres::follow::{Found, Listen, Mark, begin, found};
+use mainstay_vault::postgres::follow::{Found, Listen, Mark, begin, found, unnoted};
 use mainstay_vault::postgres::restore::{Destination, Plan, Restored, time_text};
 use mainstay_vault::repository::{Repository, VaultError};
 use std::path::{Path, PathBuf};
@@ -114,8 +114,8 @@ async fn copy(here: &Here, options: &Follow, global: Global) -> Outcome<(Mark, L
     let lock = || async { hold(&here.data, LOCK).await?.ok_or_else(|| held(&here.data)) };
     match here.found()? {
         Found::Follows(mark) if !options.again => {
-            let lock = lock().await?;
-            Ok((moved(*mark, options, here)?, lock))
+            let moved = moved(&mark, options)?;
+            Ok((moved, lock().await?))
         }
         Found::Promoted(_) => Err(promoted(&here.data)),
         Found::Other => {
@@ -141,6 +141,8 @@ async fn copy(here: &Here, options: &Follow, global: Global) -> Outcome<(Mark, L
             )?;
             let lock = lock().await?;
             super::follow_run::end_left_over(&here.data).await?;
+            // No server runs there: what one noted that did not end in order is no sign of one.
+            unnoted(&here.data, here.owner).map_err(|error| failure(&error))?;
             make(here, Some(&mark), options, true).await?;
             Ok((marked(here)?, lock))
         }
@@ -163,17 +165,13 @@ fn marked(here: &Here) -> Outcome<Mark> {
     }
 }
 
-/// The same from another place, or with another key, if that was said.
-pub(super) fn moved(mut mark: Mark, options: &Follow, here: &Here) -> Outcome<Mark> {
-    let before = mark.clone();
-    if options.repository.is_some() || options.key_file.is_some() {
-        let (place, key) = named(options, Some(&mark))?;
-        (mark.repository, mark.key_file) = (place, key);
+/// The same from another place, or with another key, if that was said. Nothing is written before the repository was read there.
+pub(super) fn moved(mark: &Mark, options: &Follow) -> Outcome<Mark> {
+    if options.repository.is_none() && options.key_file.is_none() {
+        return Ok(mark.clone());
     }
-    if mark != before {
-        mark.write(&here.data, here.owner).map_err(|error| failure(&error))?;
-    }
-    Ok(mark)
+    let (repository, key_file) = named(options, Some(mark))?;
+    Ok(Mark { repository, key_file, ..mark.clone() })
 }
 
 /// Which repository, and the file of its key.
@@ -248,9 +246,10 @@ async fn files(
             return failure;
         }
         failure.hint(format!(
-            "what was written stays in {}: no server starts there, and the same command goes on. Is the backup {} damaged, take an older one \
-             (--backup, `mainstay backups`)",
+            "what was written stays in {0}: no server starts there. mainstay follow --repository '{1}' --to {0} (and --key-file, --system where they were \
+             named) goes on. Is the backup {2} damaged, take an older one (--backup, `mainstay backups`)",
             here.data.display(),
+            mark.repository.display(),
             mark.backup
         ))
     })

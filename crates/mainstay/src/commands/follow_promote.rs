@@ -8,8 +8,8 @@ use crate::failure::{Failure, Outcome};
 use crate::output::progress::Progress;
 use crate::output::{self, Colour, confirm, paint};
 use mainstay_model::{Lsn, Timeline};
-use mainstay_ports::clock::{boot_now, wall_now_ms};
-use mainstay_vault::postgres::follow::{self, Fed, Found, Listen, Look, Mark, Promoted, State};
+use mainstay_ports::clock::boot_now;
+use mainstay_vault::postgres::follow::{self, Fed, Found, Listen, Look, Mark, Promoted, Promotes, State};
 use mainstay_vault::postgres::restore::time_text;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
@@ -52,35 +52,40 @@ pub(super) async fn run(options: Follow, global: Global) -> Outcome {
                 .hint("name the directory of one (--to); nothing was changed"));
         }
     };
+    // Whatever is wrong with what was asked is told while the copy is still followed.
+    let mark = moved(&mark, &options)?;
+    let bin = programs(&mark, &options)?;
     let mut progress = Progress::new();
     progress.say(
         "The old cluster is not stopped by this: see to it that nobody writes there any more, or the two go on as two databases of one name.",
     );
     confirm(
         global.yes,
-        "Bring in what is archived, and stop following? It is asked again before anything is changed.",
+        "Stop following, and bring in what is archived? It is asked again before the copy is promoted.",
     )?;
     progress.step("Taking the copy over");
     let _lock = take_over(&here.data).await?;
-    let mark = moved(mark, &options, &here)?;
-    let bin = programs(&mark, &options)?;
     let follower = Follower::new(bin.clone(), mark, &here, Listen { addresses: None, port: 5432 })?;
     let work = async {
         progress.step("Bringing in what is archived");
-        let end = all_that_is_there(&follower, Duration::from_secs(options.wait)).await?;
+        let end = all_that_is_there(&follower, Duration::from_secs(options.wait), &mut progress).await?;
         progress.finish(&format!("up to {}", end.state.replayed));
         for line in reached(&end) {
             progress.say(&line);
         }
-        confirm(global.yes, "Make a database of its own of it, with these data?")?;
+        asked(global.yes, &here.data).await?;
         progress.step("Promoting");
         follower.fill_no_more(ROUND).await;
         let (look, _, _, mark) = follower.now();
         let silent = || Failure::failed("the server of the copy does not answer any more").hint("start this again");
         let (_, server) = look.ok_or_else(silent)?;
+        let timeline = follow::beyond(&mark, end.newest);
+        follower.promotes(Promotes { timeline, whole: end.whole, read: end.read })?;
         let done = follow::promote(&server, (&mark, end.newest), &here.data, here.owner).await;
         let done = done.map_err(|error| {
-            failure(&error).hint("the copy stays as it is: look into its mainstay_scratch.log, then start this again")
+            let follows = matches!(here.found(), Ok(Found::Follows(_)));
+            let stands = if follows { "the copy is not promoted" } else { "the copy is promoted, and not settled" };
+            failure(&error).hint(format!("{stands}: look into its mainstay_scratch.log, then start this again"))
         })?;
         progress.finish(&format!("on timeline {}", done.timeline));
         Ok(Some((end, done, mark)))
@@ -93,6 +98,16 @@ pub(super) async fn run(options: Follow, global: Global) -> Outcome {
     follow::settle(&mark, &here.data, here.owner, &control).map_err(|error| failure(&error))?;
     say(&here.data, (&mark, &end, &done), &bin, global);
     Ok(())
+}
+
+/// The question that counts. It waits in a thread of its own: the server is looked after meanwhile, and a signal ends it.
+async fn asked(yes: bool, data: &Path) -> Outcome {
+    let ask = move || confirm(yes, "Make a database of its own of it, with these data?");
+    let answer = tokio::task::spawn_blocking(ask).await.map_err(|error| Failure::failed(error.to_string()))?;
+    answer.map_err(|failure| {
+        let says = format!("{}; the copy is not promoted, and nobody feeds it now", failure.error);
+        Failure { error: says, ..failure }.hint(format!("mainstay follow --to {} goes on following", data.display()))
+    })
 }
 
 /// A promotion that broke off behind the point of no return.
@@ -109,13 +124,33 @@ async fn settled_late(here: &Here, mark: &Mark, options: &Follow, global: Global
             here.data.display()
         )));
     }
+    let state = State::read(&here.data).ok().flatten().unwrap_or_default();
+    let began = state.promotes;
+    if let Some(began) = began.filter(|began| began.timeline != control.timeline) {
+        let says =
+            format!("{} is on timeline {}, and was to go to {}", here.data.display(), control.timeline, began.timeline);
+        return Err(Failure::failed(says).hint(
+            "nodes of the old cluster may use that number: make the copy anew in another directory, and promote that",
+        ));
+    }
     follow::settle(mark, &here.data, here.owner, &control).map_err(|error| failure(&error))?;
     if global.json {
-        output::object(&json!({ "to": here.data, "promoted": true, "before": true }));
-    } else {
-        output::line(&format!("{} was promoted before; now it is a database of its own.", here.data.display()));
-        next(&here.data, &bin);
+        output::object(&json!({
+            "to": here.data, "promoted": true, "before": true, "timeline": control.timeline, "last_commit": time_text(state.commit), "system": mark.system,
+            "repository_read": began.map(|began| began.read), "all_archived": began.map(|began| began.whole), "archived": state.reaches,
+            "trouble": state.trouble,
+        }));
+        return Ok(());
     }
+    output::line(&format!("{} was promoted before; now it is a database of its own.", here.data.display()));
+    match began {
+        Some(began) => {
+            let end = End { whole: began.whole, read: began.read, state, newest: began.timeline };
+            reached(&end).iter().for_each(|line| output::line(line));
+        }
+        None => output::line("What it may lack is not known any more: how far its data reach, its last commits tell."),
+    }
+    next(&here.data, &bin);
     Ok(())
 }
 
@@ -145,12 +180,22 @@ fn is_ours(pid: Pid) -> bool {
 }
 
 /// Waits until the copy has replayed what the repository holds, or, if that can not be read, what lies here.
-async fn all_that_is_there(follower: &Follower, patience: Duration) -> Outcome<End> {
-    let (begun, begun_ms) = (boot_now(), wall_now_ms());
+async fn all_that_is_there(follower: &Follower, patience: Duration, progress: &mut Progress) -> Outcome<End> {
+    let (begun, mut away, mut told) = (boot_now(), None, None);
     let (mut same, mut last) = (0, Lsn::default());
     loop {
         sleep(LOOK).await;
         let (look, fed, state, _) = follower.now();
+        let why = state.server.clone().or_else(|| state.unread.clone()).or_else(|| state.trouble.clone());
+        if why != told {
+            if let Some(why) = &why {
+                progress.say(why);
+            }
+            told = why;
+        }
+        progress.detail(&format!("at {}, archived up to {}", state.replayed, state.reaches));
+        // A listing or a file that hangs fails by itself after a bound; until then it is being read.
+        away = state.unread.as_ref().and(away.or_else(|| Some(boot_now())));
         if u128::from(boot_now().since(begun).0) > MOST.as_millis() {
             let why = state.server.or(state.trouble).or(state.unread).unwrap_or_else(|| "it replays still".to_owned());
             return Err(Failure::failed(format!(
@@ -169,10 +214,11 @@ async fn all_that_is_there(follower: &Follower, patience: Duration) -> Outcome<E
         if same < LOOKS {
             continue;
         }
-        let fed = fed.filter(|fed| fed.listed_ms >= begun_ms && state.unread.is_none());
+        let fed = fed.filter(|_| state.unread.is_none());
         let whole = fed.as_ref().is_some_and(|fed| fed.trouble.is_none() && is_in(&look, fed));
-        let stopped = fed.as_ref().is_some_and(|fed| fed.trouble.is_some());
-        let given_up = fed.is_none() && u128::from(boot_now().since(begun).0) > patience.as_millis();
+        // Room can be made: that is waited for.
+        let stopped = fed.as_ref().is_some_and(|fed| fed.trouble.is_some() && !fed.full);
+        let given_up = away.is_some_and(|since| u128::from(boot_now().since(since).0) > patience.as_millis());
         if whole || stopped || given_up {
             let newest = state.newest.max(state.timeline);
             return Ok(End { whole, read: fed.is_some(), state, newest });
@@ -196,10 +242,7 @@ fn reached(end: &End) -> Vec<String> {
     )];
     if !end.read {
         let says = state.unread.clone().unwrap_or_else(|| "it has not answered".to_owned());
-        lines.push(format!(
-            "THE REPOSITORY CAN NOT BE READ: what came there after {} is missing ({says}).",
-            time_text(ms(state.read_ms))
-        ));
+        lines.push(format!("THE REPOSITORY CAN NOT BE READ: what is archived behind {at} is missing ({says})."));
     }
     if let Some(trouble) = &state.trouble {
         lines.push(format!("NOT ALL OF IT IS HERE: {trouble}."));
@@ -209,10 +252,6 @@ fn reached(end: &End) -> Vec<String> {
             .to_owned(),
     );
     lines
-}
-
-fn ms(at: u64) -> i64 {
-    i64::try_from(at).unwrap_or(i64::MAX).saturating_mul(1000)
 }
 
 fn say(data: &Path, (mark, end, done): (&Mark, &End, &Promoted), bin: &Path, global: Global) {

@@ -5,7 +5,7 @@ use super::shelf::failure;
 use crate::failure::{Failure, Outcome};
 use mainstay_ports::clock::wall_now_ms;
 use mainstay_vault::postgres::follow::{
-    self, Contact, Control, Fed, Feed, Listen, Look, Mark, Seen, Server, State, needed,
+    self, Contact, Control, Fed, Feed, Found, Listen, Look, Mark, Promotes, Seen, Server, State, needed,
 };
 use mainstay_vault::postgres::scratch::{end_left_over as kill_left_over, runs_on, tell_to_stop};
 use mainstay_vault::repository::VaultError;
@@ -38,6 +38,8 @@ pub(super) struct Follower {
     seen: Cell<Seen>,
     look: RefCell<Option<(Look, Contact)>>,
     fed: RefCell<Option<Fed>>,
+    /// The mark names another place than the one that is written down, and that was not read yet.
+    moved: Cell<bool>,
     /// No more is fetched.
     full: Cell<bool>,
     feeding: Cell<bool>,
@@ -68,6 +70,7 @@ impl Follower {
     /// # Errors
     /// When what is known of it can not be read.
     pub(super) fn new(bin: PathBuf, mark: Mark, here: &Here, listen: Listen) -> Outcome<Follower> {
+        let moved = matches!(here.found()?, Found::Follows(written) if *written != mark);
         let before = State::read(&here.data).unwrap_or_default().unwrap_or_default();
         let state = State {
             pid: std::process::id(),
@@ -90,6 +93,7 @@ impl Follower {
             seen: Cell::default(),
             look: RefCell::default(),
             fed: RefCell::default(),
+            moved: Cell::new(moved),
             full: Cell::new(false),
             feeding: Cell::new(false),
             ending: Cell::new(false),
@@ -154,6 +158,7 @@ impl Follower {
             let Err(error) = self.one_life(&mut pause).await else { return self.write(true) };
             warn!(%error, "the server of the copy is started again");
             self.silent(error.to_string());
+            self.seen.set(Seen { runs: false, ..self.seen.get() });
             self.write(true)?;
             if self.ends_within(pause).await {
                 break;
@@ -168,7 +173,7 @@ impl Follower {
         let control = follow::control(&self.bin, &self.data, self.owner).await?;
         let mark = self.mark.borrow().clone();
         Feed::new(mark.clone(), &self.data, self.owner).prepare()?;
-        self.seen.set(Seen { needed: needed(&self.data, &mark, Some(&control)), replayed: None });
+        self.seen.set(Seen { needed: needed(&self.data, &mark, Some(&control)), replayed: None, runs: true });
         let mut server = Server::start(&self.bin, (&mark, &control), &self.data, self.owner, &self.listen)?;
         loop {
             if self.ends_within(LOOK).await {
@@ -195,7 +200,7 @@ impl Follower {
 
     fn looked(&self, look: Look, server: &Server) {
         let replayed = look.replayed.unwrap_or_default();
-        self.seen.set(Seen { needed: replayed, replayed: Some(replayed) });
+        self.seen.set(Seen { needed: replayed, replayed: Some(replayed), runs: true });
         let mut state = self.state.borrow_mut();
         if !state.serves {
             info!(%replayed, "the copy can be read");
@@ -248,6 +253,13 @@ impl Follower {
 
     /// How long the next round may wait.
     fn fed(&self, fed: Fed) -> Duration {
+        if self.moved.get() {
+            // It was read there: from now on that is its place.
+            match self.mark.borrow().write(&self.data, self.owner) {
+                Ok(()) => self.moved.set(false),
+                Err(error) => warn!(%error, "the place of the repository can not be written down; it is tried again"),
+            }
+        }
         let mut state = self.state.borrow_mut();
         if state.unread.take().is_some() {
             info!("the repository can be read");
@@ -290,6 +302,15 @@ impl Follower {
         }
         state.written_ms = now;
         state.write(&self.data, self.owner).map_err(|error| failure(&error))
+    }
+
+    /// It is being promoted: what that began with is on disk first.
+    ///
+    /// # Errors
+    /// When it can not be written.
+    pub(super) fn promotes(&self, with: Promotes) -> Outcome {
+        self.state.borrow_mut().promotes = Some(with);
+        self.write(true)
     }
 
     /// What is known now, for whoever promotes it.

@@ -45,6 +45,8 @@ pub struct Seen {
     pub needed: Lsn,
     /// Up to where it has replayed; `None`: it can not be asked.
     pub replayed: Option<Lsn>,
+    /// There is one at all.
+    pub runs: bool,
 }
 
 /// What a round came to.
@@ -66,6 +68,8 @@ pub struct Fed {
     pub whole: bool,
     /// Why it does not go on.
     pub trouble: Option<String>,
+    /// There is no room for more: that may change.
+    pub full: bool,
     /// Only a new copy mends that.
     pub left: bool,
 }
@@ -194,12 +198,13 @@ impl Feed {
         let whole = fetched == next.fetch.len() && next.turn.is_none() && next.trouble.is_none();
         let newest = listed.held.timelines().last().copied().unwrap_or_default();
         let (trouble, left) = self.trouble(&next);
+        let full = room.is_some();
         let told = room.or(trouble).or_else(|| listed.damaged.clone());
         let listed_ms = listed.at_ms;
         self.listed = Some(listed);
         let (reaches, timeline) = (next.reaches, next.timeline);
         let segment_size = size.0;
-        Ok(Fed { reaches, timeline, newest, segment_size, listed_ms, fetched, whole, trouble: told, left })
+        Ok(Fed { reaches, timeline, newest, segment_size, listed_ms, fetched, whole, trouble: told, full, left })
     }
 
     /// Where the segment begins that a server took last which does not answer yet: it has what is before it.
@@ -214,7 +219,7 @@ impl Feed {
 
     fn stretch(&mut self, seen: Seen, next: &Step) {
         let (count, since) = self.stretch;
-        if seen.replayed.is_some() {
+        if seen.replayed.is_some() || !seen.runs {
             self.stretch = (0, Instant::now());
         } else if !next.fetch.is_empty() {
             self.stretch = (count, Instant::now());
@@ -346,7 +351,7 @@ impl Feed {
                 return (None, false);
             }
         }
-        (Some(trouble.to_string()), true)
+        (Some(trouble.to_string()), !matches!(trouble, Trouble::Hole(_)))
     }
 }
 
@@ -426,7 +431,7 @@ mod tests {
         // As if some time had passed.
         feed.listed = None;
         feed.withdrawn = None;
-        feed.round(Seen { needed: Lsn(at), replayed: Some(Lsn(at)) }).unwrap()
+        feed.round(Seen { needed: Lsn(at), replayed: Some(Lsn(at)), runs: true }).unwrap()
     }
 
     #[test]
@@ -477,7 +482,7 @@ mod tests {
         let feed = home.feed();
         std::fs::write(feed.log.join(TAKEN), format!("{}\n", SIZE.name(Timeline(1), 9))).unwrap();
         let place = Place::open(&feed.log, None).unwrap();
-        let silent = Seen { needed: Lsn(3 << 20), replayed: None };
+        let silent = Seen { needed: Lsn(3 << 20), replayed: None, runs: true };
         assert_eq!(feed.taken(&place, silent).unwrap(), Lsn(9 << 20));
         assert_eq!(feed.taken(&place, Seen { replayed: Some(Lsn(1)), ..silent }).unwrap(), Lsn(0));
         feed.prepare().unwrap();

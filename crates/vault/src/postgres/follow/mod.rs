@@ -9,8 +9,8 @@ mod state;
 mod step;
 
 pub use feed::{Fed, Feed, Seen};
-pub use server::{Contact, Control, Listen, Look, Promoted, Server, control, promote, settle};
-pub use state::State;
+pub use server::{Contact, Control, Listen, Look, Promoted, Server, beyond, control, promote, settle};
+pub use state::{Promotes, State};
 
 use crate::postgres::delta::is_begun;
 use crate::postgres::log::{LogFile, SegmentSize, parse_history};
@@ -209,6 +209,14 @@ fn has_begun(plan: &Plan) -> bool {
 pub fn needed(data: &Path, mark: &Mark, control: Option<&Control>) -> Lsn {
     let fresh = data.join("backup_label").symlink_metadata().is_ok();
     control.filter(|_| !fresh).map_or(mark.start.lsn, |control| control.redo)
+}
+
+/// Takes away a server's own note that it runs. None does: that was looked at.
+///
+/// # Errors
+/// When it can not be removed.
+pub fn unnoted(data: &Path, user: Option<(u32, u32)>) -> Result<(), VaultError> {
+    Place::open(data, user)?.remove("postmaster.pid")
 }
 
 #[cfg(test)]

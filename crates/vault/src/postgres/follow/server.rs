@@ -49,6 +49,8 @@ pub struct Contact(Config);
 pub struct Control {
     /// A server that starts now begins to read the log here.
     pub redo: Lsn,
+    /// On this timeline.
+    pub timeline: Timeline,
     /// Its last server ended, or broke off, while it followed.
     pub follows: bool,
     /// What its settings must not undercut.
@@ -150,7 +152,14 @@ pub async fn control(bin: &Path, data: &Path, user: Option<(u32, u32)>) -> Resul
     if !ran.status.success() {
         return Err(failed(String::from_utf8_lossy(&ran.stderr).trim().to_owned()));
     }
-    parse(&String::from_utf8_lossy(&ran.stdout)).ok_or_else(|| failed("its answer is not understood".to_owned()))
+    let out = String::from_utf8_lossy(&ran.stdout);
+    // It prints what it has read all the same.
+    if let Some(warning) = out.lines().find(|line| line.starts_with("WARNING")) {
+        return Err(failed(format!(
+            "{warning}; the control file is damaged: make the copy anew (mainstay follow --again)"
+        )));
+    }
+    parse(&out).ok_or_else(|| failed("its answer is not understood".to_owned()))
 }
 
 fn parse(printed: &str) -> Option<Control> {
@@ -163,7 +172,8 @@ fn parse(printed: &str) -> Option<Control> {
     let floors = AT_LEAST.iter().filter_map(floor).collect();
     let redo = values.get("Latest checkpoint's REDO location")?.parse().ok()?;
     let follows = values.get("Database cluster state")?.contains("recovery");
-    Some(Control { redo, follows, floors })
+    let timeline = Timeline(values.get("Latest checkpoint's TimeLineID")?.parse().ok()?);
+    Some(Control { redo, timeline, follows, floors })
 }
 
 impl Server {
@@ -238,6 +248,12 @@ async fn asked(server: &Config, ask: &str) -> Result<Vec<Option<String>>, VaultE
     timeout(ANSWER, answer).await.map_err(silent)?
 }
 
+/// The timeline that a promotion takes: beyond all that are known.
+#[must_use]
+pub fn beyond(mark: &Mark, newest: Timeline) -> Timeline {
+    Timeline(newest.max(mark.timeline).0.saturating_add(BEYOND))
+}
+
 /// Makes a database of its own of a copy that has replayed what there is, on a timeline beyond all that are known. `newest`: the newest of them.
 ///
 /// # Errors
@@ -248,8 +264,7 @@ pub async fn promote(
     data: &Path,
     user: Option<(u32, u32)>,
 ) -> Result<Promoted, VaultError> {
-    let last = newest.max(mark.timeline);
-    let next = Timeline(last.0.saturating_add(BEYOND));
+    let next = beyond(mark, newest);
     if next.0 - mark.timeline.0 > RESERVED_MOST {
         let says =
             format!("the repository holds a timeline {newest}, and this copy is on {}: make it anew", mark.timeline);
@@ -324,9 +339,11 @@ mod tests {
 
     #[test]
     fn a_server_that_follows_reaches_nobody_and_has_what_its_log_asks_for() {
-        let printed = "Database cluster state: shut down in recovery\nLatest checkpoint's REDO location:    0/5000028\nmax_connections setting:              300\n\
+        let printed = "Database cluster state: shut down in recovery\nLatest checkpoint's REDO location:    0/5000028\n\
+                       Latest checkpoint's TimeLineID:       3\nmax_connections setting:              300\n\
                        max_prepared_xacts setting:           7\nmax_locks_per_xact setting:           64\n";
         let control = parse(printed).unwrap();
+        assert_eq!(control.timeline, Timeline(3));
         assert_eq!((control.redo, control.floors.get("max_prepared_transactions")), (Lsn(0x0500_0028), Some(&7)));
         let (data, listen) = (Path::new("/srv/copy"), Listen { addresses: None, port: 5432 });
         let text = config(&mark(), data, &socket(data), &control.floors, &listen);

@@ -15,8 +15,6 @@ const UNREAD_MS: u64 = 120_000;
 const STANDS_MS: u64 = 120_000;
 /// Who writes the state writes it more often. Milliseconds.
 const SILENT_MS: u64 = 60_000;
-/// A repository that neither answers nor fails for so long hangs. It is read once a minute, and while much is fetched from it more rarely.
-const HANGS_MS: u64 = 600_000;
 
 /// How it stands. Times are milliseconds since 1970, but for commits (microseconds).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +48,19 @@ pub struct State {
     pub trouble: Option<String>,
     /// Only a new copy mends that.
     pub left: bool,
+    /// It is being promoted.
+    pub promotes: Option<Promotes>,
+}
+
+/// With what a promotion began: whoever brings one to its end that broke off tells it, too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Promotes {
+    /// Onto this timeline.
+    pub timeline: Timeline,
+    /// All that the repository held was replayed.
+    pub whole: bool,
+    /// The repository was read.
+    pub read: bool,
 }
 
 impl State {
@@ -103,9 +114,6 @@ impl State {
             };
             all.push(format!("the repository was read {times}: {says}"));
         }
-        if self.unread.is_none() && self.read_ms > 0 && since(self.read_ms) > HANGS_MS {
-            all.push(format!("the repository has not answered for {} s", since(self.read_ms) / 1000));
-        }
         all.extend(self.trouble.clone());
         let stands = self.serves && self.trouble.is_none() && since(self.replayed_ms) > STANDS_MS;
         if stands && self.behind() >= segment_size {
@@ -151,8 +159,6 @@ mod tests {
         let away = State { unread: Some("away".into()), ..well() };
         assert!(told(away.clone()).is_empty());
         assert!(told(State { read_ms: NOW - 200_000, ..away })[0].contains("not for 200 s: away"));
-        // One that hangs fails never.
-        assert!(told(State { read_ms: NOW - 700_000, ..well() })[0].contains("not answered for 700 s"));
     }
 
     #[test]

@@ -74,7 +74,12 @@ impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Trouble::Hole(hole) => {
-                write!(f, "the segment {} is missing in the repository, and the log goes on after it", hole.segment)
+                write!(
+                    f,
+                    "the segment {} is missing in the repository, and the log goes on after it; it may still come, else make a backup, and then the copy \
+                     anew (mainstay follow --again)",
+                    hole.segment
+                )
             }
             Trouble::Left { timeline, fork: Some(fork), at } => {
                 write!(
