@@ -20,6 +20,7 @@ use mainstay_vault::postgres::delta::is_begun;
 use mainstay_vault::postgres::follow::{Found, Listen, Mark, begin, found, unnoted};
 use mainstay_vault::postgres::restore::{Destination, Plan, Restored, time_text};
 use mainstay_vault::repository::{Repository, VaultError};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -111,12 +112,38 @@ fn held(data: &Path) -> Failure {
 
 /// The copy that is there, or a new one.
 async fn copy(here: &Here, options: &Follow, global: Global) -> Outcome<(Mark, Lock)> {
-    let lock = || async { hold(&here.data, LOCK).await?.ok_or_else(|| held(&here.data)) };
-    match here.found()? {
-        Found::Follows(mark) if !options.again => {
-            let moved = moved(&mark, options)?;
-            Ok((moved, lock().await?))
+    let before = here.found()?;
+    check(&before, here, options, global)?;
+    let made = matches!(before, Found::Nothing) && directory(&here.data)?;
+    // One at a time, also while it is made.
+    let lock = hold(&here.data, LOCK).await?.ok_or_else(|| held(&here.data))?;
+    let now = here.found()?;
+    if std::mem::discriminant(&now) != std::mem::discriminant(&before) {
+        return Err(Failure::not_now(format!("somebody else was at work on {}", here.data.display()))
+            .hint("look what it is now (mainstay follow --status --to DIR), and start this again"));
+    }
+    let mark = match now {
+        Found::Follows(mark) if !options.again => return Ok((moved(&mark, options)?, lock)),
+        Found::Follows(mark) => {
+            super::follow_run::end_left_over(&here.data).await?;
+            // No server runs there: what one noted that did not end in order is no sign of one.
+            unnoted(&here.data, here.owner).map_err(|error| failure(&error))?;
+            make(here, Some(&mark), options, true).await
         }
+        Found::Begun => make(here, None, options, true).await,
+        _ => make(here, None, options, false).await,
+    };
+    if mark.is_err() && made {
+        // Nothing was written: then nothing stays. What holds anything is left.
+        let _ = std::fs::remove_dir(&here.data);
+    }
+    mark?;
+    Ok((marked(here)?, lock))
+}
+
+/// Can what was asked be done with what lies there? Asks where something is lost.
+fn check(found: &Found, here: &Here, options: &Follow, global: Global) -> Outcome {
+    match found {
         Found::Promoted(_) => Err(promoted(&here.data)),
         Found::Other => {
             Err(Failure::usage(format!("{} holds something, and no copy that follows", here.data.display()))
@@ -124,33 +151,27 @@ async fn copy(here: &Here, options: &Follow, global: Global) -> Outcome<(Mark, L
         }
         Found::Nothing if options.again => Err(Failure::usage(format!("{} is not there", here.data.display()))
             .hint("without --again it is made; nothing was changed")),
-        Found::Nothing => {
-            make(here, None, options, false).await?;
-            let lock = lock().await?;
-            Ok((marked(here)?, lock))
-        }
-        Found::Begun => {
-            let lock = lock().await?;
-            make(here, None, options, true).await?;
-            Ok((marked(here)?, lock))
-        }
-        Found::Follows(mark) => {
-            confirm(
-                global.yes,
-                &format!("Make {} anew? What it holds else than the repository is lost.", here.data.display()),
-            )?;
-            let lock = lock().await?;
-            super::follow_run::end_left_over(&here.data).await?;
-            // No server runs there: what one noted that did not end in order is no sign of one.
-            unnoted(&here.data, here.owner).map_err(|error| failure(&error))?;
-            make(here, Some(&mark), options, true).await?;
-            Ok((marked(here)?, lock))
-        }
+        Found::Nothing | Found::Begun => named(options, None).map(drop),
+        Found::Follows(_) if options.again => confirm(
+            global.yes,
+            &format!("Make {} anew? What it holds else than the repository is lost.", here.data.display()),
+        ),
+        Found::Follows(mark) => moved(mark, options).map(drop),
+    }
+}
+
+/// Makes the directory; says whether it was not there.
+fn directory(data: &Path) -> Outcome<bool> {
+    match std::fs::DirBuilder::new().mode(0o700).create(data) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(Failure::failed(format!("{} can not be made: {error}", data.display()))
+            .hint("make the directory above it, or name another one; nothing was changed")),
     }
 }
 
 /// What a copy that was promoted is told.
-fn promoted(data: &Path) -> Failure {
+pub(super) fn promoted(data: &Path) -> Failure {
     Failure::not_now(format!("{} was promoted: it is a database of its own, and follows no more", data.display()))
         .hint("`mainstay follow --promote --to DIR` brings a promotion to its end that broke off; to follow again, name another directory")
 }

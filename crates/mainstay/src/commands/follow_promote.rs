@@ -5,6 +5,7 @@ use super::follow_run::{Follower, end_left_over};
 use super::shelf::failure;
 use crate::cli::{Follow, Global};
 use crate::failure::{Failure, Outcome};
+use crate::local::processes;
 use crate::output::progress::Progress;
 use crate::output::{self, Colour, confirm, paint};
 use mainstay_model::{Lsn, Timeline};
@@ -64,7 +65,13 @@ pub(super) async fn run(options: Follow, global: Global) -> Outcome {
         "Stop following, and bring in what is archived? It is asked again before the copy is promoted.",
     )?;
     progress.step("Taking the copy over");
-    let _lock = take_over(&here.data).await?;
+    let lock = take_over(&here.data).await?;
+    end_left_over(&here.data).await?;
+    // Whoever had it may have promoted it meanwhile.
+    if !matches!(here.found()?, Found::Follows(_)) {
+        drop(lock);
+        return settled_late(&here, &mark, &options, global).await;
+    }
     let follower = Follower::new(bin.clone(), mark, &here, Listen { addresses: None, port: 5432 })?;
     let work = async {
         progress.step("Bringing in what is archived");
@@ -126,11 +133,12 @@ async fn settled_late(here: &Here, mark: &Mark, options: &Follow, global: Global
     }
     let state = State::read(&here.data).ok().flatten().unwrap_or_default();
     let began = state.promotes;
-    if let Some(began) = began.filter(|began| began.timeline != control.timeline) {
-        let says =
-            format!("{} is on timeline {}, and was to go to {}", here.data.display(), control.timeline, began.timeline);
+    let due = began.map_or_else(|| follow::beyond(mark, mark.timeline), |began| began.timeline);
+    if control.timeline < due || (began.is_some() && control.timeline != due) {
+        let (data, is) = (here.data.display(), control.timeline);
+        let says = format!("{data} was promoted onto timeline {is}, and not by this command, which takes {due}");
         return Err(Failure::failed(says).hint(
-            "nodes of the old cluster may use that number: make the copy anew in another directory, and promote that",
+            "the old cluster may have that number, or take it: follow anew in another directory (--to), and promote that",
         ));
     }
     follow::settle(mark, &here.data, here.owner, &control).map_err(|error| failure(&error))?;
@@ -163,20 +171,13 @@ async fn take_over(data: &Path) -> Outcome<crate::local::processes::Lock> {
         }
         // Who holds it wrote its number.
         let pid = State::read(data).ok().flatten().and_then(|state| Pid::from_raw(i32::try_from(state.pid).ok()?));
-        if let Some(pid) = pid.filter(|pid| is_ours(*pid)) {
+        if let Some(pid) = pid.filter(|pid| processes::works_on(*pid, "follow", data)) {
             let _ = kill_process(pid, Signal::TERM);
         }
         sleep(Duration::from_secs(1)).await;
     }
     Err(Failure::not_now(format!("whoever feeds {} does not end", data.display()))
         .hint("end it (systemctl stop, or kill -TERM), then start this again; nothing was changed"))
-}
-
-/// Is that process this program?
-fn is_ours(pid: Pid) -> bool {
-    let exe = |process: String| std::fs::read_link(format!("/proc/{process}/exe")).ok();
-    let name = |path: std::path::PathBuf| path.file_name().map(|name| name.to_string_lossy().replace(" (deleted)", ""));
-    exe(pid.as_raw_nonzero().to_string()).and_then(name) == exe("self".to_owned()).and_then(name)
 }
 
 /// Waits until the copy has replayed what the repository holds, or, if that can not be read, what lies here.
@@ -217,7 +218,7 @@ async fn all_that_is_there(follower: &Follower, patience: Duration, progress: &m
         let fed = fed.filter(|_| state.unread.is_none());
         let whole = fed.as_ref().is_some_and(|fed| fed.trouble.is_none() && is_in(&look, fed));
         // Room can be made: that is waited for.
-        let stopped = fed.as_ref().is_some_and(|fed| fed.trouble.is_some() && !fed.full);
+        let stopped = fed.as_ref().is_some_and(|fed| fed.trouble.is_some() && fed.idle && !fed.full);
         let given_up = away.is_some_and(|since| u128::from(boot_now().since(since).0) > patience.as_millis());
         if whole || stopped || given_up {
             let newest = state.newest.max(state.timeline);
@@ -236,10 +237,8 @@ fn is_in(look: &Look, fed: &Fed) -> bool {
 fn reached(end: &End) -> Vec<String> {
     let state = &end.state;
     let (commit, at) = (time_text(state.commit), state.replayed);
-    let mut lines = vec![format!(
-        "The data reach the last commit that is in the archived log: {commit}, position {at} on timeline {}.",
-        state.timeline
-    )];
+    let reach = if end.whole { "reach the last commit that is in the archived log" } else { "reach a commit" };
+    let mut lines = vec![format!("The data {reach}: {commit}, position {at} on timeline {}.", state.timeline)];
     if !end.read {
         let says = state.unread.clone().unwrap_or_else(|| "it has not answered".to_owned());
         lines.push(format!("THE REPOSITORY CAN NOT BE READ: what is archived behind {at} is missing ({says})."));

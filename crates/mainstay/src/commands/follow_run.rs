@@ -5,13 +5,13 @@ use super::shelf::failure;
 use crate::failure::{Failure, Outcome};
 use mainstay_ports::clock::wall_now_ms;
 use mainstay_vault::postgres::follow::{
-    self, Contact, Control, Fed, Feed, Found, Listen, Look, Mark, Promotes, Seen, Server, State, needed,
+    self, Contact, Control, Fed, Feed, Found, Listen, Look, Mark, Promotes, Seen, Server, State, found, needed,
 };
 use mainstay_vault::postgres::scratch::{end_left_over as kill_left_over, runs_on, tell_to_stop};
 use mainstay_vault::repository::VaultError;
 use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
@@ -99,7 +99,7 @@ impl Follower {
             ending: Cell::new(false),
             wake: Notify::new(),
         };
-        follower.write(true)?;
+        follower.write(true);
         Ok(follower)
     }
 
@@ -155,17 +155,22 @@ impl Follower {
         let mut pause = LOOK;
         while !self.ending.get() {
             end_left_over(&self.data).await?;
-            let Err(error) = self.one_life(&mut pause).await else { return self.write(true) };
+            // By that server, perhaps, or by hand.
+            if !matches!(found(&self.data, self.owner), Ok(Found::Follows(_))) {
+                return Err(super::follow::promoted(&self.data));
+            }
+            let Err(error) = self.one_life(&mut pause).await else { break };
             warn!(%error, "the server of the copy is started again");
             self.silent(error.to_string());
             self.seen.set(Seen { runs: false, ..self.seen.get() });
-            self.write(true)?;
+            self.write(true);
             if self.ends_within(pause).await {
                 break;
             }
             pause = (pause * 2).min(PAUSE_MOST);
         }
-        self.write(true)
+        self.write(true);
+        Ok(())
     }
 
     /// From the server's start to its end; `Ok`: it was to end.
@@ -173,7 +178,12 @@ impl Follower {
         let control = follow::control(&self.bin, &self.data, self.owner).await?;
         let mark = self.mark.borrow().clone();
         Feed::new(mark.clone(), &self.data, self.owner).prepare()?;
-        self.seen.set(Seen { needed: needed(&self.data, &mark, Some(&control)), replayed: None, runs: true });
+        self.seen.set(Seen {
+            needed: needed(&self.data, &mark, Some(&control)),
+            replayed: None,
+            runs: true,
+            waited: None,
+        });
         let mut server = Server::start(&self.bin, (&mark, &control), &self.data, self.owner, &self.listen)?;
         loop {
             if self.ends_within(LOOK).await {
@@ -183,24 +193,30 @@ impl Follower {
             if let Some(says) = server.ended() {
                 return Err(VaultError::Server(says));
             }
+            let asked = Instant::now();
             match server.look().await {
+                Ok(look) if !look.follows && self.state.borrow().promotes.is_none() => {
+                    server.stop().await?;
+                    return Err(VaultError::Server("the copy was promoted by hand".to_owned()));
+                }
                 Ok(look) if look.paused => {
                     server.stop().await?;
                     return Err(VaultError::Server(raised(&control)));
                 }
                 Ok(look) => {
                     *pause = LOOK;
-                    self.looked(look, &server);
+                    self.looked(look, &server, asked);
                 }
                 Err(error) => self.silent(error.to_string()),
             }
-            self.write(false).map_err(|failure| VaultError::Server(failure.error))?;
+            self.write(false);
         }
     }
 
-    fn looked(&self, look: Look, server: &Server) {
+    fn looked(&self, look: Look, server: &Server, asked: Instant) {
         let replayed = look.replayed.unwrap_or_default();
-        self.seen.set(Seen { needed: replayed, replayed: Some(replayed), runs: true });
+        let waited = look.waits.then_some(asked);
+        self.seen.set(Seen { needed: replayed, replayed: Some(replayed), runs: true, waited });
         let mut state = self.state.borrow_mut();
         if !state.serves {
             info!(%replayed, "the copy can be read");
@@ -218,7 +234,7 @@ impl Follower {
 
     /// It does not answer: where it is is not known.
     fn silent(&self, says: String) {
-        self.seen.set(Seen { replayed: None, ..self.seen.get() });
+        self.seen.set(Seen { replayed: None, waited: None, ..self.seen.get() });
         *self.look.borrow_mut() = None;
         let mut state = self.state.borrow_mut();
         (state.serves, state.server) = (false, Some(says));
@@ -293,15 +309,21 @@ impl Follower {
         (pause * 2).clamp(POLL, PAUSE_MOST)
     }
 
-    /// Writes how it stands, if that changed or was not told for a while.
-    fn write(&self, always: bool) -> Outcome {
+    /// Writes how it stands, if that changed or was not told for a while. It is a report: a volume that is full must not end a server that is read.
+    fn write(&self, always: bool) {
+        if let Err(error) = self.write_down(always) {
+            warn!(%error, "how the copy stands can not be written down; it is tried again");
+        }
+    }
+
+    fn write_down(&self, always: bool) -> Result<(), VaultError> {
         let mut state = self.state.borrow_mut();
         let now = wall_now_ms();
         if !always && now.saturating_sub(state.written_ms) < WRITE_MS {
             return Ok(());
         }
         state.written_ms = now;
-        state.write(&self.data, self.owner).map_err(|error| failure(&error))
+        state.write(&self.data, self.owner)
     }
 
     /// It is being promoted: what that began with is on disk first.
@@ -310,7 +332,7 @@ impl Follower {
     /// When it can not be written.
     pub(super) fn promotes(&self, with: Promotes) -> Outcome {
         self.state.borrow_mut().promotes = Some(with);
-        self.write(true)
+        self.write_down(true).map_err(|error| failure(&error))
     }
 
     /// What is known now, for whoever promotes it.

@@ -62,6 +62,20 @@ impl Process {
     }
 }
 
+/// Is that process this program, with this verb, at work on this path? Numbers are used again, and one that is read somewhere proves nothing.
+pub(crate) fn works_on(pid: Pid, verb: &str, path: &Path) -> bool {
+    let of = |process: &str, what: &str| std::fs::read_link(format!("/proc/{process}/{what}")).ok();
+    let name = |exe: std::path::PathBuf| exe.file_name().map(|name| name.to_string_lossy().replace(" (deleted)", ""));
+    let number = pid.as_raw_nonzero().to_string();
+    let same = of(&number, "exe").and_then(name) == of("self", "exe").and_then(name);
+    let (words, at) = (arguments(pid), of(&number, "cwd").unwrap_or_default());
+    let named = |word: &String| {
+        let word = word.strip_prefix("--to=").unwrap_or(word);
+        at.join(word).components().eq(path.components())
+    };
+    same && words.iter().any(|word| word == verb) && words.iter().any(named)
+}
+
 fn arguments(pid: Pid) -> Vec<String> {
     let bytes = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
     bytes.split(|byte| *byte == 0).take(64).map(|word| String::from_utf8_lossy(word).into_owned()).collect()

@@ -3,7 +3,7 @@
 //! Whatever hangs in the repository is left behind after a bound, and asked again only when it has answered (`look.rs`).
 
 use super::step::{Segment, Step, Trouble, View, step};
-use super::{Mark, TAKEN};
+use super::{Mark, SIGNAL, TAKEN};
 use crate::postgres::archive::{Held, lineage};
 use crate::postgres::log::{LogFile, check_segment};
 use crate::postgres::look::within;
@@ -34,8 +34,8 @@ const FRESH_MOST: Duration = Duration::from_secs(60);
 const ON_ITS_WAY: Duration = Duration::from_secs(180);
 /// A server that does not answer, and takes nothing of what lies there, may have passed it in its own log: after so long more is fetched.
 const STRETCH: Duration = Duration::from_secs(60);
-const STRETCH_MOST: u32 = 12;
-/// So long after a segment was taken away it is waited before a timeline is left: a server that had it already has replayed it then, and tells.
+const STRETCH_MOST: u32 = 4;
+/// So long after a segment was taken away a server waits for more that had just begun to take it: then it has replayed what it took.
 const WITHDRAWN: Duration = Duration::from_secs(5);
 
 /// Where the server is.
@@ -47,6 +47,8 @@ pub struct Seen {
     pub replayed: Option<Lsn>,
     /// There is one at all.
     pub runs: bool,
+    /// It had replayed all that lay here, and waited for more, when it was asked then.
+    pub waited: Option<Instant>,
 }
 
 /// What a round came to.
@@ -64,6 +66,8 @@ pub struct Fed {
     pub listed_ms: u64,
     /// Segments fetched in this round.
     pub fetched: usize,
+    /// There is nothing to fetch now.
+    pub idle: bool,
     /// All that it is to have now lies here, and nothing is missing behind it.
     pub whole: bool,
     /// Why it does not go on.
@@ -130,6 +134,9 @@ impl Feed {
     /// # Errors
     /// When the copy can not be written to.
     pub fn prepare(&self) -> Result<(), VaultError> {
+        if self.data.join(SIGNAL).symlink_metadata().is_err() {
+            return Err(VaultError::Impossible(format!("{} follows no more: it was promoted", self.data.display())));
+        }
         // Numbers that were kept for a promotion which broke off lead nowhere, and a server would not start with them.
         let own = self.data.join("pg_wal");
         let own = Place::open(&own, self.user)?;
@@ -191,20 +198,20 @@ impl Feed {
         });
         self.stretch(seen, &next);
         self.remove(&place, &next, size.holding(seen.needed))?;
-        if let Some(timeline) = next.turn.filter(|_| self.withdrawn.is_none_or(|at| at.elapsed() > WITHDRAWN)) {
+        if let Some(timeline) = next.turn.filter(|_| self.may_turn(seen)) {
             self.turn(&place, timeline, listed.paths.get(&next.timeline))?;
         }
         let (fetched, room) = self.fetch(&place, &listed, &next)?;
         let whole = fetched == next.fetch.len() && next.turn.is_none() && next.trouble.is_none();
         let newest = listed.held.timelines().last().copied().unwrap_or_default();
         let (trouble, left) = self.trouble(&next);
-        let full = room.is_some();
+        let (full, idle) = (room.is_some(), next.fetch.is_empty());
         let told = room.or(trouble).or_else(|| listed.damaged.clone());
         let listed_ms = listed.at_ms;
         self.listed = Some(listed);
         let (reaches, timeline) = (next.reaches, next.timeline);
         let segment_size = size.0;
-        Ok(Fed { reaches, timeline, newest, segment_size, listed_ms, fetched, whole, trouble: told, full, left })
+        Ok(Fed { reaches, timeline, newest, segment_size, listed_ms, fetched, whole, trouble: told, full, idle, left })
     }
 
     /// Where the segment begins that a server took last which does not answer yet: it has what is before it.
@@ -278,6 +285,11 @@ impl Feed {
             }
         }
         Ok(())
+    }
+
+    /// What a server took it may still have in hand, and replay later: it must have come to wait for more since the last of it was taken away.
+    fn may_turn(&self, seen: Seen) -> bool {
+        seen.waited.is_some_and(|waited| self.withdrawn.is_none_or(|at| waited > at + WITHDRAWN))
     }
 
     /// From now on the copy follows this timeline. It is noted first: a server that has gone there must never be taken for one that has not.
@@ -431,7 +443,8 @@ mod tests {
         // As if some time had passed.
         feed.listed = None;
         feed.withdrawn = None;
-        feed.round(Seen { needed: Lsn(at), replayed: Some(Lsn(at)), runs: true }).unwrap()
+        let waited = Some(Instant::now());
+        feed.round(Seen { needed: Lsn(at), replayed: Some(Lsn(at)), runs: true, waited }).unwrap()
     }
 
     #[test]
@@ -441,6 +454,9 @@ mod tests {
         home.push(1, 4);
         let mut feed = home.feed();
         std::fs::write(home.dir.path().join("copy/pg_wal/000003E9.history"), "# reserved by mainstay").unwrap();
+        feed.prepare().unwrap_err();
+        assert!(home.dir.path().join("copy/pg_wal/000003E9.history").exists(), "a promoted copy keeps its histories");
+        std::fs::write(home.dir.path().join("copy").join(SIGNAL), "").unwrap();
         feed.prepare().unwrap();
         assert!(!home.dir.path().join("copy/pg_wal/000003E9.history").exists(), "of a promotion that broke off");
         let fed = round(&mut feed, 3 << 20);
@@ -461,6 +477,12 @@ mod tests {
         assert_eq!((fed.trouble, feed.mark.timeline), (None, Timeline(1)), "its log is not here yet");
         home.push(3, 5);
         assert_eq!(round(&mut feed, 5 << 20).fetched, 1);
+        let busy = Seen { needed: Lsn(5 << 20), replayed: Some(Lsn(5 << 20)), runs: true, waited: None };
+        feed.round(busy).unwrap();
+        assert_eq!(feed.mark.timeline, Timeline(1), "it may have more in hand than it has replayed");
+        feed.withdrawn = Some(Instant::now());
+        feed.round(Seen { waited: Some(Instant::now()), ..busy }).unwrap();
+        assert_eq!(feed.mark.timeline, Timeline(1), "it may have taken what was just withdrawn");
         assert!(!round(&mut feed, 5 << 20).whole, "it has just turned");
         assert_eq!(feed.mark.timeline, Timeline(3));
         assert!(home.lies("00000002.history").unwrap().starts_with("# reserved"));
@@ -468,7 +490,7 @@ mod tests {
         let fed = round(&mut feed, (5 << 20) + 900_000);
         assert!(fed.whole && fed.trouble.is_none() && home.lies(&SIZE.name(Timeline(1), 3)).is_none(), "{fed:?}");
         // It is noted, and goes on from there.
-        let super::super::Found::Promoted(mark) = super::super::found(&home.dir.path().join("copy"), None).unwrap()
+        let super::super::Found::Follows(mark) = super::super::found(&home.dir.path().join("copy"), None).unwrap()
         else {
             panic!("no mark")
         };
@@ -482,9 +504,10 @@ mod tests {
         let feed = home.feed();
         std::fs::write(feed.log.join(TAKEN), format!("{}\n", SIZE.name(Timeline(1), 9))).unwrap();
         let place = Place::open(&feed.log, None).unwrap();
-        let silent = Seen { needed: Lsn(3 << 20), replayed: None, runs: true };
+        let silent = Seen { needed: Lsn(3 << 20), replayed: None, runs: true, waited: None };
         assert_eq!(feed.taken(&place, silent).unwrap(), Lsn(9 << 20));
         assert_eq!(feed.taken(&place, Seen { replayed: Some(Lsn(1)), ..silent }).unwrap(), Lsn(0));
+        std::fs::write(feed.data.join(SIGNAL), "").unwrap();
         feed.prepare().unwrap();
         assert_eq!(feed.taken(&place, silent).unwrap(), Lsn(0));
     }
