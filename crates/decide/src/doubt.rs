@@ -11,6 +11,10 @@ const ASK_AGAIN_MS: u64 = 200;
 const TOLD_VALID_MS: u64 = 1000;
 const HOLD_BACK_MS: u64 = 400;
 const STAGGER_MS: u64 = 150;
+/// So long the holder's server may take to come up before the term is given to somebody whose server runs.
+const IDLE_MS: u64 = 10_000;
+/// The same where a take-over may lose what only this log holds.
+const IDLE_ASYNCHRONOUS_MS: u64 = 300_000;
 
 /// A holder in doubt.
 #[derive(Clone, Debug)]
@@ -108,6 +112,7 @@ impl Mind {
     /// Looks whether this node should raise the term.
     pub(crate) fn plan_stand(&mut self) {
         if self.reign.is_some() || self.leave.is_some() || self.candidacy.is_some() {
+            self.idle_since = None;
             return;
         }
         let Some(record) = self.record().cloned() else { return };
@@ -115,6 +120,8 @@ impl Mind {
             return; // this view is behind the store: a newer record comes, or is read
         }
         let mine = self.is_me(record.holder.as_ref());
+        let idle = mine && !self.config.paused && !self.server.is(ServerState::Standby);
+        self.idle_since = idle.then(|| self.idle_since.unwrap_or(self.now));
         if !self.may_ever_stand() {
             self.failover_failed("this node can not become primary any more");
             if mine && matches!(record.state, ClaimState::Held | ClaimState::Electing) {
@@ -151,7 +158,7 @@ impl Mind {
             (ClaimState::Founding, _) => {}
             (ClaimState::Free, _) => self.stand_when_free(&record),
             (_, None) => self.stand("the record names no holder", "the record named no holder"),
-            (_, Some(_)) if mine && self.server.unstartable.is_some() => self.give_back_unstartable(&record),
+            (_, Some(_)) if self.idle_since.is_some() => self.give_back_idle(&record),
             (_, Some(_)) if mine => {
                 let why = self.fenced.as_ref().filter(|(term, _)| *term == record.term).map(|(_, why)| why.as_str());
                 let why = why.unwrap_or("its agent or server was restarted");
@@ -162,36 +169,67 @@ impl Mind {
         }
     }
 
-    /// A term that this node holds with a copy that can not be started. Its agent lives, so that nobody doubts it, and it would hold the term for ever.
-    fn give_back_unstartable(&mut self, record: &Record) {
-        // What it led with may be more than what others have, and one failure to start proves little: that is tried for a while.
-        let patience = Span(if self.is_me(record.leader.as_ref()) { UNSTARTABLE_MS } else { 0 });
-        let at = self.server.unstartable.as_ref().map_or(self.now, |(since, _)| *since) + patience;
-        if self.now < at {
-            self.until(at);
+    /// A term that this node holds while its server does not run. Its agent lives, so that nobody doubts it, and it would hold the term for as long
+    /// as that lasts: for ever on a full disk.
+    fn give_back_idle(&mut self, record: &Record) {
+        let Some((since, patience, why)) = self.idleness(record) else { return };
+        if self.now < since + patience {
+            self.until(since + patience);
             return;
         }
-        let fit = |node: &NodeId| !self.is_me(Some(node)) && self.hears(node) && self.shows_copy_of(record, node);
-        let count = record.members.keys().filter(|node| fit(node)).count();
-        // Where nobody could become primary, term after term would be raised and given back.
-        if !record.asynchronous && !enough(record, count, fit) {
+        // Where nobody could become primary, term after term would be raised and given back; and a recovery would be ended for nothing.
+        let count = record.members.keys().filter(|node| self.serves_as_standby(record, node)).count();
+        let answers = record.asynchronous || enough(record, count, |node| self.serves_as_standby(record, node));
+        if !answers || !self.somebody_may_stand() {
             self.reason(
                 "hold-back",
                 format!(
-                    "this node holds the term and its copy can not be started; it keeps the term, since too few others are heard whose copies count: \
+                    "this node holds the term and {why}; it keeps the term, since too few others are heard whose copies count and whose servers run: \
                      {count} of {}",
                     need(record)
                 ),
             );
             return;
         }
-        self.give_back("has a copy that can not be started");
+        if self.planted(Plant::IdleHolderStays) || self.is_superseded() || self.orders.killing() {
+            return;
+        }
+        self.abdicate(&format!("this node holds the term and {why}"), None);
+        if self.server.is(ServerState::Starting) {
+            // It may be a primary's recovery from before this life: only what is gone is known not to become one.
+            self.server.forget_end();
+            self.order_kill();
+        }
     }
 
-    /// Does this node say that it has the copy which the record counts?
-    fn shows_copy_of(&self, record: &Record, node: &NodeId) -> bool {
-        let shown = self.peers.get(node).and_then(|peer| peer.presence.as_ref()).and_then(|presence| presence.copy);
+    /// Since when the holder's server does not run, for how long that may be so, and what is the matter.
+    fn idleness(&self, record: &Record) -> Option<(Moment, Span, &'static str)> {
+        if let Some((since, _)) = &self.server.unstartable {
+            // What it led with may be more than what others have, and one failure to start proves little: that is tried for a while.
+            let patience = if self.is_me(record.leader.as_ref()) { UNSTARTABLE_MS } else { 0 };
+            return Some((*since, Span(patience), "its copy can not be started"));
+        }
+        let since = self.idle_since?;
+        let patience = Span(if record.asynchronous { IDLE_ASYNCHRONOUS_MS } else { IDLE_MS });
+        Some((since, patience, "its server does not come up"))
+    }
+
+    /// Is this another node that is heard, with the copy that the record counts and a server that runs?
+    fn serves_as_standby(&self, record: &Record, node: &NodeId) -> bool {
+        let shown = self.standby_copy(node);
         shown.is_some() && shown == record.members.get(node).copied()
+    }
+
+    /// The copy of another node that is heard and whose server runs as a standby.
+    fn standby_copy(&self, node: &NodeId) -> Option<mainstay_model::CopyId> {
+        let presence = self.peers.get(node).and_then(|peer| peer.presence.as_ref())?;
+        let runs = presence.server == ServerState::Standby && self.hears(node);
+        presence.copy.filter(|_| runs && !self.is_me(Some(node)))
+    }
+
+    fn somebody_may_stand(&self) -> bool {
+        let may = |node: &NodeId| !self.config.excluded.contains(node) && self.standby_copy(node).is_some();
+        self.config.data_nodes.keys().any(may)
     }
 
     /// A term that this node holds and can not use.

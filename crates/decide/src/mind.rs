@@ -39,6 +39,8 @@ pub struct Mind {
     pub(crate) leave: Option<Leave>,
     pub(crate) candidacy: Option<Candidacy>,
     pub(crate) suspect: Option<Suspect>,
+    /// Since when this node holds the term, and is not primary, beside a server that does not run.
+    pub(crate) idle_since: Option<Moment>,
     /// A failover that an operator ordered, until the term is raised for it.
     pub(crate) failover: Option<Ordered>,
     /// A restore in place that is to be written.
@@ -95,6 +97,7 @@ impl Mind {
             leave: None,
             candidacy: None,
             suspect: None,
+            idle_since: None,
             failover: None,
             restoring: None,
             restore_seen: None,

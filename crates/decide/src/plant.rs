@@ -98,6 +98,7 @@ plants! {
     ReleaseBeforeDoom 58 Mind "the claim is released although the kill was not even doomed";
     LeaseFromNewestAttempt 59 Mind "a watched grant counts from the newest attempt, not from the one that wrote it";
     UnstartableGivenUp 60 Mind "a copy that can not be started is given up although it may be the last one";
+    IdleHolderStays 61 Mind "a holder whose server does not come up keeps the term for ever";
     ReleaseEndsLease 57 Mind "a candidate's release counts as the end of the last leader's lease";
 }
 

@@ -18,6 +18,9 @@ use std::time::Duration;
 
 /// How long a clone may take.
 pub(crate) const CLONE: Duration = Duration::from_secs(24 * 3600);
+/// What a clone asks of the source's end of its connections. A replica that says nothing for three seconds is let go, so that its successor finds the slot
+/// free; a clone holds nothing that anybody waits for, may have taken hours already, and begins anew when its connection ends.
+const CLONE_OPTIONS: &str = "options='-c wal_sender_timeout=60s'";
 /// How much must be free beyond what the tables take: the log that is written during the clone and its start.
 const SPARE: u64 = 128 * 1024 * 1024;
 /// A clone that ran out of room is tried again after this long although no more has become free: the source may have shrunk.
@@ -219,7 +222,7 @@ impl Postgres {
         // Not a copy's name: what this connection reports as flushed is no copy yet.
         let name =
             format!("mainstay_clone_{}", copy_name(&self.options.node, copy).chars().take(40).collect::<String>());
-        let conninfo = self.source_conninfo(source, &name, "")?;
+        let conninfo = self.source_conninfo(source, &name, CLONE_OPTIONS)?;
         let mut arguments =
             ["-D", &into.display().to_string(), "-d", &conninfo, "-X", "stream", "-c", "fast", "--no-password"]
                 .map(str::to_owned)

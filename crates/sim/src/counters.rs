@@ -64,6 +64,8 @@ counters! {
     blocked_promises "promises that could not be made durable for a while";
     seen_renewals "renewals known only by a watched grant of one's own";
     unstartable "copies that could not be started any more";
+    starts_failed "servers that did not start for a while";
+    idle_released "terms given back by a holder whose server did not come up";
     log_gone "copies whose log was gone at their source";
     losses "acknowledged commits lost where that was allowed, and reported";
 }

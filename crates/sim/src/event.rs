@@ -76,6 +76,8 @@ pub enum Happening {
     GuardStart(Node),
     /// A host comes back.
     HostStart(Node),
+    /// A host's server would start again.
+    StartsWork(Node),
     /// The next random fault.
     NextFault,
     /// This fault, here.

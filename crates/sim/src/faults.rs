@@ -50,6 +50,7 @@ faults! {
     SlowDisk 4 "the disk is slow";
     DiskFrozen 5 "the disk stands still";
     Unstartable 3 "the copy can not be started any more";
+    StartsFail 3 "the node's server does not start for a while";
     LogGone 3 "the log that the copy needs is gone";
     SlowStream 8 "the log reaches the node slowly";
     StreamBreaks 4 "the node's stream breaks";
@@ -74,6 +75,11 @@ faults! {
     Lease 5 "the lease is changed";
     StoreLost 0 "the store loses its majority for ever";
 }
+
+/// For so long after the heal a server does not start, sometimes: its holder's patience (ten seconds), and an election.
+const STARTS_FAIL: Micros = 15_000 * MS;
+/// Then there is this time for all to be well.
+const AFTER_STARTS_FAIL: Micros = 9_000 * MS;
 
 const TARGETED: &[Fault] = &[
     Fault::AgentDies,
@@ -178,6 +184,7 @@ impl World {
             Fault::SlowDisk => self.nodes[node].slow_disk_until = until,
             Fault::DiskFrozen => self.freeze_disk(node),
             Fault::Unstartable | Fault::LogGone => self.spoil_copy(fault, node),
+            Fault::StartsFail => self.fail_starts(node),
             Fault::StreamBreaks => self.lose_connection(node),
             Fault::Switchover => self.ask_switchover(node),
             Fault::Exclude | Fault::Include => self.change_excluded(fault, node),
@@ -284,6 +291,56 @@ impl World {
             self.counters.log_gone += 1;
             self.lose_connection(node);
         }
+    }
+
+    /// A full volume, a port that is taken: nothing is wrong with the copy, and the server does not come up. Half of the time that lasts beyond
+    /// the heal, for so long that others must have taken over.
+    fn fail_starts(&mut self, node: Node) {
+        if self.nodes.iter().any(|host| host.starts_fail) {
+            return;
+        }
+        self.counters.starts_failed += 1;
+        self.nodes[node].starts_fail = true;
+        self.server_ends(node, "its volume is full");
+        if self.rng.chance(3000) {
+            self.agent_dies(node, "killed");
+        }
+        let lasts = self.rng.chance(5000);
+        let soon = (self.now + self.rng.range(500, 6_000) * MS).min(self.shape.heal_at.max(self.now));
+        let until = if lasts { self.shape.heal_at + STARTS_FAIL } else { soon };
+        if lasts {
+            self.shape.linger_until = self.shape.linger_until.max(until);
+            self.shape.end_at = self.shape.end_at.max(until + AFTER_STARTS_FAIL);
+        }
+        self.queue.push(until, Happening::StartsWork(node));
+    }
+
+    /// Its server would start again. Does it hold the term still, though others could have taken over?
+    pub(crate) fn starts_work(&mut self, node: Node) {
+        self.nodes[node].starts_fail = false;
+        let long = self.healed && self.now >= self.shape.heal_at + STARTS_FAIL;
+        let newest = self.store.newest().map(|(_, record)| record);
+        let holds = newest.is_some_and(|record| record.holder.as_ref() == Some(&self.names[node]));
+        if long && holds && !self.is_open(node) && self.others_can_elect(node) {
+            let what =
+                format!("n{node} holds the term though its server did not start for long, and others could serve");
+            self.violate("L1", what);
+        }
+    }
+
+    /// Can the others elect one of theirs without this node, whatever its log holds?
+    fn others_can_elect(&self, node: Node) -> bool {
+        let Some((_, record)) = self.store.newest().filter(|_| !self.store_lost) else { return false };
+        let whole = |other: Node| {
+            let copy = self.nodes[other].gate.copy;
+            other != node && copy.is_some() && record.members.get(&self.names[other]).copied() == copy
+        };
+        let sound = |other: Node| !self.nodes[other].server.unstartable && self.nodes[other].server.gone_at.is_none();
+        let count = (0..self.nodes.len()).filter(|other| whole(*other)).count();
+        let leader = record.leader.as_ref().is_some_and(|leader| whole(crate::world::number(leader)));
+        let listed = (0..self.nodes.len()).any(|other| whole(other) && self.wish().listed.contains(&other));
+        let enough = leader || count > record.quorum as usize;
+        !record.asynchronous && enough && listed && (0..self.nodes.len()).all(sound)
     }
 
     fn guard_dies(&mut self, node: Node) {

@@ -76,6 +76,8 @@ pub struct Host {
     pub slow_disk_until: Micros,
     /// Its volume is frozen until then: nothing becomes durable, and killed processes do not go.
     pub disk_frozen_until: Micros,
+    /// Its server does not start: its volume is full, say.
+    pub starts_fail: bool,
     /// Outputs that wait for a durable promise, in order.
     pub blocked: Vec<Output>,
     /// This life of its agent knows that its dead server's processes are not gone.

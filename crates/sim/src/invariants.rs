@@ -329,6 +329,9 @@ impl World {
         if after.state == ClaimState::Free && before.state == ClaimState::Held && self.stuck(node) {
             self.counters.handed_doomed += 1;
         }
+        if after.state == ClaimState::Free && after.wanted.is_none() && self.nodes[node].starts_fail {
+            self.counters.idle_released += 1;
+        }
         if after.state == ClaimState::Free && after.wanted.is_some() && before.state == ClaimState::Held {
             self.counters.switchovers += 1;
         }

@@ -227,6 +227,9 @@ impl World {
             if self.nodes[node].server.unstartable {
                 return broken("its control file can not be read");
             }
+            if self.nodes[node].starts_fail {
+                return error("no space left on its volume");
+            }
             if !self.guard_runs(node) {
                 return if running.step > 20 { error("the guard does not answer") } else { Next::In(30 * MS) };
             }

@@ -188,6 +188,9 @@ impl World {
             if self.nodes[node].server.unstartable {
                 return error("its control file can not be read");
             }
+            if self.nodes[node].starts_fail {
+                return error("no space left on its volume");
+            }
             if !self.nodes[node].server.as_primary || self.nodes[node].server.data.is_none() {
                 return error("it was started as a standby since");
             }

@@ -245,6 +245,7 @@ impl World {
             Happening::AgentStart(node) => self.agent_starts(node),
             Happening::GuardStart(node) => self.guard_starts(node),
             Happening::HostStart(node) => self.host_starts(node),
+            Happening::StartsWork(node) => self.starts_work(node),
             Happening::NextFault => self.next_fault(),
             Happening::Fault(fault, node) => self.strike(fault, node),
             Happening::Heal => self.heal(),

@@ -3,7 +3,6 @@
 use crate::support::{Cluster, Node, is, setting, until, value};
 use mainstay_model::{CopyId, Lost, ServerState, Timeline};
 use mainstay_ports::engine::{Engine, EngineError};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -79,18 +78,8 @@ async fn data_that_a_rewind_left_half_way_never_start_and_are_cloned_anew() {
     let mut cluster = Cluster::running(2).await;
     diverged(&cluster).await;
     // A pg_rewind that dies in the middle.
-    let real = cluster.nodes[0].options.bin_dir.clone();
-    let programs = tempfile::tempdir().unwrap();
-    std::fs::set_permissions(programs.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-    for program in std::fs::read_dir(&real).unwrap().flatten() {
-        std::os::unix::fs::symlink(program.path(), programs.path().join(program.file_name())).unwrap();
-    }
-    let script = programs.path().join("pg_rewind");
-    std::fs::remove_file(&script).unwrap();
-    std::fs::write(&script, "#!/bin/sh\necho 'rewinding from last common checkpoint' >&2\nkill -9 $$\n").unwrap();
-    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
-    cluster.nodes[0].options.bin_dir = programs.path().to_owned();
-    cluster.nodes[0].forget();
+    let dies = "echo 'rewinding from last common checkpoint' >&2\nkill -9 $$";
+    let _programs = cluster.nodes[0].replace_program("pg_rewind", |_| dies.to_owned());
     let (first, second) = (&cluster.nodes[0], &cluster.nodes[1]);
     let broken = first.pg.rewind(&second.id).await;
     assert!(matches!(broken, Err(EngineError::Broken(_))), "{broken:?}");
@@ -141,6 +130,26 @@ async fn a_clone_over_diverged_data_keeps_what_they_held_and_killed_anywhere_cos
     let failed = (*first.pg).clone_from(&second.id, first.copy()).await;
     assert!(matches!(failed, Err(EngineError::NotYet(_))), "{failed:?}");
     assert_eq!(copies(), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clone_outlives_seconds_in_which_its_host_stands_still() {
+    let mut cluster = Cluster::running(2).await;
+    // Longer than the time after which a server lets go of a replica that says nothing.
+    let stands_still = |real: &Path| {
+        format!(
+            "{} \"$@\" &\nbackup=$!\nreceives=\nwhile [ -z \"$receives\" ] && kill -0 $backup; do\n  \
+             sleep 0.01; receives=$(cat /proc/$backup/task/$backup/children)\ndone\n\
+             kill -STOP $backup $receives && sleep 5 && kill -CONT $backup $receives && echo stood still >&2\nwait $backup",
+            real.display()
+        )
+    };
+    let _programs = cluster.nodes[1].replace_program("pg_basebackup", stands_still);
+    let (first, second) = (&cluster.nodes[0], &cluster.nodes[1]);
+    second.kill().await;
+    let begun = std::time::Instant::now();
+    second.clone_from(first).await;
+    assert!(begun.elapsed() > Duration::from_secs(5), "it did not stand still");
 }
 
 #[tokio::test(flavor = "multi_thread")]

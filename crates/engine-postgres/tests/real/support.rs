@@ -337,6 +337,24 @@ impl Node {
         self.pg = Arc::new(Postgres::new(self.options.clone(), self.process.clone()).unwrap());
     }
 
+    /// This node's tools from now on, with one of them replaced by a script of the shell, which is given the real one.
+    pub(crate) fn replace_program(&mut self, name: &str, script: impl Fn(&Path) -> String) -> tempfile::TempDir {
+        let programs = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(programs.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        for program in std::fs::read_dir(&self.options.bin_dir).unwrap().flatten() {
+            let place = programs.path().join(program.file_name());
+            if program.file_name() == name {
+                std::fs::write(&place, format!("#!/bin/sh\n{}\n", script(&program.path()))).unwrap();
+                std::fs::set_permissions(&place, std::fs::Permissions::from_mode(0o755)).unwrap();
+            } else {
+                std::os::unix::fs::symlink(program.path(), place).unwrap();
+            }
+        }
+        self.options.bin_dir = programs.path().to_owned();
+        self.forget();
+        programs
+    }
+
     pub(crate) fn copy(&self) -> CopyId {
         *self.copy.lock().unwrap()
     }
