@@ -6,7 +6,7 @@
 use mainstay_model::api::{RecoverWish, SpecAnswer, SpecWish, Standing};
 use mainstay_model::layout::{ClusterLayout, NodeLayout};
 use mainstay_model::spec::{Node, Spec};
-use mainstay_model::{NodeId, ServerState, Term};
+use mainstay_model::{ClaimState, NodeId, ServerState, Term};
 use mainstay_net::{Authority, Credentials, Expect, Role, http, install_provider, write_file};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::de::DeserializeOwned;
@@ -419,4 +419,52 @@ fn an_agent_is_replaced(cluster: &Cluster, last: &NodeId) {
 
 fn recover(from: &NodeId) -> Value {
     json!(RecoverWish { from: from.clone(), lossy: false, term: Term(1_000_000), by: "test".into() })
+}
+
+/// Its agent comes back and is heard, its server can not: something else has its port. The term is given to somebody whose server runs.
+#[test]
+fn a_primary_whose_server_does_not_come_up_gives_its_term_back() {
+    let cluster = Cluster::up();
+    let holder = |standing: &Standing| standing.record.as_ref().and_then(|(_, record)| record.holder.clone());
+    let counts = |standing: &Standing| standing.record.as_ref().is_some_and(|(_, record)| record.members.len() == 3);
+    let before = cluster.wait(&cluster.nodes[0].name, "with three members", counts);
+    let (primary, term) = (holder(&before).unwrap(), before.record.unwrap().1.term);
+    let other = cluster.nodes.iter().find(|known| known.name != primary).unwrap().name.clone();
+    let known = cluster.nodes.iter().find(|known| known.name == primary).unwrap();
+    let address = format!("{}:{}", known.host, known.port);
+    // The others are to hear of its agent before they suspect it.
+    assert!(cluster.run(&["set", "failover.suspicion_ms=20000", "--yes"]));
+    // All agents end, as when a rack loses power: nobody has seen the primary's server die.
+    let pid = |node: &NodeId, key: &str| cluster.status_of(&other, node)[key].as_i64().unwrap();
+    let mut pids = vec![pid(&primary, "server_pid")];
+    pids.extend(cluster.nodes.iter().map(|node| pid(&node.name, "agent_pid")));
+    for pid in pids {
+        kill_process(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), Signal::KILL).unwrap();
+    }
+    let begun = Instant::now();
+    let port = loop {
+        match std::net::TcpListener::bind(&address) {
+            Ok(listener) => break listener,
+            Err(error) => assert!(begun.elapsed() < PATIENT, "{address}: {error}"),
+        }
+    };
+    let after = cluster.wait(&other, "with another primary", |standing| {
+        holder(standing).is_some_and(|holder| holder != primary)
+            && standing
+                .record
+                .as_ref()
+                .is_some_and(|(_, record)| record.term > term && record.state == ClaimState::Held)
+    });
+    println!(
+        "{} holds the term {} ms after {primary}'s server died",
+        holder(&after).unwrap(),
+        begun.elapsed().as_millis()
+    );
+    let log = std::fs::read_to_string(cluster.files(&primary).agent_log()).unwrap();
+    assert!(
+        log.contains("this node holds the term and its server does not come up"),
+        "it was taken, and not given back"
+    );
+    drop(port);
+    cluster.wait(&primary, "a replica again", |standing| standing.server == ServerState::Standby && counts(standing));
 }
