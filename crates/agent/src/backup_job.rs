@@ -161,3 +161,19 @@ fn plural(count: usize, word: &str) -> String {
 fn micros(ms: u64) -> i64 {
     i64::try_from(ms).unwrap_or(i64::MAX).saturating_mul(1000)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stays_although_nothing_keeps_it_is_told() {
+        assert_eq!(remarks(&[], &Spared::default()), Vec::<String>::new());
+        let spared = Spared { backups: ["a".to_owned()].into(), log: 0 };
+        let told = remarks(&["b".to_owned(), "c".to_owned()], &spared);
+        assert!(told[0].starts_with("b, c can not be read: "), "{told:?}");
+        assert_eq!(told[1], "1 backup and 0 files of the log are kept by a rule of the store and go when it lets them");
+        let spared = Spared { log: 1, ..Spared::default() };
+        assert!(remarks(&[], &spared)[0].starts_with("0 backups and 1 file of the log"));
+    }
+}
