@@ -11,7 +11,7 @@ use mainstay_vault::postgres::backup::{self, Options, Watch};
 use mainstay_vault::postgres::log::SegmentSize;
 use mainstay_vault::postgres::manifest::Manifest;
 use mainstay_vault::repository::{Repository, VaultError};
-use mainstay_vault::retention::{self, Policy};
+use mainstay_vault::retention::{self, Policy, Spared};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -76,12 +76,7 @@ fn made(job: &Job) -> Result<Made, VaultError> {
         None => keep_to(&repository, &manifest, &job.vault).map_err(|error| error.to_string()),
     };
     let (removed, remark) = match kept {
-        Ok((removed, damaged)) => {
-            let says = |all: String| {
-                format!("{all} can not be read: that stays, with what it may need; `mainstay verify` says why")
-            };
-            (removed, (!damaged.is_empty()).then(|| says(damaged.join(", "))))
-        }
+        Ok((removed, remarks)) => (removed, (!remarks.is_empty()).then(|| remarks.join("; "))),
         Err(why) => (Vec::new(), Some(format!("the retention was not applied: {why}"))),
     };
     Ok(Made { manifest, repository: repository.id().to_owned(), removed, remark })
@@ -118,7 +113,7 @@ fn spared(newest: &Manifest, left: bool, off_ms: Option<u64>) -> Option<String> 
     (count > 0).then(|| format!("{count} blocks of the newest backup are damaged, older ones may hold them whole"))
 }
 
-/// Removes what the retention does not keep; says what, and which backups can not be read.
+/// Removes what the retention does not keep; says what, and what stays all the same.
 fn keep_to(
     repository: &Repository,
     newest: &Manifest,
@@ -130,7 +125,8 @@ fn keep_to(
     }
     let system = newest.system;
     let verdict = retention::examine(repository, system, Policy::of(vault), micros(wall_now_ms()))?;
-    retention::remove(repository, system, SegmentSize(newest.server.segment_size), &verdict)?;
+    let size = SegmentSize(newest.server.segment_size);
+    let mut spared = retention::remove(repository, system, size, &verdict)?;
     let old = retention::unfinished(repository, system, wall_now_ms().saturating_sub(UNFINISHED_MS))?;
     // Whoever holds the lock of backups sweeps, and nobody else.
     let pieces = retention::sweep(repository, Duration::from_millis(UNFINISHED_MS))?;
@@ -138,10 +134,46 @@ fn keep_to(
         info!(pieces, "half-written pieces of agents that were killed are removed from the repository");
     }
     let left = retention::Verdict { removed: old, ..retention::Verdict::default() };
-    retention::remove(repository, system, SegmentSize(newest.server.segment_size), &left)?;
-    Ok((verdict.removed.into_iter().collect(), verdict.damaged))
+    spared.backups.extend(retention::remove(repository, system, size, &left)?.backups);
+    let removed = verdict.removed.difference(&spared.backups).cloned().collect();
+    Ok((removed, remarks(&verdict.damaged, &spared)))
+}
+
+/// What stays although the retention does not keep it, a sentence each.
+fn remarks(damaged: &[String], spared: &Spared) -> Vec<String> {
+    let mut all = Vec::new();
+    if !damaged.is_empty() {
+        let says = "can not be read: that stays, with what it may need; `mainstay verify` says why";
+        all.push(format!("{} {says}", damaged.join(", ")));
+    }
+    if *spared != Spared::default() {
+        let (backups, log) = (spared.backups.len(), spared.log);
+        let what = format!("{backups} {} and {log} {} of the log", plural(backups, "backup"), plural(log, "file"));
+        all.push(format!("{what} are kept by a rule of the store and go when it lets them"));
+    }
+    all
+}
+
+fn plural(count: usize, word: &str) -> String {
+    format!("{word}{}", if count == 1 { "" } else { "s" })
 }
 
 fn micros(ms: u64) -> i64 {
     i64::try_from(ms).unwrap_or(i64::MAX).saturating_mul(1000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stays_although_nothing_keeps_it_is_told() {
+        assert_eq!(remarks(&[], &Spared::default()), Vec::<String>::new());
+        let spared = Spared { backups: ["a".to_owned()].into(), log: 0 };
+        let told = remarks(&["b".to_owned(), "c".to_owned()], &spared);
+        assert!(told[0].starts_with("b, c can not be read: "), "{told:?}");
+        assert_eq!(told[1], "1 backup and 0 files of the log are kept by a rule of the store and go when it lets them");
+        let spared = Spared { log: 1, ..Spared::default() };
+        assert!(remarks(&[], &spared)[0].starts_with("0 backups and 1 file of the log"));
+    }
 }

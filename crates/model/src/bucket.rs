@@ -1,16 +1,19 @@
 //! Where a bucket is, as people write it.
 //!
-//! `s3://BUCKET/PREFIX?endpoint=https://HOST:PORT&region=REGION&path_style=true&credentials=/FILE&ca=/FILE&timeout=SECONDS`
+//! `s3://BUCKET/PREFIX?endpoint=https://HOST:PORT&region=REGION&path_style=true&credentials=/FILE&ca=/FILE&timeout=SECONDS&lock=DAYS&lock_mode=MODE&as_of=MOMENT`
 //! `azure://CONTAINER/PREFIX?account=NAME&endpoint=https://HOST:PORT&credentials=/FILE&ca=/FILE&timeout=SECONDS`
 //!
 //! All after the bucket may be left out, but not Azure's account. Keys never stand here: they come from a file that its owner alone can read, or from
 //! the environment.
 
+pub use crate::bucket_moment::Moment;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const S3: &str = "s3://";
 const AZURE: &str = "azure://";
+/// Nobody means more days, and a lock can not be taken back by everybody.
+const LOCK_DAYS_MAX: u32 = 3650;
 
 /// Is this the address of a bucket, and not a folder?
 #[must_use]
@@ -29,6 +32,15 @@ pub fn is_object_name(name: &str) -> bool {
     name.len() <= 512 && name.split('/').all(fits)
 }
 
+/// How what is written is kept from being removed, whoever asks (docs/adr/0052).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lock {
+    /// So many days from its writing.
+    pub days: u32,
+    /// Nobody can shorten it; else those can who have a right of its own for that.
+    pub compliance: bool,
+}
+
 /// How a bucket's server is spoken to, and what only that way of speaking needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Protocol {
@@ -38,6 +50,10 @@ pub enum Protocol {
         region: String,
         /// The bucket stands in the path, not in the host's name.
         path_style: bool,
+        /// Each object is locked as it is written.
+        lock: Option<Lock>,
+        /// It is read as it was then, and nothing is written.
+        as_of: Option<Moment>,
     },
     /// Azure's Blob Storage; the bucket is a container there.
     Azure {
@@ -76,6 +92,9 @@ struct Words {
     credentials: Option<PathBuf>,
     ca: Option<PathBuf>,
     timeout: Duration,
+    days: Option<u32>,
+    compliance: Option<bool>,
+    as_of: Option<Moment>,
 }
 
 fn decoded(text: &str) -> Option<String> {
@@ -102,6 +121,9 @@ impl Words {
             credentials: None,
             ca: None,
             timeout: Duration::from_secs(60),
+            days: None,
+            compliance: None,
+            as_of: None,
         };
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').ok_or_else(|| wrong("after ? stand pairs of NAME=VALUE"))?;
@@ -123,11 +145,38 @@ impl Words {
                     let seconds = value.parse::<u64>().ok().filter(|s| (1..=3600).contains(s));
                     words.timeout = Duration::from_secs(seconds.ok_or_else(|| wrong("timeout is 1 to 3600 seconds"))?);
                 }
+                "lock" | "lock_mode" | "as_of" if !azure => words.kept(name, &value, wrong)?,
                 _ if azure => return Err(wrong("after ? stand account, endpoint, credentials, ca and timeout")),
-                _ => return Err(wrong("after ? stand endpoint, region, path_style, credentials, ca and timeout")),
+                _ => {
+                    return Err(wrong(
+                        "after ? stand endpoint, region, path_style, credentials, ca, timeout, lock, lock_mode and as_of",
+                    ));
+                }
             }
         }
         Ok(words)
+    }
+
+    /// What concerns versions that nobody can remove.
+    fn kept(&mut self, name: &str, value: &str, wrong: &impl Fn(&str) -> String) -> Result<(), String> {
+        match name {
+            "lock" => {
+                let days = value.parse::<u32>().ok().filter(|days| (1..=LOCK_DAYS_MAX).contains(days));
+                self.days = Some(days.ok_or_else(|| wrong(&format!("lock is 1 to {LOCK_DAYS_MAX} days")))?);
+            }
+            "lock_mode" => {
+                self.compliance = Some(match value {
+                    "governance" => false,
+                    "compliance" => true,
+                    _ => return Err(wrong("lock_mode is governance or compliance")),
+                });
+            }
+            _ => {
+                let says = "as_of is a moment with its zone, as 2026-11-28T10:00:00Z";
+                self.as_of = Some(Moment::parse(value).ok_or_else(|| wrong(says))?);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -199,6 +248,15 @@ impl Address {
         }
     }
 
+    /// The moment as of which it is read; nothing is written then.
+    #[must_use]
+    pub fn as_of(&self) -> Option<&Moment> {
+        match &self.protocol {
+            Protocol::S3 { as_of, .. } => as_of.as_ref(),
+            Protocol::Azure { .. } => None,
+        }
+    }
+
     /// Do both name the same objects? How they are reached, by which keys and within which time, makes no other place of one.
     #[must_use]
     pub fn is_where(&self, other: &Address) -> bool {
@@ -240,6 +298,9 @@ impl Address {
     pub fn shown(&self) -> String {
         let place = format!("{}/{}", self.bucket, self.prefix.trim_end_matches('/'));
         match &self.protocol {
+            Protocol::S3 { as_of: Some(moment), .. } => {
+                format!("{S3}{place} at {} as it was at {}", self.endpoint, moment.text())
+            }
             Protocol::S3 { .. } => format!("{S3}{place} at {}", self.endpoint),
             Protocol::Azure { account, .. } => format!("{AZURE}{place} of {account} at {}", self.endpoint),
         }
@@ -256,7 +317,12 @@ fn s3_at(words: &Words, dotted: bool, wrong: &impl Fn(&str) -> String) -> Result
     let path_style = words.path_style.unwrap_or(!words.endpoint.is_empty() || dotted);
     let amazon = format!("https://s3.{region}.amazonaws.com");
     let endpoint = if words.endpoint.is_empty() { amazon } else { words.endpoint.clone() };
-    Ok((Protocol::S3 { region, path_style }, endpoint))
+    let lock = match (words.days, words.compliance) {
+        (Some(days), compliance) => Some(Lock { days, compliance: compliance.unwrap_or(false) }),
+        (None, Some(_)) => return Err(wrong("lock_mode says how lock=DAYS locks, and there is none: add it")),
+        (None, None) => None,
+    };
+    Ok((Protocol::S3 { region, path_style, lock, as_of: words.as_of.clone() }, endpoint))
 }
 
 /// What is particular to Azure, and where it is.
@@ -287,7 +353,8 @@ mod tests {
         let parsed = Address::parse("s3://vault/orders/a/?endpoint=http://127.0.0.1:9000/&timeout=5").unwrap();
         assert_eq!((parsed.bucket.as_str(), parsed.prefix.as_str()), ("vault", "orders/a/"));
         assert_eq!((parsed.host().as_str(), parsed.scheme()), ("127.0.0.1:9000", "http"));
-        assert_eq!(parsed.protocol, Protocol::S3 { region: "us-east-1".into(), path_style: true });
+        let plain = Protocol::S3 { region: "us-east-1".into(), path_style: true, lock: None, as_of: None };
+        assert_eq!(parsed.protocol, plain);
         let aws = Address::parse("s3://vault?region=eu-central-1&credentials=%2Froot/s3").unwrap();
         assert_eq!((aws.host().as_str(), aws.prefix.as_str()), ("vault.s3.eu-central-1.amazonaws.com", ""));
         assert_eq!(aws.credentials, Some("/root/s3".into()));
@@ -316,6 +383,41 @@ mod tests {
         }
         let error = Address::parse("s3://AKIA:s3cret@vault").unwrap_err();
         assert!(error.contains("no keys") && !error.contains("s3cret"), "{error}");
+    }
+    #[test]
+    fn addresses_say_how_objects_are_locked_and_as_of_when_they_are_read() {
+        let of = |words: &str| Address::parse(&format!("s3://vault/main?{words}"));
+        let lock = |words: &str| match of(words).unwrap().protocol {
+            Protocol::S3 { lock, .. } => lock.map(|lock| (lock.days, lock.compliance)),
+            Protocol::Azure { .. } => None,
+        };
+        assert_eq!(lock(""), None);
+        assert_eq!(lock("lock=30"), Some((30, false)));
+        assert_eq!(lock("lock=1&lock_mode=governance"), Some((1, false)));
+        assert_eq!(lock("lock_mode=compliance&lock=3650"), Some((3650, true)));
+        let then = of("lock=30&as_of=2026-11-28T12:00:00%2B02:00").unwrap();
+        assert_eq!(then.as_of().map(Moment::micros), Some(1_795_860_000_000_000));
+        assert!(then.shown().ends_with(" as it was at 2026-11-28T12:00:00+02:00"), "{}", then.shown());
+        assert!(then.is_where(&of("").unwrap()) && of("").unwrap().as_of().is_none());
+        for (bad, says) in [
+            ("lock=0", "lock is 1 to 3650 days"),
+            ("lock=3651", "lock is 1 to 3650 days"),
+            ("lock=-1", "lock is 1 to 3650 days"),
+            ("lock=30d", "lock is 1 to 3650 days"),
+            ("lock=", "lock is 1 to 3650 days"),
+            ("lock_mode=compliance", "lock=DAYS"),
+            ("lock=30&lock_mode=COMPLIANCE", "governance or compliance"),
+            ("as_of=yesterday", "as 2026-11-28T10:00:00Z"),
+            ("as_of=2026-11-28", "as 2026-11-28T10:00:00Z"),
+            ("lock_until=2026-11-28", "after ? stand endpoint"),
+        ] {
+            let error = of(bad).unwrap_err();
+            assert!(error.contains(says), "{bad}: {error}");
+        }
+        for word in ["lock=30", "as_of=2026-11-28T10:00:00Z"] {
+            let error = Address::parse(&format!("azure://vault?account=acme&{word}")).unwrap_err();
+            assert!(error.contains("after ? stand account"), "{error}");
+        }
     }
     #[test]
     fn addresses_of_azure_name_the_account_and_where_it_stands() {

@@ -123,8 +123,17 @@ fn place(spec: &Spec, (at, table): (usize, &RepositoryPlace), add: Add<'_>) {
     }
     if !crate::bucket::is_bucket(&table.place) {
         absolute(key, &shown("place"), Some(&table.place), add);
-    } else if let Some(why) = table.place.to_str().and_then(|address| crate::bucket::Address::parse(address).err()) {
-        add(shown("place"), why);
+    } else {
+        match crate::bucket::Address::parse(table.place.to_str().unwrap_or_default()) {
+            Err(why) => add(shown("place"), why),
+            Ok(address) if address.as_of().is_some() => {
+                let says = format!(
+                    "{key} has as_of in its address: nothing can be written through it, so nothing would be archived; name it with --repository where you read"
+                );
+                add(shown("place"), says);
+            }
+            Ok(_) => {}
+        }
     }
     for (field, value) in [("keep", table.keep), ("keep_days", table.keep_days)] {
         value.into_iter().for_each(|value| bounds(&format!("vault.repository.{field}"), &shown(field), value, add));

@@ -327,6 +327,9 @@ fn a_repository_that_could_not_hold_is_refused() {
         Vec::<String>::new()
     );
     assert_eq!(with("repository = \"azure://vault/orders?account=acme&credentials=/k\""), Vec::<String>::new());
+    assert_eq!(with("repository = \"s3://vault?lock=30&lock_mode=compliance\""), Vec::<String>::new());
+    let found = with("repository = \"s3://vault?as_of=2026-11-28T10:00:00Z\"");
+    assert!(found.len() == 1 && found[0].contains("nothing can be written through it"), "{found:?}");
     for bad in [
         "s3://",
         "azure://vault",
@@ -338,6 +341,7 @@ fn a_repository_that_could_not_hold_is_refused() {
         "s3://vault?s3cret",
         "s3://Vault",
         "s3://vault?timeout=0",
+        "s3://vault?lock=0",
         "s3://vault?endpoint=ftp://x",
         "s3://vault?credentials=keys",
     ] {

@@ -8,6 +8,7 @@
 pub mod adoption;
 pub mod api;
 pub mod bucket;
+mod bucket_moment;
 pub mod command;
 pub mod config;
 pub mod config_assign;

@@ -3,7 +3,7 @@
 //! A backup is kept for a reason; a segment of the log is kept because a kept backup needs it to be consistent, or because it leads on from
 //! the oldest kept one. Nothing is removed that has a reason, nothing of another database is looked at, and no name's order decides.
 
-use crate::objects::Key;
+use crate::objects::{Key, Removal};
 use crate::postgres::archive::{Held, lineage};
 use crate::postgres::backup;
 use crate::postgres::log::{LogFile, SegmentSize, segments};
@@ -146,17 +146,36 @@ fn damaged(repository: &Repository, system: SystemId, read: &[Manifest]) -> Resu
     Ok(labels.filter(|label| !read.iter().any(|backup| backup.label == *label)).map(str::to_owned).collect())
 }
 
-/// Removes what a verdict names: of a backup the manifest first, so that what is half removed is no backup.
+/// What the store keeps although nothing of ours does.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Spared {
+    /// Backups, whole or in part.
+    pub backups: BTreeSet<String>,
+    /// Segments of the log.
+    pub log: usize,
+}
+
+/// Removes what a verdict names: of a backup the manifest first, so that what is half removed is no backup. What the store keeps by a rule of its own is
+/// no error: it is tried again when the retention is applied the next time.
 pub fn remove(
     repository: &Repository,
     system: SystemId,
     size: SegmentSize,
     verdict: &Verdict,
-) -> Result<(), VaultError> {
+) -> Result<Spared, VaultError> {
+    let objects = repository.objects();
+    let mut spared = Spared::default();
     for label in &verdict.removed {
-        repository.objects().delete(&Key::new(format!("backups/{system}/{label}/manifest"))?)?;
-        for entry in repository.objects().list(&format!("backups/{system}/{label}/"))? {
-            repository.objects().delete(&entry.key)?;
+        let manifest = Key::new(format!("backups/{system}/{label}/manifest"))?;
+        if objects.delete(&manifest)? == Removal::Kept {
+            // Its packs are older, and the store may let go of them already: it would be a backup without its content.
+            spared.backups.insert(label.clone());
+            continue;
+        }
+        for entry in objects.list(&format!("backups/{system}/{label}/"))? {
+            if objects.delete(&entry.key)? == Removal::Kept {
+                spared.backups.insert(label.clone());
+            }
         }
     }
     // The oldest first: what a removal that broke off leaves has no hole.
@@ -165,7 +184,13 @@ pub fn remove(
         LogFile::Segment(_, number) | LogFile::Partial(_, number) => *number,
         LogFile::History(_) => u64::MAX,
     });
-    log.into_iter().try_for_each(|file| Ok(repository.objects().delete(&size.key(system, *file)?)?))
+    for (at, file) in log.iter().enumerate() {
+        if objects.delete(&size.key(system, **file)?)? == Removal::Kept {
+            spared.log = log.len() - at;
+            break;
+        }
+    }
+    Ok(spared)
 }
 
 /// Backups that were begun and never became one: no manifest, and nothing written since `before` (milliseconds since 1970). Choose it older
@@ -279,6 +304,39 @@ mod tests {
         let left = repository.objects().list("backups/").unwrap();
         assert_eq!(left.len(), 2);
         assert!(left.iter().all(|entry| entry.key.as_str().contains("/whole/")));
+    }
+
+    #[test]
+    fn what_the_store_keeps_by_its_own_rule_is_told_and_goes_the_next_time() {
+        let memory = crate::objects::Memory::default();
+        let repository = Repository::create(std::sync::Arc::new(memory.clone()), &[]).unwrap();
+        let size = SegmentSize(SIZE);
+        let key = |name: &str| Key::new(format!("backups/7/{name}")).unwrap();
+        let log = |number| LogFile::Segment(Timeline(1), number);
+        let segment = |number| size.key(SystemId(7), log(number)).unwrap();
+        let backups = ["old/pack-000000", "old/manifest", "older/pack-000000", "older/manifest"].map(key);
+        for key in backups.iter().cloned().chain((0..6).map(segment)) {
+            repository.put(&key, crate::Header::default(), b"content").unwrap();
+        }
+        let removed = BTreeSet::from(["old".to_owned(), "older".to_owned()]);
+        let verdict = Verdict { removed, log: (0..6).map(log).collect(), ..Verdict::default() };
+        let left = || {
+            let all = [repository.objects().list("backups/").unwrap(), repository.objects().list("log/").unwrap()];
+            all.map(|entries| entries.len())
+        };
+        // By age: the pack is older than its manifest, and the store would let go of it.
+        memory.keep([key("old/manifest"), segment(2), segment(4)]);
+        let spared = remove(&repository, SystemId(7), size, &verdict).unwrap();
+        assert_eq!(spared, Spared { backups: ["old".to_owned()].into(), log: 4 });
+        assert_eq!(left(), [2, 4], "the one that is kept is whole, and the log has no hole");
+        // Removed in part: its rest is no backup any more.
+        memory.keep([key("old/pack-000000")]);
+        let spared = remove(&repository, SystemId(7), size, &verdict).unwrap();
+        assert_eq!(spared, Spared { backups: ["old".to_owned()].into(), log: 0 });
+        assert_eq!(left(), [1, 0]);
+        memory.keep([]);
+        assert_eq!(remove(&repository, SystemId(7), size, &verdict).unwrap(), Spared::default());
+        assert_eq!(left(), [0, 0]);
     }
 
     #[test]

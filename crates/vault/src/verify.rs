@@ -73,6 +73,10 @@ pub fn verify(repository: &Repository, system: SystemId) -> Result<Report, Vault
         };
         report.objects += u64::from(note(&mut report, look)?);
     }
+    for key in newest(&backups, &held, system, size)? {
+        let looked = repository.objects().unlocked(&key).map(|says| report.problems.extend(says));
+        note(&mut report, looked.map_err(VaultError::from))?;
+    }
     let packs = Packs::new(repository);
     for backup in &backups {
         let mut good = true;
@@ -109,6 +113,22 @@ pub fn verify(repository: &Repository, system: SystemId) -> Result<Report, Vault
     }
     window(repository, &backups, &held, size, &mut report)?;
     Ok(report)
+}
+
+/// What was written last, by which is seen whether objects are locked as they are written: a segment, and the largest pack of a backup, for a store may
+/// lock what is written whole and forget what is written in parts. Of older ones that says nothing.
+fn newest(backups: &[Manifest], held: &Held, system: SystemId, size: SegmentSize) -> Result<Vec<Key>, VaultError> {
+    let mut keys = Vec::new();
+    let segment = held.timelines().iter().rev().find_map(|timeline| Some((*timeline, held.last(*timeline)?)));
+    if let Some((timeline, number)) = segment {
+        keys.push(size.key(system, LogFile::Segment(timeline, number))?);
+    }
+    if let Some(backup) = backups.iter().max_by_key(|backup| backup.ended)
+        && let Some(pack) = backup.packs.iter().max_by_key(|pack| pack.size)
+    {
+        keys.push(Key::new(format!("backups/{system}/{}/{}", backup.label, pack.name))?);
+    }
+    Ok(keys)
 }
 
 /// How far the log leads from the oldest good backup on the path of the newest timeline.

@@ -94,6 +94,9 @@ pub(crate) fn failure(error: &VaultError) -> Failure {
             .hint("make the repository reachable from this host (is the volume mounted, the network up?), or name its place here with --repository DIR"),
         VaultError::Object(ObjectError::Refused(_)) => Failure::failed(error.to_string())
             .hint("run this as a user who may read the repository"),
+        VaultError::Object(ObjectError::Missing(name)) if name.starts_with(CHARTER) && name.contains("s3://") => Failure::failed(error.to_string())
+            .hint("name the place of a repository itself: the prefix with vault.json in it. Was it there, and somebody removed it? A bucket that keeps versions still has it: \
+                   name a moment before that, with &as_of=2026-11-28T10:00:00Z at the end of the address (docs/backup.md)"),
         VaultError::Object(ObjectError::Missing(name)) if name.starts_with(CHARTER) => Failure::failed(error.to_string())
             .hint("name the place of a repository itself: the folder or prefix with vault.json in it; `mainstay archive status` names the cluster's, which is made with the first log that is archived"),
         VaultError::WrongKey { .. } => Failure::failed(error.to_string())

@@ -1,6 +1,6 @@
 //! A folder as a store: one file for each object, linked into place when it is whole and on the disk.
 
-use super::{Committed, Entry, Key, ObjectError, Objects, Upload};
+use super::{Committed, Entry, Key, ObjectError, Objects, Removal, Upload};
 use rustix::fs::{Advice, RenameFlags, renameat_with};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -184,11 +184,11 @@ impl Objects for Folder {
         Ok(found)
     }
 
-    fn delete(&self, key: &Key) -> Result<(), ObjectError> {
+    fn delete(&self, key: &Key) -> Result<Removal, ObjectError> {
         self.reached()?;
         match std::fs::remove_file(self.path(key)) {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(failed(&self.path(key), &error)),
-            _ => Ok(()),
+            _ => Ok(Removal::Gone),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Objects in memory, with faults on demand: for tests of everything that stands above a store.
 
-use super::{Committed, Entry, Key, ObjectError, Objects, Upload};
-use std::collections::BTreeMap;
+use super::{Committed, Entry, Key, ObjectError, Objects, Removal, Upload};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -23,6 +23,8 @@ pub enum Fault {
 struct Inner {
     objects: BTreeMap<Key, Vec<u8>>,
     fault: Fault,
+    /// What can not be removed.
+    kept: BTreeSet<Key>,
 }
 
 /// Objects in memory; clones share them.
@@ -38,6 +40,10 @@ impl Memory {
     /// From now on this goes wrong.
     pub fn set_fault(&self, fault: Fault) {
         self.lock().fault = fault;
+    }
+    /// From now on these can not be removed, as by a rule of the store.
+    pub fn keep(&self, kept: impl IntoIterator<Item = Key>) {
+        self.lock().kept = kept.into_iter().collect();
     }
     /// Changes an object's bytes behind everybody's back.
     pub fn tamper(&self, key: &Key, change: impl FnOnce(&mut Vec<u8>)) {
@@ -107,9 +113,13 @@ impl Objects for Memory {
         let all = inner.objects.iter().filter(|(key, _)| key.as_str().starts_with(prefix));
         Ok(all.map(|(key, bytes)| Entry { key: key.clone(), size: bytes.len() as u64 }).collect())
     }
-    fn delete(&self, key: &Key) -> Result<(), ObjectError> {
-        self.writing()?.objects.remove(key);
-        Ok(())
+    fn delete(&self, key: &Key) -> Result<Removal, ObjectError> {
+        let mut inner = self.writing()?;
+        if inner.kept.contains(key) {
+            return Ok(Removal::Kept);
+        }
+        inner.objects.remove(key);
+        Ok(Removal::Gone)
     }
     fn place(&self) -> String {
         "memory".into()

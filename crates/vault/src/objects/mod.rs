@@ -73,6 +73,15 @@ pub enum Committed {
     Exists,
 }
 
+/// How a removal ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// It is not there any more, or never was.
+    Gone,
+    /// The store keeps it, whoever asks, by a rule of its own.
+    Kept,
+}
+
 /// Why a store did not do what was asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ObjectError {
@@ -108,8 +117,12 @@ pub trait Objects: Send + Sync {
     fn size(&self, key: &Key) -> Result<u64, ObjectError>;
     /// Every object whose name begins with `prefix` (which ends in `/`), sorted by name.
     fn list(&self, prefix: &str) -> Result<Vec<Entry>, ObjectError>;
-    /// Removes an object; it is no error if it is not there.
-    fn delete(&self, key: &Key) -> Result<(), ObjectError>;
+    /// Removes an object; it is no error if it is not there, nor if the store keeps it for so and so long.
+    fn delete(&self, key: &Key) -> Result<Removal, ObjectError>;
+    /// What is wrong with the lock of an object that was written to be locked. A store that was asked for none has nothing to tell.
+    fn unlocked(&self, _key: &Key) -> Result<Option<String>, ObjectError> {
+        Ok(None)
+    }
     /// Where this is, for people.
     fn place(&self) -> String;
     /// Removes what processes that are gone left half-written so long ago; says how many pieces. A store that shows nothing of it has nothing

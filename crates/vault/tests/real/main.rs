@@ -4,6 +4,7 @@
 
 mod bucket;
 mod bucket_server;
+mod locked;
 mod moments;
 mod network;
 mod steps;

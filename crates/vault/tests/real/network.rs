@@ -1,7 +1,7 @@
 //! A bucket as a store, over real connections to a server that fails on demand.
 
 #[path = "../../src/objects/conformance.rs"]
-mod conformance;
+pub(crate) mod conformance;
 
 use crate::bucket_server::{Dialect, Fault, Server, TOKEN};
 use conformance::{conformance, put};

@@ -38,6 +38,10 @@ pub(super) trait Dialect: Send + Sync {
     fn says_missing(&self, answer: &Answer) -> bool;
     /// Does it say that one of this name is there already?
     fn says_exists(&self, answer: &Answer) -> bool;
+    /// Does it say that it keeps the object by a rule of its own, whoever asks?
+    fn says_kept(&self, _answer: &Answer) -> bool {
+        false
+    }
     /// Does it know nothing any more of the parts that were to be joined?
     fn says_gone(&self, answer: &Answer) -> bool;
 
@@ -93,6 +97,11 @@ pub(super) fn encoded(text: &str, slash: bool) -> String {
 
 /// The time of a request, in the form that its signature wants.
 pub(super) fn now(form: &str) -> String {
-    let millis = i64::try_from(mainstay_ports::clock::wall_now_ms()).unwrap_or(0);
+    later(0, form)
+}
+
+/// So many milliseconds later.
+pub(super) fn later(by: u64, form: &str) -> String {
+    let millis = i64::try_from(mainstay_ports::clock::wall_now_ms().saturating_add(by)).unwrap_or(0);
     jiff::Timestamp::from_millisecond(millis).map(|at| at.strftime(form).to_string()).unwrap_or_default()
 }

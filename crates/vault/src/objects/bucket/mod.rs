@@ -6,7 +6,9 @@
 //! not be tried without an object: before that it is always looked as well. Each write carries a random mark: if its answer was lost, the mark tells
 //! whether what is there now is ours.
 //!
-//! Absent: making buckets, keys and rights.
+//! An address may ask for objects that are locked as they are written, and for the bucket as it was at some moment (`view.rs`, docs/adr/0052).
+//!
+//! Absent: making buckets, keys, rights and rules.
 
 mod answers;
 mod azure;
@@ -14,8 +16,9 @@ mod credentials;
 mod dialect;
 mod http;
 mod s3;
+mod view;
 
-use super::{Committed, Entry, Key, ObjectError, Objects, Upload};
+use super::{Committed, Entry, Key, ObjectError, Objects, Removal, Upload};
 use crate::hex;
 use answers::Page;
 use dialect::{Dialect, Pairs, Part, Parts};
@@ -24,6 +27,7 @@ use mainstay_model::bucket::{Address, Protocol};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use view::View;
 
 /// What is longer is written in parts of this size. Stores ask for at least five megabytes.
 const PART: usize = 8 << 20;
@@ -42,6 +46,8 @@ struct Inner {
     http: Http,
     /// Does it keep the condition? `None`: not tried yet.
     keeps: Mutex<Option<bool>>,
+    /// It is read as it was at some moment.
+    view: Option<View>,
 }
 
 fn any(_: &Answer) -> bool {
@@ -58,11 +64,12 @@ impl Bucket {
     pub fn open(place: &Path) -> Result<Bucket, ObjectError> {
         let address = Address::parse(&place.to_string_lossy()).map_err(ObjectError::Refused)?;
         let dialect: Box<dyn Dialect> = match address.protocol.clone() {
-            Protocol::S3 { region, path_style } => Box::new(s3::S3 { region, path_style }),
+            Protocol::S3 { region, path_style, lock, .. } => Box::new(s3::S3 { region, path_style, lock }),
             Protocol::Azure { account, in_path } => Box::new(azure::Azure { account, in_path }),
         };
         dialect.signed(&address, &Ask { method: "GET", ..Ask::default() })?;
-        Ok(Bucket { inner: Arc::new(Inner { http: Http::new(address, dialect)?, keeps: Mutex::new(None) }) })
+        let view = address.as_of().cloned().map(View::new);
+        Ok(Bucket { inner: Arc::new(Inner { http: Http::new(address, dialect)?, keeps: Mutex::new(None), view }) })
     }
 }
 
@@ -100,6 +107,9 @@ impl Inner {
         let missing = ObjectError::Missing(key.to_string());
         if answer.status != 404 {
             return self.http.refusal(answer);
+        }
+        if let Some(view) = &self.view {
+            return self.gone(view, key);
         }
         if self.dialect().says_missing(answer) {
             return missing;
@@ -290,6 +300,7 @@ fn of_range(answer: &Answer, range: &Range<u64>) -> bool {
 
 impl Objects for Bucket {
     fn create(&self, key: &Key) -> Result<Box<dyn Upload>, ObjectError> {
+        self.inner.check_writable()?;
         self.inner.keeps()?;
         let mark = crate::keys::random::<16>().map_err(|e| ObjectError::Refused(e.to_string()))?;
         let (bucket, key, mark) = (self.inner.clone(), key.clone(), hex::encode(&mark));
@@ -298,6 +309,9 @@ impl Objects for Bucket {
 
     fn read(&self, key: &Key, range: Option<Range<u64>>) -> Result<Vec<u8>, ObjectError> {
         let mut ask = self.inner.ask("GET", key);
+        if let Some(view) = &self.inner.view {
+            ask.query.push(("versionId", self.inner.version(view, key)?.id));
+        }
         let short = |range: &Range<u64>| {
             ObjectError::Refused(format!(
                 "{key} is shorter than its bytes {} to {}, which are asked for",
@@ -332,12 +346,18 @@ impl Objects for Bucket {
     }
 
     fn size(&self, key: &Key) -> Result<u64, ObjectError> {
+        if let Some(view) = &self.inner.view {
+            return Ok(self.inner.version(view, key)?.size);
+        }
         let answer = self.inner.head(key)?;
         let length = answer.header("content-length").and_then(|length| length.parse().ok());
         length.ok_or_else(|| ObjectError::Unreachable(format!("{}: {key} was answered without its size", self.place())))
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<Entry>, ObjectError> {
+        if let Some(view) = &self.inner.view {
+            return self.inner.entries(view, prefix);
+        }
         let (mut found, mut next) = (Vec::new(), None);
         for _ in 0..PAGES_MAX {
             let page = self.inner.page(prefix, next.as_deref(), 1000)?;
@@ -355,15 +375,31 @@ impl Objects for Bucket {
         Err(ObjectError::Unreachable(format!("{}: its listing of {prefix:?} does not end", self.place())))
     }
 
-    fn delete(&self, key: &Key) -> Result<(), ObjectError> {
+    fn delete(&self, key: &Key) -> Result<Removal, ObjectError> {
+        self.inner.check_writable()?;
         let answer = self.inner.http.ask(&self.inner.ask("DELETE", key), TRIES, any)?;
         if answer.good() {
-            return Ok(());
+            return Ok(Removal::Gone);
+        }
+        if self.inner.dialect().says_kept(&answer) {
+            return Ok(Removal::Kept);
         }
         match self.inner.missing(key, &answer) {
-            ObjectError::Missing(_) => Ok(()),
+            ObjectError::Missing(_) => Ok(Removal::Gone),
             error => Err(error),
         }
+    }
+
+    fn unlocked(&self, key: &Key) -> Result<Option<String>, ObjectError> {
+        let Protocol::S3 { lock: Some(_), as_of: None, .. } = &self.inner.http.address.protocol else {
+            return Ok(None);
+        };
+        let locked = self.inner.head(key)?.header(s3::LOCKED_UNTIL).is_some();
+        Ok((!locked).then(|| {
+            format!(
+                "{key} carries no lock, and the address asks for one (lock=): it was written before lock= was there, these keys may not look at locks (s3:GetObjectRetention), or this store does not know what a lock is and nothing in it is safe from removal"
+            )
+        }))
     }
 
     fn place(&self) -> String {

@@ -69,7 +69,7 @@ fn join(state: &mut State, name: &str, request: &Request, only_new: bool) -> Ans
     }
     assert!(!bytes.is_empty(), "{text}");
     let mark = request.headers.get(MARK).cloned().unwrap_or_default();
-    let done = state.store(name, Object { bytes, mark }, only_new);
+    let done = state.store(name, Object { bytes, mark, until: None }, only_new);
     if done.status == 201 {
         state.blocks.remove(name);
     }
@@ -100,7 +100,7 @@ pub(super) fn act(state: &mut State, request: &Request, keeps: bool) -> Answer {
                 return error(400, "MissingRequiredHeader");
             }
             let mark = request.headers.get(MARK).cloned().unwrap_or_default();
-            let done = state.store(&name, Object { bytes: request.body.clone(), mark }, only_new);
+            let done = state.store(&name, Object { bytes: request.body.clone(), mark, until: None }, only_new);
             if done.status == 201 {
                 state.blocks.remove(&name);
             }

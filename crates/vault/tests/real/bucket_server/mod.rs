@@ -1,10 +1,12 @@
 //! A store of objects that speaks as S3 or as Azure does, over real connections, and fails on demand: errors, answers that are lost, cut off, slow,
-//! of something in between, or of another question. It is strict: what is not signed as it must be is refused.
+//! of something in between, or of another question. It is strict: what is not signed as it must be is refused. As S3 it can keep versions, and lock them.
 
 mod azure;
 mod s3;
+mod versions;
 
 pub(crate) use azure::TOKEN;
+pub(crate) use versions::Attack;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -55,11 +57,15 @@ pub(crate) enum Fault {
 struct Object {
     bytes: Vec<u8>,
     mark: String,
+    /// It can not be removed before, in milliseconds since 1970.
+    until: Option<i64>,
 }
 
 struct State {
     dialect: Dialect,
     objects: BTreeMap<String, Object>,
+    /// Every version of each, if they are kept.
+    versions: Option<versions::Versions>,
     /// What was begun in S3's way, by its name.
     uploads: BTreeMap<String, s3::Upload>,
     /// Blocks that are not joined yet, by the object's name and their own.
@@ -184,19 +190,29 @@ impl State {
         if self.room.is_some_and(|room| held + object.bytes.len() > room) {
             return self.dialect.error(507, "XMinioStorageFull");
         }
+        if let Some(versions) = &mut self.versions {
+            versions.add(name, Some(object.clone()));
+        }
         self.objects.insert(name.to_owned(), object);
         let status = if self.dialect == Dialect::S3 { 200 } else { 201 };
         Answer { headers: vec![("etag", "\"tag\"".into())], ..answer(status, "") }
     }
 
     fn get(&self, name: &str, request: &Request) -> Answer {
-        let Some(object) = self.objects.get(name) else { return self.dialect.error(404, "NoSuchKey") };
+        match self.objects.get(name) {
+            Some(object) => self.show(object, request),
+            None => self.dialect.error(404, "NoSuchKey"),
+        }
+    }
+
+    fn show(&self, object: &Object, request: &Request) -> Answer {
         let size = object.bytes.len();
         let mark = match self.dialect {
             Dialect::S3 => s3::MARK,
             Dialect::Azure => azure::MARK,
         };
-        let headers = vec![("x-size", size.to_string()), (mark, object.mark.clone())];
+        let mut headers = vec![("x-size", size.to_string()), (mark, object.mark.clone())];
+        headers.extend(object.until.map(|until| (s3::LOCKED_UNTIL, versions::written(until))));
         let Some(range) = request.headers.get("range") else {
             return Answer { status: 200, headers, body: object.bytes.clone() };
         };
@@ -221,6 +237,7 @@ impl Server {
             state: Arc::new(Mutex::new(State {
                 dialect,
                 objects: BTreeMap::new(),
+                versions: None,
                 uploads: BTreeMap::new(),
                 blocks: BTreeMap::new(),
                 faults: VecDeque::new(),

@@ -156,7 +156,13 @@ impl Dialect for Azure {
         answer.status == 404 && answer.code == "BlobNotFound"
     }
     fn says_exists(&self, answer: &Answer) -> bool {
+        // What a rule keeps is there, and a write would replace it.
         matches!((answer.status, answer.code.as_str()), (409, "BlobAlreadyExists") | (412, "ConditionNotMet"))
+            || self.says_kept(answer)
+    }
+    fn says_kept(&self, answer: &Answer) -> bool {
+        answer.status == 409
+            && matches!(answer.code.as_str(), "BlobImmutableDueToPolicy" | "BlobImmutableDueToLegalHold")
     }
     fn says_gone(&self, answer: &Answer) -> bool {
         answer.status == 400 && answer.code == "InvalidBlockList"

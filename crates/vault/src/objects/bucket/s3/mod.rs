@@ -1,14 +1,18 @@
 //! S3, and what speaks as it does.
 
 mod sign;
+pub(super) mod versions;
 
 use super::answers::{Page, code, element, listing, unescaped};
 use super::credentials::Secrets;
-use super::dialect::{Dialect, Letter, Pairs, Part, Parts, encoded, now, query};
+use super::dialect::{Dialect, Letter, Pairs, Part, Parts, encoded, later, now, query};
 use super::http::{Answer, Ask, TRIES};
 use super::{Inner, any};
+use crate::hex;
 use crate::objects::{Key, ObjectError};
-use mainstay_model::bucket::Address;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use mainstay_model::bucket::{Address, Lock};
 use sign::{Signed, sum};
 use ureq::http::HeaderMap;
 
@@ -16,6 +20,25 @@ use ureq::http::HeaderMap;
 pub(super) struct S3 {
     pub(super) region: String,
     pub(super) path_style: bool,
+    pub(super) lock: Option<Lock>,
+}
+
+/// The kind of sum that each write carries, and what it is called elsewhere in the protocol. The signature has one, too, which does not count where
+/// objects are locked.
+const SUM_KIND: &str = "SHA256";
+const SUM: &str = "x-amz-checksum-sha256";
+/// What keeps an object from being removed.
+pub(super) const LOCKED_UNTIL: &str = "x-amz-object-lock-retain-until-date";
+const LOCK_MODE: &str = "x-amz-object-lock-mode";
+
+impl S3 {
+    /// What locks an object that is written now; by this host's clock, which the store compares with its own in each request.
+    fn lock(&self) -> Pairs {
+        let Some(lock) = self.lock else { return Vec::new() };
+        let mode = if lock.compliance { "COMPLIANCE" } else { "GOVERNANCE" };
+        let until = later(u64::from(lock.days) * 86_400_000, "%Y-%m-%dT%H:%M:%SZ");
+        vec![(LOCK_MODE, mode.to_owned()), (LOCKED_UNTIL, until)]
+    }
 }
 
 /// Who signs.
@@ -59,6 +82,11 @@ impl Dialect for S3 {
             vec![("host", host.clone()), ("x-amz-content-sha256", body.clone()), ("x-amz-date", time.clone())];
         headers.extend(who.token.clone().map(|token| ("x-amz-security-token", token)));
         headers.extend(ask.headers.iter().cloned());
+        // Whole objects and parts.
+        if ask.method == "PUT" {
+            let own = STANDARD.encode(hex::decode(&body).unwrap_or_default());
+            headers.extend([(SUM, own), ("x-amz-sdk-checksum-algorithm", SUM_KIND.to_owned())]);
+        }
         headers.sort();
         let signed = Signed {
             method: ask.method,
@@ -107,7 +135,15 @@ impl Dialect for S3 {
                 let region = answer.header("x-amz-bucket-region").unwrap_or("another");
                 ObjectError::Refused(format!("{says}; the bucket is in the region {region}: name it (&region=…)"))
             }
+            (401 | 403, _) if self.lock.is_some() => ObjectError::Refused(format!(
+                "{says}; these keys may not do that here (to write with lock= they need the right to set an object's retention, too)"
+            )),
             (401 | 403, _) => ObjectError::Refused(format!("{says}; these keys may not do that here")),
+            (400, "InvalidRequest" | "InvalidArgument") | (501, _) if self.lock.is_some() => {
+                ObjectError::Refused(format!(
+                    "{says}; the address asks for locked objects (lock=), and this bucket may have no object lock: switch it on there, or take lock= out of the address"
+                ))
+            }
             (_, "NoSuchBucket") => ObjectError::Unreachable(format!("{says}; make the bucket, or look at its name")),
             // Something in between that knows nothing of the bucket.
             (404, _) => ObjectError::Unreachable(format!("{says}; is this the endpoint of a store of objects?")),
@@ -117,6 +153,9 @@ impl Dialect for S3 {
 
     fn mark(&self) -> &'static str {
         "x-amz-meta-mainstay-write"
+    }
+    fn whole(&self) -> Pairs {
+        self.lock()
     }
     fn says_missing(&self, answer: &Answer) -> bool {
         answer.status == 404 && answer.code == "NoSuchKey"
@@ -154,11 +193,9 @@ impl Dialect for S3 {
     }
 
     fn begin(&self, bucket: &Inner, key: &Key, mark: &str) -> Result<String, ObjectError> {
-        let ask = Ask {
-            query: vec![("uploads", String::new())],
-            headers: vec![(self.mark(), mark.to_owned())],
-            ..bucket.ask("POST", key)
-        };
+        let mut headers = self.lock();
+        headers.extend([(self.mark(), mark.to_owned()), ("x-amz-checksum-algorithm", SUM_KIND.to_owned())]);
+        let ask = Ask { query: vec![("uploads", String::new())], headers, ..bucket.ask("POST", key) };
         let id = |answer: &Answer| element(&String::from_utf8_lossy(&answer.body), "UploadId").map(str::to_owned);
         let answer = bucket.http.ask(&ask, TRIES, |answer| id(answer).is_some())?;
         let id = if answer.good() { id(&answer) } else { None };
@@ -169,16 +206,16 @@ impl Dialect for S3 {
         let query = vec![("partNumber", part.number.to_string()), ("uploadId", part.id.to_owned())];
         let ask = Ask { query, body: part.body, ..bucket.ask("PUT", key) };
         let answer = bucket.http.ask(&ask, TRIES, |answer| answer.header("etag").is_some())?;
-        let tag = answer.header("etag").filter(|_| answer.good());
-        tag.map(str::to_owned).ok_or_else(|| bucket.http.refusal(&answer))
+        let tag = answer.header("etag").filter(|_| answer.good()).ok_or_else(|| bucket.http.refusal(&answer))?;
+        // Who keeps the sum of each part wants to hear it again; others may not know what it is.
+        let sum = answer.header(SUM).map(|sum| format!("<ChecksumSHA256>{}</ChecksumSHA256>", escaped(sum)));
+        Ok(format!("<ETag>{}</ETag>{}", escaped(tag), sum.unwrap_or_default()))
     }
 
     fn join(&self, bucket: &Inner, key: &Key, parts: &Parts<'_>, condition: Pairs) -> Result<Answer, ObjectError> {
-        let escaped = |tag: &String| tag.replace('&', "&amp;").replace('<', "&lt;").replace('"', "&quot;");
         let tags = parts.tags.iter().enumerate();
-        let tags: String = tags
-            .map(|(at, tag)| format!("<Part><PartNumber>{}</PartNumber><ETag>{}</ETag></Part>", at + 1, escaped(tag)))
-            .collect();
+        let tags: String =
+            tags.map(|(at, tag)| format!("<Part><PartNumber>{}</PartNumber>{tag}</Part>", at + 1)).collect();
         let body = format!("<CompleteMultipartUpload>{tags}</CompleteMultipartUpload>");
         let query = vec![("uploadId", parts.id.to_owned())];
         let ask = Ask { query, headers: condition, body: body.as_bytes(), ..bucket.ask("POST", key) };
@@ -193,6 +230,10 @@ impl Dialect for S3 {
     }
 }
 
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('"', "&quot;")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -201,7 +242,7 @@ mod tests {
 
     #[test]
     fn pages_are_read_and_half_of_one_is_none() {
-        let s3 = S3 { region: "x".into(), path_style: true };
+        let s3 = S3 { region: "x".into(), path_style: true, lock: None };
         let text = "<?xml version=\"1.0\"?><ListBucketResult xmlns=\"x\"><IsTruncated>true</IsTruncated><NextContinuationToken>a&amp;b</NextContinuationToken>\
                     <Contents><Key>p/log/one</Key><Size>7</Size></Contents><Contents><Key>p/.probe</Key><Size>1</Size></Contents></ListBucketResult>";
         let read = s3.page(text.as_bytes(), "p/").unwrap();
@@ -211,6 +252,33 @@ mod tests {
             assert_eq!(s3.page(&text.as_bytes()[..cut], "p/"), None, "{cut}");
         }
         assert_eq!(s3.page(b"<html>not found</html>", ""), None);
+    }
+
+    #[test]
+    fn writes_carry_their_sum_and_the_lock_that_the_address_asks_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("keys");
+        std::fs::write(&file, "aws_access_key_id = id\naws_secret_access_key=s3cret\n").unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let address = Address::parse(&format!("s3://vault?credentials={}", file.display())).unwrap();
+        let of = |lock: Option<Lock>| S3 { region: "x".into(), path_style: true, lock };
+        assert_eq!(of(None).whole(), Vec::new());
+        let locking = of(Some(Lock { days: 30, compliance: false }));
+        let [(_, mode), (_, until)] = &locking.whole()[..] else { panic!() };
+        let until: jiff::Timestamp = until.parse().unwrap();
+        let left = until.as_second() - i64::try_from(mainstay_ports::clock::wall_now_ms() / 1000).unwrap();
+        assert!(mode == "GOVERNANCE" && (30 * 86_400 - 60..=30 * 86_400 + 1).contains(&left), "{mode} {left}");
+        assert_eq!(of(Some(Lock { days: 30, compliance: true })).whole()[0].1, "COMPLIANCE");
+        let headers = locking.whole();
+        let put = Ask { method: "PUT", name: "a".into(), headers, body: b"abc", ..Ask::default() };
+        let letter = locking.signed(&address, &put).unwrap();
+        let header = |name: &str| letter.headers.iter().find(|(other, _)| *other == name).unwrap().1.clone();
+        assert_eq!(header(SUM), "ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=");
+        for name in [SUM, LOCKED_UNTIL, LOCK_MODE, "x-amz-sdk-checksum-algorithm"] {
+            assert!(header("authorization").contains(&format!(";{name}")), "{name} is not signed");
+        }
+        let get = locking.signed(&address, &Ask { method: "GET", name: "a".into(), ..Ask::default() }).unwrap();
+        assert!(!get.headers.iter().any(|(name, _)| *name == SUM));
     }
 
     #[test]
