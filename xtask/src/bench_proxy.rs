@@ -183,7 +183,7 @@ impl Bed {
         let mut command = match peer {
             "pgbouncer" => self.pgbouncer(port, protocol, tcp)?,
             "haproxy" => self.haproxy(port, tcp)?,
-            _ => self.ours(port, tcp),
+            _ => self.ours(port, tcp)?,
         };
         if let Some((user, group)) = self.user {
             command.uid(user).gid(group);
@@ -194,14 +194,14 @@ impl Bed {
         Ok((running, port))
     }
 
-    fn ours(&self, port: u16, tcp: bool) -> Command {
-        let mut command = Command::new(self.root.join("target/release/examples/pool"));
+    fn ours(&self, port: u16, tcp: bool) -> Result<Command> {
+        let mut command = Command::new(crate::suite::binary(&self.root, "examples/pool")?);
         command.arg(format!("127.0.0.1:{port}")).arg(format!("127.0.0.1:{}", self.port)).arg(&self.dir);
         command.args(["1", &POOL.to_string()]);
         if !tcp {
             command.arg("unix");
         }
-        command
+        Ok(command)
     }
 
     fn pgbouncer(&self, port: u16, protocol: &str, tcp: bool) -> Result<Command> {

@@ -217,7 +217,7 @@ fn build_sabotaged(root: &Path) -> Result<PathBuf> {
 }
 
 /// Where the build put a program.
-fn binary(root: &Path, name: &str) -> Result<PathBuf> {
+pub(crate) fn binary(root: &Path, name: &str) -> Result<PathBuf> {
     let metadata = tidy::metadata(root)?;
     let path = Path::new(&metadata.target_directory).join("release").join(name);
     if !path.exists() {
