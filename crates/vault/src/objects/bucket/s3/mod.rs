@@ -85,7 +85,7 @@ impl Dialect for S3 {
         // Whole objects and parts.
         if ask.method == "PUT" {
             let own = STANDARD.encode(hex::decode(&body).unwrap_or_default());
-            headers.push((SUM, own));
+            headers.extend([(SUM, own), ("x-amz-sdk-checksum-algorithm", SUM_KIND.to_owned())]);
         }
         headers.sort();
         let signed = Signed {
@@ -274,7 +274,7 @@ mod tests {
         let letter = locking.signed(&address, &put).unwrap();
         let header = |name: &str| letter.headers.iter().find(|(other, _)| *other == name).unwrap().1.clone();
         assert_eq!(header(SUM), "ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=");
-        for name in [SUM, LOCKED_UNTIL, LOCK_MODE] {
+        for name in [SUM, LOCKED_UNTIL, LOCK_MODE, "x-amz-sdk-checksum-algorithm"] {
             assert!(header("authorization").contains(&format!(";{name}")), "{name} is not signed");
         }
         let get = locking.signed(&address, &Ask { method: "GET", name: "a".into(), ..Ask::default() }).unwrap();
