@@ -54,6 +54,20 @@ const STALE_STANDS: &[&[Fault]] = &[
     ],
 ];
 
+/// The same, and it is the other one's server that stands still, until the last lease is over: its agent votes, and can not answer for its log.
+const STALE_OUTLASTS: &[&[Fault]] = &[
+    &[
+        (200, Kind::LinkCut, Target::Replica(0), 4000),
+        (3800, Kind::ServerStop, Target::Replica(1), 7000),
+        (3900, Kind::HostKill, Target::Primary, 9000),
+    ],
+    &[
+        (200, Kind::LinkCut, Target::Replica(1), 4000),
+        (3800, Kind::ServerStop, Target::Replica(0), 7000),
+        (3900, Kind::HostKill, Target::Primary, 9000),
+    ],
+];
+
 const fn of(
     switch: &'static str,
     breaks: &'static str,
@@ -91,7 +105,7 @@ pub const ALL: [Sabotage; 14] = [
         AGENT_STOPPED,
     ),
     of("promote-early", "a candidate waits for enough recruits", STRICT, STALE_STANDS),
-    of("lease-for-recruits", "the end of a lease replaces no recruits", STRICT, STALE_STANDS),
+    of("lease-for-recruits", "the end of a lease replaces no recruits", STRICT, STALE_OUTLASTS),
     of("no-fast-forward", "a candidate catches up with the best of its recruits first", STRICT, STALE_STANDS),
     of(
         "stale-route",
