@@ -26,6 +26,15 @@ pub(crate) struct Suspect {
     told: BTreeMap<NodeId, (bool, bool, Moment)>,
 }
 
+/// A holder beside a server that does not run.
+struct Idle {
+    since: Moment,
+    patience: Span,
+    why: &'static str,
+    /// What the server said.
+    known: String,
+}
+
 impl Mind {
     pub(crate) fn on_ask(&mut self, from: &NodeId, term: Term) {
         let Some(record) = self.record() else { return };
@@ -172,46 +181,55 @@ impl Mind {
     /// A term that this node holds while its server does not run. Its agent lives, so that nobody doubts it, and it would hold the term for as long
     /// as that lasts: for ever on a full disk.
     fn give_back_idle(&mut self, record: &Record) {
-        let Some((since, patience, why)) = self.idleness(record) else { return };
-        if self.now < since + patience {
-            self.until(since + patience);
+        let Some(idle) = self.idleness(record) else { return };
+        if self.now < idle.since + idle.patience {
+            self.until(idle.since + idle.patience);
             return;
         }
-        // Where nobody could become primary, term after term would be raised and given back; and a recovery would be ended for nothing.
-        let count = record.members.keys().filter(|node| self.serves_as_standby(record, node)).count();
-        let answers = record.asynchronous || enough(record, count, |node| self.serves_as_standby(record, node));
-        if !answers || !self.somebody_may_stand() {
-            self.reason(
-                "hold-back",
-                format!(
-                    "this node holds the term and {why}; it keeps the term, since too few others are heard whose copies count and whose servers run: \
-                     {count} of {}",
-                    need(record)
-                ),
-            );
+        if let Some(text) = self.nobody_instead(record) {
+            // Where nobody could become primary, term after term would be raised and given back; and a recovery would be ended for nothing.
+            let why = idle.why;
+            self.reason("hold-back", format!("this node holds the term and {why}; it keeps the term: {text}"));
             return;
         }
         if self.planted(Plant::IdleHolderStays) || self.is_superseded() || self.orders.killing() {
             return;
         }
-        self.abdicate(&format!("this node holds the term and {why}"), None);
-        if self.server.is(ServerState::Starting) {
-            // It may be a primary's recovery from before this life: only what is gone is known not to become one.
-            self.server.forget_end();
-            self.order_kill();
-        }
+        let lost = if record.asynchronous { "; what only its log holds may be lost" } else { "" };
+        let text =
+            format!("this node holds the term and {} for {}{}{lost}", idle.why, self.now.since(idle.since), idle.known);
+        let cause = format!("{} held the term and {}", self.config.me, idle.why);
+        self.abdicate_idle(&text, &cause);
     }
 
     /// Since when the holder's server does not run, for how long that may be so, and what is the matter.
-    fn idleness(&self, record: &Record) -> Option<(Moment, Span, &'static str)> {
-        if let Some((since, _)) = &self.server.unstartable {
+    fn idleness(&self, record: &Record) -> Option<Idle> {
+        let leads = self.is_me(record.leader.as_ref());
+        // One more try may just be reading its log.
+        let tries = self.orders.at_work() || self.server.is(ServerState::Starting);
+        if let Some((since, known)) = self.server.unstartable.clone().filter(|_| !tries) {
             // What it led with may be more than what others have, and one failure to start proves little: that is tried for a while.
-            let patience = if self.is_me(record.leader.as_ref()) { UNSTARTABLE_MS } else { 0 };
-            return Some((*since, Span(patience), "its copy can not be started"));
+            let patience = Span(if leads { UNSTARTABLE_MS } else { 0 });
+            return Some(Idle { since, patience, why: "its copy can not be started", known: format!(" ({known})") });
         }
+        let patience = Span(if record.asynchronous && leads { IDLE_ASYNCHRONOUS_MS } else { IDLE_MS });
         let since = self.idle_since?;
-        let patience = Span(if record.asynchronous { IDLE_ASYNCHRONOUS_MS } else { IDLE_MS });
-        Some((since, patience, "its server does not come up"))
+        Some(Idle { since, patience, why: "its server has not come up", known: String::new() })
+    }
+
+    /// Why nobody else could become primary, if so.
+    fn nobody_instead(&self, record: &Record) -> Option<String> {
+        let serves = |node: &NodeId| self.serves_as_standby(record, node);
+        let count = record.members.keys().filter(|node| serves(node)).count();
+        if !record.asynchronous && !enough(record, count, serves) {
+            let need = need(record);
+            return Some(format!(
+                "too few others are heard whose copies count and whose servers run: {count} of {need}"
+            ));
+        }
+        let may = |node: &NodeId| !self.config.excluded.contains(node) && self.standby_copy(node).is_some();
+        let somebody = self.config.data_nodes.keys().any(may);
+        (!somebody).then(|| "nobody who may become primary is heard with a server that runs".to_owned())
     }
 
     /// Is this another node that is heard, with the copy that the record counts and a server that runs?
@@ -227,15 +245,11 @@ impl Mind {
         presence.copy.filter(|_| runs && !self.is_me(Some(node)))
     }
 
-    fn somebody_may_stand(&self) -> bool {
-        let may = |node: &NodeId| !self.config.excluded.contains(node) && self.standby_copy(node).is_some();
-        self.config.data_nodes.keys().any(may)
-    }
-
     /// A term that this node holds and can not use.
     fn give_back(&mut self, why: &str) {
         if !self.is_superseded() && !self.orders.busy() {
-            self.abdicate(&format!("this node holds the term and {why}"), None);
+            let cause = format!("{} held the term and {why}", self.config.me);
+            self.abdicate_because(&format!("this node holds the term and {why}"), None, &cause);
         }
     }
 

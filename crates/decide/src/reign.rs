@@ -177,6 +177,8 @@ pub(crate) struct Leave {
     cause: String,
     /// Since when new work was held before the server was stopped, if it was.
     held: Option<Moment>,
+    /// Only because the server does not come up: one that does comes first.
+    idle: bool,
 }
 
 impl Mind {
@@ -226,8 +228,19 @@ impl Mind {
         let pause = self.random.between(100, 400);
         self.pause_until = self.pause_until.max(self.now + Span(pause));
         if !self.planted(Plant::NeverRelease) {
-            self.leave = Some(Leave { term, wanted, cause, held });
+            self.leave = Some(Leave { term, wanted, cause, held, idle: false });
         }
+    }
+
+    /// Gives the term back because the server does not come up. Whatever of it runs is ended first: it may be a primary's recovery from before this
+    /// life, or a primary that nobody has seen yet.
+    pub(crate) fn abdicate_idle(&mut self, why: &str, cause: &str) {
+        self.abdicate_because(why, None, cause);
+        if let Some(leave) = self.leave.as_mut() {
+            leave.idle = true;
+        }
+        self.server.forget_end();
+        self.order_kill();
     }
 
     /// Writes the release once the server is known not to be primary.
@@ -240,6 +253,17 @@ impl Mind {
         });
         if !mine && self.view.cas.is_none() {
             self.leave = None;
+            return;
+        }
+        if leave.idle && self.server.is(ServerState::Standby) && self.view.cas.is_none() && !self.orders.killing() {
+            self.reason("stand", "the server came up before the term was given back: standing with it");
+            self.leave = None;
+            return;
+        }
+        if self.server.is(ServerState::Starting) && self.reign.is_none() && !self.orders.killing() && self.can_write() {
+            // While it reads its log, which may take long, nobody else could take the term.
+            self.server.forget_end();
+            self.order_kill();
             return;
         }
         let stopped = matches!(self.server.state, Some(ServerState::Down | ServerState::Standby));

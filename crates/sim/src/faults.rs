@@ -312,12 +312,14 @@ impl World {
             self.shape.linger_until = self.shape.linger_until.max(until);
             self.shape.end_at = self.shape.end_at.max(until + AFTER_STARTS_FAIL);
         }
+        // Else it starts, and reads its log for so long.
+        self.nodes[node].reads_until = if self.rng.chance(5000) { until } else { 0 };
         self.queue.push(until, Happening::StartsWork(node));
     }
 
     /// Its server would start again. Does it hold the term still, though others could have taken over?
     pub(crate) fn starts_work(&mut self, node: Node) {
-        self.nodes[node].starts_fail = false;
+        (self.nodes[node].starts_fail, self.nodes[node].reads_until) = (false, 0);
         let long = self.healed && self.now >= self.shape.heal_at + STARTS_FAIL;
         let newest = self.store.newest().map(|(_, record)| record);
         let holds = newest.is_some_and(|record| record.holder.as_ref() == Some(&self.names[node]));

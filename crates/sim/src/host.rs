@@ -78,6 +78,8 @@ pub struct Host {
     pub disk_frozen_until: Micros,
     /// Its server does not start: its volume is full, say.
     pub starts_fail: bool,
+    /// It does start then, as a standby, and reads its log until this moment.
+    pub reads_until: Micros,
     /// Outputs that wait for a durable promise, in order.
     pub blocked: Vec<Output>,
     /// This life of its agent knows that its dead server's processes are not gone.

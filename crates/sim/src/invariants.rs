@@ -329,7 +329,10 @@ impl World {
         if after.state == ClaimState::Free && before.state == ClaimState::Held && self.stuck(node) {
             self.counters.handed_doomed += 1;
         }
-        if after.state == ClaimState::Free && after.wanted.is_none() && self.nodes[node].starts_fail {
+        if after.state == ClaimState::Free
+            && before.state == ClaimState::Held
+            && after.reason.contains("has not come up")
+        {
             self.counters.idle_released += 1;
         }
         if after.state == ClaimState::Free && after.wanted.is_some() && before.state == ClaimState::Held {

@@ -227,7 +227,7 @@ impl World {
             if self.nodes[node].server.unstartable {
                 return broken("its control file can not be read");
             }
-            if self.nodes[node].starts_fail {
+            if self.nodes[node].starts_fail && self.nodes[node].reads_until == 0 {
                 return error("no space left on its volume");
             }
             if !self.guard_runs(node) {
@@ -257,7 +257,13 @@ impl World {
             self.nodes[node].lost = None; // the rewind has been heard of
             return DONE;
         }
-        if self.now > running.until { error("the server does not answer") } else { Next::In(10 * MS) }
+        if self.now <= running.until {
+            Next::In(10 * MS)
+        } else if self.nodes[node].starts_fail {
+            not_yet("it reads its log")
+        } else {
+            error("the server does not answer")
+        }
     }
 
     /// What the running order waits for.

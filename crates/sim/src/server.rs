@@ -194,6 +194,8 @@ impl World {
     pub(crate) fn start_server(&mut self, node: Node, as_primary: bool) {
         let replay = self.rng.range(20, 300) * MS;
         let hot = self.rng.range(5 * MS, replay);
+        let reads = self.nodes[node].reads_until.saturating_sub(self.now);
+        let (replay, hot) = if reads > 0 { (replay.max(reads), replay.max(reads)) } else { (replay, hot) };
         let back = self.rng.index(25);
         let server = &mut self.nodes[node].server;
         server.life += 1;
