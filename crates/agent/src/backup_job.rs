@@ -75,10 +75,14 @@ fn made(job: &Job) -> Result<Made, VaultError> {
         Some(why) => Err(why),
         None => keep_to(&repository, &manifest, &job.vault).map_err(|error| error.to_string()),
     };
-    let (removed, remark) = match kept {
-        Ok((removed, remarks)) => (removed, (!remarks.is_empty()).then(|| remarks.join("; "))),
-        Err(why) => (Vec::new(), Some(format!("the retention was not applied: {why}"))),
+    let (removed, mut remarks) = match kept {
+        Ok(kept) => kept,
+        Err(why) => (Vec::new(), vec![format!("the retention was not applied: {why}")]),
     };
+    if let Err(error) = repository.relock(manifest.system) {
+        remarks.push(format!("the locks of what opens the repository were not all renewed: {error}"));
+    }
+    let remark = (!remarks.is_empty()).then(|| remarks.join("; "));
     Ok(Made { manifest, repository: repository.id().to_owned(), removed, remark })
 }
 

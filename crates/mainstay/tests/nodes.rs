@@ -462,7 +462,7 @@ fn a_primary_whose_server_does_not_come_up_gives_its_term_back() {
     );
     let log = std::fs::read_to_string(cluster.files(&primary).agent_log()).unwrap();
     assert!(
-        log.contains("this node holds the term and its server does not come up"),
+        log.contains("this node holds the term and its server has not come up"),
         "it was taken, and not given back"
     );
     drop(port);

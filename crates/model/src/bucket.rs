@@ -35,8 +35,8 @@ pub fn is_object_name(name: &str) -> bool {
 /// How what is written is kept from being removed, whoever asks (docs/adr/0052).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lock {
-    /// So many days from its writing.
-    pub days: u32,
+    /// So many days from its writing; `None`: as the bucket itself locks what is written.
+    pub days: Option<u32>,
     /// Nobody can shorten it; else those can who have a right of its own for that.
     pub compliance: bool,
 }
@@ -92,7 +92,7 @@ struct Words {
     credentials: Option<PathBuf>,
     ca: Option<PathBuf>,
     timeout: Duration,
-    days: Option<u32>,
+    lock: Option<Option<u32>>,
     compliance: Option<bool>,
     as_of: Option<Moment>,
 }
@@ -121,7 +121,7 @@ impl Words {
             credentials: None,
             ca: None,
             timeout: Duration::from_secs(60),
-            days: None,
+            lock: None,
             compliance: None,
             as_of: None,
         };
@@ -162,7 +162,9 @@ impl Words {
         match name {
             "lock" => {
                 let days = value.parse::<u32>().ok().filter(|days| (1..=LOCK_DAYS_MAX).contains(days));
-                self.days = Some(days.ok_or_else(|| wrong(&format!("lock is 1 to {LOCK_DAYS_MAX} days")))?);
+                let own = value == "bucket";
+                let says = || wrong(&format!("lock is 1 to {LOCK_DAYS_MAX} days, or bucket"));
+                self.lock = Some(if own { None } else { Some(days.ok_or_else(says)?) });
             }
             "lock_mode" => {
                 self.compliance = Some(match value {
@@ -317,9 +319,10 @@ fn s3_at(words: &Words, dotted: bool, wrong: &impl Fn(&str) -> String) -> Result
     let path_style = words.path_style.unwrap_or(!words.endpoint.is_empty() || dotted);
     let amazon = format!("https://s3.{region}.amazonaws.com");
     let endpoint = if words.endpoint.is_empty() { amazon } else { words.endpoint.clone() };
-    let lock = match (words.days, words.compliance) {
-        (Some(days), compliance) => Some(Lock { days, compliance: compliance.unwrap_or(false) }),
-        (None, Some(_)) => return Err(wrong("lock_mode says how lock=DAYS locks, and there is none: add it")),
+    let lock = match (words.lock, words.compliance) {
+        (Some(days @ Some(_)), compliance) => Some(Lock { days, compliance: compliance.unwrap_or(false) }),
+        (Some(None), None) => Some(Lock { days: None, compliance: false }),
+        (_, Some(_)) => return Err(wrong("lock_mode says how lock=DAYS locks, and there is none: add it")),
         (None, None) => None,
     };
     Ok((Protocol::S3 { region, path_style, lock, as_of: words.as_of.clone() }, endpoint))
@@ -388,11 +391,12 @@ mod tests {
     fn addresses_say_how_objects_are_locked_and_as_of_when_they_are_read() {
         let of = |words: &str| Address::parse(&format!("s3://vault/main?{words}"));
         let lock = |words: &str| match of(words).unwrap().protocol {
-            Protocol::S3 { lock, .. } => lock.map(|lock| (lock.days, lock.compliance)),
+            Protocol::S3 { lock, .. } => lock.map(|lock| (lock.days.unwrap_or(0), lock.compliance)),
             Protocol::Azure { .. } => None,
         };
         assert_eq!(lock(""), None);
         assert_eq!(lock("lock=30"), Some((30, false)));
+        assert_eq!(lock("lock=bucket"), Some((0, false)));
         assert_eq!(lock("lock=1&lock_mode=governance"), Some((1, false)));
         assert_eq!(lock("lock_mode=compliance&lock=3650"), Some((3650, true)));
         let then = of("lock=30&as_of=2026-11-28T12:00:00%2B02:00").unwrap();
@@ -400,6 +404,7 @@ mod tests {
         assert!(then.shown().ends_with(" as it was at 2026-11-28T12:00:00+02:00"), "{}", then.shown());
         assert!(then.is_where(&of("").unwrap()) && of("").unwrap().as_of().is_none());
         for (bad, says) in [
+            ("lock=bucket&lock_mode=compliance", "lock=DAYS"),
             ("lock=0", "lock is 1 to 3650 days"),
             ("lock=3651", "lock is 1 to 3650 days"),
             ("lock=-1", "lock is 1 to 3650 days"),

@@ -214,6 +214,24 @@ impl Repository {
     pub fn readable(&self) -> bool {
         self.readers.is_empty() || self.secret.is_some()
     }
+    /// What opens it and leads through the log of a database: written once, and needed for as long as anything is in it.
+    pub(crate) fn lasting(&self, system: SystemId) -> Result<Vec<Key>, VaultError> {
+        let mut keys = vec![Key::new(CHARTER)?];
+        let terms = self.objects.list(&format!("terms/{system}/"))?;
+        let log = self.objects.list(&format!("log/{system}/"))?;
+        let histories = log.into_iter().filter(|entry| entry.key.as_str().ends_with(".history"));
+        keys.extend(terms.into_iter().chain(histories).map(|entry| entry.key));
+        Ok(keys)
+    }
+    /// Where objects are locked as they are written: locks what must outlast all others anew. One that can not be is the error, after the others.
+    pub fn relock(&self, system: SystemId) -> Result<(), VaultError> {
+        if !self.objects.locks() {
+            return Ok(());
+        }
+        let failed = self.lasting(system)?.into_iter().filter_map(|key| self.objects.relock(&key).err());
+        let failed: Vec<ObjectError> = failed.collect();
+        failed.into_iter().next().map_or(Ok(()), |error| Err(error.into()))
+    }
     pub(crate) fn objects(&self) -> &dyn Objects {
         &*self.objects
     }

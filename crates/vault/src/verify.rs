@@ -73,7 +73,11 @@ pub fn verify(repository: &Repository, system: SystemId) -> Result<Report, Vault
         };
         report.objects += u64::from(note(&mut report, look)?);
     }
-    for key in newest(&backups, &held, system, size)? {
+    let mut looked_at = newest(&backups, &held, system, size)?;
+    if repository.objects().locks() {
+        looked_at.extend(repository.lasting(system)?);
+    }
+    for key in looked_at {
         let looked = repository.objects().unlocked(&key).map(|says| report.problems.extend(says));
         note(&mut report, looked.map_err(VaultError::from))?;
     }

@@ -197,6 +197,13 @@ pub(super) fn moved(mark: &Mark, options: &Follow) -> Outcome<Mark> {
 
 /// Which repository, and the file of its key.
 fn named(options: &Follow, mark: Option<&Mark>) -> Outcome<(PathBuf, Option<PathBuf>)> {
+    let text = options.repository.as_deref().and_then(Path::to_str).unwrap_or_default();
+    if mainstay_model::bucket::Address::parse(text).is_ok_and(|address| address.as_of().is_some()) {
+        return Err(Failure::usage(
+            "as_of in an address shows a repository as it was: nothing comes to it any more that could be followed",
+        )
+        .hint("leave as_of out to follow; `mainstay restore --to DIR` makes a copy as of a moment"));
+    }
     given::check("--key-file", options.key_file.as_deref())?;
     let key = options.key_file.as_deref().map(absolute).transpose()?;
     let key = key.or_else(|| mark.and_then(|mark| mark.key_file.clone()));

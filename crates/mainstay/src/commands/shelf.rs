@@ -96,7 +96,7 @@ pub(crate) fn failure(error: &VaultError) -> Failure {
             .hint("run this as a user who may read the repository"),
         VaultError::Object(ObjectError::Missing(name)) if name.starts_with(CHARTER) && name.contains("s3://") => Failure::failed(error.to_string())
             .hint("name the place of a repository itself: the prefix with vault.json in it. Was it there, and somebody removed it? A bucket that keeps versions still has it: \
-                   name a moment before that, with &as_of=2026-11-28T10:00:00Z at the end of the address (docs/backup.md)"),
+                   name a moment before that at the end of the address, with ?as_of=2026-11-28T10:00:00Z, or &as_of=… after other words (docs/backup.md)"),
         VaultError::Object(ObjectError::Missing(name)) if name.starts_with(CHARTER) => Failure::failed(error.to_string())
             .hint("name the place of a repository itself: the folder or prefix with vault.json in it; `mainstay archive status` names the cluster's, which is made with the first log that is archived"),
         VaultError::WrongKey { .. } => Failure::failed(error.to_string())

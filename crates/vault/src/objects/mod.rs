@@ -119,6 +119,14 @@ pub trait Objects: Send + Sync {
     fn list(&self, prefix: &str) -> Result<Vec<Entry>, ObjectError>;
     /// Removes an object; it is no error if it is not there, nor if the store keeps it for so and so long.
     fn delete(&self, key: &Key) -> Result<Removal, ObjectError>;
+    /// Are objects to be locked as they are written?
+    fn locks(&self) -> bool {
+        false
+    }
+    /// Locks an object for as long as one that is written now, where that is asked for.
+    fn relock(&self, _key: &Key) -> Result<(), ObjectError> {
+        Ok(())
+    }
     /// What is wrong with the lock of an object that was written to be locked. A store that was asked for none has nothing to tell.
     fn unlocked(&self, _key: &Key) -> Result<Option<String>, ObjectError> {
         Ok(None)

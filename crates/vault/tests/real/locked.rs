@@ -67,11 +67,13 @@ fn p37_a_locked_bucket_keeps_the_contract_of_a_store_and_all_that_is_written_is_
 }
 
 #[test]
-fn a_bucket_that_locks_by_itself_is_written_without_lock_in_the_address() {
+fn a_bucket_that_locks_by_itself_is_written_with_the_sums_that_it_asks_for() {
     let store = Store::start(Dialect::S3);
     store.lock_bucket(Some(1));
     let dir = tempfile::tempdir().unwrap();
-    let bucket = bucket(&store, dir.path(), "");
+    // Not every store bears the sums: they are left out where nothing is to be locked.
+    assert!(bucket(&store, dir.path(), "").create(&key("a/one")).is_err());
+    let bucket = bucket(&store, dir.path(), "&lock=bucket");
     conformance(&bucket);
     let mut upload = bucket.create(&key("c/large")).unwrap();
     upload.write(&large(7)).unwrap();
@@ -160,6 +162,9 @@ fn a_bucket_is_read_as_it_was_whatever_was_hidden_or_overwritten_since() {
     }
     assert_eq!(view.list("").unwrap().len(), expected.len() + 2);
     assert_eq!(bucket(&format!("&as_of={before}")).list("").unwrap(), []);
+    let address = store.address(dir.path(), "main", 5);
+    let future = Bucket::open(format!("{}&as_of=2999-01-01T00:00:00Z", address.display()).as_ref()).err().unwrap();
+    assert!(future.to_string().contains("still to come"), "{future}");
     // Nothing is written through it.
     for error in [view.create(&key("a/new")).err().unwrap(), view.delete(&key("a/0")).unwrap_err()] {
         assert!(matches!(&error, ObjectError::Refused(says) if says.contains("take as_of out")), "{error}");
@@ -239,7 +244,15 @@ async fn a_repository_is_restored_as_it_was_before_somebody_with_its_keys_came()
     store.set_locks(None);
     let report = verify(&repository, system).unwrap();
     let unlocked = report.problems.iter().filter(|problem| problem.contains("carries no lock")).count();
-    assert_eq!((report.problems.len(), unlocked), (2, 2), "a segment and a pack: {report:?}");
+    assert_eq!((report.problems.len(), unlocked), (4, 4), "a segment, a pack, the charter and a term: {report:?}");
+    store.set_locks(Some(1_000));
+    let report = verify(&repository, system).unwrap();
+    let ended = |all: &[String]| all.iter().filter(|problem| problem.contains("ended at 1970-")).count();
+    assert_eq!(ended(&report.problems), 4, "{report:?}");
+    // What opens the repository outlasts the rest: its locks are renewed with each backup.
+    repository.relock(system).unwrap();
+    let report = verify(&repository, system).unwrap();
+    assert_eq!((report.problems.len(), ended(&report.problems)), (2, 2), "{report:?}");
     store.set_locks(Some(i64::MAX / 1_000_000));
     // The retention hides the first one.
     let report = verify(&repository, system).unwrap();

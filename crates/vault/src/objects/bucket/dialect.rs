@@ -58,6 +58,10 @@ pub(super) trait Dialect: Send + Sync {
     fn part(&self, bucket: &Inner, key: &Key, part: Part<'_>) -> Result<String, ObjectError>;
     /// Joins them, under this condition.
     fn join(&self, bucket: &Inner, key: &Key, parts: &Parts<'_>, condition: Pairs) -> Result<Answer, ObjectError>;
+    /// Locks an object for as long as one that is written now.
+    fn relock(&self, _bucket: &Inner, _key: &Key) -> Result<(), ObjectError> {
+        Ok(())
+    }
     /// What was begun is not wanted any more.
     fn give_up(&self, bucket: &Inner, key: &Key, id: &str);
 }

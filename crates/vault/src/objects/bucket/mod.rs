@@ -31,6 +31,8 @@ use view::View;
 
 /// What is longer is written in parts of this size. Stores ask for at least five megabytes.
 const PART: usize = 8 << 20;
+/// By so much a store's clock may go before this host's; requests are refused beyond that.
+const SKEW_MS: i64 = 900_000;
 /// Pages of a listing: far more objects than a repository has.
 const PAGES_MAX: usize = 100_000;
 /// No name of an object: with it is tried whether the store keeps conditions.
@@ -69,6 +71,12 @@ impl Bucket {
         };
         dialect.signed(&address, &Ask { method: "GET", ..Ask::default() })?;
         let view = address.as_of().cloned().map(View::new);
+        // The store's clock may go before this one.
+        let latest = i64::try_from(mainstay_ports::clock::wall_now_ms()).unwrap_or(i64::MAX).saturating_add(SKEW_MS);
+        if let Some(moment) = address.as_of().filter(|moment| moment.micros() / 1000 > latest) {
+            let says = "is still to come: name a moment that has been";
+            return Err(ObjectError::Refused(format!("{}: as_of={} {says}", address.shown(), moment.text())));
+        }
         Ok(Bucket { inner: Arc::new(Inner { http: Http::new(address, dialect)?, keeps: Mutex::new(None), view }) })
     }
 }
@@ -106,7 +114,12 @@ impl Inner {
     fn missing(&self, key: &Key, answer: &Answer) -> ObjectError {
         let missing = ObjectError::Missing(key.to_string());
         if answer.status != 404 {
-            return self.http.refusal(answer);
+            return match (self.http.refusal(answer), &self.view) {
+                (ObjectError::Refused(says), Some(_)) => {
+                    ObjectError::Refused(format!("{says}; as_of needs {}", view::RIGHTS))
+                }
+                (error, _) => error,
+            };
         }
         if let Some(view) = &self.view {
             return self.gone(view, key);
@@ -390,12 +403,34 @@ impl Objects for Bucket {
         }
     }
 
+    fn locks(&self) -> bool {
+        matches!(&self.inner.http.address.protocol, Protocol::S3 { lock: Some(_), as_of: None, .. })
+    }
+
+    fn relock(&self, key: &Key) -> Result<(), ObjectError> {
+        self.inner.check_writable()?;
+        self.inner.dialect().relock(&self.inner, key)
+    }
+
     fn unlocked(&self, key: &Key) -> Result<Option<String>, ObjectError> {
-        let Protocol::S3 { lock: Some(_), as_of: None, .. } = &self.inner.http.address.protocol else {
+        let Protocol::S3 { lock: Some(lock), as_of: None, .. } = &self.inner.http.address.protocol else {
             return Ok(None);
         };
-        let locked = self.inner.head(key)?.header(s3::LOCKED_UNTIL).is_some();
-        Ok((!locked).then(|| {
+        let answer = self.inner.head(key)?;
+        let until = answer.header(s3::LOCKED_UNTIL);
+        let time =
+            until.and_then(|until| until.trim().parse::<jiff::Timestamp>().ok()).map(jiff::Timestamp::as_millisecond);
+        let now = i64::try_from(mainstay_ports::clock::wall_now_ms()).unwrap_or(i64::MAX);
+        if let (Some(text), Some(time)) = (until, time) {
+            let weak = lock.compliance && answer.header(s3::LOCK_MODE).is_some_and(|mode| mode != s3::COMPLIANCE);
+            if time <= now {
+                return Ok(Some(format!(
+                    "the lock of {key} ended at {text}: make a backup, which renews what opens the repository"
+                )));
+            }
+            return Ok(weak.then(|| format!("{key} is locked, but not with lock_mode=compliance")));
+        }
+        Ok(Some({
             format!(
                 "{key} carries no lock, and the address asks for one (lock=): it was written before lock= was there, these keys may not look at locks (s3:GetObjectRetention), or this store does not know what a lock is and nothing in it is safe from removal"
             )

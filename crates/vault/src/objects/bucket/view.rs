@@ -11,6 +11,10 @@ use mainstay_model::bucket::Moment;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+/// What keys need for it.
+pub(super) const RIGHTS: &str =
+    "a store that lists versions, and the rights to list and to get them (s3:ListBucketVersions, s3:GetObjectVersion)";
+
 /// The moment, and what is known of it.
 pub(super) struct View {
     at: Moment,
@@ -125,9 +129,7 @@ impl Inner {
         let answer = self.http.ask(&ask, TRIES, |answer| versions::page(&answer.body, own).is_some())?;
         let page = if answer.good() { versions::page(&answer.body, own) } else { None };
         page.ok_or_else(|| match self.http.refusal(&answer) {
-            ObjectError::Refused(says) => ObjectError::Refused(format!(
-                "{says}; as_of needs a store that lists versions, and the rights to list and to get them (s3:ListBucketVersions, s3:GetObjectVersion)"
-            )),
+            ObjectError::Refused(says) => ObjectError::Refused(format!("{says}; as_of needs {RIGHTS}")),
             error => error,
         })
     }

@@ -85,6 +85,9 @@ pub(super) fn act(state: &mut State, name: &str, request: &Request) -> Option<An
             None => s3::error(501, "NotImplemented"),
         });
     }
+    if request.method == "PUT" && request.query.contains_key("retention") {
+        return Some(relock(state, name, request));
+    }
     let id = request.query.get("versionId")?;
     let versions = state.versions.as_mut()?;
     let all = versions.all.entry(name.to_owned()).or_default();
@@ -106,6 +109,30 @@ pub(super) fn act(state: &mut State, name: &str, request: &Request) -> Option<An
     }
     let object = all[at].object.clone();
     Some(object.map_or_else(|| s3::error(405, "MethodNotAllowed"), |object| state.show(&object, request)))
+}
+
+/// A lock can be made longer by whoever may lock, not shorter.
+fn relock(state: &mut State, name: &str, request: &Request) -> Answer {
+    let text = String::from_utf8_lossy(&request.body).into_owned();
+    let of =
+        |name: &str| text.split_once(&format!("<{name}>"))?.1.split_once(&format!("</{name}>")).map(|found| found.0);
+    let date = of("RetainUntilDate").and_then(|date| date.parse::<jiff::Timestamp>().ok());
+    let Some(date) = date.map(jiff::Timestamp::as_millisecond).filter(|_| of("Mode").is_some()) else {
+        return s3::error(400, "MalformedXML");
+    };
+    if !request.headers.contains_key(s3::SUM) {
+        return s3::error(400, "InvalidRequest");
+    }
+    let newest = state.versions.as_mut().and_then(|versions| versions.all.get_mut(name)?.last_mut()?.object.as_mut());
+    let Some(object) = newest else { return s3::error(404, "NoSuchKey") };
+    if object.until.is_some_and(|until| until > date) {
+        return s3::error(403, "AccessDenied");
+    }
+    object.until = Some(date);
+    if let Some(object) = state.objects.get_mut(name) {
+        object.until = Some(date);
+    }
+    answer(200, "")
 }
 
 fn list(versions: &Versions, query: &BTreeMap<String, String>) -> Answer {

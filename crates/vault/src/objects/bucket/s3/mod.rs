@@ -23,21 +23,27 @@ pub(super) struct S3 {
     pub(super) lock: Option<Lock>,
 }
 
-/// The kind of sum that each write carries, and what it is called elsewhere in the protocol. The signature has one, too, which does not count where
-/// objects are locked.
+/// The kind of sum that each write of what is to be locked carries, and what it is called elsewhere in the protocol. The signature has one, too, which
+/// does not count there. Other writes go without: not every store bears headers that it does not know.
 const SUM_KIND: &str = "SHA256";
 const SUM: &str = "x-amz-checksum-sha256";
 /// What keeps an object from being removed.
 pub(super) const LOCKED_UNTIL: &str = "x-amz-object-lock-retain-until-date";
-const LOCK_MODE: &str = "x-amz-object-lock-mode";
+pub(super) const LOCK_MODE: &str = "x-amz-object-lock-mode";
+pub(super) const COMPLIANCE: &str = "COMPLIANCE";
 
 impl S3 {
     /// What locks an object that is written now; by this host's clock, which the store compares with its own in each request.
     fn lock(&self) -> Pairs {
-        let Some(lock) = self.lock else { return Vec::new() };
-        let mode = if lock.compliance { "COMPLIANCE" } else { "GOVERNANCE" };
-        let until = later(u64::from(lock.days) * 86_400_000, "%Y-%m-%dT%H:%M:%SZ");
-        vec![(LOCK_MODE, mode.to_owned()), (LOCKED_UNTIL, until)]
+        let lasts = self.lasts();
+        lasts.map_or_else(Vec::new, |(mode, until)| vec![(LOCK_MODE, mode.to_owned()), (LOCKED_UNTIL, until)])
+    }
+
+    /// How, and until when, what is written now is locked.
+    fn lasts(&self) -> Option<(&'static str, String)> {
+        let lock = self.lock?;
+        let until = later(u64::from(lock.days?) * 86_400_000, "%Y-%m-%dT%H:%M:%SZ");
+        Some((if lock.compliance { COMPLIANCE } else { "GOVERNANCE" }, until))
     }
 }
 
@@ -82,8 +88,8 @@ impl Dialect for S3 {
             vec![("host", host.clone()), ("x-amz-content-sha256", body.clone()), ("x-amz-date", time.clone())];
         headers.extend(who.token.clone().map(|token| ("x-amz-security-token", token)));
         headers.extend(ask.headers.iter().cloned());
-        // Whole objects and parts.
-        if ask.method == "PUT" {
+        // Whole objects, parts and locks.
+        if ask.method == "PUT" && self.lock.is_some() {
             let own = STANDARD.encode(hex::decode(&body).unwrap_or_default());
             headers.extend([(SUM, own), ("x-amz-sdk-checksum-algorithm", SUM_KIND.to_owned())]);
         }
@@ -194,7 +200,8 @@ impl Dialect for S3 {
 
     fn begin(&self, bucket: &Inner, key: &Key, mark: &str) -> Result<String, ObjectError> {
         let mut headers = self.lock();
-        headers.extend([(self.mark(), mark.to_owned()), ("x-amz-checksum-algorithm", SUM_KIND.to_owned())]);
+        headers.push((self.mark(), mark.to_owned()));
+        headers.extend(self.lock.map(|_| ("x-amz-checksum-algorithm", SUM_KIND.to_owned())));
         let ask = Ask { query: vec![("uploads", String::new())], headers, ..bucket.ask("POST", key) };
         let id = |answer: &Answer| element(&String::from_utf8_lossy(&answer.body), "UploadId").map(str::to_owned);
         let answer = bucket.http.ask(&ask, TRIES, |answer| id(answer).is_some())?;
@@ -208,7 +215,10 @@ impl Dialect for S3 {
         let answer = bucket.http.ask(&ask, TRIES, |answer| answer.header("etag").is_some())?;
         let tag = answer.header("etag").filter(|_| answer.good()).ok_or_else(|| bucket.http.refusal(&answer))?;
         // Who keeps the sum of each part wants to hear it again; others may not know what it is.
-        let sum = answer.header(SUM).map(|sum| format!("<ChecksumSHA256>{}</ChecksumSHA256>", escaped(sum)));
+        let sum = answer
+            .header(SUM)
+            .filter(|_| self.lock.is_some())
+            .map(|sum| format!("<ChecksumSHA256>{}</ChecksumSHA256>", escaped(sum)));
         Ok(format!("<ETag>{}</ETag>{}", escaped(tag), sum.unwrap_or_default()))
     }
 
@@ -221,6 +231,15 @@ impl Dialect for S3 {
         let ask = Ask { query, headers: condition, body: body.as_bytes(), ..bucket.ask("POST", key) };
         let whole = |answer: &Answer| String::from_utf8_lossy(&answer.body).contains("<CompleteMultipartUploadResult");
         bucket.http.ask(&ask, TRIES, whole)
+    }
+
+    fn relock(&self, bucket: &Inner, key: &Key) -> Result<(), ObjectError> {
+        let Some((mode, until)) = self.lasts() else { return Ok(()) };
+        let body = format!("<Retention><Mode>{mode}</Mode><RetainUntilDate>{until}</RetainUntilDate></Retention>");
+        let query = vec![("retention", String::new())];
+        let ask = Ask { query, body: body.as_bytes(), ..bucket.ask("PUT", key) };
+        let answer = bucket.http.ask(&ask, TRIES, any)?;
+        if answer.good() { Ok(()) } else { Err(bucket.http.refusal(&answer)) }
     }
 
     fn give_up(&self, bucket: &Inner, key: &Key, id: &str) {
@@ -263,12 +282,12 @@ mod tests {
         let address = Address::parse(&format!("s3://vault?credentials={}", file.display())).unwrap();
         let of = |lock: Option<Lock>| S3 { region: "x".into(), path_style: true, lock };
         assert_eq!(of(None).whole(), Vec::new());
-        let locking = of(Some(Lock { days: 30, compliance: false }));
+        let locking = of(Some(Lock { days: Some(30), compliance: false }));
         let [(_, mode), (_, until)] = &locking.whole()[..] else { panic!() };
         let until: jiff::Timestamp = until.parse().unwrap();
         let left = until.as_second() - i64::try_from(mainstay_ports::clock::wall_now_ms() / 1000).unwrap();
         assert!(mode == "GOVERNANCE" && (30 * 86_400 - 60..=30 * 86_400 + 1).contains(&left), "{mode} {left}");
-        assert_eq!(of(Some(Lock { days: 30, compliance: true })).whole()[0].1, "COMPLIANCE");
+        assert_eq!(of(Some(Lock { days: Some(30), compliance: true })).whole()[0].1, "COMPLIANCE");
         let headers = locking.whole();
         let put = Ask { method: "PUT", name: "a".into(), headers, body: b"abc", ..Ask::default() };
         let letter = locking.signed(&address, &put).unwrap();
@@ -279,6 +298,13 @@ mod tests {
         }
         let get = locking.signed(&address, &Ask { method: "GET", name: "a".into(), ..Ask::default() }).unwrap();
         assert!(!get.headers.iter().any(|(name, _)| *name == SUM));
+        let put = Ask { method: "PUT", name: "a".into(), body: b"abc", ..Ask::default() };
+        let of_bucket = of(Some(Lock { days: None, compliance: false }));
+        assert!(of_bucket.whole().is_empty());
+        for (s3, sums) in [(of_bucket, true), (of(None), false)] {
+            let letter = s3.signed(&address, &put).unwrap();
+            assert_eq!(letter.headers.iter().any(|(name, _)| *name == SUM), sums);
+        }
     }
 
     #[test]
