@@ -65,9 +65,12 @@ impl Bed {
         let mut text = text
             .replace("base/NEWEST", "base/*")
             .replace("unix_socket_directories = '/tmp'", "unix_socket_directories = 'SOCK'");
-        for (from, to) in
-            [("5499", self.port.to_string()), ("-h /tmp -p", "-h SOCK -p".into()), ("BACKUP_HOST", "127.0.0.1".into())]
-        {
+        // The cluster's own port may be the same number: only that of the server by hand is another one here.
+        for (from, to) in [
+            ("port = 5499", format!("port = {}", self.port)),
+            ("-h /tmp -p 5499", format!("-h SOCK -p {}", self.port)),
+            ("BACKUP_HOST", "127.0.0.1".into()),
+        ] {
             text = text.replace(from, &to);
         }
         for (from, to) in [("/etc/postgresql", "etc"), ("~postgres/", "sock/"), ("SOCK", "sock")] {
