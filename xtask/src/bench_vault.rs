@@ -100,7 +100,7 @@ impl Bed {
         // Everything runs as the server's user, who may not come to where we lie.
         for (from, to) in [
             (which(&wishes.pgbackrest)?, &pgbackrest),
-            (root.join("target/release/examples/bench"), &dir.join("bench")),
+            (crate::suite::binary(root, "examples/bench")?, &dir.join("bench")),
         ] {
             std::fs::copy(&from, to).with_context(|| format!("copy {}", from.display()))?;
         }
