@@ -223,14 +223,23 @@ impl Repository {
         keys.extend(terms.into_iter().chain(histories).map(|entry| entry.key));
         Ok(keys)
     }
-    /// Where objects are locked as they are written: locks what must outlast all others anew. One that can not be is the error, after the others.
+    /// Where objects are locked as they are written: locks what must outlast all others anew. The error is the first one's that could not be;
+    /// the others are tried all the same, unless the store is away.
     pub fn relock(&self, system: SystemId) -> Result<(), VaultError> {
         if !self.objects.locks() {
             return Ok(());
         }
-        let failed = self.lasting(system)?.into_iter().filter_map(|key| self.objects.relock(&key).err());
-        let failed: Vec<ObjectError> = failed.collect();
-        failed.into_iter().next().map_or(Ok(()), |error| Err(error.into()))
+        let mut failed = None;
+        for key in self.lasting(system)? {
+            let Err(error) = self.objects.relock(&key) else { continue };
+            let away = matches!(error, ObjectError::Unreachable(_));
+            failed.get_or_insert(error);
+            // The others would be waited for as long.
+            if away {
+                break;
+            }
+        }
+        failed.map_or(Ok(()), |error| Err(error.into()))
     }
     pub(crate) fn objects(&self) -> &dyn Objects {
         &*self.objects

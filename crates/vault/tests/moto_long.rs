@@ -107,14 +107,8 @@ impl Store {
     }
 }
 
-/// A moment between what was written before it and what is written after it. Times are told in whole seconds.
-fn moment() -> String {
-    std::thread::sleep(Duration::from_millis(1500));
-    let now = mainstay_ports::clock::wall_now_ms().try_into().unwrap();
-    let text = jiff::Timestamp::from_millisecond(now).unwrap().to_string();
-    std::thread::sleep(Duration::from_millis(1500));
-    text
-}
+/// Times are told in whole seconds.
+const APART: Duration = Duration::from_millis(1500);
 
 #[test]
 fn a_locked_bucket_of_moto_keeps_the_contract_of_a_store() {
@@ -151,7 +145,7 @@ fn a_bucket_of_moto_is_read_as_it_was() {
         put(&now, &format!("a/{number}"), &[number; 100]);
     }
     now.delete(&key("a/7")).unwrap();
-    let then = moment();
+    let then = moment(APART);
     put(&now, "a/later", b"later");
     assert!(store.attack() >= 30);
     let view = store.bucket(&format!("&as_of={then}"));
@@ -182,7 +176,7 @@ async fn a_repository_in_moto_is_restored_as_it_was() {
     let system = server.system().await;
     let report = verify(&repository, system).unwrap();
     assert!(report.problems.is_empty() && report.good.len() == 2, "{report:?}");
-    let then = moment();
+    let then = moment(APART);
     assert!(store.attack() > 10);
     let nothing = Repository::open(Arc::new(store.bucket("&lock=30")), Some(secret.clone())).err().unwrap();
     assert!(nothing.is_missing(), "{nothing}");

@@ -85,6 +85,10 @@ impl Place {
     }
 }
 
+/// What a bucket still has.
+const AS_OF: &str = "A bucket that keeps versions still has what was there: name a moment before that at the end of the address, with ?as_of=2026-11-28T10:00:00Z, \
+                     or &as_of=… after other words (docs/backup.md)";
+
 /// An error of the vault as a command's end: what could not be reached is another thing than what can not be had.
 pub(crate) fn failure(error: &VaultError) -> Failure {
     match error {
@@ -93,10 +97,11 @@ pub(crate) fn failure(error: &VaultError) -> Failure {
         VaultError::Object(ObjectError::Unreachable(_)) => Failure::failed(error.to_string())
             .hint("make the repository reachable from this host (is the volume mounted, the network up?), or name its place here with --repository DIR"),
         VaultError::Object(ObjectError::Refused(_)) => Failure::failed(error.to_string())
-            .hint("run this as a user who may read the repository"),
+            .hint("do as it says; if it tells of rights, run this as a user who may read the repository, or look at its keys"),
+        VaultError::Damaged(says) if says.starts_with(CHARTER) => Failure::failed(error.to_string())
+            .hint(format!("did somebody write over it? {AS_OF}")),
         VaultError::Object(ObjectError::Missing(name)) if name.starts_with(CHARTER) && name.contains("s3://") => Failure::failed(error.to_string())
-            .hint("name the place of a repository itself: the prefix with vault.json in it. Was it there, and somebody removed it? A bucket that keeps versions still has it: \
-                   name a moment before that at the end of the address, with ?as_of=2026-11-28T10:00:00Z, or &as_of=… after other words (docs/backup.md)"),
+            .hint(format!("name the place of a repository itself: the prefix with vault.json in it. Was it there, and somebody removed it? {AS_OF}")),
         VaultError::Object(ObjectError::Missing(name)) if name.starts_with(CHARTER) => Failure::failed(error.to_string())
             .hint("name the place of a repository itself: the folder or prefix with vault.json in it; `mainstay archive status` names the cluster's, which is made with the first log that is archived"),
         VaultError::WrongKey { .. } => Failure::failed(error.to_string())
@@ -385,4 +390,19 @@ fn look(place: &Path, key: Option<&Path>, wanted: Option<SystemId>) -> Result<(R
         }
     };
     Ok((repository, system))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_finds_a_repository_gone_or_overwritten_is_told_of_the_bucket_as_it_was() {
+        let gone = VaultError::Object(ObjectError::Missing(format!("{CHARTER} in s3://vault/main")));
+        for error in [gone, VaultError::Damaged(format!("{CHARTER}: EOF while parsing"))] {
+            assert!(failure(&error).hint.is_some_and(|hint| hint.contains("as_of=2026")), "{error}");
+        }
+        let other = failure(&VaultError::Damaged("backups/7/a/manifest".to_owned()));
+        assert!(other.hint.is_none_or(|hint| !hint.contains("as_of=")));
+    }
 }

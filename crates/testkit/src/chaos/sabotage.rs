@@ -39,34 +39,24 @@ const AGENT_STOPPED: &[&[Fault]] = &[
     &[(200, Kind::AgentStop, Target::Primary, 9500), (400, Kind::PrimaryApart, Target::Primary, 8500)],
     &[(900, Kind::AgentStop, Target::Primary, 9500), (1000, Kind::PrimaryApart, Target::Primary, 8500)],
 ];
-/// A replica that missed four seconds of writes comes back as the primary's host dies, and stands while the other one's agent is stopped, which
-/// has confirmed them all: it must not become primary by being first.
-const STALE_STANDS: &[&[Fault]] = &[
-    &[
-        (200, Kind::LinkCut, Target::Replica(0), 4000),
-        (3800, Kind::AgentStop, Target::Replica(1), 2200),
-        (3900, Kind::HostKill, Target::Primary, 9000),
-    ],
-    &[
-        (200, Kind::LinkCut, Target::Replica(1), 4000),
-        (3800, Kind::AgentStop, Target::Replica(0), 2200),
-        (3900, Kind::HostKill, Target::Primary, 9000),
-    ],
-];
-
-/// The same, and it is the other one's server that stands still, until the last lease is over: its agent votes, and can not answer for its log.
-const STALE_OUTLASTS: &[&[Fault]] = &[
-    &[
-        (200, Kind::LinkCut, Target::Replica(0), 4000),
-        (3800, Kind::ServerStop, Target::Replica(1), 7000),
-        (3900, Kind::HostKill, Target::Primary, 9000),
-    ],
-    &[
-        (200, Kind::LinkCut, Target::Replica(1), 4000),
-        (3800, Kind::ServerStop, Target::Replica(0), 7000),
-        (3900, Kind::HostKill, Target::Primary, 9000),
-    ],
-];
+/// A replica that missed four seconds of writes comes back as the primary's host dies, and stands while something of the other one's is stopped, which
+/// has confirmed them all: it must not become primary by being first. Either replica in turn.
+const fn stale(stops: Kind, lasts: u64) -> [[Fault; 3]; 2] {
+    const fn round(stale: u8, other: u8, stops: Kind, lasts: u64) -> [Fault; 3] {
+        [
+            (200, Kind::LinkCut, Target::Replica(stale), 4000),
+            (3800, stops, Target::Replica(other), lasts),
+            (3900, Kind::HostKill, Target::Primary, 9000),
+        ]
+    }
+    [round(0, 1, stops, lasts), round(1, 0, stops, lasts)]
+}
+/// Its agent, for a moment.
+const STANDS: [[Fault; 3]; 2] = stale(Kind::AgentStop, 2200);
+const STALE_STANDS: &[&[Fault]] = &[&STANDS[0], &STANDS[1]];
+/// Its server, until the last lease is over: its agent votes, and can not answer for its log.
+const OUTLASTS: [[Fault; 3]; 2] = stale(Kind::ServerStop, 7000);
+const STALE_OUTLASTS: &[&[Fault]] = &[&OUTLASTS[0], &OUTLASTS[1]];
 
 const fn of(
     switch: &'static str,

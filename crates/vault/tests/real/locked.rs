@@ -24,14 +24,8 @@ fn bucket(store: &Store, dir: &Path, words: &str) -> Bucket {
     Bucket::open(format!("{}{words}", address.display()).as_ref()).unwrap()
 }
 
-/// A moment between what was written before it and what is written after it.
-fn moment() -> String {
-    std::thread::sleep(Duration::from_millis(20));
-    let now = mainstay_ports::clock::wall_now_ms().try_into().unwrap();
-    let text = jiff::Timestamp::from_millisecond(now).unwrap().to_string();
-    std::thread::sleep(Duration::from_millis(20));
-    text
-}
+/// The server here tells times of their own.
+const APART: Duration = Duration::from_millis(20);
 
 fn locked() -> (tempfile::TempDir, Store) {
     let store = Store::start(Dialect::S3);
@@ -112,7 +106,7 @@ fn a_bucket_is_read_as_it_was_whatever_was_hidden_or_overwritten_since() {
     let (dir, store) = locked();
     let bucket = |words: &str| bucket(&store, dir.path(), words);
     let now = bucket("&lock=30");
-    let before = moment();
+    let before = moment(APART);
     for number in 0..10u8 {
         put(&now, &format!("a/{number}"), &[number; 100]);
     }
@@ -127,7 +121,7 @@ fn a_bucket_is_read_as_it_was_whatever_was_hidden_or_overwritten_since() {
     }
     put(&now, "c/one", b"the last");
     now.delete(&key("a/3")).unwrap();
-    let then = moment();
+    let then = moment(APART);
     put(&now, "a/later", b"later");
     let names =
         |view: &Bucket| -> Vec<String> { view.list("a/").unwrap().iter().map(|entry| entry.key.to_string()).collect() };
@@ -180,7 +174,7 @@ fn p21_what_was_there_is_never_said_to_be_missing_because_it_could_not_be_asked(
     for number in 0..7 {
         put(&now, &format!("a/{number}"), &[7; 5000]);
     }
-    let then = moment();
+    let then = moment(APART);
     store.attack();
     let view = || bucket(&store, dir.path(), &format!("&as_of={then}"));
     for fault in [Fault::Status(503, "SlowDown"), Fault::Between, Fault::Status(404, "NoSuchBucket")] {
@@ -239,7 +233,7 @@ async fn a_repository_is_restored_as_it_was_before_somebody_with_its_keys_came()
     let labels = two_backups(&repository, &server, &mut archive, &mut oracle).await;
     sweep(&mut archive, &server).await.unwrap();
     let system = server.system().await;
-    let whole = moment();
+    let whole = moment(APART);
     // As in a store that takes locks and forgets them.
     store.set_locks(None);
     let report = verify(&repository, system).unwrap();
@@ -253,6 +247,17 @@ async fn a_repository_is_restored_as_it_was_before_somebody_with_its_keys_came()
     repository.relock(system).unwrap();
     let report = verify(&repository, system).unwrap();
     assert_eq!((report.problems.len(), ended(&report.problems)), (2, 2), "{report:?}");
+    // A store that goes away in between is told of, and not waited for once for each object.
+    let asked = || store.requests.load(std::sync::atomic::Ordering::SeqCst);
+    let before = asked();
+    repository.relock(system).unwrap();
+    let listings = asked() - before - 2;
+    let away = std::iter::repeat_n(Fault::Status(503, "SlowDown"), 100);
+    store.faults(std::iter::repeat_n(Fault::None, listings).chain(away));
+    let before = asked();
+    let error = repository.relock(system).unwrap_err().to_string();
+    assert!(error.contains("503") && asked() - before == listings + 6, "{error} {}", asked() - before);
+    store.faults([]);
     store.set_locks(Some(i64::MAX / 1_000_000));
     // The retention hides the first one.
     let report = verify(&repository, system).unwrap();
@@ -263,7 +268,7 @@ async fn a_repository_is_restored_as_it_was_before_somebody_with_its_keys_came()
     let report = verify(&repository, system).unwrap();
     assert!(report.problems.is_empty() && report.good.len() == 1, "{report:?}");
     assert_eq!(store.unlocked(), Vec::<String>::new());
-    let then = moment();
+    let then = moment(APART);
     assert_eq!(list(&open(&format!("&as_of={then}")).unwrap(), system).unwrap().len(), 1);
 
     let Attack { refused, hidden, overwritten, .. } = store.attack();

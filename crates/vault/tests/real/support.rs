@@ -367,3 +367,12 @@ pub(crate) async fn two_backups(
     oracle.switch().await;
     labels
 }
+
+/// A moment that lies so far apart from what was written before it and what is written after it.
+pub(crate) fn moment(apart: Duration) -> String {
+    std::thread::sleep(apart);
+    let now = mainstay_ports::clock::wall_now_ms().try_into().unwrap();
+    let text = jiff::Timestamp::from_millisecond(now).unwrap().to_string();
+    std::thread::sleep(apart);
+    text
+}
