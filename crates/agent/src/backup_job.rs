@@ -152,14 +152,11 @@ fn remarks(damaged: &[String], spared: &Spared) -> Vec<String> {
     }
     if *spared != Spared::default() {
         let (backups, log) = (spared.backups.len(), spared.log);
-        let what = format!("{backups} {} and {log} {} of the log", plural(backups, "backup"), plural(log, "file"));
-        all.push(format!("{what} are kept by a rule of the store and go when it lets them"));
+        all.push(format!(
+            "a rule of the store keeps what would go, until it lets it: backups {backups}, files of the log {log}"
+        ));
     }
     all
-}
-
-fn plural(count: usize, word: &str) -> String {
-    format!("{word}{}", if count == 1 { "" } else { "s" })
 }
 
 fn micros(ms: u64) -> i64 {
@@ -176,8 +173,8 @@ mod tests {
         let spared = Spared { backups: ["a".to_owned()].into(), log: 0 };
         let told = remarks(&["b".to_owned(), "c".to_owned()], &spared);
         assert!(told[0].starts_with("b, c can not be read: "), "{told:?}");
-        assert_eq!(told[1], "1 backup and 0 files of the log are kept by a rule of the store and go when it lets them");
+        assert_eq!(told[1], "a rule of the store keeps what would go, until it lets it: backups 1, files of the log 0");
         let spared = Spared { log: 1, ..Spared::default() };
-        assert!(remarks(&[], &spared)[0].starts_with("0 backups and 1 file of the log"));
+        assert!(remarks(&[], &spared)[0].ends_with("backups 0, files of the log 1"));
     }
 }
