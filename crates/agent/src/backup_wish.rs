@@ -85,7 +85,6 @@ impl Backups {
             by: by.to_owned(),
             place: self.drill.clone(),
             system: archive.system.ok_or("the archive does not say of which database it is")?,
-            archived_ms: archive.archived_ms,
             bin: bin.map_err(|error| error.to_string())?,
             chance: entropy().map_err(|error| error.to_string())?,
             most: Duration::from_secs(shelf.vault.drill_minutes.saturating_mul(60)),

@@ -81,8 +81,6 @@ pub struct Job {
     pub place: Place,
     /// The database.
     pub system: SystemId,
-    /// When the archive last moved on, milliseconds since 1970.
-    pub archived_ms: Option<u64>,
     /// The server's programs.
     pub bin: PathBuf,
     /// A random number: which moment.
@@ -201,7 +199,8 @@ fn steps(
     })
 }
 
-/// A random second between the first backup and what is archived, both on the newest path.
+/// A random second between the first backup and what is archived, both on the newest path. By what this repository says itself: what is told of
+/// an archive in the store is told some seconds late.
 fn choose(repository: &Repository, job: &Job) -> Result<Plan, VaultError> {
     let newest = plan(repository, job.system, Target::Latest, None)?;
     let (backups, _) = backup::readable(repository, job.system)?;
@@ -209,8 +208,7 @@ fn choose(repository: &Repository, job: &Job) -> Result<Plan, VaultError> {
         .iter()
         .filter(|backup| newest.path.contains(backup.stop, newest.timeline, mainstay_model::Lsn(u64::MAX)));
     let first = on_path.map(|backup| backup.ended).min().unwrap_or(newest.base.ended);
-    let last = job.archived_ms.and_then(|ms| i64::try_from(ms).ok()).map_or(first, |ms| ms.saturating_mul(1000));
-    let target = moment(first, last, job.chance).map_or(Target::Immediate, Target::Time);
+    let target = moment(first, newest.brought, job.chance).map_or(Target::Immediate, Target::Time);
     plan(repository, job.system, target, None)
 }
 

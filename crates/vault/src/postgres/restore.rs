@@ -39,6 +39,8 @@ pub struct Plan {
     pub log: Vec<(Timeline, u64)>,
     /// The log without a hole ends here.
     pub reaches: Lsn,
+    /// When its last segment was brought, microseconds since 1970: nothing that the log holds was committed later.
+    pub brought: i64,
     /// Where the log stops although it goes on later.
     pub hole: Option<Hole>,
     /// Why other backups could not be considered.
@@ -186,8 +188,15 @@ pub fn plan_from(
     };
     let (log, hole) = reach(&held, size, base, timeline, &path);
     let reaches = Lsn(log.last().map_or(0, |(_, number)| (number + 1) * size.0));
-    let plan = Plan { base: (*base).clone(), target, timeline, path, log, reaches, hole, unreadable };
-    plan.refuse_impossible(repository, size)?;
+    let brought = match log.last() {
+        Some((timeline, number)) => {
+            let segment = size.key(system, LogFile::Segment(*timeline, *number))?;
+            i64::try_from(repository.check(&segment)?.written).unwrap_or(i64::MAX).saturating_mul(1000)
+        }
+        None => 0,
+    };
+    let plan = Plan { base: (*base).clone(), target, timeline, path, log, reaches, brought, hole, unreadable };
+    plan.refuse_impossible()?;
     Ok(plan)
 }
 
@@ -225,7 +234,7 @@ impl Plan {
         whole.then(|| Plan { target: Target::Latest, ..self.clone() })
     }
 
-    fn refuse_impossible(&self, repository: &Repository, size: SegmentSize) -> Result<(), VaultError> {
+    fn refuse_impossible(&self) -> Result<(), VaultError> {
         let refuse = |says: String| Err(VaultError::Impossible(says));
         if self.reaches < self.base.stop.lsn {
             return refuse(format!(
@@ -234,16 +243,8 @@ impl Plan {
                 self.hole.as_ref().map(|hole| hole.segment.clone()).unwrap_or_default()
             ));
         }
-        let written = match self.log.last() {
-            Some((timeline, number)) => {
-                repository.check(&size.key(self.base.system, LogFile::Segment(*timeline, *number))?)?.written
-            }
-            None => 0,
-        };
-        // When the last segment was brought: nothing that it holds was committed later.
-        let latest = i64::try_from(written).unwrap_or(i64::MAX).saturating_mul(1000);
         let nearest =
-            format!("the latest position that can be had is {}, archived at {}", self.reaches, time_text(latest));
+            format!("the latest position that can be had is {}, archived at {}", self.reaches, time_text(self.brought));
         let gap = self
             .hole
             .as_ref()
@@ -253,7 +254,7 @@ impl Plan {
         let never = self.hole.as_ref().is_some_and(|hole| !hole.on_its_way);
         let refuse_end = |says| if never { refuse(says) } else { Err(VaultError::NotArchived(says)) };
         match self.target {
-            Target::Time(time) if time > latest => {
+            Target::Time(time) if time > self.brought => {
                 refuse_end(format!("{gap}that moment is not in the archive: {nearest}"))
             }
             Target::Position(lsn) if lsn > self.reaches => {

@@ -203,6 +203,7 @@ mod tests {
             path: Lineage::default(),
             log: Vec::new(),
             reaches: Lsn(reaches),
+            brought: 0,
             hole: None,
             unreadable: Vec::new(),
         }

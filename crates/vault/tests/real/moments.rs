@@ -91,8 +91,12 @@ async fn p23_impossible_targets_are_refused_with_the_nearest_possible_ones() {
     assert!(early.contains("earliest moment") && early.contains(&manifest.stop.lsn.to_string()), "{early}");
     let late = refused(Target::Time(manifest.ended + 3_600_000_000));
     assert!(late.contains("not in the archive") && late.contains("latest position"), "{late}");
-    let reaches = plan(&repository, manifest.system, Target::Latest, None).unwrap().reaches;
-    assert!(refused(Target::Position(mainstay_model::Lsn(reaches.0 + 1))).contains("not in the archive"));
+    let newest = plan(&repository, manifest.system, Target::Latest, None).unwrap();
+    assert!(oracle.ticks.last().unwrap().micros < newest.brought + 1000);
+    let last = plan(&repository, manifest.system, Target::Time(newest.brought), None).unwrap();
+    assert!(last.base.label == manifest.label && last.brought == newest.brought, "drills choose up to this moment");
+    assert!(refused(Target::Time(newest.brought + 1)).contains("not in the archive"));
+    assert!(refused(Target::Position(mainstay_model::Lsn(newest.reaches.0 + 1))).contains("not in the archive"));
     // A hole: what lies before it can be had, what lies after it is refused, and nothing is left out silently.
     let hole = memory.list(&format!("log/{}/", manifest.system)).unwrap();
     let second_last = &hole[hole.len() - 2].key;
