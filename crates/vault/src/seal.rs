@@ -101,6 +101,10 @@ pub(crate) fn compressor() -> Result<Compressor<'static>, VaultError> {
     Ok(compressor)
 }
 
+fn decompressor() -> Result<Decompressor<'static>, VaultError> {
+    Decompressor::new().map_err(|e| VaultError::Crypto(format!("zstd: {e}")))
+}
+
 impl Sealer {
     /// Begins an object; sealed for `readers`, if there are any.
     pub(crate) fn begin(
@@ -238,9 +242,13 @@ impl Opener {
         VaultError::Damaged(format!("{}: {what}", self.header.name))
     }
 
-    /// The content of one chunk, given its bytes as they are stored.
-    pub(crate) fn chunk(&self, stored: &mut [u8], index: u64, last: bool) -> Result<Vec<u8>, VaultError> {
-        let changed = || self.damaged(&format!("chunk {index} was changed"));
+    fn changed(&self, index: u64) -> VaultError {
+        self.damaged(&format!("chunk {index} was changed"))
+    }
+
+    /// A chunk as it was before it was sealed, and the size of its content.
+    fn packed<'s>(&self, stored: &'s mut [u8], index: u64, last: bool) -> Result<(&'s [u8], usize), VaultError> {
+        let changed = || self.changed(index);
         let packed: &[u8] = match &self.key {
             None => stored,
             Some((key, aad)) => {
@@ -248,12 +256,28 @@ impl Opener {
                 key.open_in_place(nonce(index, last), Aad::from(aad), body).map_err(|_| changed())?
             }
         };
-        let size = zstd::zstd_safe::get_frame_content_size(packed).ok().flatten().unwrap_or(u64::MAX);
-        if size > CHUNK as u64 {
-            return Err(changed());
-        }
-        let mut zstd = Decompressor::new().map_err(|e| VaultError::Crypto(format!("zstd: {e}")))?;
-        zstd.decompress(packed, usize::try_from(size).unwrap_or(0)).map_err(|_| changed())
+        let size = zstd::zstd_safe::get_frame_content_size(packed).ok().flatten();
+        let size = size.and_then(|size| usize::try_from(size).ok()).filter(|size| *size <= CHUNK);
+        Ok((packed, size.ok_or_else(changed)?))
+    }
+
+    /// The content of one chunk, given its bytes as they are stored.
+    pub(crate) fn chunk(&self, stored: &mut [u8], index: u64, last: bool) -> Result<Vec<u8>, VaultError> {
+        let (packed, size) = self.packed(stored, index, last)?;
+        decompressor()?.decompress(packed, size).map_err(|_| self.changed(index))
+    }
+
+    /// The same into room for a whole chunk; says how much of it that is.
+    pub(crate) fn chunk_into(
+        &self,
+        stored: &mut [u8],
+        index: u64,
+        last: bool,
+        room: &mut [u8],
+    ) -> Result<usize, VaultError> {
+        let (packed, size) = self.packed(stored, index, last)?;
+        let room = room.get_mut(..size).ok_or_else(|| self.changed(index))?;
+        decompressor()?.decompress_to_buffer(packed, room).map_err(|_| self.changed(index))
     }
 }
 

@@ -4,6 +4,7 @@ use crate::hex;
 use crate::objects::Key;
 use crate::postgres::archive::{Held, check_held, gaps, lineage};
 use crate::postgres::backup;
+use crate::postgres::content::Content;
 use crate::postgres::fetch::{Packs, fetch};
 use crate::postgres::log::{LogFile, SegmentSize, segments};
 use crate::postgres::manifest::Manifest;
@@ -81,7 +82,7 @@ pub fn verify(repository: &Repository, system: SystemId) -> Result<Report, Vault
         let looked = repository.objects().unlocked(&key).map(|says| report.problems.extend(says));
         note(&mut report, looked.map_err(VaultError::from))?;
     }
-    let packs = Packs::new(repository);
+    let (packs, mut content) = (Packs::new(repository), Content::new());
     for backup in &backups {
         let mut good = true;
         for number in 0..backup.packs.len() {
@@ -93,7 +94,7 @@ pub fn verify(repository: &Repository, system: SystemId) -> Result<Report, Vault
             if !good {
                 break;
             }
-            let looked = fetch(&packs, backup, extent).map(drop);
+            let looked = fetch(&packs, backup, extent, &mut content);
             good &= note(&mut report, looked)?;
         }
         let own = lineage(repository, system, size, backup.stop.timeline).and_then(|left| {

@@ -1,7 +1,8 @@
 //! Extents read back: from one pack, or from two where a backup is made on top of another.
 
 use crate::objects::Key;
-use crate::postgres::manifest::{Extent, Manifest, Pack};
+use crate::postgres::content::Content;
+use crate::postgres::manifest::{Extent, Manifest, Pack, Under};
 use crate::postgres::pages;
 use crate::repository::{Repository, VaultError};
 use crate::seal::Opener;
@@ -31,22 +32,29 @@ impl<'a> Packs<'a> {
     }
 }
 
-/// One chunk of a pack.
-fn chunk(
+/// A chunk of a pack: its number, where it lies in it, and how long it is as it is stored.
+type Chunk = (u64, u64, u32);
+
+/// What opens the chunks of a pack, and one of them as it is stored.
+fn stored(
     packs: &Packs<'_>,
-    backup: (&Manifest, &str),
+    (manifest, label): (&Manifest, &str),
     pack: Option<&Pack>,
-    place: (u64, u64, u32),
-) -> Result<Vec<u8>, VaultError> {
-    let (manifest, label) = backup;
+    (_, at, len): Chunk,
+) -> Result<(Arc<Opener>, Vec<u8>), VaultError> {
     let unknown =
         || VaultError::Damaged(format!("the manifest of {} names a pack that it does not have", manifest.label));
     let pack = pack.ok_or_else(unknown)?;
     let key = Key::new(format!("backups/{}/{label}/{}", manifest.system, pack.name))?;
     let opener = packs.opener(&key, pack)?;
-    let (number, at, len) = place;
-    let mut stored = packs.repository.objects().read(&key, Some(at..at + u64::from(len)))?;
-    opener.chunk(&mut stored, number, false)
+    let stored = packs.repository.objects().read(&key, Some(at..at + u64::from(len)))?;
+    Ok((opener, stored))
+}
+
+/// The content of one.
+fn chunk(packs: &Packs<'_>, of: (&Manifest, &str), pack: Option<&Pack>, chunk: Chunk) -> Result<Vec<u8>, VaultError> {
+    let (opener, mut stored) = stored(packs, of, pack, chunk)?;
+    opener.chunk(&mut stored, chunk.0, false)
 }
 
 /// The fingerprints of an extent of a full backup.
@@ -57,39 +65,52 @@ pub(crate) fn fingerprints_of(packs: &Packs<'_>, base: &Manifest, extent: &Exten
     (pages::sum(&map) == extent.sum).then_some(map).ok_or_else(damaged)
 }
 
-/// An extent's content, checked.
-pub(crate) fn fetch(packs: &Packs<'_>, backup: &Manifest, extent: &Extent) -> Result<Vec<u8>, VaultError> {
-    let own = || {
-        let place = (extent.chunk, extent.at, extent.len);
-        chunk(packs, (backup, &backup.label), backup.packs.get(extent.pack as usize), place)
-    };
+/// An extent's content, checked. What is in `content` after an error is none.
+pub(crate) fn fetch(
+    packs: &Packs<'_>,
+    backup: &Manifest,
+    extent: &Extent,
+    content: &mut Content,
+) -> Result<(), VaultError> {
+    let own = (extent.chunk, extent.at, extent.len);
+    let pack = backup.packs.get(extent.pack as usize);
     let damaged =
         || VaultError::Damaged(format!("an extent of the backup {} is not what its manifest says", backup.label));
-    let content = match (&extent.under, &backup.base) {
-        (None, _) => own()?,
+    let mut whole = |label: &str, pack: Option<&Pack>, chunk: Chunk| {
+        content.take(|room| {
+            let (opener, mut stored) = stored(packs, (backup, label), pack, chunk)?;
+            opener.chunk_into(&mut stored, chunk.0, false, room)
+        })
+    };
+    match (&extent.under, &backup.base) {
+        (None, _) => whole(&backup.label, pack, own)?,
         (Some(_), None) => return Err(damaged()),
         (Some(under), Some(base)) => {
-            let place = (under.chunk, under.at, under.len);
-            let mut content = chunk(packs, (backup, &base.label), base.packs.get(under.pack as usize), place)?;
-            let changed = if extent.len == 0 { Vec::new() } else { own()? };
-            let places = pages::places(&extent.pieces);
-            let mut rest = changed.as_slice();
-            for block in under.changed.iter().flat_map(|(first, count)| *first..first.saturating_add(*count)) {
-                let into =
-                    places.get(block as usize).cloned().and_then(|place| content.get_mut(place)).ok_or_else(damaged)?;
-                let (new, after) = rest.split_at_checked(into.len()).ok_or_else(damaged)?;
-                into.copy_from_slice(new);
-                rest = after;
-            }
-            content
+            whole(&base.label, base.packs.get(under.pack as usize), (under.chunk, under.at, under.len))?;
+            let none = extent.len == 0;
+            let changed = if none { Vec::new() } else { chunk(packs, (backup, &backup.label), pack, own)? };
+            lay(&changed, extent, under, content).ok_or_else(damaged)?;
         }
-    };
+    }
     let mut map = Vec::new();
-    let mut rest = content.as_slice();
+    let mut rest: &[u8] = content;
     for (_, _, len) in &extent.pieces {
         let (piece, after) = rest.split_at_checked(*len as usize).ok_or_else(damaged)?;
         pages::fingerprints(piece, &mut map);
         rest = after;
     }
-    (pages::sum(&map) == extent.sum).then_some(content).ok_or_else(damaged)
+    (pages::sum(&map) == extent.sum).then_some(()).ok_or_else(damaged)
+}
+
+/// Lays the blocks that changed over what a full backup holds of an extent. `None`: they do not fit it.
+fn lay(changed: &[u8], extent: &Extent, under: &Under, content: &mut Content) -> Option<()> {
+    let places = pages::places(&extent.pieces);
+    let mut rest = changed;
+    for block in under.changed.iter().flat_map(|(first, count)| *first..first.saturating_add(*count)) {
+        let into = content.get_mut(places.get(block as usize)?.clone())?;
+        let (new, after) = rest.split_at_checked(into.len())?;
+        into.copy_from_slice(new);
+        rest = after;
+    }
+    Some(())
 }

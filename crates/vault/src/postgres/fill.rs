@@ -5,6 +5,7 @@
 
 use crate::hex;
 use crate::objects::Key;
+use crate::postgres::content::{Content, PastCache};
 use crate::postgres::delta::{self, Mark, copy_at};
 use crate::postgres::fetch::{Packs, fetch};
 use crate::postgres::follow;
@@ -20,9 +21,10 @@ use rustix::fs::{Advice, Mode, OFlags};
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::num::NonZeroU64;
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// The directories that are written into.
@@ -98,6 +100,7 @@ struct Work<'a> {
     named: Places,
     /// Where is written.
     held: Places,
+    past_cache: PastCache,
     written: Mutex<Restored>,
 }
 
@@ -108,7 +111,16 @@ pub fn restore(repository: &Repository, plan: &Plan, to: &Destination) -> Result
     let taken = take(&plan.base, to, &named)?;
     let held = named.held(&taken);
     let packs = Packs::new(repository);
-    let work = Work { repository, packs, base: &plan.base, to, named, held, written: Mutex::default() };
+    let work = Work {
+        repository,
+        packs,
+        base: &plan.base,
+        to,
+        named,
+        held,
+        past_cache: PastCache::new(),
+        written: Mutex::default(),
+    };
     let done = work.prepare().and_then(|()| work.fill(plan, &taken));
     done.map_err(|error| taken.named(error))
 }
@@ -140,13 +152,12 @@ impl Work<'_> {
     fn fill(&self, plan: &Plan, taken: &Taken) -> Result<Restored, VaultError> {
         let control = self.base.files.iter().position(|file| file.path == CONTROL);
         let of_control = |extent: &Extent| extent.pieces.iter().any(|piece| Some(piece.0 as usize) == control);
-        let (last, first): (Vec<&Extent>, Vec<&Extent>) =
+        let (last, mut first): (Vec<&Extent>, Vec<&Extent>) =
             self.base.extents.iter().partition(|extent| of_control(extent));
-        // From two places of the backup in turn: threads that write into one file wait for each other.
-        let half = first.len().div_ceil(2);
-        let turn = |at: usize| first.get(if at.is_multiple_of(2) { at / 2 } else { half + at / 2 });
-        self.in_threads(first.len(), |at| turn(at).map_or(Ok(()), |extent| self.extent(extent)))?;
-        self.in_threads(plan.log.len(), |at| plan.log.get(at).map_or(Ok(()), |segment| self.segment(*segment)))?;
+        // File by file: threads that write into one wait for each other.
+        first.sort_by_key(|extent| extent.pieces.first().map(|piece| (piece.0, piece.1)));
+        self.in_threads(&first, Content::new, |content, extent| self.extent(extent, content))?;
+        self.in_threads(&plan.log, || (), |(), segment| self.segment(*segment))?;
         self.histories(plan)?;
         self.cut()?;
         let label = hex::decode(&self.base.backup_label).unwrap_or_default();
@@ -162,7 +173,7 @@ impl Work<'_> {
         self.sync()?;
         for extent in last {
             self.wanted()?;
-            self.extent(extent)?;
+            self.extent(extent, &mut Content::new())?;
         }
         self.cut_one(control)?;
         self.sync()?;
@@ -221,19 +232,17 @@ impl Work<'_> {
     }
 
     fn open(&self, number: u32) -> Result<(File, PathBuf), VaultError> {
+        let (path, mode) = self.file(number)?;
+        let opened = open(&path, mode, OFlags::empty()).map_err(|e| VaultError::file(&path, e))?;
+        Ok((opened, path))
+    }
+
+    /// Where a file of the manifest is written, and its mode.
+    fn file(&self, number: u32) -> Result<(PathBuf, u32), VaultError> {
         let unknown =
             || VaultError::Damaged(format!("the manifest of {} names a file that it does not have", self.base.label));
         let file = self.base.files.get(number as usize).filter(|file| !file.path.is_empty()).ok_or_else(unknown)?;
-        let path = self.held.path(&file.path)?;
-        let opened = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(file.mode)
-            .custom_flags(i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or(0))
-            .open(&path);
-        Ok((opened.map_err(|e| VaultError::file(&path, e))?, path))
+        Ok((self.held.path(&file.path)?, file.mode))
     }
 
     fn count(&self, written: u64, kept: u64) {
@@ -261,34 +270,46 @@ impl Work<'_> {
         Ok(pages::sum(&map) == extent.sum)
     }
 
-    fn extent(&self, extent: &Extent) -> Result<(), VaultError> {
+    fn extent(&self, extent: &Extent, content: &mut Content) -> Result<(), VaultError> {
         let ours = extent.pieces.iter().filter(|piece| piece.0 != NO_FILE);
         let size: u64 = ours.map(|piece| u64::from(piece.2)).sum();
         if self.to.delta && self.there(extent)? {
             self.count(0, size);
             return Ok(());
         }
-        let content = fetch(&self.packs, self.base, extent)?;
-        let (mut written, mut rest) = (0, content.as_slice());
+        fetch(&self.packs, self.base, extent, content)?;
+        let (mut written, mut rest): (u64, &[u8]) = (0, content);
         for (number, at, len) in &extent.pieces {
             let short = || VaultError::Damaged(format!("an extent of the backup {} is too short", self.base.label));
             let (piece, after) = rest.split_at_checked(*len as usize).ok_or_else(short)?;
-            if *number == NO_FILE {
-                rest = after;
-                continue;
+            if *number != NO_FILE {
+                written += self.piece(*number, piece, *at)?;
             }
-            let (file, path) = self.open(*number)?;
-            let parts = if self.to.delta { differing(&file, piece, *at) } else { vec![(0, piece)] };
-            for (from, part) in parts {
-                file.write_all_at(part, at + from).map_err(|e| VaultError::file(&path, e))?;
-                written += part.len() as u64;
-            }
-            // Let the disk begin while the next parts are read; what can not be begun is written at the end.
-            let _ = rustix::fs::fadvise(&file, *at, NonZeroU64::new(u64::from(*len)), Advice::DontNeed);
             rest = after;
         }
         self.count(written, size - written);
         Ok(())
+    }
+
+    /// Says how much of it was not there and is written.
+    fn piece(&self, number: u32, piece: &[u8], at: u64) -> Result<u64, VaultError> {
+        if !self.to.delta {
+            let (path, mode) = self.file(number)?;
+            let wrote = self.past_cache.write(piece, at, |flags| open(&path, mode, flags));
+            if wrote.map_err(|e| VaultError::file(&path, e))? {
+                return Ok(piece.len() as u64);
+            }
+        }
+        let (file, path) = self.open(number)?;
+        let parts = if self.to.delta { differing(&file, piece, at) } else { vec![(0, piece)] };
+        let mut written = 0;
+        for (from, part) in parts {
+            file.write_all_at(part, at + from).map_err(|e| VaultError::file(&path, e))?;
+            written += part.len() as u64;
+        }
+        // Let the disk begin while the next parts are read; what can not be begun is written at the end.
+        let _ = rustix::fs::fadvise(&file, at, NonZeroU64::new(piece.len() as u64), Advice::DontNeed);
+        Ok(written)
     }
 
     fn segment(&self, (timeline, number): (Timeline, u64)) -> Result<(), VaultError> {
@@ -369,17 +390,25 @@ impl Work<'_> {
         Ok(())
     }
 
-    fn in_threads(&self, count: usize, one: impl Fn(usize) -> Result<(), VaultError> + Sync) -> Result<(), VaultError> {
-        let (turn, stop, failed) = (AtomicUsize::new(0), AtomicBool::new(false), Mutex::new(None));
+    /// Does something with each of `all`, in several threads. Each has something of its own, from `begin`.
+    fn in_threads<Each: Sync, Own>(
+        &self,
+        all: &[Each],
+        begin: impl Fn() -> Own + Sync,
+        one: impl Fn(&mut Own, &Each) -> Result<(), VaultError> + Sync,
+    ) -> Result<(), VaultError> {
+        let threads = self.to.threads.clamp(1, 16);
+        let (shares, stop, failed) = (Shares::of(all.len(), threads), AtomicBool::new(false), Mutex::new(None));
         std::thread::scope(|scope| {
-            for _ in 0..self.to.threads.clamp(1, 16) {
-                scope.spawn(|| {
-                    loop {
-                        let at = turn.fetch_add(1, Ordering::Relaxed);
-                        if at >= count || stop.load(Ordering::Relaxed) {
+            for thread in 0..threads {
+                let (shares, stop, failed, begin, one) = (&shares, &stop, &failed, &begin, &one);
+                scope.spawn(move || {
+                    let mut own = begin();
+                    while let Some(each) = shares.next(thread).and_then(|at| all.get(at)) {
+                        if stop.load(Ordering::Relaxed) {
                             return;
                         }
-                        if let Err(error) = self.wanted().and_then(|()| one(at)) {
+                        if let Err(error) = self.wanted().and_then(|()| one(&mut own, each)) {
                             stop.store(true, Ordering::Relaxed);
                             failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
                         }
@@ -389,6 +418,33 @@ impl Work<'_> {
         });
         failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     }
+}
+
+/// Who does what: each thread a run of its own, and who is done half of what another one has most left of.
+struct Shares(Mutex<Vec<Range<usize>>>);
+
+impl Shares {
+    fn of(count: usize, threads: usize) -> Shares {
+        let border = |thread: usize| count * thread / threads.max(1);
+        Shares(Mutex::new((0..threads).map(|thread| border(thread)..border(thread + 1)).collect()))
+    }
+
+    fn next(&self, thread: usize) -> Option<usize> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.get(thread)?.is_empty() {
+            let most = all.iter_mut().max_by_key(|share| share.len())?;
+            let middle = most.start + most.len() / 2;
+            let half = middle..most.end;
+            most.end = middle;
+            *all.get_mut(thread)? = half;
+        }
+        all.get_mut(thread)?.next()
+    }
+}
+
+fn open(path: &Path, mode: u32, flags: OFlags) -> std::io::Result<File> {
+    let flags = (OFlags::NOFOLLOW | flags).bits().cast_signed();
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(mode).custom_flags(flags).open(path)
 }
 
 /// The parts of a piece that a file does not hold at its place, by pages: where each begins in the piece.
@@ -406,4 +462,25 @@ fn differing<'p>(file: &File, piece: &'p [u8], at: u64) -> Vec<(u64, &'p [u8])> 
 fn safe(path: &str) -> Result<&str, VaultError> {
     let fits = !path.starts_with('/') && path.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
     fits.then_some(path).ok_or_else(|| VaultError::Damaged(format!("a manifest names the path {path:?}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_thing_is_done_once_by_whoever_has_time_and_neighbours_by_one() {
+        for (count, threads) in [(0, 2), (1, 2), (5, 1), (7, 3), (100, 4), (3, 16)] {
+            let shares = Shares::of(count, threads);
+            let mut all: Vec<usize> = std::iter::from_fn(|| shares.next(threads - 1)).collect();
+            all.sort_unstable();
+            assert_eq!(all, (0..count).collect::<Vec<_>>(), "one does everything: {count} of {threads}");
+            assert!((0..threads).all(|thread| shares.next(thread).is_none()));
+        }
+        let shares = Shares::of(8, 2);
+        let next = |thread| shares.next(thread).unwrap();
+        assert_eq!([next(0), next(1), next(0), next(1)], [0, 4, 1, 5]);
+        assert_eq!([next(1), next(1)], [6, 7]);
+        assert_eq!([next(1), next(0)], [3, 2], "half of what is left");
+    }
 }

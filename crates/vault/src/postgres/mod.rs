@@ -2,6 +2,7 @@
 
 pub mod archive;
 pub mod backup;
+pub(crate) mod content;
 mod control;
 mod copy;
 pub mod delta;
