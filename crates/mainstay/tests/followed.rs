@@ -3,6 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests, too")]
 
+#[path = "../../vault/tests/real/bucket_server/mod.rs"]
+#[allow(dead_code, unused_imports, reason = "the vault's own tests use the rest")]
+mod bucket_server;
 #[path = "support/local.rs"]
 mod local;
 #[path = "support/sql.rs"]
@@ -10,12 +13,15 @@ mod sql;
 #[path = "support/until.rs"]
 mod until;
 
+use bucket_server::{Dialect, Fault, Server};
 use local::Cluster;
 use serde_json::Value;
+use std::hash::BuildHasher as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Instant;
 use until::until;
 
 const SUM: &str = "select count(*), md5(coalesce(string_agg(id || note, ',' order by id), '')) from ledger";
@@ -99,6 +105,12 @@ impl Cluster {
     }
 }
 
+fn bytes(lsn: &str) -> u64 {
+    let (high, low) = lsn.split_once('/').unwrap();
+    let part = |text: &str| u64::from_str_radix(text, 16).unwrap();
+    part(high) << 32 | part(low)
+}
+
 /// All files below a directory.
 fn names(dir: &Path) -> Vec<PathBuf> {
     let (mut all, mut dirs) = (Vec::new(), vec![dir.to_owned()]);
@@ -120,6 +132,17 @@ fn started(copy: &Copy, bin: &Path) -> Child {
     command.args(["-D", copy.to.to_str().unwrap(), "-c", &config]).current_dir(&copy.to).stderr(Stdio::null());
     command.uid(is.uid()).gid(is.gid());
     command.spawn().unwrap()
+}
+
+/// A promoted copy holds these rows, and takes writes.
+fn is_its_own_with(copy: &Copy, rows: &str) {
+    let mut server = started(copy, &programs(copy));
+    until("the promoted copy", || copy.ask("select 1"));
+    assert_eq!(copy.ask(SUM).as_deref(), Some(rows));
+    let own = copy.ask("insert into ledger(note) values ('own') returning note");
+    assert_eq!(own.as_deref().map(|text| &text[..3]), Some("own"));
+    assert!(Command::new("kill").args(["-INT", &server.id().to_string()]).status().unwrap().success());
+    server.wait().unwrap();
 }
 
 /// Where the server's programs are, by what the copy says of its last start.
@@ -223,15 +246,77 @@ fn promoted_with_what_was_archived(cluster: &Cluster, mut copy: Copy, rows: &str
     assert_eq!((names(&away), copy.server()), (before, None), "nothing was written there");
 
     // A database of its own, with exactly that.
-    let mut server = started(&copy, &programs(&copy));
-    until("the promoted copy", || copy.ask("select 1"));
-    assert_eq!(copy.ask(SUM).as_deref(), Some(rows));
-    assert_eq!(
-        copy.ask("insert into ledger(note) values ('own') returning note").as_deref().map(|text| &text[..3]),
-        Some("own")
-    );
-    assert!(Command::new("kill").args(["-INT", &server.id().to_string()]).status().unwrap().success());
-    server.wait().unwrap();
+    is_its_own_with(&copy, rows);
     let again = copy.command(&["--repository", place]).output().unwrap();
     assert_eq!(again.status.code(), Some(2), "nothing follows there again");
+}
+
+/// So often a promotion is killed; the long suite asks for more.
+fn kills() -> u32 {
+    std::env::var("MAINSTAY_FOLLOW_KILLS").map_or(2, |count| count.parse().unwrap())
+}
+
+#[test]
+fn a_copy_of_a_bucket_is_promoted_with_all_that_is_archived_whenever_that_is_killed() {
+    let (cluster, store) = (Cluster::new(), Server::start(Dialect::S3));
+    cluster.json(&["up", "--nodes", "1", "--wait", "180"]);
+    cluster.healthy();
+    let beside = cluster.dir.parent().unwrap().to_owned();
+    let place = store.address(&beside, "main", 5).display().to_string();
+    cluster.json(&["set", &format!("vault.repository={place}"), "vault.switch_s=2"]);
+    cluster.sql("create table ledger(id bigserial primary key, note text)");
+    cluster.write(1000);
+    until("a backup", || (cluster.answer(&["backup"]).0 == Some(0)).then_some(()));
+    let mut copy = Copy::of(&cluster);
+    copy.start(&["--repository", &place]);
+    copy.shows(&cluster.write(500));
+
+    // The bucket fails at every request, and at every third: what is there is read on, and then it goes on.
+    store.storm(1, &[Fault::Status(503, "SlowDown")]);
+    let told = until("told", || copy.status(&[]).1["unread"].as_str().map(str::to_owned));
+    assert!(told.contains("503"), "{told}");
+    assert!(copy.ask(SUM).is_some());
+    store.storm(3, &[Fault::Status(500, "InternalError"), Fault::Cut]);
+    copy.shows(&cluster.write(500));
+    store.storm(0, &[]);
+    assert_eq!(copy.end("-TERM"), Some(0));
+
+    // Something is left to be brought in, and the cluster is gone.
+    let rows = cluster.write(500);
+    let end = bytes(&cluster.sql("select pg_current_wal_lsn()"));
+    until("archived", || {
+        let archived = cluster.json(&["archive", "status"])["archived"]["lsn"].as_str().map(bytes);
+        (archived >= Some(end)).then_some(())
+    });
+    assert!(cluster.run(&["down"]).status.success());
+    let saved = beside.join("saved");
+    let copied = |from: &Path, to: &Path| {
+        assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
+    };
+    copied(&copy.to, &saved);
+    let promoting = || copy.command(&["--promote", "--yes", "--json"]);
+    let promoted = |cut: &str| {
+        let ran = promoting().output().unwrap();
+        let (out, err) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+        assert_eq!(ran.status.code(), Some(0), "{cut}: {out} {err}");
+        let answer: Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
+        assert!(answer["all_archived"] == true && answer["repository_read"] == true, "{cut}: {answer}");
+        is_its_own_with(&copy, &rows);
+        answer["timeline"].as_u64().unwrap()
+    };
+    let begun = Instant::now();
+    let timeline = promoted("not killed");
+    let took = begun.elapsed();
+    for number in 0..kills() {
+        std::fs::remove_dir_all(&copy.to).unwrap();
+        copied(&saved, &copy.to);
+        let chance = f64::from(std::collections::hash_map::RandomState::new().hash_one(number) as u32);
+        let after = took.mul_f64((f64::from(number) + chance / f64::from(u32::MAX)) / f64::from(kills()));
+        let mut running = promoting().stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(after);
+        running.kill().unwrap();
+        running.wait().unwrap();
+        let is = copy.status(&[]).1;
+        assert_eq!(promoted(&format!("killed after {after:?} as {is}")), timeline);
+    }
 }

@@ -206,6 +206,40 @@ async fn cut_cable(cluster: &HostCluster) -> String {
     format!("the address was gone after {} ms", took.as_millis())
 }
 
+/// Nothing on the primary's host runs any more, and nothing of it can give the address up.
+async fn stopped_host(cluster: &HostCluster) -> String {
+    let (primary, _) = settled(cluster).await;
+    let host = cluster.host(&primary).unwrap();
+    let stopped: Vec<Pinned> = host.processes().into_iter().filter_map(|pid| Pinned::new(pid).ok()).collect();
+    let all = |signal| stopped.iter().for_each(|process| drop(process.signal(signal)));
+    let since = Instant::now();
+    all(Signal::STOP);
+    let took = lost(host, since).await;
+    until("another host has it", async || cluster.others(&primary).any(|(_, other)| has(other.init()))).await;
+    all(Signal::CONT);
+    assert_ne!(settled(cluster).await.0, primary);
+    format!("the address was gone after {} ms", took.as_millis())
+}
+
+async fn killed_guard(cluster: &HostCluster) -> String {
+    let (primary, status) = settled(cluster).await;
+    let line = status.nodes.iter().find(|line| line.name == primary).unwrap();
+    let guard = Pinned::new(cluster.host(&primary).unwrap().outer(line.guard_pid.unwrap()).unwrap()).unwrap();
+    guard.signal(Signal::KILL).unwrap();
+    until("the next guard is there", async || {
+        cluster.status().await.is_ok_and(|now| {
+            let of =
+                |status: &Status| status.nodes.iter().find(|line| line.name == primary).and_then(|line| line.guard_pid);
+            of(&now).is_some() && of(&now) != of(&status)
+        })
+    })
+    .await;
+    match settled(cluster).await.0 == primary {
+        true => "the same host has it".to_owned(),
+        false => "another host has it".to_owned(),
+    }
+}
+
 async fn killed_agent(cluster: &HostCluster) -> String {
     let (primary, status) = settled(cluster).await;
     agent(cluster, &status, &primary).signal(Signal::KILL).unwrap();
@@ -329,6 +363,8 @@ async fn it_goes_with_the_primary_whatever_happens() {
     for (name, said, pause) in [
         ("switchover", switchover(&cluster).await, beats.pause().await),
         ("agent killed", killed_agent(&cluster).await, beats.pause().await),
+        ("guard killed", killed_guard(&cluster).await, beats.pause().await),
+        ("everything stopped", stopped_host(&cluster).await, beats.pause().await),
         ("agent hangs", hung_agent(&cluster).await, beats.pause().await),
         ("cable cut", cut_cable(&cluster).await, beats.pause().await),
         ("by hand", foreign(&cluster, &doubled).await, beats.pause().await),

@@ -436,3 +436,73 @@ fn an_adopted_server_is_handed_back() {
 fn an_interrupted_adoption_of_a_pair_is_gone_on_with() {
     comes_along(true);
 }
+
+/// The answer of a command on the second host.
+fn answered(bed: &Bed, words: &[&str]) -> Value {
+    let program = bed.program.display().to_string();
+    let said = on_host(bed, 2, &[&[program.as_str()], words, &["--json"]].concat());
+    serde_json::from_str(said.lines().last().unwrap_or_default()).unwrap_or_else(|_| panic!("{words:?}: {said}"))
+}
+
+/// A cluster is lost but for its repository: the copy that followed that is promoted, and becomes the first copy of a cluster of three.
+#[test]
+fn what_followed_a_repository_becomes_a_cluster() {
+    const LOST: &str = "/var/lib/mainstay/lost";
+    const COPY: &str = "/var/lib/mainstay/pg/copy";
+    const ROWS: &str = "select count(*) || ' ' || md5(string_agg(note, ',' order by id)) from ledger";
+    let bed = Bed::new(3);
+    let program = bed.program.display().to_string();
+    let lost = |verb: &str, words: &[&str]| answered(&bed, &[&[verb, "--dir", LOST, "--yes"], words].concat());
+    lost("up", &["--nodes", "1", "--wait", "180"]);
+    lost("set", &["vault.switch_s=2"]);
+    let sql = |text: &str| on_host(&bed, 2, &[&program, "connect", "--dir", LOST, "--", "-XAtqc", text]);
+    sql("create table ledger as select id, md5(id::text) as note from generate_series(1, 5000) id");
+    until("a backup", || {
+        bed.host(2).command(&[&program, "backup", "--dir", LOST, "--json", "--yes"]).output().unwrap().status.success()
+    });
+    sql("insert into ledger select id, md5(id::text) from generate_series(5001, 9000) id");
+    let rows = sql(ROWS);
+    on_host(&bed, 2, &["install", "-d", "-o", "postgres", "-g", "postgres", "-m", "700", "/var/lib/mainstay/pg"]);
+    let (vault, socket) = (format!("{LOST}/vault"), format!("{COPY}/mainstay_run"));
+    let mut following =
+        bed.host(2).command(&[&program, "follow", "--to", COPY, "--repository", &vault]).spawn().unwrap();
+    let ask = |text: &str| {
+        let words = ["psql", "-h", &socket, "-U", "postgres", "-d", "app", "-XAtqc", text];
+        let output = bed.host(2).command(&words).output().unwrap();
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    until("the copy has all rows", || ask(ROWS).as_deref() == Some(rows.as_str()));
+    lost("down", &[]);
+    let promoted = answered(&bed, &["follow", "--to", COPY, "--promote", "--yes"]);
+    assert!(following.wait().unwrap().success() && promoted["timeline"].as_u64() > Some(1000), "{promoted}");
+
+    // As the command says at its end.
+    let config = format!("config_file={COPY}/mainstay_scratch.conf");
+    let servers = std::fs::read_to_string(bed.host(2).path(COPY).join("postmaster.opts")).unwrap();
+    let server = servers.split_whitespace().next().unwrap();
+    let mut started = bed
+        .host(2)
+        .command(&["runuser", "-u", "postgres", "--", server, "-D", COPY, "-c", &config])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    until("the promoted copy", || ask("select 1").is_some());
+    assert_eq!(ask(ROWS).unwrap(), rows);
+    ask("create role shop login password 'a pass''word'; grant all on ledger to shop").unwrap();
+    let host = "host = \"10.78.0.2\"\n";
+    let adopting = |more: &str| file(&[1, 2, 3], more).replace(host, &format!("{host}adopt = \"{COPY}\"\n"));
+    bed.write(&adopting(""));
+    let looked = bed.apply(&["--check"]);
+    bed.write(&adopting(&apply_bed::existing::pasted(&looked.said)));
+    bed.applied(&[]);
+    assert_eq!(started.wait().unwrap().code(), Some(0), "it was stopped in order");
+    assert_eq!(names(&bed.status()), ["db1", "db2", "db3"]);
+    let place = "host=10.78.0.1,10.78.0.2,10.78.0.3 port=6432 user=shop dbname=app sslmode=require connect_timeout=5";
+    let words = ["env", "PGPASSWORD=a pass'word", "psql", "-XAtqw", "-d", place, "-c", ROWS];
+    let output = bed.admin.host.command(&words).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), rows, "{output:?}");
+    let status = bed.status();
+    let timelines: Vec<u64> =
+        status["nodes"].as_array().unwrap().iter().filter_map(|node| node["timeline"].as_u64()).collect();
+    assert!(timelines.iter().all(|timeline| Some(*timeline) >= promoted["timeline"].as_u64()), "{status}");
+}
