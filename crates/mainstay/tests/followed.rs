@@ -298,7 +298,8 @@ fn a_copy_of_a_bucket_is_promoted_with_all_that_is_archived_whenever_that_is_kil
     let promoted = |cut: &str| {
         let ran = promoting().output().unwrap();
         let (out, err) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
-        assert_eq!(ran.status.code(), Some(0), "{cut}: {out} {err}");
+        let log = std::fs::read_to_string(copy.to.join("mainstay_scratch.log")).unwrap_or_default();
+        assert_eq!(ran.status.code(), Some(0), "{cut}: {out} {err} {log}");
         let answer: Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
         assert!(answer["all_archived"] == true && answer["repository_read"] == true, "{cut}: {answer}");
         is_its_own_with(&copy, &rows);

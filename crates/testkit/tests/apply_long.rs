@@ -490,10 +490,14 @@ fn what_followed_a_repository_becomes_a_cluster() {
     assert_eq!(ask(ROWS).unwrap(), rows);
     ask("create role shop login password 'a pass''word'; grant all on ledger to shop").unwrap();
     let host = "host = \"10.78.0.2\"\n";
-    let adopting = |more: &str| file(&[1, 2, 3], more).replace(host, &format!("{host}adopt = \"{COPY}\"\n"));
-    bed.write(&adopting(""));
-    let looked = bed.apply(&["--check"]);
-    bed.write(&adopting(&apply_bed::existing::pasted(&looked.said)));
+    bed.write(&file(&[1, 2, 3], "").replace(host, &format!("{host}adopt = \"{COPY}\"\n")));
+    // What the copy was looked at with is not asked about; the password of the lost cluster's role is.
+    let refused = bed.apply(&[]);
+    assert!(refused.code == Some(3) && refused.said.contains("secrets/app.password"), "{}", refused.said);
+    assert!(!refused.said.contains("parameters that the file does not mention"), "{}", refused.said);
+    assert!(bed.command(&["pki", "init", "--config", FILE]).output().unwrap().status.success());
+    let password = std::fs::read(bed.host(2).path(LOST).join("secrets/app.password")).unwrap();
+    std::fs::write(bed.admin.home("orders/secrets/app.password"), password).unwrap();
     bed.applied(&[]);
     assert_eq!(started.wait().unwrap().code(), Some(0), "it was stopped in order");
     assert_eq!(names(&bed.status()), ["db1", "db2", "db3"]);

@@ -24,14 +24,17 @@ const DEBIAN: &str = "/etc/postgresql";
 /// Programs that start a server again when it ends, as they call themselves.
 const MANAGERS: [&str; 4] = ["patroni", "repmgrd", "pg_autoctl", "stolon-keeper"];
 
-/// Asked as one object.
+/// Asked as one object. Of the settings with which a copy from a repository is looked at (`mainstay restore --to`, `follow --promote`) only those are
+/// the database's own that must not be undercut.
 const ASK: &str = "set statement_timeout = '10s'; with files as materialized (select * from pg_file_settings), \
  known as (select s.name, coalesce(f.setting, current_setting(s.name)) as value, \
    s.setting is not distinct from boot_val as built_in, f.name is not null as automatic, \
    pending_restart or f.name is not null and (source = 'command line' or f.error is not null) as pending \
    from pg_settings s left join lateral (select * from files where lower(files.name) = lower(s.name) \
      and files.sourcefile like '%/postgresql.auto.conf' order by seqno desc limit 1) as f on true \
-   where pending_restart or f.name is not null or source in ('configuration file', 'command line')), \
+   where (pending_restart or f.name is not null or source in ('configuration file', 'command line')) \
+     and (s.sourcefile is null or s.sourcefile not like '%/mainstay_scratch.conf' or s.name in ('max_connections', 'max_locks_per_transaction', \
+       'max_prepared_transactions', 'max_wal_senders', 'max_worker_processes'))), \
  made as (select distinct on (lower(f.name)) f.name, \
    case when automatic then f.setting else coalesce(current_setting(f.name, true), f.setting) end as value, \
    false as built_in, automatic, false as pending \

@@ -394,7 +394,7 @@ fn as_told(
     if told.app && wanted.authority.is_none() {
         say(
             format!("the server of {dir} has a role app, as which Mainstay proves writes: its password is not known here"),
-            "mainstay pki init --config FILE, then write that role's password into secrets/app.password beside the file; the role stays as it is".into(),
+            "mainstay pki init --config FILE, then write that role's password into secrets/app.password beside the file (does nobody know it any more: alter role app password '…', and that one); the role stays as it is".into(),
         );
     }
 }
