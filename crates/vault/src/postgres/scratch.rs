@@ -154,7 +154,8 @@ pub(crate) fn reserve_after(
     let log = data.join("pg_wal");
     let place = Place::open(&log, user)?;
     for number in last.0 + 1..next.0 {
-        place.file(&format!("{number:08X}.history"), &placeholder(next))?;
+        // A server that follows looks for the next one all the time: it ends when there is one that it can not read.
+        place.whole(&format!("{number:08X}.history"), placeholder(next).as_bytes(), false)?;
     }
     Ok(())
 }
@@ -425,6 +426,38 @@ mod tests {
         ]);
         assert_eq!(at_least(&hostile), [pair("max_connections", "300")]);
         assert_eq!(quoted("a\\'b"), "a\\\\''b");
+    }
+
+    #[test]
+    fn a_number_is_kept_by_a_file_that_a_server_can_read_as_soon_as_it_is_seen() {
+        use std::os::unix::fs::{MetadataExt as _, chown};
+        let dir = tempfile::tempdir().unwrap();
+        let wal = dir.path().join("pg_wal");
+        std::fs::create_dir(&wal).unwrap();
+        let user = rustix::process::geteuid().is_root().then_some((65_534, 65_534));
+        for place in [dir.path(), &wal] {
+            chown(place, user.map(|user| user.0), user.map(|user| user.1)).unwrap();
+        }
+        let (last, next) = (Timeline(1), Timeline(500));
+        let writing = std::thread::scope(|scope| {
+            let writes = scope.spawn(|| (0..8).try_for_each(|_| reserve_after(last, dir.path(), next, user)));
+            while !writes.is_finished() {
+                for number in last.0 + 1..next.0 {
+                    let Ok(mut file) = File::open(wal.join(format!("{number:08X}.history"))) else { break };
+                    let mut text = String::new();
+                    file.read_to_string(&mut text).unwrap();
+                    let is = file.metadata().unwrap();
+                    assert!(
+                        user.is_none_or(|user| user == (is.uid(), is.gid())),
+                        "{number} is nobody's whom it is for"
+                    );
+                    assert_eq!(text, placeholder(next), "{number}");
+                }
+            }
+            writes.join().unwrap()
+        });
+        writing.unwrap();
+        assert_eq!(std::fs::read_dir(&wal).unwrap().count(), 498);
     }
 
     #[test]
