@@ -228,7 +228,7 @@ impl Postgres {
                 .map(str::to_owned)
                 .to_vec();
         arguments.extend(self.place_tablespaces(source, copy).await?.0);
-        let ran = self.run("pg_basebackup", &arguments, CLONE).await?;
+        let ran = self.run_durably("pg_basebackup", &arguments, CLONE, into).await?;
         if ran.success {
             return Ok(());
         }

@@ -134,7 +134,7 @@ fn settings(from: Source<'_>) -> BTreeMap<String, String> {
     let Source { options, settings, live, floors, socket_dir, keep_mb } = from;
     let mut all: BTreeMap<String, String> = DEFAULTS.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
     all.insert("wal_keep_size".to_owned(), format!("{}MB", keep_mb.min(WAL_KEEP_MB)));
-    if volume_tells_errors(&rustix::system::uname().release().to_string_lossy()) {
+    if volume_tells_errors() {
         all.insert("recovery_init_sync_method".to_owned(), "syncfs".to_owned());
     }
     all.extend(settings.parameters.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone())));
@@ -243,7 +243,11 @@ const OURS: &[(&str, &str)] = &[
 /// From 5.8 on Linux says of a whole volume that something could not be written to it (`syncfs`), as it does of a file. Then crash
 /// recovery makes the data directory durable with one call: file by file asks the disk for a flush per file, about a thousand of a new
 /// database's, and every other server on that disk waits behind them.
-fn volume_tells_errors(release: &str) -> bool {
+pub(crate) fn volume_tells_errors() -> bool {
+    tells_errors(&rustix::system::uname().release().to_string_lossy())
+}
+
+fn tells_errors(release: &str) -> bool {
     let mut numbers = release.split(|letter: char| !letter.is_ascii_digit()).map(str::parse::<u32>);
     matches!((numbers.next(), numbers.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (5, 8))
 }
@@ -318,7 +322,7 @@ mod tests {
             ("4.18.0-553.el8", false),
             ("x", false),
         ] {
-            assert_eq!(volume_tells_errors(release), tells, "{release}");
+            assert_eq!(tells_errors(release), tells, "{release}");
         }
     }
 

@@ -22,6 +22,17 @@ pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
     Ok(rustix::fs::fsync(open_dir(path)?)?)
 }
 
+/// Makes everything durable that was written to the volumes on which a data directory lies: its own, its log's, and its tablespaces'.
+pub(crate) fn sync_volumes(data: &Path) -> io::Result<()> {
+    let spaces = match std::fs::read_dir(data.join("pg_tblspc")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        entries => entries?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?,
+    };
+    // Links lead there.
+    let flush = |place: &Path| Ok(rustix::fs::syncfs(std::fs::File::open(place)?)?);
+    [data.to_owned(), data.join("pg_wal")].iter().chain(&spaces).try_for_each(|place| flush(place))
+}
+
 /// Writes a file so that after a crash either the old or the new content is there; returns when it is durable.
 pub(crate) fn write_atomic(dir: &Path, name: &str, bytes: &[u8], mode: u32, owner: Owner) -> io::Result<()> {
     let dir = open_dir(dir)?;

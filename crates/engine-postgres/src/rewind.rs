@@ -166,7 +166,7 @@ impl Postgres {
             format!("--source-server={server}"),
             "--no-ensure-shutdown".into(),
         ];
-        let ran = self.run("pg_rewind", &arguments, REWIND).await?;
+        let ran = self.run_durably("pg_rewind", &arguments, REWIND, &self.data()).await?;
         let said = ran.err.trim().replace('\n', " | ");
         if ran.success {
             return Ok(said);

@@ -1,6 +1,7 @@
 //! Running PostgreSQL's own programs: as the server's user, in a process group of their own that ends with the call, with bounded
 //! output. Absent: what their output means.
 
+use crate::files::sync_volumes;
 use crate::server::{Postgres, failed};
 use mainstay_model::{Lsn, SystemId, Timeline};
 use mainstay_ports::engine::EngineError;
@@ -43,6 +44,31 @@ impl Postgres {
         let mut out = String::new();
         let mut ran = self.run_lines(name, arguments, limit, &mut |line| push_bounded(&mut out, line)).await?;
         ran.out = out;
+        Ok(ran)
+    }
+
+    /// Runs one that writes a data directory and makes that durable. By one flush of each of its volumes, where Linux tells errors of those: by itself the
+    /// program asks for a flush per file, about a thousand of a new database's, before the copy can be started. A flush that fails is a failure of the program.
+    pub(crate) async fn run_durably(
+        &self,
+        name: &str,
+        arguments: &[String],
+        limit: Duration,
+        data: &Path,
+    ) -> Result<Ran, EngineError> {
+        if !crate::config::volume_tells_errors() {
+            return self.run(name, arguments, limit).await;
+        }
+        let arguments = [arguments, &["--no-sync".to_owned()]].concat();
+        let mut ran = self.run(name, &arguments, limit).await?;
+        if ran.success {
+            let data = data.to_owned();
+            let flushed = tokio::task::spawn_blocking(move || sync_volumes(&data)).await.map_err(failed)?;
+            ran.success = flushed.is_ok();
+            if let Err(error) = flushed {
+                push_bounded(&mut ran.err, &format!("what it wrote can not be brought to the disk: {error}"));
+            }
+        }
         Ok(ran)
     }
 

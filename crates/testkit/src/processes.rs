@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result, bail};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use rustix::time::Timespec;
 use std::collections::BTreeSet;
@@ -102,10 +103,18 @@ impl Pinned {
     /// Waits until it has ended. Returns whether it has.
     #[must_use]
     pub fn ended_within(&self, patience: Duration) -> bool {
-        let timeout = Timespec { tv_sec: 0, tv_nsec: i64::from(patience.subsec_nanos()) };
-        let timeout = Timespec { tv_sec: i64::try_from(patience.as_secs()).unwrap_or(i64::MAX), ..timeout };
-        let mut watched = [PollFd::new(&self.descriptor, PollFlags::IN)];
-        poll(&mut watched, Some(&timeout)).is_ok_and(|ready| ready > 0)
+        let begun = Instant::now();
+        loop {
+            let left = patience.saturating_sub(begun.elapsed());
+            let timeout = Timespec { tv_sec: 0, tv_nsec: i64::from(left.subsec_nanos()) };
+            let timeout = Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX), ..timeout };
+            let mut watched = [PollFd::new(&self.descriptor, PollFlags::IN)];
+            match poll(&mut watched, Some(&timeout)) {
+                // A child of ours that ends meanwhile ends the wait as well.
+                Err(Errno::INTR) if !left.is_zero() => {}
+                ready => return ready.is_ok_and(|ready| ready > 0),
+            }
+        }
     }
 }
 

@@ -267,7 +267,11 @@ impl Heal {
                     if !cluster.stores.is_empty() {
                         continue;
                     }
-                    cluster.run(&["node", "replace", node.as_str(), "--yes"], OPERATOR).await?;
+                    // A rebuilt store may have taken it in by itself, with its empty disk.
+                    match cluster.run(&["node", "replace", node.as_str(), "--yes"], OPERATOR).await {
+                        Err(error) if format!("{error:#}").contains("there is nothing to replace") => {}
+                        replaced => drop(replaced?),
+                    }
                 }
             }
             Heal::Return(nodes) => operated::return_and_reinit(cluster, &nodes).await?,
