@@ -127,6 +127,12 @@ impl Mind {
 
     pub(crate) fn founding_begun(&mut self, deadline: Moment) {
         let Some(term) = self.record().map(|record| record.term) else { return };
+        if self.orders.busy() {
+            // What was left of an earlier life is being ended. A founding without its order would be renewed for ever: it is begun anew, with a newer term.
+            self.pause_until = self.now + Span(AGAIN_MS);
+            self.reason("found", "something is still being ended here: the first copy is made in a newer term");
+            return;
+        }
         let Some(copy) = self.random.copy() else { return };
         self.promise(term);
         let need = if self.config.durability == Durability::Strict { self.config.sync_replicas } else { 0 };
@@ -135,9 +141,7 @@ impl Mind {
         reign.phase = Phase::Founding;
         self.reign = Some(reign);
         self.out.push(Output::Deadline(term, deadline));
-        if !self.orders.busy() {
-            self.order(term, Order::Bootstrap { copy, setting });
-        }
+        self.order(term, Order::Bootstrap { copy, setting });
     }
 
     pub(crate) fn founded(&mut self, copy: CopyId, system: SystemId, end: RecoveryEnd) {

@@ -73,8 +73,11 @@ impl World {
     /// Would every acknowledged commit, and an election, survive the loss of this primary's disk, whatever is under way?
     fn may_lose(&self, primary: Node) -> bool {
         let Some((_, record)) = self.store.newest() else { return false };
-        let whole =
-            record.members.iter().all(|(name, copy)| self.nodes[crate::world::number(name)].disk.copy == Some(*copy));
+        // One that can not be started, or is about to be rewound, may be given up in the same moment.
+        let whole = record.members.iter().all(|(name, copy)| {
+            let host = &self.nodes[crate::world::number(name)];
+            host.disk.copy == Some(*copy) && host.disk.diverged.is_none() && !host.server.unstartable
+        });
         let held = record.state == ClaimState::Held && record.holder.as_ref() == Some(&self.names[primary]);
         let quiet = self.nodes[primary].cas_open.is_none();
         let strict = self.wishes.iter().all(|wish| wish.durability == Durability::Strict);
