@@ -69,9 +69,7 @@ impl Cluster {
 }
 
 fn bytes(lsn: &str) -> u64 {
-    let (high, low) = lsn.split_once('/').unwrap();
-    let part = |text: &str| u64::from_str_radix(text, 16).unwrap();
-    part(high) << 32 | part(low)
+    lsn.parse::<mainstay_model::Lsn>().unwrap().0
 }
 
 fn archived(one: &Value) -> (u64, u64) {

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use mainstay_model::NodeId;
-use mainstay_model::status::Status;
+use mainstay_model::status::{NodeStatus, Status};
 use mainstay_testkit::hosts::host::Host;
 use mainstay_testkit::hosts::inside::Inside;
 use mainstay_testkit::hosts::{ADDRESS, HostCluster, Shape};
@@ -169,9 +169,32 @@ async fn settled(cluster: &HostCluster) -> (NodeId, Status) {
     (primary, status)
 }
 
+/// A process of a node, by the number that its status tells.
+fn process(cluster: &HostCluster, status: &Status, node: &NodeId, number: Number) -> Pinned {
+    Pinned::new(cluster.host(node).unwrap().outer(told(status, node, number).unwrap()).unwrap()).unwrap()
+}
+
+/// Which of a node's processes.
+type Number = fn(&NodeStatus) -> Option<u32>;
+
+fn told(status: &Status, node: &NodeId, number: Number) -> Option<u32> {
+    status.nodes.iter().find(|line| line.name == *node).and_then(number)
+}
+
 fn agent(cluster: &HostCluster, status: &Status, node: &NodeId) -> Pinned {
-    let line = status.nodes.iter().find(|line| line.name == *node).unwrap();
-    Pinned::new(cluster.host(node).unwrap().outer(line.agent_pid.unwrap()).unwrap()).unwrap()
+    process(cluster, status, node, |line| line.agent_pid)
+}
+
+/// Kills a process of the primary's, and waits for the next one; says who was primary.
+async fn killed(cluster: &HostCluster, number: Number) -> NodeId {
+    let (primary, status) = settled(cluster).await;
+    process(cluster, &status, &primary, number).signal(Signal::KILL).unwrap();
+    until("the next one is there", async || {
+        let now = cluster.status().await.ok().and_then(|now| told(&now, &primary, number));
+        now.is_some() && now != told(&status, &primary, number)
+    })
+    .await;
+    primary
 }
 
 /// The host has lost the address within the lease; says how long that took.
@@ -222,18 +245,7 @@ async fn stopped_host(cluster: &HostCluster) -> String {
 }
 
 async fn killed_guard(cluster: &HostCluster) -> String {
-    let (primary, status) = settled(cluster).await;
-    let line = status.nodes.iter().find(|line| line.name == primary).unwrap();
-    let guard = Pinned::new(cluster.host(&primary).unwrap().outer(line.guard_pid.unwrap()).unwrap()).unwrap();
-    guard.signal(Signal::KILL).unwrap();
-    until("the next guard is there", async || {
-        cluster.status().await.is_ok_and(|now| {
-            let of =
-                |status: &Status| status.nodes.iter().find(|line| line.name == primary).and_then(|line| line.guard_pid);
-            of(&now).is_some() && of(&now) != of(&status)
-        })
-    })
-    .await;
+    let primary = killed(cluster, |line| line.guard_pid).await;
     match settled(cluster).await.0 == primary {
         true => "the same host has it".to_owned(),
         false => "another host has it".to_owned(),
@@ -241,16 +253,7 @@ async fn killed_guard(cluster: &HostCluster) -> String {
 }
 
 async fn killed_agent(cluster: &HostCluster) -> String {
-    let (primary, status) = settled(cluster).await;
-    agent(cluster, &status, &primary).signal(Signal::KILL).unwrap();
-    until("the next agent answers", async || {
-        cluster.status().await.is_ok_and(|now| {
-            let of =
-                |status: &Status| status.nodes.iter().find(|line| line.name == primary).and_then(|line| line.agent_pid);
-            of(&now).is_some() && of(&now) != of(&status)
-        })
-    })
-    .await;
+    killed(cluster, |line| line.agent_pid).await;
     settled(cluster).await;
     "the next agent has gone on with it".to_owned()
 }

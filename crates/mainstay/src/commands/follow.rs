@@ -3,7 +3,7 @@
 
 use super::copy_files::write;
 use super::follow_run::Follower;
-use super::restore::{check_apart, check_server, programs_of, taken};
+use super::restore::{check_apart, check_server, place_of, programs_of, taken};
 use super::restore_room::Room;
 use super::shelf::{Shelf, blocking, failure};
 use crate::cli::{self, Follow, Global};
@@ -66,7 +66,7 @@ impl Here {
     /// # Errors
     /// When a server can not get there.
     pub(super) fn of(options: &Follow) -> Outcome<Here> {
-        let data = absolute(&options.to)?;
+        let data = place_of(&options.to)?;
         let owner = user::server_user()?;
         check_server(&data, owner.as_ref()).map_err(|failure| {
             failure.hint(

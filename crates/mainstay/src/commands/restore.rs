@@ -22,7 +22,7 @@ use mainstay_model::vault::{ArchiveAnswer, ArchiveState, SegmentEnded};
 use mainstay_model::{Lsn, Position, SystemId, Timeline};
 use mainstay_ports::clock::boot_now;
 use mainstay_vault::postgres::delta::{copy_at, is_begun};
-use mainstay_vault::postgres::restore::{Destination, Plan, Restored, Target, plan_from, time_text};
+use mainstay_vault::postgres::restore::{Destination, Plan, Restored, Target, check_path, plan_from, time_text};
 use mainstay_vault::postgres::scratch::{Scratch, tell_to_stop};
 use mainstay_vault::postgres::several::{Chosen, Elsewhere, choose};
 use mainstay_vault::repository::{Repository, VaultError};
@@ -43,7 +43,7 @@ const STOP: Duration = Duration::from_secs(60);
 pub(crate) async fn run(options: Restore, global: Global) -> Outcome {
     let target = target(&options)?;
     let Some(to) = &options.to else { return super::restore_in_place::run(options, target, global).await };
-    let data = absolute(to)?;
+    let data = place_of(to)?;
     let old = if options.delta { Some(copy_of(&data)?) } else { check_place(&data).map(|()| None)? };
     let owner = user::server_user()?;
     if !options.files_only {
@@ -200,6 +200,14 @@ fn target(options: &Restore) -> Outcome<Target> {
     } else {
         Target::Latest
     })
+}
+
+/// Where a copy is to be: a path that its server can do with.
+pub(super) fn place_of(to: &Path) -> Outcome<PathBuf> {
+    let data = absolute(to)?;
+    let unfit =
+        |error: VaultError| Failure::usage(error.to_string()).hint("name another directory; nothing was changed");
+    check_path(&data).map(|()| data).map_err(unfit)
 }
 
 /// Nothing is ever written over what is there.
@@ -538,6 +546,9 @@ mod tests {
         assert!(check_place(dir.path()).unwrap_err().error.contains("is not empty"));
         assert!(check_place(&dir.path().join("x")).is_err());
         check_server(&dir.path().join("y"), None).unwrap();
+        assert_eq!(place_of(Path::new("/srv/copy")).unwrap(), Path::new("/srv/copy"));
+        let quote = place_of(Path::new("/srv/o'clock")).unwrap_err();
+        assert!(quote.error.contains("o'clock") && quote.status == crate::failure::USAGE, "{}", quote.error);
         assert!(check_server(&dir.path().join("y".repeat(90)), None).unwrap_err().error.contains("too long"));
     }
 

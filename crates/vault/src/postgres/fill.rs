@@ -125,14 +125,22 @@ pub fn restore(repository: &Repository, plan: &Plan, to: &Destination) -> Result
     done.map_err(|error| taken.named(error))
 }
 
-/// The directories, in nobody else's reach and marked: empty ones, or an old copy.
-fn take(base: &Manifest, to: &Destination, named: &Places) -> Result<Taken, VaultError> {
-    // The server hands the path of the log to a shell, from a directory of its own.
-    let text = to.data.display().to_string();
-    if !to.data.is_absolute() || text.chars().any(|c| matches!(c, '\'' | '%' | '\\') || c.is_control()) {
+/// Can a copy lie there? Its server hands the path of its log to a shell, from a directory of its own.
+///
+/// # Errors
+/// When it can not, with the reason.
+pub fn check_path(data: &Path) -> Result<(), VaultError> {
+    let text = data.display().to_string();
+    if !data.is_absolute() || text.chars().any(|c| matches!(c, '\'' | '%' | '\\') || c.is_control()) {
         let says = format!("{text:?} can not be restored into: take an absolute path without ', % and \\");
         return Err(VaultError::Impossible(says));
     }
+    Ok(())
+}
+
+/// The directories, in nobody else's reach and marked: empty ones, or an old copy.
+fn take(base: &Manifest, to: &Destination, named: &Places) -> Result<Taken, VaultError> {
+    check_path(&to.data)?;
     let mark = Mark::of(base, named.spaces.clone());
     // Before anything is taken from a server that may run there, and once more when nobody else can change it.
     named.refuse(base, to.delta, &mark)?;

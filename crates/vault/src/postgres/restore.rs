@@ -21,7 +21,7 @@ pub const LOG_DIR: &str = "mainstay_log";
 /// Beside the files and the log: what the recovery itself writes.
 const SPARE: u64 = 512 << 20;
 
-pub use crate::postgres::fill::restore;
+pub use crate::postgres::fill::{check_path, restore};
 pub use mainstay_model::vault::RestoreTarget as Target;
 
 /// How it will be done.
