@@ -13,6 +13,7 @@ use crate::mind_loop::{self, Question, Snapshot, Wish};
 use crate::problems::Beside;
 use crate::restorer::Restorer;
 use crate::roles::{self, Gate, refusal};
+use crate::runs::Outcomes;
 use crate::shelves::{self, Shelf};
 use crate::status::{self, DatedReason, Extras, Following, LocalStatus, NodeReasons};
 use async_trait::async_trait;
@@ -82,6 +83,8 @@ pub struct Api {
     pub process: Arc<dyn ServerProcess>,
     /// The engine.
     pub engine: Arc<dyn Engine>,
+    /// What became of commits.
+    pub outcomes: Outcomes,
     /// The last probe.
     pub observed: watch::Receiver<ServerObservation>,
     /// The server's version, once known.

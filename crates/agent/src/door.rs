@@ -9,6 +9,7 @@ use axum::response::IntoResponse;
 use axum::{Json, Router};
 use hyper_util::service::TowerToHyperService;
 use mainstay_model::api::StoreStanding;
+use mainstay_model::outcome::{CommitAnswer, CommitQuestion};
 use mainstay_model::stored_spec::StoredSpec;
 use mainstay_model::{NodeId, Term};
 use mainstay_net::ServerStream;
@@ -28,6 +29,9 @@ const ASK_TIMEOUT: Duration = Duration::from_millis(700);
 /// Asking the server who may log in takes no longer than this.
 const LOGINS_TIMEOUT: Duration = Duration::from_millis(600);
 
+/// Finding out what became of a commit takes no longer than this: a read of the store, and two statements.
+const COMMIT_TIMEOUT: Duration = Duration::from_millis(1500);
+
 /// What agents and proxies ask an agent about the cluster, besides status and reasons.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "kebab-case")]
@@ -38,6 +42,8 @@ pub enum ClusterQuestion {
     Spec,
     /// Who may log in to the database: [`mainstay_model::logins::Logins`]. Told to proxies only.
     Logins,
+    /// What became of a commit whose answer was lost with its server: [`mainstay_model::outcome::CommitAnswer`]. Told to proxies only.
+    Commit(CommitQuestion),
 }
 
 /// Which part of the store a node has.
@@ -77,6 +83,20 @@ pub async fn ask<T: serde::de::DeserializeOwned>(
     let body = serde_json::to_vec(&question).ok()?;
     let answer = peers.request(node, Channel::Ask, body, ASK_TIMEOUT).await.ok()?;
     serde_json::from_slice(&answer).ok()
+}
+
+/// Asks one node what became of a commit.
+///
+/// # Errors
+/// Why there is no answer.
+pub async fn ask_commit(
+    peers: &Arc<dyn Peers>,
+    node: &NodeId,
+    question: CommitQuestion,
+) -> Result<CommitAnswer, String> {
+    let body = serde_json::to_vec(&ClusterQuestion::Commit(question)).map_err(|error| error.to_string())?;
+    let answer = peers.request(node, Channel::Ask, body, COMMIT_TIMEOUT).await.map_err(|error| error.to_string())?;
+    serde_json::from_slice(&answer).map_err(|error| error.to_string())
 }
 
 /// Asks every other node, side by side, which part of the store it has.
@@ -129,6 +149,20 @@ impl AskDoor {
         serde_json::to_vec(&logins).map_err(|error| error.to_string())
     }
 
+    async fn commit(&self, from: &Caller, question: CommitQuestion) -> Result<Vec<u8>, String> {
+        if !matches!(from, Caller::Proxy(_)) {
+            return Err(format!(
+                "{} {} is no proxy: what became of a commit is told to proxies only",
+                from.role(),
+                from.name()
+            ));
+        }
+        let api = self.api.get().ok_or("the agent is starting")?;
+        let answer = tokio::time::timeout(COMMIT_TIMEOUT, api.outcomes.of(question)).await;
+        let answer = answer.map_err(|_| "the server does not answer in time")??;
+        serde_json::to_vec(&answer).map_err(|error| error.to_string())
+    }
+
     fn reply(&self) -> StoreReply {
         match self.api.get() {
             Some(api) => api.store_reply(),
@@ -143,7 +177,8 @@ impl Handler for AskDoor {
 
     async fn request(&self, from: &Caller, body: Vec<u8>) -> Result<Vec<u8>, String> {
         let question = serde_json::from_slice::<ClusterQuestion>(&body);
-        let of_proxies = matches!(question, Ok(ClusterQuestion::Spec | ClusterQuestion::Logins));
+        let of_proxies =
+            matches!(question, Ok(ClusterQuestion::Spec | ClusterQuestion::Logins | ClusterQuestion::Commit(_)));
         if !of_proxies && !matches!(from, Caller::Node(_)) {
             return Err(format!("this is no question for a {}", from.role()));
         }
@@ -151,6 +186,7 @@ impl Handler for AskDoor {
             Ok(ClusterQuestion::Store) => serde_json::to_vec(&self.reply()),
             Ok(ClusterQuestion::Spec) => serde_json::to_vec(&*(self.spec)()),
             Ok(ClusterQuestion::Logins) => return self.logins(from).await,
+            Ok(ClusterQuestion::Commit(question)) => return self.commit(from, question).await,
             Err(_) => match self.api.get() {
                 Some(api) => return AskHandler(Arc::clone(api)).request(from, body).await,
                 None => return Err("the agent is starting".to_owned()),

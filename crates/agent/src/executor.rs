@@ -2,6 +2,7 @@
 
 use crate::deadline::Deadlines;
 use crate::durable::Gate;
+use crate::runs::RunNotes;
 use futures_util::FutureExt;
 use mainstay_decide::io::Input;
 use mainstay_model::{Lost, NodeId, Order, OrderFailure, OrderId, Outcome, Term};
@@ -34,6 +35,8 @@ pub struct Hands {
     pub gate: Gate,
     /// The guard's deadline.
     pub deadlines: Deadlines,
+    /// The lives of primaries, as the store keeps them.
+    pub runs: RunNotes,
     /// Where outcomes go.
     pub inputs: mpsc::Sender<Input>,
     /// Told whenever an order begins: what else works on the server gives way.
@@ -182,6 +185,9 @@ impl Hands {
                 self.engine.promote(&setting, timeline, fork).await.map_or_else(failed, Outcome::Promoted)
             }
             Order::RestartInPlace => {
+                if let Err(why) = self.runs.begin().await {
+                    return Outcome::Failed(OrderFailure::NotYet(why));
+                }
                 self.engine.restart_in_place(deadline).await.map_or_else(failed, Outcome::Restarted)
             }
             Order::Bootstrap { copy, setting } => match self.engine.bootstrap(copy, &setting, deadline).await {

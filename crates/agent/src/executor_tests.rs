@@ -133,6 +133,7 @@ async fn a_kill_does_not_wait_for_an_order_that_hangs_and_nothing_begins_beside_
         process: Arc::clone(&process),
         gate: Gate::new("/nowhere".into(), Some(Durable::default())),
         deadlines: Deadlines::start(process),
+        runs: RunNotes::new(Arc::new(mainstay_store::memory::MemoryStore::new())),
         inputs,
         order_begins: Arc::default(),
     };
@@ -163,6 +164,7 @@ async fn a_kill_says_whether_the_processes_are_gone_or_only_doomed() {
             process: Arc::clone(&process),
             gate: Gate::new("/nowhere".into(), Some(Durable::default())),
             deadlines: Deadlines::start(process),
+            runs: RunNotes::new(Arc::new(mainstay_store::memory::MemoryStore::new())),
             inputs,
             order_begins: Arc::default(),
         });

@@ -61,6 +61,7 @@ pub mod restorer;
 pub mod roles;
 pub mod routes;
 mod runbooks;
+pub mod runs;
 pub mod schedule;
 pub mod setup;
 mod setup_engine;

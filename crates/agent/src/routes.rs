@@ -34,6 +34,8 @@ struct Said {
     state: RouteState,
     until: Moment,
     replicas: Vec<RouteMember>,
+    /// How often the route was opened.
+    openings: u64,
 }
 
 impl Routes {
@@ -64,6 +66,7 @@ impl Routes {
             said.replicas.clear();
         }
         let drains = state == RouteState::Draining && said.state != RouteState::Draining;
+        said.openings += u64::from(said.state == RouteState::Closed && state != RouteState::Closed);
         (said.term, said.state, said.until) = (term, state, until);
         self.publish(&said);
         drains
@@ -96,6 +99,13 @@ impl Routes {
         let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         let open = said.state == RouteState::Open;
         (said.state != RouteState::Closed && now < said.until).then_some(Serving { open, until: said.until })
+    }
+
+    /// Which opening of the route this is, while this node's server is the primary that clients are led to.
+    #[must_use]
+    pub fn opening(&self, now: Moment) -> Option<u64> {
+        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        (said.state != RouteState::Closed && now < said.until).then_some(said.openings)
     }
 
     /// Where this node's own server listens.

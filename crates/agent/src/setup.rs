@@ -24,6 +24,7 @@ use crate::mind_loop::{self, INPUTS_MAX, Parts, Question, Wish};
 use crate::proxy_child::ProxyChild;
 use crate::restorer::Restorer;
 use crate::routes::Routes;
+use crate::runs::{self, Outcomes, RunNotes};
 use crate::schedule::Schedule;
 use crate::setup_ground::Ground;
 use crate::slots::Slots;
@@ -100,6 +101,7 @@ struct Agent {
     backups: mpsc::Sender<backups::Order>,
     restorer: Option<Arc<Restorer>>,
     drills: Arc<Drills>,
+    runs: RunNotes,
 }
 
 /// Runs the agent until `signal` asks it to end, or it ends by itself.
@@ -145,8 +147,10 @@ async fn live(
     let to_loop = (questions.clone(), wishes.clone());
     let restorer = Restorer::of(&ground.options, &ground.generations, Arc::clone(&store) as Arc<dyn Store>, to_loop);
     let restorer = ground.keeper.is_some().then_some(restorer);
+    let runs = RunNotes::new(Arc::clone(&store) as Arc<dyn Store>);
     let agent = Agent {
         restorer,
+        runs,
         routes: Routes::new(me.clone(), ground.addresses.servers.clone(), Arc::clone(&board)),
         me,
         store,
@@ -219,6 +223,7 @@ impl Agent {
             store: Arc::clone(&self.store),
             process: Arc::clone(&self.ground.process),
             engine: Arc::clone(&self.ground.engine),
+            outcomes: Outcomes::new(&self.ground.engine, &self.routes, &self.runs),
             observed: self.observed.subscribe(),
             version: OnceCell::new(),
             first_seen: Mutex::default(),
@@ -276,6 +281,7 @@ impl Agent {
             let (engine, seen) = (Arc::clone(&self.ground.engine), self.observed.clone());
             tokio::spawn(probes::probe(Arc::clone(&engine), interval, Arc::clone(&probe_now), seen, inputs.clone()));
             tokio::spawn(probes::watch_exit(Arc::clone(&process), Arc::clone(&server_started), inputs.clone()));
+            tokio::spawn(runs::keep(Outcomes::new(&engine, &self.routes, &self.runs)));
             tokio::spawn(self.slots().keep());
             tokio::spawn(self.archivers().keep());
             tokio::spawn(self.archive_command().keep());
@@ -298,6 +304,7 @@ impl Agent {
             process,
             gate,
             deadlines: self.ground.deadlines.clone(),
+            runs: self.runs.clone(),
             inputs: inputs.clone(),
             order_begins: Arc::clone(&self.order_begins),
         };

@@ -19,6 +19,7 @@ mod held;
 mod inspect;
 mod logins;
 mod options;
+mod outcome;
 mod probe;
 mod proc;
 mod promote;
@@ -44,9 +45,10 @@ pub use server::Postgres;
 
 use async_trait::async_trait;
 use mainstay_model::logins::Logins;
+use mainstay_model::outcome::CommitAnswer;
 use mainstay_model::record::RecoveryEnd;
 use mainstay_model::{CopyId, LogEnd, Lost, Lsn, NodeId, Position, ServerObservation, SyncSetting, SystemId, Timeline};
-use mainstay_ports::engine::{Capabilities, Configured, Deadline, Engine, EngineError, EngineSettings};
+use mainstay_ports::engine::{Capabilities, Configured, Deadline, Engine, EngineError, EngineSettings, PrimaryRun};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -68,6 +70,14 @@ impl Engine for Postgres {
 
     async fn logins(&self) -> Result<Logins, EngineError> {
         self.who_may_log_in().await
+    }
+
+    async fn primary_run(&self) -> Result<PrimaryRun, EngineError> {
+        self.life().await
+    }
+
+    async fn transaction(&self, number: u64) -> Result<CommitAnswer, EngineError> {
+        self.became_of(number).await
     }
 
     fn take_seed(&self, seed: std::sync::Arc<dyn mainstay_ports::seed::Seed>) {

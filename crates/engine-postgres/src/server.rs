@@ -7,7 +7,8 @@ use crate::held::Floors;
 use crate::options::{self, OptionsError, PostgresOptions};
 use crate::probe::Watch;
 use crate::sql::{Session, SqlError};
-use mainstay_model::NodeId;
+use mainstay_model::outcome::RunId;
+use mainstay_model::{Lsn, NodeId};
 use mainstay_ports::engine::{EngineError, EngineSettings};
 use mainstay_ports::process::{Fenced, ProcessError, ServerProcess, StartCommand, StopMode};
 use rustix::process::Signal;
@@ -65,6 +66,8 @@ pub struct Postgres {
     pub(crate) seed: crate::seed::Held,
     /// The server process at which a commit was seen waiting for replicas; 0: none.
     proven: AtomicU32,
+    /// The last start in place: that life of the server, and where the log ended that it found.
+    found_log: Mutex<Option<(RunId, Lsn)>>,
 }
 
 /// What the files hold.
@@ -123,6 +126,7 @@ impl Postgres {
             ran_out: crate::clone::RanOut::default(),
             seed: crate::seed::Held::default(),
             proven: AtomicU32::new(0),
+            found_log: Mutex::default(),
         })
     }
 
@@ -176,6 +180,14 @@ impl Postgres {
     /// The server process at which a commit was seen waiting for replicas.
     pub(crate) fn proven(&self) -> Option<u32> {
         Some(self.proven.load(Ordering::SeqCst)).filter(|pid| *pid != 0)
+    }
+
+    pub(crate) fn found_log(&self) -> Option<(RunId, Lsn)> {
+        *self.found_log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_found_log(&self, found: Option<(RunId, Lsn)>) {
+        *self.found_log.lock().unwrap_or_else(PoisonError::into_inner) = found;
     }
 
     pub(crate) fn set_proven(&self, pid: Option<u32>) {

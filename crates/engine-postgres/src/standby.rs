@@ -98,6 +98,7 @@ impl Postgres {
         if session.in_recovery(STATEMENT).await? {
             return Err(failed("the server came up as a standby although it was to be primary"));
         }
+        self.note_found_log(&session).await;
         self.reserve_log(&session).await;
         self.prove_waiting(&session).await?;
         self.recovery_end(&session).await

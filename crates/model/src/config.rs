@@ -343,6 +343,7 @@ fn render_proxy(out: &mut String, spec: &Spec) {
     setting(out, "proxy.pool_size", now.pool_size, default.pool_size);
     setting(out, "proxy.pool_reserve", now.pool_reserve, default.pool_reserve);
     setting(out, "proxy.queue_ms", now.queue_ms, default.queue_ms);
+    setting(out, "proxy.commit_outcome", now.commit_outcome, default.commit_outcome);
     setting(out, "proxy.threads", now.threads, default.threads);
 }
 

@@ -203,6 +203,9 @@ pub const KEYS: &[Key] = &[
     key("proxy", "queue_ms", Kind::Number, "how long a request waits for one of them; mode transaction")
         .within(1, 3_600_000)
         .when(PROXY_READS),
+    key("proxy", "commit_outcome", Kind::Boolean, "is it looked up what became of a commit whose server was lost? mode transaction")
+        .or("false")
+        .when(PROXY_READS),
     key("proxy", "threads", Kind::Number, "threads of a proxy, each with its part of the pools; mode transaction")
         .within(1, 64)
         .when(PROXY),

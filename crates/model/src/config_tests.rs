@@ -109,6 +109,7 @@ fn full() -> Spec {
             pool_size: 3,
             pool_reserve: 1,
             queue_ms: 5,
+            commit_outcome: true,
             threads: 2,
             max_connections: 9,
             metrics_port: Some(9127),

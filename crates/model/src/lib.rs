@@ -27,6 +27,7 @@ pub mod logins;
 pub mod message;
 pub mod observation;
 pub mod order;
+pub mod outcome;
 pub mod position;
 pub mod record;
 pub mod repositories;

@@ -268,6 +268,9 @@ pub struct Proxy {
     pub pool_reserve: u32,
     /// How long a request waits for one of them.
     pub queue_ms: u64,
+    /// Is it looked up what became of a commit whose answer was lost with its server?
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub commit_outcome: bool,
     /// Threads.
     pub threads: u32,
     /// An address that the node with the open primary has besides its own, and at which every node's proxy listens; `None`: there is none.
@@ -312,6 +315,7 @@ impl Default for Proxy {
             pool_size: 20,
             pool_reserve: 0,
             queue_ms: 30_000,
+            commit_outcome: false,
             threads: 1,
             address: None,
             metrics_port: None,

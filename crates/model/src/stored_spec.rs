@@ -11,7 +11,7 @@ pub const RECORD_KEY: &str = "record";
 pub const HISTORY_KEY: &str = "history";
 
 /// Every key that a cluster has in its store, but for those of repositories other than `main`: [`crate::vault::archive_key`].
-pub const STORE_KEYS: [&str; 8] = [
+pub const STORE_KEYS: [&str; 9] = [
     RECORD_KEY,
     SPEC_KEY,
     HISTORY_KEY,
@@ -20,6 +20,7 @@ pub const STORE_KEYS: [&str; 8] = [
     crate::vault::COMMAND_KEY,
     crate::vault::BACKUP_KEY,
     crate::drill::DRILLS_KEY,
+    crate::outcome::RUNS_KEY,
 ];
 /// How many earlier generations' fingerprints are kept, to tell an older file from an edited one.
 pub const ANCESTORS_MAX: usize = 64;

@@ -10,9 +10,11 @@
 use crate::seed::Seed;
 use async_trait::async_trait;
 use mainstay_model::logins::Logins;
+use mainstay_model::outcome::{CommitAnswer, RunId};
 use mainstay_model::record::RecoveryEnd;
 use mainstay_model::{
-    CopyId, LogEnd, Lost, Lsn, Moment, NodeId, Position, ServerObservation, SyncSetting, SystemId, Term, Timeline,
+    CopyId, Lineage, LogEnd, Lost, Lsn, Moment, NodeId, Position, ServerObservation, SyncSetting, SystemId, Term,
+    Timeline,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -66,6 +68,17 @@ pub struct Configured {
     pub refused: Vec<(String, String)>,
 }
 
+/// A life of a primary, as its server and its files tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PrimaryRun {
+    /// Which one.
+    pub id: RunId,
+    /// If it was started in place: where the log ended that it found; `None`: it was not, or that is not known any more.
+    pub from: Option<Lsn>,
+    /// The path of its log.
+    pub past: Lineage,
+}
+
 /// What must be in force in the server's start (checked by the guard).
 pub type Deadline = Option<(Term, Moment)>;
 
@@ -82,6 +95,15 @@ pub trait Engine: Send + Sync {
     /// Who may log in, for proxies that prove clients themselves. Of the running server; replicas know the same.
     async fn logins(&self) -> Result<Logins, EngineError> {
         Err(EngineError::Failed("this engine tells nobody who may log in".to_owned()))
+    }
+    /// The life of the running primary, and from where its log is its own.
+    async fn primary_run(&self) -> Result<PrimaryRun, EngineError> {
+        Err(EngineError::Failed("this engine does not tell its lives apart".to_owned()))
+    }
+    /// What became of a transaction of this log: to be asked only if its number means the same there as to whoever asks. `Committed` says
+    /// too that as many copies hold it as the synchronous setting names.
+    async fn transaction(&self, _number: u64) -> Result<CommitAnswer, EngineError> {
+        Err(EngineError::Failed("this engine tells nothing of transactions".to_owned()))
     }
     /// Where this host's server is reached as its superuser: the directory of its Unix socket, and its port.
     fn local_address(&self) -> Option<(std::path::PathBuf, u16)> {

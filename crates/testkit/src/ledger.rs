@@ -14,7 +14,8 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{AsyncMessage, Client, Config, NoTls, Row};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{AsyncMessage, Client, Config, NoTls, Row, Statement};
 
 /// A client waits this long for an answer before it gives up on the connection.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -175,11 +176,23 @@ impl Ledger {
         Ledger::start_on(&Handle::current(), uri, clients).await
     }
 
+    /// The same, each write in a transaction of its own, begun and committed by statements.
+    ///
+    /// # Errors
+    /// When no server takes writes within a minute.
+    pub async fn start_in_transactions(uri: &str, clients: i32) -> Result<Ledger> {
+        Ledger::start_by(&Handle::current(), uri, clients, true).await
+    }
+
     /// The same with the clients on another runtime, which may be inside a virtual host.
     ///
     /// # Errors
     /// When no server takes writes within a minute.
     pub async fn start_on(runtime: &Handle, uri: &str, clients: i32) -> Result<Ledger> {
+        Ledger::start_by(runtime, uri, clients, false).await
+    }
+
+    async fn start_by(runtime: &Handle, uri: &str, clients: i32, transactions: bool) -> Result<Ledger> {
         let config = config(uri)?;
         let table = "CREATE TABLE IF NOT EXISTS mainstay_ledger (run bigint NOT NULL, client integer NOT NULL, sequence bigint NOT NULL)";
         let made = runtime.spawn(reach(config.clone(), "the ledger's table", table, None));
@@ -187,7 +200,7 @@ impl Ledger {
         let run = unique()?;
         let (begun, shared) = (Instant::now(), Arc::new(Shared::default()));
         let writers = (0..clients)
-            .map(|client| runtime.spawn(write(config.clone(), run, client, begun, shared.clone())))
+            .map(|client| runtime.spawn(write(config.clone(), (run, client, transactions), begun, shared.clone())))
             .collect();
         Ok(Ledger { config, run, begun, shared, writers })
     }
@@ -251,7 +264,28 @@ impl Ledger {
     }
 }
 
-async fn write(config: Config, run: i64, client: i32, begun: Instant, shared: Arc<Shared>) -> Vec<Operation> {
+/// Before its commit was sent, whatever goes wrong means that nothing was committed.
+async fn write_once(
+    session: &Client,
+    insert: &Statement,
+    values: &[&(dyn ToSql + Sync)],
+    transactions: bool,
+) -> Result<(), Told> {
+    if !transactions {
+        return session.execute(insert, values).await.map(drop).map_err(|error| judge(&error));
+    }
+    let before = |_| Told::Failed;
+    session.batch_execute("BEGIN").await.map_err(before)?;
+    session.execute(insert, values).await.map_err(before)?;
+    session.batch_execute("COMMIT").await.map_err(|error| judge(&error))
+}
+
+async fn write(
+    config: Config,
+    (run, client, transactions): (i64, i32, bool),
+    begun: Instant,
+    shared: Arc<Shared>,
+) -> Vec<Operation> {
     let mut operations = Vec::new();
     let mut sequence = 0i64;
     while !shared.stop.load(Ordering::Relaxed) {
@@ -268,12 +302,13 @@ async fn write(config: Config, run: i64, client: i32, begun: Instant, shared: Ar
             sequence += 1;
             let warned = warnings.load(Ordering::SeqCst);
             let invoked = begun.elapsed();
-            let answer = tokio::time::timeout(PATIENCE, session.execute(&insert, &[&run, &client, &sequence])).await;
+            let values: [&(dyn ToSql + Sync); 3] = [&run, &client, &sequence];
+            let answer = tokio::time::timeout(PATIENCE, write_once(&session, &insert, &values, transactions)).await;
             let finished = begun.elapsed();
             let told = match &answer {
                 Ok(Ok(_)) if warnings.load(Ordering::SeqCst) == warned => Told::Acknowledged,
                 Ok(Ok(_)) | Err(_) => Told::Unknown,
-                Ok(Err(error)) => judge(error),
+                Ok(Err(told)) => *told,
             };
             operations.push(Operation { client, sequence, invoked, finished, told });
             if told == Told::Acknowledged {

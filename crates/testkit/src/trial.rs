@@ -18,6 +18,8 @@ pub struct Settings {
     pub after: Duration,
     /// How long healing may take.
     pub patience: Duration,
+    /// Each write is a transaction of its own, begun and committed by statements.
+    pub transactions: bool,
 }
 
 impl Default for Settings {
@@ -27,6 +29,7 @@ impl Default for Settings {
             before: Duration::from_millis(1500),
             after: Duration::from_millis(1000),
             patience: Duration::from_secs(60),
+            transactions: false,
         }
     }
 }
@@ -58,7 +61,11 @@ pub struct Report {
 /// When the fault did not happen (the trial is invalid), or the cluster did not heal.
 pub async fn run(cluster: &Cluster, fault: Fault, settings: Settings) -> Result<Report> {
     let whole = cluster.healed(settings.patience).await.context("before the fault")?;
-    let ledger = Ledger::start(&cluster.uri().await?, settings.clients).await?;
+    let (uri, clients) = (cluster.uri().await?, settings.clients);
+    let ledger = match settings.transactions {
+        true => Ledger::start_in_transactions(&uri, clients).await?,
+        false => Ledger::start(&uri, clients).await?,
+    };
     ledger.progress(50, settings.patience).await.context("before the fault")?;
     tokio::time::sleep(settings.before).await;
     let tried = after_load(cluster, fault, settings, &whole, &ledger).await;

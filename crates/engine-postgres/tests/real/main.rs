@@ -8,6 +8,7 @@ mod cutting;
 mod disk;
 mod existing;
 mod interrupted;
+mod outcomes;
 mod promoting;
 mod rejoining;
 mod running;

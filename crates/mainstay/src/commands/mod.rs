@@ -29,6 +29,7 @@ mod pause;
 mod pki;
 mod plan;
 mod proxy;
+mod proxy_outcomes;
 mod proxy_settings;
 mod recover;
 mod reinit;

@@ -159,6 +159,7 @@ async fn serve(file: Spec, place: Place) -> Outcome {
     let pooled = proxy.handle();
     super::proxy_settings::follow(Running::Pooled(pooled.clone()), wanted, settings);
     super::proxy_settings::tell(&metrics, &stats, Some(pooled.clone())).await;
+    tokio::spawn(super::proxy_outcomes::keep(pooled.clone(), Arc::clone(&nodes.mesh) as Arc<dyn Peers>));
     let holds = pooled.clone();
     let standing = Standing { paused: Arc::new(move || pooled.paused()), ..standing_of(move || holds.holds())? };
     tokio::spawn(Nodes { pooled: Some(proxy.handle()), standing, ..nodes }.follow());

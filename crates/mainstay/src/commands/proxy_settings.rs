@@ -93,6 +93,7 @@ pub(crate) fn limits(options: &mut ProxyOptions, wanted: &Wanted) {
 pub(crate) fn sizes(pooling: &mut PoolOptions, wanted: &Wanted) {
     (pooling.size, pooling.reserve) = (count(wanted.pool_size), count(wanted.pool_reserve));
     pooling.queue = Span(wanted.queue_ms);
+    pooling.commit_outcome = wanted.commit_outcome;
 }
 
 /// No more connections than there are descriptors for: the others are refused in words, not found out under load.

@@ -1,6 +1,7 @@
 //! A client's connection: what is known of it between two events. Idle it owns no buffers.
 
 use super::link::Link;
+use super::outcome::LookedUp;
 use super::scram::Challenge;
 use super::settings::Settings;
 use super::slab::Id;
@@ -23,6 +24,8 @@ pub(crate) enum Stage {
     Entering,
     /// It works.
     Ready,
+    /// Its commit's answer was lost with the server, and is looked up.
+    LookedUp(Box<LookedUp>),
     /// It talks to the proxy itself; since then it waits for the settings to be read anew.
     Admin { may_change: bool, reloads: Option<Moment> },
     /// Nothing more is heard from it; what is left for it is written, then it is closed.

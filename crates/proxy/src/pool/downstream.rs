@@ -38,6 +38,16 @@ impl Worker {
             }
         } {
             let there = bytes.len() - at;
+            if server.due.front() == Some(&Due::Number) && head.tag != b'S' {
+                if there < head.length {
+                    break;
+                }
+                Self::number_answer(server, &bytes[at..at + head.length]);
+                flow.cut(at..at + head.length);
+                at += head.length;
+                own_answers(server, &mut flow, at);
+                continue;
+            }
             // Bodies pass; those that say something must be whole.
             let rows = matches!(head.tag, b'D' | b'd');
             if !rows && there < head.length && head.length <= SEEN_MAX {
@@ -147,6 +157,11 @@ impl Worker {
             b"ROLLBACK" => client.erred = true,
             _ => {}
         }
+        if let Some(error) = self.number_error(server, tag) {
+            pop(server, b'C', server.due.front().copied());
+            flow.cut(at..at + seen).extend_from_slice(&error);
+            return true;
+        }
         if !server.unreplicated {
             return false;
         }
@@ -235,6 +250,7 @@ impl Worker {
             pool.numbers.times.add(self.now_us.saturating_sub(server.began_us));
         }
         server.began_us = self.now_us;
+        (server.number, server.number_failed) = (None, None);
         if !client.pending.is_empty() {
             self.settle(server, client);
         }

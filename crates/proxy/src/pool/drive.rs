@@ -15,7 +15,8 @@ impl Worker {
     /// Can this client's bytes go anywhere now?
     fn is_stopped(&mut self, client: &Client) -> bool {
         let reloads = matches!(client.stage, ClientStage::Admin { reloads: Some(_), .. });
-        if client.waiting_since.is_some() || client.is_slow() || reloads {
+        let looked_up = matches!(client.stage, ClientStage::LookedUp(_));
+        if client.waiting_since.is_some() || client.is_slow() || reloads || looked_up {
             return true;
         }
         match client.server.and_then(|id| self.servers.get(id)) {
@@ -128,7 +129,7 @@ impl Worker {
         match client.stage {
             ClientStage::Ready => self.upstream(client, bytes),
             ClientStage::Admin { .. } => self.console(client, bytes),
-            ClientStage::Entering | ClientStage::Closing => Ok(0),
+            ClientStage::Entering | ClientStage::Closing | ClientStage::LookedUp(_) => Ok(0),
             ClientStage::Start | ClientStage::Proving(_) => self.entering(client, bytes),
         }
     }

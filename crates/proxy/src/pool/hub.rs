@@ -9,6 +9,7 @@ use crate::hold::Kind;
 use crate::options::{Live, ProxyOptions};
 use crate::registry::{Cut, Place, verdict};
 use crate::table::{Held, RouteTable, Target, View};
+use mainstay_model::outcome::{CommitAnswer, CommitQuestion};
 use mainstay_model::{Moment, Span, SystemId};
 use mainstay_ports::route_board::Holds;
 use std::collections::BTreeMap;
@@ -74,9 +75,22 @@ fn same(a: &Target, b: &Target) -> bool {
     (&a.node, a.address) == (&b.node, b.address)
 }
 
+/// A commit that is to be looked up, for a client that waits.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    pub(crate) thread: usize,
+    pub(crate) client: Id,
+    /// What is to be asked.
+    pub question: CommitQuestion,
+    /// Until then the client waits.
+    pub until: Moment,
+}
+
 /// A word to a thread.
 #[derive(Clone, Debug)]
 pub(crate) enum Mail {
+    /// What became of this client's commit.
+    Outcome { client: Id, answer: CommitAnswer },
     /// A client with this number and secret wants its query cancelled.
     Cancel { process: u32, secret: u32 },
     /// The settings that this client at the console asked for are read anew, or why not.
@@ -123,6 +137,10 @@ pub(crate) struct Hub {
     /// The console asks for the settings to be read anew.
     pub(crate) reload: Notify,
     reloaders: Mutex<Reloaders>,
+    /// Commits that are to be looked up, and nobody has begun to.
+    outcomes: Mutex<Vec<Asked>>,
+    /// There are some.
+    pub(crate) look_up: Notify,
     boxes: Vec<Mailbox>,
     /// The version that holds new work for a planned change; 0: it is not held.
     drains_since: AtomicU64,
@@ -151,6 +169,8 @@ impl Hub {
             pooling: Live::new(pooling),
             reload: Notify::new(),
             reloaders: Mutex::default(),
+            outcomes: Mutex::default(),
+            look_up: Notify::new(),
             boxes: wakes.into_iter().map(Mailbox::new).collect(),
             drains_since: AtomicU64::new(0),
             told: Mutex::new(vec![Vec::new(); count]),
@@ -258,6 +278,22 @@ impl Hub {
         }
     }
 
+    /// A commit is to be looked up. False: there are too many.
+    pub(crate) fn ask_outcome(&self, asked: Asked) -> bool {
+        let mut outcomes = lock(&self.outcomes);
+        let room = outcomes.len() < MAIL_MAX;
+        if room {
+            outcomes.push(asked);
+            self.look_up.notify_one();
+        }
+        room
+    }
+
+    /// Those that nobody has begun to look up.
+    pub(crate) fn outcomes(&self) -> Vec<Asked> {
+        std::mem::take(&mut *lock(&self.outcomes))
+    }
+
     pub(crate) fn mail(&self, thread: usize) -> Vec<Mail> {
         self.boxes.get(thread).map(|held| std::mem::take(&mut *lock(&held.mail))).unwrap_or_default()
     }
@@ -317,7 +353,7 @@ mod tests {
             hub.reloaded(&Ok(()));
             let of = |mail: Mail| match mail {
                 Mail::Reloaded { client, .. } => Some(client),
-                Mail::Cancel { .. } => None,
+                _ => None,
             };
             hub.mail(0).into_iter().filter_map(of).collect()
         };

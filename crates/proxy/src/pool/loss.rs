@@ -3,7 +3,7 @@
 //! Nothing sent yet: the client waits for another server and notices nothing. A transaction open and nothing under way: it is gone, and
 //! the client hears so (40001) with its next request. Under way without a commit: 40001 at once. Under way with a commit, or without a
 //! transaction: nobody knows (08007).
-//! Absent: finding out what became of a commit.
+//! With `commit_outcome` it is found out for a commit alone ([`super::outcome`]).
 
 use super::client::{Client, Failed, Stage as ClientStage};
 use super::server::{Due, Server, Stage, Unsynced};
@@ -50,6 +50,7 @@ impl Worker {
         let unsynced = server.unsynced == Unsynced::Work && client.may_commit;
         let under_way = !server.due.is_empty() || server.copying || server.discarding || unsynced;
         let in_transaction = server.status != b'I';
+        let changes = !client.pending.is_empty();
         client.pending.clear();
         if let Some(pin) = client.pin {
             let what = format!("The session was tied to it: {}.", pin.why());
@@ -66,6 +67,9 @@ impl Worker {
         let simple = server.due.iter().all(|due| *due == Due::Query) && server.due.len() == 1 && !server.copying;
         let whole = server.skip == 0 && server.inbox.is_empty();
         let code = if client.may_commit { "08007" } else { "40001" };
+        if code == "08007" && !changes && self.look_up(server, client, why) {
+            return;
+        }
         if !simple || !whole || !client.inbox.is_empty() {
             return self.end_by_loss(client, code, "", why);
         }
@@ -80,7 +84,14 @@ impl Worker {
         client.link.ending |= client.write(&out).is_err();
     }
 
-    fn loss(&mut self, pool: usize, code: &'static str, why: &str, severity: &'static str, what: &str) -> Reply {
+    pub(crate) fn loss(
+        &mut self,
+        pool: usize,
+        code: &'static str,
+        why: &str,
+        severity: &'static str,
+        what: &str,
+    ) -> Reply {
         if code == "08007"
             && let Some(pool) = self.pools.get_mut(pool)
         {
@@ -103,7 +114,7 @@ impl Worker {
         Reply::error(severity, code, message, &detail, hint)
     }
 
-    fn end_by_loss(&mut self, client: &mut Client, code: &'static str, what: &str, why: &str) {
+    pub(crate) fn end_by_loss(&mut self, client: &mut Client, code: &'static str, what: &str, why: &str) {
         let index = client.pool.unwrap_or(usize::MAX);
         let error = self.loss(index, code, why, "FATAL", what);
         self.refuse(client, &error);

@@ -19,6 +19,7 @@ pub(crate) mod hub;
 mod link;
 mod loss;
 mod options;
+mod outcome;
 mod pools;
 mod queue;
 mod read_after;
@@ -33,7 +34,7 @@ mod stats;
 mod upstream;
 mod worker;
 
-pub use hub::{Login, Logins};
+pub use hub::{Asked, Login, Logins};
 pub use options::{PoolOptions, Shown, TlsShown, TlsTo};
 pub use run::{Pooled, PooledProxy};
 pub use stats::{NodeNumbers, PoolNumbers};

@@ -34,6 +34,8 @@ pub struct PoolOptions {
     pub reserve_after: Span,
     /// How long a request waits for a server connection while there is a primary.
     pub queue: Span,
+    /// What became of a commit whose answer was lost with its server is looked up.
+    pub commit_outcome: bool,
     /// A server connection that nobody needed for this long is closed.
     pub idle: Span,
     /// A server connection older than this is closed when it is free.
@@ -63,6 +65,7 @@ impl Default for PoolOptions {
             pools: 2000,
             reserve_after: Span::seconds(5),
             queue: Span::seconds(30),
+            commit_outcome: false,
             idle: Span::seconds(600),
             life: Span::seconds(3600),
             tls: None,

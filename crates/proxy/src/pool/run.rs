@@ -1,7 +1,7 @@
 //! The pooling proxy as a whole: binds its addresses, starts its threads, and tells them what changed.
 //! Absent: where reports and logins come from.
 
-use super::hub::{Hub, Logins};
+use super::hub::{Asked, Hub, Logins, Mail};
 use super::options::PoolOptions;
 use super::stats::{DESCRIBED, PoolNumbers};
 use super::worker::{Parts, Worker};
@@ -12,6 +12,7 @@ use crate::options::ProxyOptions;
 use crate::proxy::ProxyError;
 use crate::stats::Stats;
 use crate::table::View;
+use mainstay_model::outcome::CommitAnswer;
 use mainstay_model::{Moment, NodeId};
 use mainstay_ports::route_board::Holds;
 use rustix::event::{EventfdFlags, eventfd};
@@ -54,6 +55,22 @@ impl Pooled {
     /// Tells whoever had asked for that at the console by then: they are, or why not.
     pub fn reloaded(&self, outcome: &Result<(), String>) {
         self.0.reloaded(outcome);
+    }
+
+    /// Commits that are to be looked up, as soon as there are some. Each gets an answer by [`Self::found`].
+    pub async fn commits_in_doubt(&self) -> Vec<Asked> {
+        loop {
+            let asked = self.0.outcomes();
+            if !asked.is_empty() {
+                return asked;
+            }
+            self.0.look_up.notified().await;
+        }
+    }
+
+    /// What became of one.
+    pub fn found(&self, asked: &Asked, answer: CommitAnswer) {
+        self.0.post(asked.thread, Mail::Outcome { client: asked.client, answer });
     }
 
     /// Somebody at the console holds all work back.

@@ -7,6 +7,7 @@ use super::settings::Settings;
 use super::slab::Id;
 use super::statements::OnServer;
 use crate::registry::Place;
+use mainstay_model::outcome::RunId;
 use mainstay_model::{Lsn, Moment};
 use std::collections::VecDeque;
 use std::io;
@@ -39,6 +40,7 @@ pub(crate) struct Shown {
     pub(crate) system: Option<u64>,
     pub(crate) in_recovery: Option<bool>,
     pub(crate) timeline: Option<u32>,
+    pub(crate) started: Option<i64>,
     pub(crate) plain_strings: bool,
 }
 
@@ -58,6 +60,8 @@ pub(crate) enum Unsynced {
 pub(crate) enum Due {
     /// To a simple query: up to `ReadyForQuery`.
     Query,
+    /// To the proxy's own question in front of a commit: swallowed up to `ReadyForQuery`.
+    Number,
     /// To a function call: up to `ReadyForQuery`.
     Call,
     /// `ReadyForQuery`.
@@ -130,6 +134,12 @@ pub(crate) struct Server {
     pub(crate) muted: bool,
     /// A commit was not replicated: its end must not look like success.
     pub(crate) unreplicated: bool,
+    /// As a primary: which life of it.
+    pub(crate) run: Option<RunId>,
+    /// What its client's commit is known by.
+    pub(crate) number: Option<(u64, Lsn)>,
+    /// The question for that failed, and the transaction with it.
+    pub(crate) number_failed: Option<Vec<u8>>,
     /// What it said before it closed.
     pub(crate) last_words: Option<String>,
     pub(crate) born: Moment,
@@ -167,6 +177,9 @@ impl Server {
             discarding: false,
             muted: false,
             unreplicated: false,
+            run: None,
+            number: None,
+            number_failed: None,
             last_words: None,
             born: now,
             since: now,

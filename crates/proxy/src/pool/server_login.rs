@@ -5,6 +5,8 @@ use super::scram::{Proof, nonce};
 use super::server::{Server, Shown, Stage};
 use super::worker::Worker;
 use crate::registry::Place;
+use mainstay_model::Timeline;
+use mainstay_model::outcome::{RunId, Started};
 use mainstay_wire::reply::{self, Reply};
 use mainstay_wire::{WireError, header, message};
 use rustls::pki_types::ServerName;
@@ -12,7 +14,8 @@ use rustls::pki_types::ServerName;
 /// Names written out, so that nothing in a search path can answer instead.
 const CHECK: &str = "SELECT s.system_identifier, pg_catalog.pg_is_in_recovery(), \
     CASE WHEN pg_catalog.pg_is_in_recovery() THEN NULL \
-    ELSE pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) END \
+    ELSE pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) END, \
+    (EXTRACT(epoch FROM pg_catalog.pg_postmaster_start_time()) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8 \
     FROM pg_catalog.pg_control_system() AS s";
 
 impl Worker {
@@ -78,7 +81,7 @@ impl Worker {
                 }
                 b'E' => return self.turned_away(server, whole),
                 b'D' => {
-                    let [system, recovery, timeline] = message::row::<3>(whole);
+                    let [system, recovery, timeline, started] = message::row::<4>(whole);
                     let text = |value: Option<&[u8]>| {
                         value.and_then(|value| std::str::from_utf8(value).ok()).map(str::to_owned)
                     };
@@ -86,6 +89,7 @@ impl Worker {
                         shown.system = text(system).and_then(|value| value.parse().ok());
                         shown.in_recovery = text(recovery).map(|value| value == "t");
                         shown.timeline = text(timeline).and_then(|value| u32::from_str_radix(&value, 16).ok());
+                        shown.started = text(started).and_then(|value| value.parse().ok());
                     }
                 }
                 b'Z' if self.next_step(server)? => break,
@@ -142,6 +146,8 @@ impl Worker {
             pool.opening = pool.opening.saturating_sub(1);
             pool.failures = 0;
         }
+        let life = |(timeline, started)| RunId { timeline: Timeline(timeline), started: Started(started) };
+        server.run = shown.timeline.zip(shown.started).map(life);
         server.stage = Stage::Free;
         server.since = self.now;
         if self.rules.verdict(&server.place, self.now).is_some() {

@@ -10,7 +10,7 @@ const BUCKETS: usize = 30 * STEPS;
 /// Codes that are told apart.
 const CODES_MAX: usize = 64;
 /// What each name means, for those who read the numbers.
-pub(crate) const DESCRIBED: [(&str, &str, &str); 23] = [
+pub(crate) const DESCRIBED: [(&str, &str, &str); 24] = [
     ("clients", "gauge", "Clients."),
     ("waiting", "gauge", "Clients that wait for a server."),
     ("held", "gauge", "Of those, the ones that wait since the route is not open, or the pool is paused."),
@@ -26,6 +26,7 @@ pub(crate) const DESCRIBED: [(&str, &str, &str); 23] = [
     ("wait_timeouts_total", "counter", "Requests given up since nothing came free."),
     ("lost_total", "counter", "Clients whose work was lost with its server."),
     ("unknown_commits_total", "counter", "Errors that said that the outcome of a commit is not known."),
+    ("commits_found_total", "counter", "Commits whose answer was lost with their server, and that were looked up."),
     ("unreplicated_commits_total", "counter", "Commits whose wait for replicas was cancelled."),
     ("parses_saved_total", "counter", "Parse messages that a server did not have to see again."),
     ("longest_wait_us", "gauge", "The longest wait for a server so far, in microseconds."),
@@ -141,6 +142,8 @@ pub struct PoolNumbers {
     pub lost: u64,
     /// Errors that said that the outcome of a commit is not known.
     pub unknown_commits: u64,
+    /// Commits whose answer was lost with their server, and of which it was found out what became of them.
+    pub commits_found: u64,
     /// Commits whose wait for replicas was cancelled.
     pub unreplicated_commits: u64,
     /// `Parse` messages that a server did not have to see again.
@@ -177,6 +180,7 @@ impl PoolNumbers {
         self.timeouts += more.timeouts;
         self.lost += more.lost;
         self.unknown_commits += more.unknown_commits;
+        self.commits_found += more.commits_found;
         self.unreplicated_commits += more.unreplicated_commits;
         self.parses_saved += more.parses_saved;
         self.held += more.held;
@@ -227,6 +231,7 @@ impl PoolNumbers {
             ("wait_timeouts_total", self.timeouts),
             ("lost_total", self.lost),
             ("unknown_commits_total", self.unknown_commits),
+            ("commits_found_total", self.commits_found),
             ("unreplicated_commits_total", self.unreplicated_commits),
             ("parses_saved_total", self.parses_saved),
             ("longest_wait_us", self.wait_times.longest_us),

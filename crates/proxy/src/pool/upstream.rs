@@ -243,6 +243,7 @@ impl Worker {
             return Ok(Step::To(at.end));
         }
         note(client, server, &traits);
+        self.ask_number(client, server, flow, at.start, &traits);
         self.begin(client, server, Due::Query);
         Ok(Step::To(at.end))
     }
@@ -257,6 +258,9 @@ impl Worker {
         let whole = &flow.bytes[at.clone()];
         let found = message::parse(whole)?;
         let (rest, query) = (&whole[found.rest], &whole[found.query]);
+        if self.pooling.commit_outcome {
+            self.ask_number(client, server, flow, at.start, &traits(query));
+        }
         if found.name.is_empty() {
             if client.unnamed.as_ref().is_none_or(|known| *known.rest != *rest) {
                 client.unnamed = Some(Statement::unnamed(rest, query));
@@ -306,6 +310,7 @@ impl Worker {
         };
         let statement = self.statement_of(client, &head[name.clone()]);
         if let Some(statement) = statement {
+            self.ask_number(client, server, flow, at, &statement.traits);
             let own = statement.id != 0 && !server.statements.has(statement.id);
             let unnamed = statement.id == 0 && !client.unnamed_here;
             if own || unnamed {

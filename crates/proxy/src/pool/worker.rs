@@ -372,6 +372,7 @@ impl Worker {
     fn read_mail(&mut self) {
         for mail in self.hub.mail(self.thread) {
             match mail {
+                Mail::Outcome { client, answer } => self.outcome(client, &answer),
                 Mail::Cancel { process, secret } => self.cancel(process, secret),
                 Mail::Reloaded { client, asked, outcome } => {
                     self.reloaded(client, asked, outcome.as_ref().copied().map_err(|why| &**why));
@@ -423,6 +424,7 @@ impl Worker {
         self.tick_servers();
         self.tick_cancels();
         self.tick_clients();
+        self.tick_outcomes();
         self.tell();
     }
 

@@ -11,12 +11,14 @@ mod whole;
 use crate::requests::{Session, query};
 use crate::support::{Bench, LOCAL, Postgres, SOON, until, value};
 use exchange::{Belief, EXCHANGES, Exchange};
+use mainstay_model::outcome::CommitAnswer;
 use mainstay_model::route::RouteMember;
 use mainstay_proxy::ProxyOptions;
-use mainstay_proxy::pool::PoolOptions;
+use mainstay_proxy::pool::{PoolOptions, Pooled};
 use relay::{Fault, Kind, Relay, Way};
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio_postgres::Client;
@@ -64,12 +66,23 @@ impl std::fmt::Debug for Case {
 struct Plan {
     left: Mutex<Vec<Case>>,
     believed: Mutex<HashMap<u32, (Case, Belief)>>,
+    /// Commits that were looked up.
+    found: AtomicU64,
 }
 
 /// The proxy in between.
 enum Front {
     Pool(Box<Bench>, Client),
     Whole(Whole),
+}
+
+/// How clients get to the server.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum How {
+    Whole,
+    Pool,
+    /// A pool that looks up what became of a commit.
+    LookingUp,
 }
 
 /// A proxy with a relay on either side.
@@ -82,14 +95,16 @@ struct Lane {
 }
 
 impl Lane {
-    async fn start(postgres: &Postgres, pooled: bool) -> Self {
+    async fn start(postgres: &Arc<Postgres>, how: How) -> Self {
         let far = Relay::to(postgres.address).await;
         let server = RouteMember { address: far.address, ..postgres.member() };
         let options =
             ProxyOptions { hold: SOON, max_connections: INSIDE, ..ProxyOptions::new(vec![LOCAL], vec![LOCAL]) };
-        let front = if pooled {
-            let pooling = PoolOptions { size: 1, reserve: 0, ..PoolOptions::default() };
+        let front = if how != How::Whole {
+            let commit_outcome = how == How::LookingUp;
+            let pooling = PoolOptions { size: 1, reserve: 0, commit_outcome, ..PoolOptions::default() };
             let bench = Bench::with(postgres, pooling, options).await;
+            tokio::spawn(answer_from_the_log(bench.pooled.clone(), Arc::clone(postgres)));
             bench.open_at(server.clone(), 1, vec![]).await;
             let looks = bench.app().await;
             Front::Pool(Box::new(bench), looks)
@@ -139,7 +154,7 @@ impl Lane {
             let belief = within.await.unwrap_or_else(|_| panic!("{case:?}: it hangs"));
             plan.believed.lock().unwrap().insert(case.id, (case, belief));
         }
-        self.end().await;
+        plan.found.fetch_add(self.end().await, Ordering::Relaxed);
     }
 
     async fn try_one(&mut self, case: Case) -> Belief {
@@ -195,8 +210,8 @@ impl Lane {
         self.relay(site).release();
     }
 
-    /// Nobody has left a place behind.
-    async fn end(mut self) {
+    /// Nobody has left a place behind. How many commits were looked up.
+    async fn end(mut self) -> u64 {
         self.session = None;
         match self.front {
             Front::Pool(bench, looks) => {
@@ -208,10 +223,13 @@ impl Lane {
                 .await;
                 drop(looks);
                 until("nobody is left", async || bench.now().write_open == 0 && bench.now().held == 0).await;
+                let found = bench.pool().commits_found;
                 bench.end().await;
+                found
             }
             Front::Whole(whole) => {
                 until("nobody is left", async || whole.now().write_open == 0 && whole.now().held == 0).await;
+                0
             }
         }
     }
@@ -257,20 +275,20 @@ fn tried(turn: usize, kind: Kind) -> bool {
     }
 }
 
-async fn every_byte(pooled: bool) {
-    let postgres = Postgres::start("db1").await;
+async fn every_byte(how: How) {
+    let postgres = Arc::new(Postgres::start("db1").await);
     quick_login(&postgres).await;
-    let mut first = Lane::start(&postgres, pooled).await;
+    let mut first = Lane::start(&postgres, how).await;
     let mut owner = Session::open(first.front.address()).await;
     owner.send(&[query("create table l (id int, row int)")]).await;
     assert_eq!(owner.up_to('Z').await, "C ZI");
     drop(owner);
     let cases = cases(&mut first).await;
     let count = cases.len();
-    let plan = Arc::new(Plan { left: Mutex::new(cases), believed: Mutex::default() });
+    let plan = Arc::new(Plan { left: Mutex::new(cases), believed: Mutex::default(), found: AtomicU64::new(0) });
     let mut lanes = vec![first];
     for _ in 1..LANES {
-        lanes.push(Lane::start(&postgres, pooled).await);
+        lanes.push(Lane::start(&postgres, how).await);
     }
     futures_util::future::join_all(lanes.into_iter().map(|lane| lane.work(Arc::clone(&plan)))).await;
     until("every server connection has ended", async || {
@@ -280,7 +298,31 @@ async fn every_byte(pooled: bool) {
     .await;
     let believed = plan.believed.lock().unwrap().clone();
     assert_eq!(believed.len(), count);
+    // Lost behind the number's answer and before the commit's, which is some twenty bytes of two exchanges.
+    let found = plan.found.load(Ordering::Relaxed);
+    println!("{found} commits were looked up");
+    assert_eq!(found > 40, how == How::LookingUp, "{found}");
     check(&postgres, &believed).await;
+}
+
+/// The server lives on: what its log says of a transaction is what became of it, once its session is gone.
+async fn answer_from_the_log(pooled: Pooled, postgres: Arc<Postgres>) {
+    loop {
+        for asked in pooled.commits_in_doubt().await {
+            let (pooled, postgres) = (pooled.clone(), Arc::clone(&postgres));
+            tokio::spawn(async move {
+                let sql = format!("select pg_xact_status('{}')", asked.question.number);
+                let answer = loop {
+                    match &*postgres.sql(&sql).await[0][0] {
+                        "committed" => break CommitAnswer::Committed,
+                        "aborted" => break CommitAnswer::Aborted,
+                        _ => tokio::time::sleep(STALL).await,
+                    }
+                };
+                pooled.found(&asked, answer);
+            });
+        }
+    }
 }
 
 /// Holds what clients believe against what is there.
@@ -333,10 +375,15 @@ async fn quick_login(postgres: &Postgres) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pool_is_honest_whatever_byte_is_the_last() {
-    every_byte(true).await;
+    every_byte(How::Pool).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pool_that_looks_commits_up_is_honest_whatever_byte_is_the_last() {
+    every_byte(How::LookingUp).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whole_connections_are_honest_whatever_byte_is_the_last() {
-    every_byte(false).await;
+    every_byte(How::Whole).await;
 }

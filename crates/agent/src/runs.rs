@@ -1,0 +1,144 @@
+//! The lives of the cluster's primaries as the store keeps them, and by them: what became of a commit whose answer was lost with its server
+//! (docs/adr/0054). Absent: the rule, which is `mainstay_model::outcome`'s.
+
+use crate::routes::Routes;
+use mainstay_model::outcome::{CommitAnswer, CommitQuestion, RUNS_KEY, Runs, Shared};
+use mainstay_ports::clock::boot_now;
+use mainstay_ports::engine::{Engine, PrimaryRun};
+use mainstay_ports::store::{CasOutcome, Store, Versioned};
+use std::sync::Arc;
+use std::time::Duration;
+use tracing::debug;
+
+/// A write or a read of the store takes no longer.
+const STORE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Another agent may write at the same time: so often it is tried.
+const TRIES: usize = 4;
+/// How often it is looked whether this node's server serves as primary, and is noted.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// The store's list.
+#[derive(Clone)]
+pub struct RunNotes {
+    store: Arc<dyn Store>,
+}
+
+impl RunNotes {
+    /// The list in this store.
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>) -> Self {
+        Self { store }
+    }
+
+    /// Before a primary is started again in place: notes that it is. No start without it: a run that nobody knows of could not be told from
+    /// the one before it.
+    ///
+    /// # Errors
+    /// When the store does not confirm it.
+    pub async fn begin(&self) -> Result<(), String> {
+        for _ in 0..TRIES {
+            let (held, mut runs) = self.read().await?;
+            runs.begin();
+            if self.write(held, &runs).await? {
+                return Ok(());
+            }
+        }
+        Err(format!("the store's key {RUNS_KEY} is written by others all the time"))
+    }
+
+    async fn read(&self) -> Result<(Option<Versioned>, Runs), String> {
+        let held = self.store.read(RUNS_KEY, STORE_TIMEOUT).await.map_err(|error| error.to_string())?;
+        let runs = match &held {
+            None => Runs::default(),
+            // A list that a newer version wrote otherwise is begun anew: what it said is not known, and nothing is concluded from it.
+            Some(held) => serde_json::from_slice(&held.value).unwrap_or_default(),
+        };
+        Ok((held, runs))
+    }
+
+    /// False: somebody else has written.
+    async fn write(&self, held: Option<Versioned>, runs: &Runs) -> Result<bool, String> {
+        let value = serde_json::to_vec(runs).map_err(|error| error.to_string())?;
+        match self.store.compare_and_set(RUNS_KEY, held.map(|held| held.revision), value, STORE_TIMEOUT).await {
+            CasOutcome::Done(_) => Ok(true),
+            CasOutcome::Conflict(_) => Ok(false),
+            CasOutcome::Unknown => Err("the store did not confirm that a start is noted".to_owned()),
+            CasOutcome::Unavailable(why) => Err(format!("the store does not take notes: {why}")),
+        }
+    }
+}
+
+/// Answers for the server of this node while it is the open primary.
+#[derive(Clone)]
+pub struct Outcomes {
+    engine: Arc<dyn Engine>,
+    routes: Routes,
+    notes: RunNotes,
+}
+
+impl Outcomes {
+    /// Of this node.
+    #[must_use]
+    pub fn new(engine: &Arc<dyn Engine>, routes: &Routes, notes: &RunNotes) -> Self {
+        Self { engine: Arc::clone(engine), routes: routes.clone(), notes: notes.clone() }
+    }
+
+    /// What became of a commit.
+    ///
+    /// # Errors
+    /// When this node's server is no open primary, or it or the store does not answer: nothing is known then.
+    pub async fn of(&self, question: CommitQuestion) -> Result<CommitAnswer, String> {
+        self.serving()?;
+        // In this order: the list is read when this run is the primary already, so that it tells of every run between.
+        let run = self.engine.primary_run().await.map_err(|error| error.to_string())?;
+        let (_, runs) = self.notes.read().await?;
+        let answer = match runs.shared(question.run, question.at, run.id, &run.past) {
+            Shared::NotYet => CommitAnswer::Later("its server was started again, which is not noted yet".to_owned()),
+            Shared::Unknown(why) => CommitAnswer::Unknown(why.to_owned()),
+            Shared::No => CommitAnswer::Aborted,
+            Shared::Yes => self.engine.transaction(question.number).await.map_err(|error| error.to_string())?,
+        };
+        // It was this run that answered, and it is the primary still.
+        let after = self.engine.primary_run().await.map_err(|error| error.to_string())?;
+        self.serving()?;
+        if after.id == run.id { Ok(answer) } else { Err("the server was started again meanwhile".to_owned()) }
+    }
+
+    fn serving(&self) -> Result<(), String> {
+        let serves = self.routes.serving(boot_now()).is_some();
+        serves.then_some(()).ok_or_else(|| "this node's server is no primary that clients are led to".to_owned())
+    }
+
+    /// Notes the run that serves, once.
+    async fn note(&self) -> Result<PrimaryRun, String> {
+        for _ in 0..TRIES {
+            // The list first: a start in place that is noted after this makes the write fail, and one before it had ended its server before.
+            let (held, mut runs) = self.notes.read().await?;
+            let run = self.engine.primary_run().await.map_err(|error| error.to_string())?;
+            self.serving()?;
+            if !runs.open(run.id, run.from) || self.notes.write(held, &runs).await? {
+                return Ok(run);
+            }
+        }
+        Err("others write all the time".to_owned())
+    }
+}
+
+/// Notes each run of this node's server once it serves as primary, for ever.
+pub async fn keep(outcomes: Outcomes) {
+    let mut noted = None;
+    loop {
+        tokio::time::sleep(PAUSE).await;
+        let opening = outcomes.routes.opening(boot_now());
+        if opening.is_none() || opening == noted {
+            continue;
+        }
+        match outcomes.note().await {
+            Ok(run) => {
+                debug!(timeline = run.id.timeline.0, "this run of the primary is noted");
+                noted = opening;
+            }
+            Err(why) => debug!(why, "this run of the primary is not noted yet"),
+        }
+    }
+}
