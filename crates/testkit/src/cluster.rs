@@ -70,9 +70,17 @@ impl Cluster {
     /// # Errors
     /// When `up` fails.
     pub async fn pooled() -> Result<Cluster> {
+        Cluster::pooled_with(&[]).await
+    }
+
+    /// The same with these settings besides.
+    ///
+    /// # Errors
+    /// When `up` fails.
+    pub async fn pooled_with(settings: &[&str]) -> Result<Cluster> {
         let cluster = Cluster::temporary().await?;
         // A proxy takes its mode when it starts, from the newest generation that its node has kept; an edited file does not count beside that.
-        cluster.run(&["set", "proxy.mode=transaction", "--yes"]).await?;
+        cluster.run(&[&["set", "proxy.mode=transaction", "--yes"], settings].concat()).await?;
         cluster.run(&["down", "--yes"]).await?;
         cluster.up_again().await?;
         Ok(cluster)
