@@ -173,6 +173,10 @@ impl Hands {
 
     /// Orders after which a server is primary: the guard must hold a deadline that lies ahead.
     async fn as_primary(&self, term: Term, order: Order) -> Outcome {
+        // Before the deadline is taken: what is left of it is the start's.
+        if let Err(why) = self.note_start(&order).await {
+            return Outcome::Failed(OrderFailure::NotYet(why));
+        }
         // A promotion changes a running server, whose guard must have the deadline already; the others start one with it.
         let wait = matches!(order, Order::Promote { .. }).then_some(DEADLINE_WAIT);
         let Some(deadline) = self.deadlines.ahead(term, wait).await else {
@@ -185,9 +189,6 @@ impl Hands {
                 self.engine.promote(&setting, timeline, fork).await.map_or_else(failed, Outcome::Promoted)
             }
             Order::RestartInPlace => {
-                if let Err(why) = self.runs.begin().await {
-                    return Outcome::Failed(OrderFailure::NotYet(why));
-                }
                 self.engine.restart_in_place(deadline).await.map_or_else(failed, Outcome::Restarted)
             }
             Order::Bootstrap { copy, setting } => match self.engine.bootstrap(copy, &setting, deadline).await {
@@ -196,6 +197,10 @@ impl Hands {
             },
             other => Outcome::Failed(OrderFailure::Error(format!("{other:?} is no order for a primary"))),
         }
+    }
+
+    async fn note_start(&self, order: &Order) -> Result<(), String> {
+        if matches!(order, Order::RestartInPlace) { self.runs.begin().await } else { Ok(()) }
     }
 
     async fn kill(&self) -> Outcome {

@@ -8,6 +8,7 @@ use mainstay_ports::engine::{Engine, PrimaryRun};
 use mainstay_ports::store::{CasOutcome, Store, Versioned};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tracing::debug;
 
 /// A write or a read of the store takes no longer.
@@ -16,6 +17,9 @@ const STORE_TIMEOUT: Duration = Duration::from_secs(1);
 const TRIES: usize = 4;
 /// How often it is looked whether this node's server serves as primary, and is noted.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// So many questions are answered at once.
+const AT_ONCE: usize = 4;
 
 /// The store's list.
 #[derive(Clone)]
@@ -74,13 +78,20 @@ pub struct Outcomes {
     engine: Arc<dyn Engine>,
     routes: Routes,
     notes: RunNotes,
+    /// Proxies may have many questions at once, and a primary that has just come up has other things to do.
+    turns: Arc<Semaphore>,
 }
 
 impl Outcomes {
     /// Of this node.
     #[must_use]
     pub fn new(engine: &Arc<dyn Engine>, routes: &Routes, notes: &RunNotes) -> Self {
-        Self { engine: Arc::clone(engine), routes: routes.clone(), notes: notes.clone() }
+        Self {
+            engine: Arc::clone(engine),
+            routes: routes.clone(),
+            notes: notes.clone(),
+            turns: Arc::new(Semaphore::new(AT_ONCE)),
+        }
     }
 
     /// What became of a commit.
@@ -88,6 +99,7 @@ impl Outcomes {
     /// # Errors
     /// When this node's server is no open primary, or it or the store does not answer: nothing is known then.
     pub async fn of(&self, question: CommitQuestion) -> Result<CommitAnswer, String> {
+        let _turn = self.turns.acquire().await.map_err(|error| error.to_string())?;
         self.serving()?;
         // In this order: the list is read when this run is the primary already, so that it tells of every run between.
         let run = self.engine.primary_run().await.map_err(|error| error.to_string())?;

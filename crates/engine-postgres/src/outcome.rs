@@ -8,6 +8,13 @@ use crate::wal::Wal;
 use mainstay_model::outcome::{CommitAnswer, RunId, Started};
 use mainstay_model::{Lsn, Timeline};
 use mainstay_ports::engine::{EngineError, PrimaryRun};
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// So long it is waited for replicas that are on their way to hold a commit, in one question.
+const HELD_WITHIN: Duration = Duration::from_millis(400);
+/// How often they are looked at.
+const HELD_PAUSE: Duration = Duration::from_millis(10);
 
 /// On a primary; a standby writes no timeline of its own.
 const RUN: &str = "select (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint, \
@@ -70,15 +77,19 @@ impl Postgres {
         let names: Vec<String> =
             live.setting.copies.iter().map(|(node, copy)| format!("'{}'", copy_name(node, *copy))).collect();
         let names = if names.is_empty() { "null".to_owned() } else { names.join(",") };
-        // The end of the log first: what comes after it is not asked for.
+        // The end of the log now: what comes after it is not asked for, however much is written meanwhile.
+        let ends: Lsn = session.value("select pg_current_wal_flush_lsn()", STATEMENT).await?.parse().map_err(failed)?;
         let sql = format!(
-            "with here as materialized (select pg_current_wal_flush_lsn() as ends) \
-             select count(distinct application_name) from pg_stat_replication, here \
-             where state = 'streaming' and flush_lsn >= ends and application_name in ({names})"
+            "select count(distinct application_name) from pg_stat_replication \
+             where state = 'streaming' and flush_lsn >= '{ends}' and application_name in ({names})"
         );
-        let hold = session.value(&sql, STATEMENT).await?;
-        if hold.parse::<u32>().is_ok_and(|hold| hold >= live.setting.need) {
-            return Ok(CommitAnswer::Committed);
+        let began = Instant::now();
+        while began.elapsed() < HELD_WITHIN {
+            let hold = session.value(&sql, STATEMENT).await?;
+            if hold.parse::<u32>().is_ok_and(|hold| hold >= live.setting.need) {
+                return Ok(CommitAnswer::Committed);
+            }
+            sleep(HELD_PAUSE).await;
         }
         Ok(CommitAnswer::Later("it is committed, and not held by as many copies as it should be yet".to_owned()))
     }

@@ -35,8 +35,8 @@ pub enum Run {
     Open {
         /// Which one.
         id: RunId,
-        /// For one that was started in place: up to here, at least, it has what the run before it on this timeline had written, and nothing
-        /// of what that one wrote behind it. `None`: not known, or it began by a promotion, of which the lineage tells.
+        /// For one that was started in place: where the first record of its own begins, but for one that may stand before it at the beginning of
+        /// a page, in the place of a record that was torn there. `None`: not known, or it began by a promotion, of which the lineage tells.
         from: Option<Lsn>,
     },
 }
@@ -139,6 +139,9 @@ impl Runs {
                 Run::Begun if !noted => return Shared::NotYet,
                 Run::Begun => return Shared::Unknown("a server was started again since, and has not said from where"),
                 Run::Open { id, from } if id.timeline == run.timeline => match from {
+                    Some(from) if may_be_torn(at, *from) => {
+                        return Shared::Unknown("its record lies where the log of its server was torn");
+                    }
                     Some(from) => left = left.min(*from),
                     None => return Shared::Unknown("its server was started again since, from an unknown position"),
                 },
@@ -147,6 +150,15 @@ impl Runs {
         }
         if left >= at { Shared::Yes } else { Shared::No }
     }
+}
+
+/// A log that ends in the middle of a record which goes on in the next page is gone on with by a record that says so, at the beginning of that
+/// page (PostgreSQL, `XLOG_OVERWRITE_CONTRECORD`), and only then the recovery's checkpoint comes: what ends between is not known to be there.
+fn may_be_torn(at: Lsn, from: Lsn) -> bool {
+    const PAGE: u64 = 8192;
+    /// A page's long head, that record, and what aligns them, generously.
+    const BETWEEN: u64 = 192;
+    at <= from && from.0 - at.0 < BETWEEN && at.0 % PAGE < BETWEEN
 }
 
 #[cfg(test)]

@@ -29,8 +29,9 @@ struct World {
     careless: bool,
 }
 
+/// In the middle of a page: nothing is torn here.
 fn lsn(count: usize) -> Lsn {
-    Lsn(count as u64)
+    Lsn(4096 + count as u64)
 }
 
 impl World {
@@ -184,24 +185,32 @@ fn a_number_that_was_handed_out_twice_is_not_taken_for_the_first_one() {
     let id = |timeline, started| RunId { timeline: Timeline(timeline), started: Started(started) };
     let mut runs = Runs::default();
     assert!(runs.open(id(1, 1), None) && !runs.open(id(1, 1), None));
-    // Transaction 900 wrote up to 200, the disk had 150: the next life gives 900 to somebody else, who commits and is replicated.
+    // Transaction 900 wrote up to 4200, the disk had 4150: the next life gives 900 to somebody else, who commits and is replicated.
     runs.begin();
-    let past = Lineage(vec![Position { timeline: Timeline(1), lsn: Lsn(400) }]);
-    let after = |runs: &Runs| runs.shared(id(1, 1), Lsn(200), id(2, 9), &past);
+    let past = Lineage(vec![Position { timeline: Timeline(1), lsn: Lsn(4400) }]);
+    let after = |runs: &Runs| runs.shared(id(1, 1), Lsn(4200), id(2, 9), &past);
     assert_eq!(after(&runs), Shared::NotYet, "begun, and nobody knows from where");
     let mut unopened = runs.clone();
-    runs.open(id(1, 2), Some(Lsn(150)));
+    runs.open(id(1, 2), Some(Lsn(4150)));
     assert_eq!(after(&runs), Shared::No);
-    assert_eq!(runs.shared(id(1, 1), Lsn(150), id(2, 9), &past), Shared::Yes);
-    assert_eq!(runs.shared(id(1, 2), Lsn(200), id(2, 9), &past), Shared::Yes);
+    assert_eq!(runs.shared(id(1, 1), Lsn(4150), id(2, 9), &past), Shared::Yes);
+    assert_eq!(runs.shared(id(1, 2), Lsn(4200), id(2, 9), &past), Shared::Yes);
+    // Where a page begins the log may have been torn before what is there now.
+    let mut torn = Runs::default();
+    torn.open(id(1, 1), None);
+    torn.begin();
+    torn.open(id(1, 2), Some(Lsn(0x0300_2078)));
+    let at = |at| torn.shared(id(1, 1), Lsn(at), id(1, 2), &Lineage::default());
+    assert!(matches!(at(0x0300_2040), Shared::Unknown(_)) && matches!(at(0x0300_2078), Shared::Unknown(_)));
+    assert_eq!((at(0x0300_1ff8), at(0x0300_2080)), (Shared::Yes, Shared::No));
     // A promotion elsewhere does not wash the start away that was begun before it.
     unopened.open(id(2, 9), None);
     assert!(matches!(after(&unopened), Shared::Unknown(_)));
     // Twice begun, only the last place is known.
     runs.begin();
     runs.begin();
-    runs.open(id(1, 3), Some(Lsn(350)));
-    assert!(matches!(runs.shared(id(1, 2), Lsn(300), id(1, 3), &Lineage::default()), Shared::Unknown(_)));
+    runs.open(id(1, 3), Some(Lsn(4350)));
+    assert!(matches!(runs.shared(id(1, 2), Lsn(4300), id(1, 3), &Lineage::default()), Shared::Unknown(_)));
     assert_eq!(serde_json::from_str::<Runs>(&serde_json::to_string(&runs).unwrap()).unwrap(), runs);
 }
 

@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 /// The same question is asked again after this.
 const PAUSE: Duration = Duration::from_millis(50);
 /// So many are asked at once.
-const AT_ONCE: usize = 16;
+const AT_ONCE: usize = 8;
 
 /// Looks them up, for ever.
 pub(crate) async fn keep(pooled: Pooled, peers: Arc<dyn Peers>) {
@@ -32,17 +32,18 @@ pub(crate) async fn keep(pooled: Pooled, peers: Arc<dyn Peers>) {
 async fn look_up(pooled: &Pooled, peers: &Arc<dyn Peers>, turns: &Semaphore, asked: &Asked) -> CommitAnswer {
     let mut last = CommitAnswer::Unknown("there is no primary to ask".to_owned());
     while boot_now() < asked.until {
+        // Never closed. Who waits for a turn waits no longer than its client, and asks whoever is the primary then.
+        let left = Duration::from_millis(asked.until.since(boot_now()).0);
+        let Ok(Ok(turn)) = tokio::time::timeout(left, turns.acquire()).await else { break };
         if let Some(primary) = pooled.primary() {
-            // Never closed.
-            let turn = turns.acquire().await;
             let answer = ask_commit(peers, &primary, asked.question).await;
-            drop(turn);
             match answer {
                 Ok(CommitAnswer::Later(why)) => last = CommitAnswer::Unknown(why),
                 Ok(answer) => return answer,
                 Err(why) => last = CommitAnswer::Unknown(format!("the agent of {primary}: {why}")),
             }
         }
+        drop(turn);
         tokio::time::sleep(PAUSE).await;
     }
     last

@@ -42,7 +42,10 @@ impl Worker {
                 if there < head.length {
                     break;
                 }
-                Self::number_answer(server, &bytes[at..at + head.length]);
+                if let Err(error) = Self::number_answer(server, &bytes[at..at + head.length]) {
+                    done = Err(error);
+                    break;
+                }
                 flow.cut(at..at + head.length);
                 at += head.length;
                 own_answers(server, &mut flow, at);
@@ -95,7 +98,7 @@ impl Worker {
         let mut swallow = server.muted;
         match head.tag {
             b'1' | b'2' | b'3' | b'n' | b'I' | b's' => swallow |= pop(server, head.tag, front),
-            b'T' if front == Some(Due::Describe) => drop(server.due.pop_front()),
+            b'T' if matches!(front, Some(Due::Describe | Due::DescribeStatement)) => drop(server.due.pop_front()),
             b'C' => {
                 if self.command(server, client, message, flow, at, seen) {
                     return;
@@ -157,6 +160,8 @@ impl Worker {
             b"ROLLBACK" => client.erred = true,
             _ => {}
         }
+        // Whatever was committed is told: what is lost from here on is something else.
+        server.number = None;
         if let Some(error) = self.number_error(server, tag) {
             pop(server, b'C', server.due.front().copied());
             flow.cut(at..at + seen).extend_from_slice(&error);
@@ -334,7 +339,7 @@ fn pop(server: &mut Server, tag: u8, front: Option<Due>) -> bool {
         (b'1', Some(Due::Parse(_) | Due::OwnParse(_)))
             | (b'2', Some(Due::Bind))
             | (b'3', Some(Due::Close | Due::OwnClose))
-            | (b'n', Some(Due::Describe))
+            | (b'n', Some(Due::Describe | Due::DescribeStatement))
             | (b'C' | b'I' | b's', Some(Due::Execute))
     );
     if fits {

@@ -80,6 +80,8 @@ fn same(a: &Target, b: &Target) -> bool {
 pub struct Asked {
     pub(crate) thread: usize,
     pub(crate) client: Id,
+    /// The same client may have asked before, and was told that nobody had answered.
+    pub(crate) serial: u64,
     /// What is to be asked.
     pub question: CommitQuestion,
     /// Until then the client waits.
@@ -90,7 +92,7 @@ pub struct Asked {
 #[derive(Clone, Debug)]
 pub(crate) enum Mail {
     /// What became of this client's commit.
-    Outcome { client: Id, answer: CommitAnswer },
+    Outcome { client: Id, serial: u64, answer: CommitAnswer },
     /// A client with this number and secret wants its query cancelled.
     Cancel { process: u32, secret: u32 },
     /// The settings that this client at the console asked for are read anew, or why not.

@@ -4,13 +4,14 @@
 
 use super::client::{Client, Stage as ClientStage};
 use super::hub::Asked;
-use super::server::{Due, Server, Unsynced};
+use super::server::{Commit, Due, Server, Unsynced};
 use super::slab::Id;
 use super::upstream::Flow;
 use super::worker::Worker;
 use crate::hold::Kind;
 use mainstay_model::outcome::{CommitAnswer, CommitQuestion};
 use mainstay_model::{Lsn, Moment, Span};
+use mainstay_wire::WireError;
 use mainstay_wire::message;
 use mainstay_wire::reply;
 use mainstay_wire::text::Traits;
@@ -27,6 +28,7 @@ const SLACK: Span = Span::seconds(2);
 pub(crate) struct LookedUp {
     /// The pool of the server that was lost.
     pool: usize,
+    serial: u64,
     /// What the client waits for, of its request.
     due: Vec<Due>,
     /// What the server said last, or why it was lost.
@@ -35,7 +37,8 @@ pub(crate) struct LookedUp {
 }
 
 impl Worker {
-    /// Asks in front of a commit, if it is one, and the first thing of its request: what comes with others is in doubt as ever.
+    /// Asks in front of a commit, if it is one, and the first thing of its request. With anything else in the same request it is not looked up,
+    /// and with the next request the number is forgotten: it is of one commit.
     pub(crate) fn ask_number(
         &mut self,
         client: &mut Client,
@@ -50,10 +53,16 @@ impl Worker {
         let plain = traits.commits && traits.ends && traits.statements == 1 && !traits.back_to_savepoint;
         let first = server.due.is_empty() && server.unsynced == Unsynced::Nothing && !server.discarding;
         let open = server.status == b'T' && client.kind == Kind::Write && client.pin.is_none();
-        if !plain || !first || !open || server.run.is_none() {
+        if !first && plain && server.commit == Commit::Alone {
+            // It was prepared, and now it is bound.
             return;
         }
         (server.number, server.number_failed) = (None, None);
+        if !plain || !first || !open || server.run.is_none() {
+            server.commit = Commit::No;
+            return;
+        }
+        server.commit = Commit::Alone;
         reply::query(flow.cut(at..at), QUESTION);
         server.due.push_back(Due::Number);
         // A simple query ends the statement without name.
@@ -61,7 +70,7 @@ impl Worker {
     }
 
     /// A message of the answer to that, which nobody else sees.
-    pub(crate) fn number_answer(server: &mut Server, whole: &[u8]) {
+    pub(crate) fn number_answer(server: &mut Server, whole: &[u8]) -> Result<(), WireError> {
         match whole.first() {
             Some(b'D') => {
                 let text = |value: Option<&[u8]>| std::str::from_utf8(value?).ok().map(str::to_owned);
@@ -73,8 +82,13 @@ impl Worker {
                 if matches!(message::field(whole, b'V'), Some(b"FATAL" | b"PANIC")) {
                     let words = message::field(whole, b'M').unwrap_or_default();
                     server.last_words = Some(String::from_utf8_lossy(words).into_owned());
-                } else {
+                } else if server.due.iter().skip(1).eq([&Due::Query]) {
                     server.number_failed = Some(whole.to_vec());
+                } else {
+                    // Its commit will do nothing, and what comes behind it in the same request would be done all the same.
+                    let words = message::field(whole, b'M').unwrap_or_default();
+                    server.last_words = Some(String::from_utf8_lossy(words).into_owned());
+                    return Err(WireError::Body("an error in front of a commit"));
                 }
             }
             Some(b'Z') => {
@@ -83,11 +97,15 @@ impl Worker {
             }
             _ => {}
         }
+        Ok(())
     }
 
     /// Can it be found out what became of this client's commit? Then it waits for that.
     pub(crate) fn look_up(&mut self, server: &Server, client: &mut Client, why: &str) -> bool {
         let due: Vec<Due> = server.due.iter().copied().collect();
+        if server.commit != Commit::Alone {
+            return false;
+        }
         let (Some((number, at)), Some(run)) = (server.number, server.run) else { return false };
         let alone = client.inbox.is_empty() && client.skip == 0 && client.pin.is_none() && !client.many;
         let whole = server.skip == 0 && server.unsynced == Unsynced::Nothing && !server.copying && !server.discarding;
@@ -96,26 +114,29 @@ impl Worker {
         }
         let budget = Span(u64::try_from(self.options.hold.as_millis()).unwrap_or(u64::MAX));
         let question = CommitQuestion { run, at, number };
-        let asked = Asked { thread: self.thread, client: client.id, question, until: self.now + budget };
+        self.looked_up += 1;
+        let serial = self.looked_up;
+        let asked = Asked { thread: self.thread, client: client.id, serial, question, until: self.now + budget };
         if !self.hub.ask_outcome(asked) {
             return false;
         }
         let until = self.now + budget + SLACK;
-        client.stage = ClientStage::LookedUp(Box::new(LookedUp { pool: server.pool, due, why: why.to_owned(), until }));
+        let (pool, why) = (server.pool, why.to_owned());
+        client.stage = ClientStage::LookedUp(Box::new(LookedUp { pool, serial, due, why, until }));
         true
     }
 
-    /// It is known now, or will not be.
-    pub(crate) fn outcome(&mut self, id: Id, answer: &CommitAnswer) {
+    /// It is known now, or will not be. What comes too late is for nobody.
+    pub(crate) fn outcome(&mut self, id: Id, serial: u64, answer: &CommitAnswer) {
         let Some(mut client) = self.clients.take(id) else { return };
-        if let ClientStage::LookedUp(looked_up) = std::mem::replace(&mut client.stage, ClientStage::Ready) {
-            self.tell_outcome(&mut client, &looked_up, answer);
-            self.resume.push(id);
-            self.put_client(client, id);
-        } else {
-            // Another one's, which has its place by now, can not be: places are numbered anew.
-            self.put_client(client, id);
+        match std::mem::replace(&mut client.stage, ClientStage::Ready) {
+            ClientStage::LookedUp(looked_up) if looked_up.serial == serial => {
+                self.tell_outcome(&mut client, &looked_up, answer);
+                self.resume.push(id);
+            }
+            other => client.stage = other,
         }
+        self.put_client(client, id);
     }
 
     fn tell_outcome(&mut self, client: &mut Client, looked_up: &LookedUp, answer: &CommitAnswer) {
@@ -154,10 +175,11 @@ impl Worker {
     /// Those whose answer was lost on its way.
     pub(crate) fn tick_outcomes(&mut self) {
         for id in self.clients.ids() {
-            let late = |client: &mut Client| matches!(&client.stage, ClientStage::LookedUp(up) if self.now > up.until);
-            if self.clients.get(id).is_some_and(late) {
-                self.outcome(id, &CommitAnswer::Unknown("nobody has answered in time".to_owned()));
-            }
+            let late = match self.clients.get(id).map(|client| &client.stage) {
+                Some(ClientStage::LookedUp(looked_up)) if self.now > looked_up.until => looked_up.serial,
+                _ => continue,
+            };
+            self.outcome(id, late, &CommitAnswer::Unknown("nobody has answered in time".to_owned()));
         }
     }
 

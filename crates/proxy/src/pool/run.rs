@@ -70,7 +70,7 @@ impl Pooled {
 
     /// What became of one.
     pub fn found(&self, asked: &Asked, answer: CommitAnswer) {
-        self.0.post(asked.thread, Mail::Outcome { client: asked.client, answer });
+        self.0.post(asked.thread, Mail::Outcome { client: asked.client, serial: asked.serial, answer });
     }
 
     /// Somebody at the console holds all work back.

@@ -55,6 +55,15 @@ pub(crate) enum Unsynced {
     Work,
 }
 
+/// The request that is under way, or was last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Commit {
+    /// Not a commit alone.
+    No,
+    /// A commit of the transaction that was open, and nothing else; it was asked for its number.
+    Alone,
+}
+
 /// An answer that is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Due {
@@ -74,8 +83,10 @@ pub(crate) enum Due {
     SparedParse,
     /// `BindComplete`.
     Bind,
-    /// `RowDescription` or `NoData`.
+    /// `RowDescription` or `NoData`, of a portal.
     Describe,
+    /// The same of a statement, behind `ParameterDescription`.
+    DescribeStatement,
     /// The end of an `Execute`.
     Execute,
     /// `CloseComplete`.
@@ -136,6 +147,8 @@ pub(crate) struct Server {
     pub(crate) unreplicated: bool,
     /// As a primary: which life of it.
     pub(crate) run: Option<RunId>,
+    /// Is it asked to commit, and nothing else?
+    pub(crate) commit: Commit,
     /// What its client's commit is known by.
     pub(crate) number: Option<(u64, Lsn)>,
     /// The question for that failed, and the transaction with it.
@@ -178,6 +191,7 @@ impl Server {
             muted: false,
             unreplicated: false,
             run: None,
+            commit: Commit::No,
             number: None,
             number_failed: None,
             last_words: None,

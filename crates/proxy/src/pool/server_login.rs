@@ -15,7 +15,9 @@ use rustls::pki_types::ServerName;
 const CHECK: &str = "SELECT s.system_identifier, pg_catalog.pg_is_in_recovery(), \
     CASE WHEN pg_catalog.pg_is_in_recovery() THEN NULL \
     ELSE pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) END, \
-    (EXTRACT(epoch FROM pg_catalog.pg_postmaster_start_time()) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8 \
+    (EXTRACT(epoch FROM pg_catalog.pg_postmaster_start_time()) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8, \
+    (SELECT pg_catalog.bool_and(pg_catalog.has_function_privilege(p.oid, 'EXECUTE')) FROM pg_catalog.pg_proc AS p \
+    WHERE p.proname OPERATOR(pg_catalog.=) 'pg_logical_emit_message') \
     FROM pg_catalog.pg_control_system() AS s";
 
 impl Worker {
@@ -81,7 +83,7 @@ impl Worker {
                 }
                 b'E' => return self.turned_away(server, whole),
                 b'D' => {
-                    let [system, recovery, timeline, started] = message::row::<4>(whole);
+                    let [system, recovery, timeline, started, may_emit] = message::row::<5>(whole);
                     let text = |value: Option<&[u8]>| {
                         value.and_then(|value| std::str::from_utf8(value).ok()).map(str::to_owned)
                     };
@@ -89,7 +91,9 @@ impl Worker {
                         shown.system = text(system).and_then(|value| value.parse().ok());
                         shown.in_recovery = text(recovery).map(|value| value == "t");
                         shown.timeline = text(timeline).and_then(|value| u32::from_str_radix(&value, 16).ok());
-                        shown.started = text(started).and_then(|value| value.parse().ok());
+                        // Without that right a commit must not be asked for its number: the question would end its transaction.
+                        let may = text(may_emit).is_some_and(|value| value == "t");
+                        shown.started = text(started).filter(|_| may).and_then(|value| value.parse().ok());
                     }
                 }
                 b'Z' if self.next_step(server)? => break,

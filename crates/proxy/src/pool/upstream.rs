@@ -4,7 +4,7 @@
 use super::client::{Client, Failed};
 use super::queue::Attached;
 use super::read_after::{may_name_another, not_followed, tied_behind};
-use super::server::{Due, Server, Stage, Unsynced};
+use super::server::{Commit, Due, Server, Stage, Unsynced};
 use super::statements::{OF_CLIENT_MAX, PREFIX, Statement, Statements};
 use super::worker::{End, Worker};
 use mainstay_wire::frame::{Header, is_request};
@@ -184,12 +184,16 @@ impl Worker {
                 server.due.push_back(Due::Sync);
                 (server.discarding, server.unsynced) = (false, Unsynced::Nothing);
             }
-            b'F' => self.begin(client, server, Due::Call),
+            b'F' => {
+                server.commit = Commit::No;
+                self.begin(client, server, Due::Call);
+            }
             b'E' => push(server, Due::Execute),
             b'Q' if whole => return self.simple(client, server, flow, at..end),
             b'Q' if head.length > CHUNK => {
                 // Nobody looks into it: it may do anything.
                 server.tainted = true;
+                server.commit = Commit::No;
                 client.may_commit = true;
                 self.begin(client, server, Due::Query);
             }
@@ -309,6 +313,9 @@ impl Worker {
             return if hopeless { Err(WireError::Body("names without end").into()) } else { Ok(Step::Wait) };
         };
         let statement = self.statement_of(client, &head[name.clone()]);
+        if statement.is_none() {
+            server.commit = Commit::No;
+        }
         if let Some(statement) = statement {
             self.ask_number(client, server, flow, at, &statement.traits);
             let own = statement.id != 0 && !server.statements.has(statement.id);
@@ -350,9 +357,13 @@ impl Worker {
         at: Range<usize>,
         tag: u8,
     ) -> Result<(), End> {
-        let due = if tag == b'D' { Due::Describe } else { Due::Close };
         let whole = &flow.bytes[at.clone()];
         let about = message::about(whole)?;
+        let due = match (tag, about.statement) {
+            (b'D', true) => Due::DescribeStatement,
+            (b'D', false) => Due::Describe,
+            _ => Due::Close,
+        };
         let name = &whole[about.name];
         if !about.statement {
             push(server, due);
@@ -425,7 +436,7 @@ fn push(server: &mut Server, due: Due) {
     if !server.discarding {
         server.due.push_back(due);
     }
-    let texts = matches!(due, Due::Parse(_) | Due::OwnParse(_) | Due::Describe | Due::Close);
+    let texts = matches!(due, Due::Parse(_) | Due::OwnParse(_) | Due::Describe | Due::DescribeStatement | Due::Close);
     server.unsynced = server.unsynced.max(if texts { Unsynced::Texts } else { Unsynced::Work });
 }
 

@@ -103,6 +103,8 @@ pub(crate) struct Worker {
     pub(crate) let_go: Vec<Id>,
     /// Servers that have not replayed what their client has to see.
     pub(crate) behind: Vec<Id>,
+    /// Commits that were to be looked up so far.
+    pub(crate) looked_up: u64,
     /// To servers and to clients, since this was told last.
     pub(crate) bytes: (u64, u64),
     pub(crate) read_buffer: Vec<u8>,
@@ -160,6 +162,7 @@ impl Worker {
             to_close: Vec::new(),
             let_go: Vec::new(),
             behind: Vec::new(),
+            looked_up: 0,
             bytes: (0, 0),
             read_buffer: vec![0; CHUNK],
             up_buffer: Vec::new(),
@@ -372,7 +375,7 @@ impl Worker {
     fn read_mail(&mut self) {
         for mail in self.hub.mail(self.thread) {
             match mail {
-                Mail::Outcome { client, answer } => self.outcome(client, &answer),
+                Mail::Outcome { client, serial, answer } => self.outcome(client, serial, &answer),
                 Mail::Cancel { process, secret } => self.cancel(process, secret),
                 Mail::Reloaded { client, asked, outcome } => {
                     self.reloaded(client, asked, outcome.as_ref().copied().map_err(|why| &**why));
