@@ -9,6 +9,9 @@ use crate::reign::{Origin, Reign};
 use crate::view::Intent;
 use mainstay_model::{ClaimState, LogEnd, Moment, Order, Record, ServerState, Timeline};
 
+/// So many timeline numbers are left to a store that this one's record does not know.
+const FOREIGN_SKIP: u32 = 64;
+
 impl Mind {
     /// The record that a claim would write.
     fn claim_record(&mut self, candidacy: &Candidacy, mine: &LogEnd) -> Option<Record> {
@@ -29,7 +32,10 @@ impl Mind {
         record.wanted = None;
         record.held = None;
         self.grant(&mut record);
-        record.timeline = Timeline(record.timeline.0.max(mine.position.timeline.0) + 1);
+        // A timeline that this record never handed out is that of another store's primary, which this server has followed: that one hands
+        // out the next numbers, too, and two logs under one number could not be told apart.
+        let (handed_out, own) = (record.timeline.0, mine.position.timeline.0);
+        record.timeline = Timeline(if own > handed_out { own + FOREIGN_SKIP } else { handed_out } + 1);
         if self.planted(Plant::LocalTimelines) {
             record.timeline = Timeline(mine.position.timeline.0 + 1);
         }
@@ -55,6 +61,7 @@ impl Mind {
             self.grant(&mut record);
             self.write(Intent::Claim, record);
         } else if let Some(record) = self.claim_record(&candidacy, &mine) {
+            self.earlier_lease = self.lease_ends().map(|at| (at, self.granted_lease()));
             self.write(Intent::Claim, record);
         }
     }

@@ -39,6 +39,9 @@ pub struct Mind {
     pub(crate) leave: Option<Leave>,
     pub(crate) candidacy: Option<Candidacy>,
     pub(crate) suspect: Option<Suspect>,
+    /// When this life claimed a term, the last leader's lease could still run: until then, for this lease. A majority of its members answered,
+    /// so that nothing more was acknowledged there; but it may be open, and whoever goes on without them waits for it.
+    pub(crate) earlier_lease: Option<(Moment, Span)>,
     /// Since when this node holds the term, and is not primary, beside a server that does not run.
     pub(crate) idle_since: Option<Moment>,
     /// A failover that an operator ordered, until the term is raised for it.
@@ -97,6 +100,7 @@ impl Mind {
             leave: None,
             candidacy: None,
             suspect: None,
+            earlier_lease: None,
             idle_since: None,
             failover: None,
             restoring: None,

@@ -209,7 +209,7 @@ impl Mind {
             _ => Vec::new(),
         };
         for lost in &mut lost {
-            lost.may_be_acknowledged = self.may_be_acknowledged(lost.to);
+            lost.may_be_acknowledged = self.may_be_acknowledged(lost.from);
         }
         // The worst first; else as they came, what was taken out just now before what nobody had heard of yet.
         lost.sort_by_key(|lost| !lost.may_be_acknowledged);
@@ -233,13 +233,10 @@ impl Mind {
         self.event_with(self.record_term(), kind, text, None, lost);
     }
 
-    /// Was the timeline that superseded a log ending there claimed without proof that nothing acknowledged is missing? A later claim
-    /// of that kind counts as well: better one warning too many.
-    fn may_be_acknowledged(&self, end: mainstay_model::Position) -> bool {
-        let Some(record) = self.record() else { return true };
-        let path = record.lineage.0.iter().map(|left| left.timeline).chain([record.timeline]);
-        let next = path.filter(|timeline| *timeline > end.timeline).min().unwrap_or(record.timeline);
-        record.lossy.is_some_and(|lossy| lossy >= next)
+    /// Was any timeline since a log left the history there claimed without proof that nothing acknowledged is missing? Also one that is no
+    /// part of the history itself, such as a rebuilt store's first, and a later one: better one warning too many.
+    fn may_be_acknowledged(&self, left: mainstay_model::Position) -> bool {
+        self.record().is_none_or(|record| record.lossy.is_some_and(|lossy| lossy > left.timeline))
     }
 
     fn primary_outcome(&mut self, order: Order, outcome: Outcome, failure: Option<OrderFailure>) {

@@ -276,7 +276,12 @@ impl Mind {
             // What a candidate that gives up says is no cause: the one that made it stand goes on counting.
             record.reason = leave.cause;
             if self.is_me(record.leader.as_ref()) {
-                record.lease = Some(Span(0));
+                // The server here is stopped. That of the leader before may be open yet, cut off from everybody.
+                let earlier = self.earlier_lease.filter(|(at, _)| *at > self.now).map(|(_, lease)| lease);
+                record.lease = match earlier {
+                    Some(lease) => Some(record.lease.map_or(lease, |own| own.max(lease))),
+                    None => Some(Span(0)),
+                };
             }
         }
         record.held = leave.held.map(|held| self.now.since(held));

@@ -207,7 +207,8 @@ impl Mind {
         let (me, wanted) = (self.config.me.clone(), &restoring.wanted);
         let lease = self.granted_lease();
         // Nobody's lease runs, or that of the server here, which is ended first.
-        let over = record.lease == Some(Span(0)) || self.is_me(record.leader.as_ref());
+        let earlier = self.earlier_lease.is_some_and(|(at, _)| at > self.now);
+        let over = record.lease == Some(Span(0)) || (self.is_me(record.leader.as_ref()) && !earlier);
         let wait = if over { Span(0) } else { lease + self.margin_of(lease) };
         let what = clip(&format!("{}, ordered by {}", wanted.what, restoring.by));
         Record {

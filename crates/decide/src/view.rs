@@ -173,8 +173,11 @@ impl Mind {
     /// When the last grant's lease has surely run out; `None`: it has, or no lease runs. Asked only by a node that is not primary.
     pub(crate) fn lease_ends(&self) -> Option<Moment> {
         let record = self.record()?;
-        if record.lease == Some(Span(0)) || self.is_me(record.leader.as_ref()) {
+        if record.lease == Some(Span(0)) {
             return None;
+        }
+        if self.is_me(record.leader.as_ref()) {
+            return self.earlier_lease.map(|(at, _)| at).filter(|at| *at > self.now);
         }
         let lease = if self.planted(Plant::LeaseChangeIgnored) { self.config.lease } else { self.granted_lease() };
         let at = self.view.lease_from? + lease + self.margin_of(lease);
