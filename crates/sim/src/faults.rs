@@ -282,7 +282,10 @@ impl World {
         let replica =
             |node: Node| matches!(self.nodes[node].server.process, Process::Standby | Process::Starting(false));
         let another = (0..self.nodes.len()).any(|other| other != primary && replica(other));
-        if fault == Fault::Unstartable && (replica(node) || (node == primary && another)) {
+        // While a member is being taken out, an election may need the primary's own copy for a moment.
+        let asynchronous = self.store.newest().is_some_and(|(_, record)| record.asynchronous);
+        let spare = another && (asynchronous || self.others_can_elect(primary));
+        if fault == Fault::Unstartable && (replica(node) || (node == primary && spare)) {
             self.nodes[node].server.unstartable = true;
             self.counters.unstartable += 1;
             self.server_ends(node, "its control file broke");
