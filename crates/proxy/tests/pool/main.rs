@@ -9,6 +9,7 @@ mod changing;
 mod drivers;
 mod faults;
 mod hostile;
+mod looked_up;
 mod reading;
 mod refused;
 mod requests;

@@ -132,7 +132,7 @@ pub fn sync() -> Message {
 }
 
 /// A statement without name, run, and not synced.
-fn run(text: &str) -> [Message; 4] {
+pub fn run(text: &str) -> [Message; 4] {
     [parse("", text), bind(""), execute(), flush()]
 }
 
