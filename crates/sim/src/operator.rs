@@ -327,6 +327,8 @@ impl World {
         let record = known.recovered(&self.names[node], copy, term, 16);
         self.trace(Some(node), || format!("RECOVER: {}", crate::host::brief(&record)));
         self.counters.recoveries += 1;
+        // As the real one: its agent begins anew in the rebuilt store.
+        self.agent_dies(node, "rebuilds the store");
         self.rebuilt_whole = !lossy;
         if lossy {
             self.ledger.lossy.insert(term);
