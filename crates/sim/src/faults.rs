@@ -282,10 +282,7 @@ impl World {
         let replica =
             |node: Node| matches!(self.nodes[node].server.process, Process::Standby | Process::Starting(false));
         let another = (0..self.nodes.len()).any(|other| other != primary && replica(other));
-        // While a member is being taken out, an election may need the primary's own copy for a moment.
-        let asynchronous = self.store.newest().is_some_and(|(_, record)| record.asynchronous);
-        let spare = another && (asynchronous || self.others_can_elect(primary));
-        if fault == Fault::Unstartable && (replica(node) || (node == primary && spare)) {
+        if fault == Fault::Unstartable && (replica(node) || (node == primary && another)) {
             self.nodes[node].server.unstartable = true;
             self.counters.unstartable += 1;
             self.server_ends(node, "its control file broke");
@@ -346,6 +343,16 @@ impl World {
         let listed = (0..self.nodes.len()).any(|other| whole(other) && self.wish().listed.contains(&other));
         let enough = leader || count > record.quorum as usize;
         !record.asynchronous && enough && listed && (0..self.nodes.len()).all(sound)
+    }
+
+    /// Can the others elect nobody without this node's copy, by the record? So it is for a moment while a member is being taken out.
+    fn is_needed(&self, node: Node) -> bool {
+        let Some((_, record)) = self.store.newest().filter(|(_, record)| !record.asynchronous) else { return false };
+        let whole = |other: Node| {
+            let copy = self.nodes[other].gate.copy;
+            other != node && copy.is_some() && record.members.get(&self.names[other]).copied() == copy
+        };
+        (0..self.nodes.len()).filter(|other| whole(*other)).count() <= record.quorum as usize
     }
 
     fn guard_dies(&mut self, node: Node) {
@@ -423,9 +430,12 @@ impl World {
         self.store.slow_until = 0;
         self.store.watch_frozen = Default::default();
         self.heal_wishes();
-        if self.serving().is_none() {
+        let serving = self.serving().is_some();
+        for node in 0..self.nodes.len() {
             // The broken copy may be the one that counts: somebody mends it by hand.
-            self.nodes.iter_mut().for_each(|host| host.server.unstartable = false);
+            if !serving || self.is_needed(node) {
+                self.nodes[node].server.unstartable = false;
+            }
         }
         for node in 0..self.nodes.len() {
             let host = &mut self.nodes[node];
