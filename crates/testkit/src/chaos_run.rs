@@ -46,9 +46,6 @@ pub(crate) struct Options {
     /// The cluster's store is this one: raft (the nodes hold it), or an etcd of three members, which has faults of its own
     #[arg(long, default_value = "raft", value_parser = ["raft", "etcd"])]
     store: String,
-    /// Clients share server connections by transaction, and what became of commits whose server was lost is looked up
-    #[arg(long)]
-    pooled: bool,
     /// Two versions in one cluster: it begins with this program, an earlier version; host after host gets the one that was built, and then this one
     /// again, with faults in between
     #[arg(long, value_name = "PROGRAM", conflicts_with_all = ["only", "sabotage"])]
@@ -70,7 +67,7 @@ pub(crate) struct Options {
 impl Options {
     fn wish(&self, seed: u64) -> Result<Wish> {
         let store = if self.store == "etcd" { StoreKind::Etcd } else { StoreKind::Raft };
-        let mut wish = Wish { seed, minutes: self.minutes, store, pooled: self.pooled, ..Wish::default() };
+        let mut wish = Wish { seed, minutes: self.minutes, store, ..Wish::default() };
         for name in &self.only {
             let class = <Class as clap::ValueEnum>::from_str(name, false).ok();
             match (class, Kind::by_name(name)) {

@@ -104,15 +104,9 @@ pub struct Wish {
     pub shape: Option<Shape>,
     /// Who holds the cluster's store. Never drawn: a seed's plan stays what it was.
     pub store: StoreKind,
-    /// Clients share server connections, and commits are looked up. Never drawn either.
-    pub pooled: bool,
 }
 
 impl Wish {
-    fn shape(&self, drawn: Shape) -> Shape {
-        Shape { pooled: self.pooled, ..self.shape.unwrap_or(drawn).on(self.store) }
-    }
-
     fn allows(&self, kind: Kind) -> bool {
         let either = !self.classes.is_empty() || !self.kinds.is_empty();
         !either || self.classes.contains(&kind.class()) || self.kinds.contains(&kind)
@@ -134,7 +128,7 @@ fn shape(dice: &mut Dice) -> Shape {
 pub fn plan(wish: &Wish) -> Plan {
     let mut dice = Dice::new(wish.seed);
     let drawn = shape(&mut dice);
-    let shape = wish.shape(drawn);
+    let shape = wish.shape.unwrap_or(drawn).on(wish.store);
     let fits = |kind: &Kind| kind.fits(shape);
     let belongs = |kind: &Kind| match kind.on_request() {
         true => wish.kinds.contains(kind),
@@ -182,7 +176,7 @@ const BETWEEN: [Kind; 16] = [
 pub fn mixed(wish: &Wish) -> Plan {
     let mut dice = Dice::new(wish.seed);
     let drawn = shape(&mut dice);
-    let shape = wish.shape(drawn);
+    let shape = wish.shape.unwrap_or(drawn).on(wish.store);
     let mut between: Vec<Kind> = BETWEEN.into_iter().filter(|kind| kind.fits(shape)).collect();
     dice.shuffle(&mut between);
     let hosts = usize::from(shape.data + shape.witnesses) + 1;

@@ -40,8 +40,6 @@ pub struct Shape {
     pub store: StoreKind,
     /// An address that goes with the primary, and a proxy on each node.
     pub address: bool,
-    /// The proxy shares server connections by transaction, and looks up what became of commits.
-    pub pooled: bool,
 }
 
 impl Shape {
@@ -53,7 +51,6 @@ impl Shape {
         volume_mb: 1500,
         store: StoreKind::Raft,
         address: false,
-        pooled: false,
     };
     /// Two data nodes and a witness.
     pub const WITNESS: Shape = Shape { data: 2, witnesses: 1, ..Shape::THREE };
@@ -74,8 +71,7 @@ impl Shape {
     pub fn words(self) -> String {
         let witness = if self.witnesses > 0 { " and a witness" } else { "" };
         let etcd = if self.store == StoreKind::Etcd { " on an etcd" } else { "" };
-        let pooled = if self.pooled { ", pooled" } else { "" };
-        format!("{} data nodes{witness}{etcd}, {}{pooled}", self.data, self.durability.as_str())
+        format!("{} data nodes{witness}{etcd}, {}", self.data, self.durability.as_str())
     }
 }
 

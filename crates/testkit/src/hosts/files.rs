@@ -5,7 +5,7 @@ use super::host::{Host, VOLUME};
 use anyhow::{Context as _, Result};
 use mainstay_model::layout::{ClusterLayout, NodeLayout};
 use mainstay_model::repositories::Repositories;
-use mainstay_model::spec::{Cluster, EngineKind, Failover, Node, Postgres, Proxy, ProxyMode, Spec};
+use mainstay_model::spec::{Cluster, EngineKind, Failover, Node, Postgres, Proxy, Spec};
 use mainstay_model::virtual_address::VirtualAddress;
 use mainstay_model::{ClusterName, NodeId, config};
 use mainstay_net::{Authority, Role, write_file};
@@ -91,8 +91,6 @@ pub(crate) fn plan(shape: Shape, archived: bool) -> Result<(Spec, Secrets)> {
         proxy: Proxy {
             on_nodes: shape.address,
             host: Some(CLIENT.to_string()),
-            mode: if shape.pooled { ProxyMode::Transaction } else { ProxyMode::Session },
-            commit_outcome: shape.pooled,
             address: shape.address.then_some(VirtualAddress { address: ADDRESS.0, prefix: ADDRESS.1 }),
             ..Proxy::default()
         },
