@@ -172,3 +172,24 @@ async fn a_kill_says_whether_the_processes_are_gone_or_only_doomed() {
         assert_eq!(outcomes.recv().await, Some(Input::Ordered(OrderId(1), expected)));
     }
 }
+
+#[tokio::test]
+async fn no_primary_is_started_in_place_that_the_store_does_not_know_of() {
+    let process: Arc<dyn ServerProcess> = Arc::new(NoServer(Fenced::Gone));
+    let (inputs, mut outcomes) = mpsc::channel(16);
+    let mut executor = Executor::new(Hands {
+        engine: Arc::new(Stuck::default()),
+        process: Arc::clone(&process),
+        gate: Gate::new("/nowhere".into(), Some(Durable::default())),
+        deadlines: Deadlines::start(process),
+        runs: crate::runs::tests::crowded(0, true),
+        inputs,
+        order_begins: Arc::default(),
+    });
+    executor.begin(OrderId(1), Term(0), Order::RestartInPlace);
+    let outcome = outcomes.recv().await;
+    let Some(Input::Ordered(OrderId(1), Outcome::Failed(OrderFailure::NotYet(why)))) = outcome else {
+        panic!("{outcome:?}")
+    };
+    assert!(why.contains("did not confirm"), "{why}");
+}

@@ -154,3 +154,82 @@ pub async fn keep(outcomes: Outcomes) {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use async_trait::async_trait;
+    use mainstay_model::outcome::{Run, RunId, Started};
+    use mainstay_model::{Revision, Timeline};
+    use mainstay_ports::store::StoreError;
+    use mainstay_store::memory::MemoryStore;
+    use std::sync::Mutex;
+    use tokio::sync::watch;
+
+    /// Another agent writes in front of the first writes; then the store says nothing.
+    struct Crowded {
+        inside: MemoryStore,
+        before: Mutex<usize>,
+        mute: bool,
+    }
+
+    #[async_trait]
+    impl Store for Crowded {
+        async fn read(&self, key: &str, timeout: Duration) -> Result<Option<Versioned>, StoreError> {
+            self.inside.read(key, timeout).await
+        }
+
+        async fn compare_and_set(
+            &self,
+            key: &str,
+            expected: Option<Revision>,
+            value: Vec<u8>,
+            timeout: Duration,
+        ) -> CasOutcome {
+            let others = std::mem::take(&mut *self.before.lock().unwrap());
+            if others > 0 {
+                *self.before.lock().unwrap() = others - 1;
+                let id = RunId { timeline: Timeline(7), started: Started(i64::try_from(others).unwrap()) };
+                let mut runs = RunNotes::new(Arc::new(MemoryStore::new())).read().await.unwrap().1;
+                runs.open(id, None);
+                let held = self.inside.read(key, timeout).await.unwrap();
+                let theirs = serde_json::to_vec(&runs).unwrap();
+                let done = self.inside.compare_and_set(key, held.map(|held| held.revision), theirs, timeout).await;
+                assert!(matches!(done, CasOutcome::Done(_)));
+            }
+            if self.mute {
+                CasOutcome::Unknown
+            } else {
+                self.inside.compare_and_set(key, expected, value, timeout).await
+            }
+        }
+
+        fn watch(&self, key: &str) -> watch::Receiver<Option<Versioned>> {
+            self.inside.watch(key)
+        }
+    }
+
+    pub(crate) fn crowded(before: usize, mute: bool) -> RunNotes {
+        RunNotes::new(Arc::new(Crowded { inside: MemoryStore::new(), before: Mutex::new(before), mute }))
+    }
+
+    #[tokio::test]
+    async fn a_start_is_noted_behind_what_others_wrote_meanwhile_or_is_none() {
+        let notes = crowded(2, false);
+        notes.begin().await.unwrap();
+        let (_, runs) = notes.read().await.unwrap();
+        assert!(matches!(runs.0[..], [Run::Open { .. }, Run::Begun]), "{runs:?}");
+        assert!(crowded(TRIES, false).begin().await.unwrap_err().contains("all the time"));
+        assert!(crowded(0, true).begin().await.unwrap_err().contains("did not confirm"));
+    }
+
+    #[tokio::test]
+    async fn a_list_that_can_not_be_read_proves_nothing_and_is_begun_anew() {
+        let store = Arc::new(MemoryStore::new());
+        store.compare_and_set(RUNS_KEY, None, b"{\"new\": 1}".to_vec(), STORE_TIMEOUT).await;
+        let notes = RunNotes::new(store);
+        assert_eq!(notes.read().await.unwrap().1, Runs::default());
+        notes.begin().await.unwrap();
+        assert_eq!(notes.read().await.unwrap().1, Runs(vec![Run::Begun]));
+    }
+}
